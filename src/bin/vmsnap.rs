@@ -1,0 +1,3 @@
+//! `vmsnap`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `vmsnapd`.
+
+fn main() {}

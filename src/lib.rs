@@ -1,0 +1,1 @@
+//! `vmsnap`: a snapshot agent for KVM hypervisors.

@@ -1,1 +1,4 @@
 //! `vmsnap`: a snapshot agent for KVM hypervisors.
+
+pub mod host;
+pub mod model;

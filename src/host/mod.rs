@@ -1,0 +1,215 @@
+//! The outside world, behind three small traits. The only place with I/O on VMs and images.
+//!
+//! Decides nothing: it shows what is, and does what it is told. Leaves every choice to `plan`, every order of things
+//! and every second look to `ops`. Must never know of operations, snapshots or the catalog.
+//!
+//! An error from here is never proof that nothing happened. Every call has a deadline of its own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+
+use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
+use crate::model::{DiskTarget, VmId, VmView};
+
+mod error;
+pub mod images;
+pub mod libvirt;
+pub mod sim;
+
+pub use error::HostError;
+
+/// A result from the outside world.
+pub type Result<T> = std::result::Result<T, HostError>;
+
+/// The hypervisor of this node.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Who it is.
+    async fn about(&self) -> Result<About>;
+
+    /// All VMs, off ones too.
+    async fn vms(&self) -> Result<Vec<VmSummary>>;
+
+    /// A VM as it is now. [`HostError::NoSuchVm`] if there is none.
+    async fn observe(&self, vm: VmId) -> Result<VmView>;
+
+    /// The VM's definition in the form that a later start from memory accepts, secrets included.
+    async fn definition(&self, vm: VmId) -> Result<Definition>;
+
+    /// Lets the VM write to other images, all at one instant; memory is captured with them if asked.
+    ///
+    /// The images in `switch.disks` exist and are empty overlays. A running VM is running again when this returns
+    /// without an error. Blocks for as long as the memory takes.
+    async fn switch_disks(&self, vm: VmId, switch: &DiskSwitch) -> Result<()>;
+
+    /// Lets the stored definition of a VM that is off name other images.
+    async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()>;
+
+    /// Starts a VM that is off.
+    async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()>;
+
+    /// Ends the VM's process, letting it flush what it holds. The guest is not asked.
+    async fn stop(&self, vm: VmId) -> Result<()>;
+
+    /// Lets the processors run on.
+    async fn resume(&self, vm: VmId) -> Result<()>;
+
+    /// Ends a capture of memory under way. The call that captures then fails.
+    async fn abort_memory_capture(&self, vm: VmId) -> Result<()>;
+
+    /// Starts to merge `top` into `base` on a running VM. A `top` that is the active layer needs a pivot to end.
+    async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()>;
+
+    /// The block job of each disk that has one. Cheap: asked several times a second while jobs run.
+    async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>>;
+
+    /// Ends an active commit that is ready: the VM writes to the base. [`HostError::NotReady`] if it is not.
+    async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
+
+    /// What happens to VMs and block jobs. Some events are lost when the link breaks: look again then.
+    fn events(&self) -> broadcast::Receiver<HostEvent>;
+
+    /// Whether the hypervisor can be reached.
+    fn link(&self) -> watch::Receiver<Link>;
+}
+
+/// The agent inside a guest. Everything it says is a stranger's word.
+#[async_trait]
+pub trait GuestAgent: Send + Sync + 'static {
+    /// Freezes file systems: those at `mount_points`, or all. Gives how many. An error may come after they froze.
+    async fn freeze(&self, vm: VmId, mount_points: &[String], deadline: Duration) -> Result<u32>;
+
+    /// Thaws all file systems. Gives how many were frozen until now.
+    async fn thaw(&self, vm: VmId, deadline: Duration) -> Result<u32>;
+
+    /// Whether file systems are frozen.
+    async fn is_frozen(&self, vm: VmId, deadline: Duration) -> Result<bool>;
+}
+
+/// Image files and the directories they are in.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// Makes an empty overlay, durable when this returns. A file that stands there already is an error.
+    async fn create_overlay(&self, overlay: &NewOverlay) -> Result<()>;
+
+    /// What an image says of itself, read as `format`, safe on one that a VM writes to.
+    /// [`HostError::NoSuchImage`] if there is none.
+    async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts>;
+
+    /// Merges `top` into `base`, its direct backing file; no process may have either open. Durable when this returns.
+    /// `progress` gets bytes done and total.
+    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()>;
+
+    /// Writes another backing file into the header of `image`. What it reads must be the same over both.
+    async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;
+
+    /// Removes a file if it is the one meant. None there is success.
+    async fn remove(&self, image: &DoomedImage) -> Result<()>;
+
+    /// Whether any process has the image open for writing, or for reading as part of a VM.
+    async fn is_in_use(&self, path: &Path, format: Format) -> Result<bool>;
+
+    /// Bytes free in the file system that holds `directory`.
+    async fn free_space(&self, directory: &Path) -> Result<u64>;
+
+    /// Bytes of a complete memory image; None for one that is missing or was never finished.
+    async fn memory_image(&self, path: &Path) -> Result<Option<u64>>;
+
+    /// Makes a file and its directory entry durable.
+    async fn sync(&self, path: &Path) -> Result<()>;
+}
+
+/// Bytes done and total of something long.
+pub type ByteProgress = watch::Sender<(u64, u64)>;
+
+/// Who the hypervisor is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Version of libvirt, as in `11.3.0`.
+    pub libvirt: String,
+    /// Version of QEMU, as in `10.0.2`.
+    pub qemu: String,
+    /// Name of the node.
+    pub host_name: String,
+}
+
+/// A VM in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSummary {
+    /// The hypervisor's UUID.
+    pub id: VmId,
+    /// The hypervisor's name for it.
+    pub name: String,
+    /// What it does.
+    pub run_state: RunState,
+}
+
+/// A VM's definition, opaque to everybody above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition(pub String);
+
+/// See [`Hypervisor::switch_disks`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSwitch {
+    /// The disks and their overlays.
+    pub disks: Vec<(DiskTarget, ImageRef)>,
+    /// The other disks, to be left alone.
+    pub others: Vec<DiskTarget>,
+    /// Where to capture memory.
+    pub memory: Option<PathBuf>,
+}
+
+/// See [`Hypervisor::start`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartFrom {
+    /// The stored definition.
+    Disks,
+    /// A memory image and the definition it goes with, its disks replaced by these.
+    Memory {
+        /// Path of the image. It is not altered.
+        image: PathBuf,
+        /// The definition it goes with.
+        definition: Definition,
+        /// The images of its disks.
+        disks: Vec<(DiskTarget, ImageRef)>,
+    },
+}
+
+/// See [`Hypervisor::start_commit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The layer to be merged.
+    pub top: PathBuf,
+    /// Its parent.
+    pub base: PathBuf,
+    /// Whether `top` is the active layer.
+    pub is_active: bool,
+    /// Bytes per second; None for no limit.
+    pub bandwidth: Option<u64>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A VM was defined, undefined, started, stopped, paused or resumed.
+    VmChanged(VmId),
+    /// A block job became ready or ended.
+    BlockJobChanged(VmId),
+    /// The guest agent connected or went away.
+    AgentChanged(VmId),
+}
+
+/// Whether the hypervisor can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// It can.
+    Up,
+    /// It cannot, and why.
+    Down(String),
+}

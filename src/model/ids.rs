@@ -1,0 +1,217 @@
+//! Identities and names. Decides what a well-formed one is; must never know what it stands for elsewhere.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new identity that sorts by the time it was made (UUID version 7).
+            #[must_use]
+            #[allow(clippy::new_without_default, reason = "a random default would be a trap")]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+identity!(
+    /// A VM: the UUID that the hypervisor knows it by.
+    VmId
+);
+identity!(
+    /// A snapshot.
+    SnapshotId
+);
+identity!(
+    /// An operation.
+    OperationId
+);
+identity!(
+    /// One image file of a chain, for as long as the file exists.
+    LayerId
+);
+identity!(
+    /// The lasting identity of a disk, whatever image is active.
+    VolumeId
+);
+
+impl VolumeId {
+    /// The identity of a disk that the catalog does not know yet: the same disk gives the same answer each time it
+    /// is looked at, until the catalog takes it over.
+    #[must_use]
+    pub fn of_unknown_disk(vm: VmId, target: &DiskTarget, active_image: &str) -> Self {
+        Self(Uuid::new_v5(&vm.0, format!("{target}\0{active_image}").as_bytes()))
+    }
+}
+
+/// The name of a disk inside its VM, as in `vda`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DiskTarget(String);
+
+/// The name that a person gives a snapshot: unique within its VM.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+/// Why a text is not a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidName {
+    /// Nothing was given.
+    #[error("it is empty")]
+    Empty,
+    /// More characters than allowed.
+    #[error("it has {actual} characters, at most {limit} are allowed")]
+    TooLong {
+        /// Characters given.
+        actual: usize,
+        /// Characters allowed.
+        limit: usize,
+    },
+    /// It starts with a dot or a dash, which shells and file systems treat as special.
+    #[error("it starts with '{0}'")]
+    BadStart(char),
+    /// A character outside the allowed set.
+    #[error("it contains {0:?}; allowed are letters, digits, '.', '_' and '-'")]
+    BadCharacter(char),
+}
+
+impl SnapshotName {
+    /// Longest name, in characters.
+    pub const LIMIT: usize = 64;
+}
+
+impl DiskTarget {
+    /// Longest target, in characters: libvirt's are a bus prefix and a few letters.
+    pub const LIMIT: usize = 16;
+}
+
+/// Letters, digits, `.`, `_`, `-`; the first is a letter, a digit or `_`.
+fn check_name(text: &str, limit: usize) -> Result<(), InvalidName> {
+    let first = text.chars().next().ok_or(InvalidName::Empty)?;
+    if matches!(first, '.' | '-') {
+        return Err(InvalidName::BadStart(first));
+    }
+    if let Some(bad) = text.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_' | '-')) {
+        return Err(InvalidName::BadCharacter(bad));
+    }
+    let actual = text.chars().count();
+    if actual > limit {
+        return Err(InvalidName::TooLong { actual, limit });
+    }
+    Ok(())
+}
+
+macro_rules! name {
+    ($name:ident) => {
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                check_name(&text, Self::LIMIT)?;
+                Ok(Self(text))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", self.0)
+            }
+        }
+    };
+}
+
+name!(DiskTarget);
+name!(SnapshotName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<(), InvalidName>) {
+        assert_eq!(text.parse::<SnapshotName>().map(|_| ()), expected, "{text:?}");
+    }
+
+    #[test]
+    fn snapshot_names() {
+        check("before-upgrade_2.0", Ok(()));
+        check("a", Ok(()));
+        check(&"a".repeat(64), Ok(()));
+        check("", Err(InvalidName::Empty));
+        check(".hidden", Err(InvalidName::BadStart('.')));
+        check("-rf", Err(InvalidName::BadStart('-')));
+        check("a/b", Err(InvalidName::BadCharacter('/')));
+        check("a\0b", Err(InvalidName::BadCharacter('\0')));
+        check("a b", Err(InvalidName::BadCharacter(' ')));
+        check("é", Err(InvalidName::BadCharacter('é')));
+        check(&"a".repeat(300), Err(InvalidName::TooLong { actual: 300, limit: 64 }));
+    }
+
+    #[test]
+    fn an_unknown_disk_has_one_identity() {
+        let vm = VmId(Uuid::from_u128(1));
+        let vda: DiskTarget = "vda".parse().unwrap();
+        let vdb: DiskTarget = "vdb".parse().unwrap();
+        assert_eq!(VolumeId::of_unknown_disk(vm, &vda, "/a"), VolumeId::of_unknown_disk(vm, &vda, "/a"));
+        assert_ne!(VolumeId::of_unknown_disk(vm, &vda, "/a"), VolumeId::of_unknown_disk(vm, &vdb, "/a"));
+        assert_ne!(VolumeId::of_unknown_disk(vm, &vda, "/a"), VolumeId::of_unknown_disk(vm, &vda, "/b"));
+    }
+}

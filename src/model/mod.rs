@@ -1,0 +1,21 @@
+//! The nouns of the project, pure: ids, the view of a VM, the tree of layers, snapshots and operations.
+//!
+//! Decides which states and transitions exist. Leaves to `plan` what to do with them, to `host` how the world is
+//! seen, to `store` how they last. Must never know a file descriptor, a clock, libvirt or gRPC.
+
+pub mod cursor;
+pub mod ids;
+pub mod layer;
+pub mod operation;
+pub mod request;
+pub mod snapshot;
+pub mod step;
+pub mod vm;
+
+pub use ids::{DiskTarget, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+pub use layer::{Layer, LayerTree, Ownership, Volume};
+pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
+pub use request::{CreateSnapshot, DeleteSnapshot, Quiesce, Request, RevertSnapshot, RunStateAfter};
+pub use snapshot::{Consistency, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+pub use step::Step;
+pub use vm::{BlockJob, DiskView, Format, ImageFacts, RunState, VmView};

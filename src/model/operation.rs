@@ -1,0 +1,235 @@
+//! An operation: what was asked, the plan, how far it is, what was learned. Decides nothing of its own: the moves are
+//! the cursor's. It is what the journal keeps, so a field here is a promise to the next version.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::cursor::Cursor;
+use super::ids::{OperationId, SnapshotId, SnapshotName, VmId};
+use super::request::Request;
+use super::snapshot::Consistency;
+use super::step::Step;
+
+pub use super::cursor::{Outcome, State as OperationState, Turn};
+
+/// A mutation under way, or one that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its identity.
+    pub id: OperationId,
+    /// The VM that it holds.
+    pub vm: VmId,
+    /// The VM's name when it was asked for.
+    pub vm_name: String,
+    /// The snapshot that it is about.
+    pub snapshot: SnapshotId,
+    /// That snapshot's name.
+    pub snapshot_name: SnapshotName,
+    /// What was asked.
+    pub request: Request,
+    /// Who asked.
+    pub created_by: String,
+    /// What will be done, in order.
+    pub steps: Vec<Step>,
+    /// How far it is.
+    pub cursor: Cursor,
+    /// The first cause of turning back or getting stuck.
+    pub failure: Option<Failure>,
+    /// What went wrong on the way back, or again and again on the way forward: kept beside the first cause.
+    pub later_failure: Option<Failure>,
+    /// What was learned on the way.
+    pub findings: Findings,
+    /// Somebody wants it undone.
+    pub cancel_requested: bool,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it last moved.
+    pub updated_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Rises with every change that is journaled.
+    pub generation: u64,
+}
+
+impl Operation {
+    /// Takes in the outcome of a turn, what was learned and what went wrong.
+    pub fn record(&mut self, turn: Turn, outcome: Outcome, findings: Vec<Finding>, failure: Option<Failure>) {
+        for finding in findings {
+            self.findings.add(finding);
+        }
+        if let Some(failure) = failure {
+            match self.failure {
+                None => self.failure = Some(failure),
+                Some(_) => self.later_failure = Some(failure),
+            }
+        }
+        self.cursor.record(turn, outcome);
+        if self.cursor.state == OperationState::Succeeded {
+            // What was overcome on the way is no longer the cause of anything.
+            self.failure = None;
+            self.later_failure = None;
+        }
+    }
+
+    /// The step that a turn is about.
+    #[must_use]
+    pub fn step(&self, turn: Turn) -> &Step {
+        let (Turn::Ensure(at) | Turn::Undo(at)) = turn;
+        &self.steps[at]
+    }
+}
+
+/// Something learned while a step was done, that cannot be seen afterwards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Finding {
+    /// So many file systems were frozen.
+    Frozen {
+        /// How many.
+        file_systems: u32,
+    },
+    /// They could not be frozen, or nobody asked; the reason follows "crash-consistent: ".
+    NotFrozen {
+        /// Why.
+        reason: String,
+    },
+    /// They were thawed by somebody else before the switch was over.
+    FreezeLost {
+        /// How it came.
+        reason: String,
+    },
+    /// So many were still frozen when they were thawed, after so many milliseconds.
+    Thawed {
+        /// How many.
+        file_systems: u32,
+        /// Milliseconds since the freeze was asked for.
+        after_ms: f64,
+    },
+    /// The processors stood still.
+    Paused {
+        /// Milliseconds.
+        ms: f64,
+    },
+    /// Memory was captured.
+    Memory {
+        /// Bytes of the image.
+        bytes: u64,
+    },
+}
+
+/// What was learned so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Findings {
+    /// File systems frozen.
+    pub frozen: Option<u32>,
+    /// File systems still frozen at the thaw.
+    pub thawed: Option<u32>,
+    /// Why they were not frozen, or not long enough.
+    pub crash_reason: Option<String>,
+    /// Milliseconds from asking for the freeze to the proof of the thaw.
+    pub frozen_ms: f64,
+    /// Milliseconds that the processors stood still.
+    pub paused_ms: f64,
+    /// Bytes of the memory image.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Findings {
+    fn add(&mut self, finding: Finding) {
+        match finding {
+            Finding::Frozen { file_systems } => self.frozen = Some(file_systems),
+            Finding::NotFrozen { reason } | Finding::FreezeLost { reason } => {
+                self.crash_reason = Some(reason)
+            }
+            Finding::Thawed { file_systems, after_ms } => {
+                // A thaw that is repeated to be sure finds nothing: the first one tells.
+                if self.thawed.is_none() {
+                    self.thawed = Some(file_systems);
+                    self.frozen_ms = after_ms;
+                }
+            }
+            Finding::Paused { ms } => self.paused_ms = ms,
+            Finding::Memory { bytes } => self.memory_bytes = Some(bytes),
+        }
+    }
+
+    /// What a snapshot of disks of a running VM is worth. The thaw is the proof: it counts the file systems that were
+    /// still frozen, so as many as were frozen means that none was thawed before the switch was over.
+    #[must_use]
+    pub fn disk_consistency(&self) -> Consistency {
+        if let Some(reason) = &self.crash_reason {
+            return Consistency::Crash(reason.clone());
+        }
+        match (self.frozen, self.thawed) {
+            (Some(frozen), Some(thawed)) if frozen > 0 && thawed >= frozen => Consistency::FileSystem,
+            (Some(0), _) => Consistency::Crash("the guest agent froze no file system".to_owned()),
+            (Some(_), _) => {
+                Consistency::Crash("the guest thawed by itself before the switch was over".to_owned())
+            }
+            (None, _) => Consistency::Crash("the file systems were not frozen".to_owned()),
+        }
+    }
+}
+
+/// Why an operation failed, in a form that outlives the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The stable reason.
+    pub reason: Reason,
+    /// What happened, outermost layer first.
+    pub message: String,
+    /// The causes, each one layer deeper.
+    pub causes: Vec<String>,
+}
+
+impl Failure {
+    /// A failure with the chain of causes of `error`.
+    #[must_use]
+    pub fn new(reason: Reason, error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes =
+            std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect();
+        Self { reason, message: error.to_string(), causes }
+    }
+}
+
+/// The stable reasons of the contract, one for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "each is explained once, in proto/vmsnap/v1/errors.proto")]
+pub enum Reason {
+    InvalidArgument,
+    VmNotFound,
+    SnapshotNotFound,
+    SnapshotNameAmbiguous,
+    OperationNotFound,
+    DiskNotFound,
+    SnapshotExists,
+    RequestIdReused,
+    VmBusy,
+    OperationStuck,
+    VmUnsettled,
+    VmChanged,
+    ManagedSavePresent,
+    DiskNotSupported,
+    NoDisks,
+    BlockJobActive,
+    MemoryNotSupported,
+    AgentUnavailable,
+    QuiesceFailed,
+    InsufficientSpace,
+    HypervisorUnavailable,
+    HypervisorRefused,
+    ImageMissing,
+    ImageChanged,
+    SnapshotNotReady,
+    SnapshotIsBranchPoint,
+    EtagMismatch,
+    NotCancellable,
+    NotStuck,
+    Cancelled,
+    TimedOut,
+    ResumeTokenInvalid,
+    Draining,
+    NotImplemented,
+    CatalogFailed,
+    Internal,
+}

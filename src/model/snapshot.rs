@@ -1,0 +1,141 @@
+//! A snapshot and its states. Decides which states exist; `plan` decides who may leave them.
+//!
+//! ```text
+//!   (nothing) -> Creating -> Ready -> Deleting -> (nothing)
+//!                   |        ^   |
+//!                   v        |   v
+//!               (nothing)   Reverting
+//! ```
+//! `Error` and `Lost` are entered from any state, when what the snapshot reads cannot be vouched for.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+use super::vm::RunState;
+
+/// A point in time of a VM that one can go back to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its identity.
+    pub id: SnapshotId,
+    /// Its VM.
+    pub vm: VmId,
+    /// The VM's name when it was taken.
+    pub vm_name: String,
+    /// Its name, unique within the VM.
+    pub name: SnapshotName,
+    /// A name for people: any text.
+    pub display_name: String,
+    /// Any text.
+    pub description: String,
+    /// What it holds.
+    pub kind: SnapshotKind,
+    /// Where it is in its life.
+    pub state: SnapshotState,
+    /// The snapshot that the VM descended from when this one was taken.
+    pub parent: Option<SnapshotId>,
+    /// The disks it holds. Empty until it is ready.
+    pub disks: Vec<SnapshotDisk>,
+    /// The memory image it holds.
+    pub memory: Option<MemoryImage>,
+    /// What the VM did at that moment.
+    pub run_state: RunState,
+    /// How good the data is. None until it is ready.
+    pub consistency: Option<Consistency>,
+    /// How long the guest's file systems stood still, in milliseconds.
+    pub frozen_ms: f64,
+    /// How long the guest's processors stood still, in milliseconds.
+    pub paused_ms: f64,
+    /// Who owns it.
+    pub owner: Owner,
+    /// Key and value pairs of the user.
+    pub properties: std::collections::BTreeMap<String, String>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Who asked for it.
+    pub created_by: String,
+    /// The operation that made it.
+    pub operation: OperationId,
+    /// Rises with every change. The `etag` of the contract.
+    pub generation: u64,
+}
+
+/// The account, domain and project of a cloud that a snapshot belongs to. Each may be empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Account.
+    pub account: String,
+    /// Tenant domain; nothing to do with libvirt's.
+    pub domain: String,
+    /// Project.
+    pub project: String,
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// Disks of a VM.
+    VmDisks,
+    /// Disks of a VM and its memory, of one instant.
+    VmDisksAndMemory,
+}
+
+/// Where a snapshot is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Being made. It ends ready, or it is gone.
+    Creating,
+    /// Reads what it should.
+    Ready,
+    /// The VM is on its way back to it.
+    Reverting,
+    /// On its way out. It may no longer be reverted to.
+    Deleting,
+    /// What it reads cannot be vouched for.
+    Error,
+    /// Its VM has left the node; the files are kept.
+    Lost,
+}
+
+/// One disk of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDisk {
+    /// Where the VM had it.
+    pub target: DiskTarget,
+    /// Which disk it was.
+    pub volume: VolumeId,
+    /// The layer that holds its content.
+    pub layer: LayerId,
+    /// Size that the guest saw, in bytes.
+    pub virtual_size: u64,
+    /// Space that its layer takes on the host, in bytes.
+    pub allocated: u64,
+}
+
+/// A memory image on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryImage {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Size in bytes, once it is complete.
+    pub bytes: u64,
+}
+
+/// How good the data of a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "level", content = "reason")]
+pub enum Consistency {
+    /// The guest's file systems were frozen before and after the switch.
+    FileSystem,
+    /// As after a power cut. The reason says why it is not better.
+    Crash(String),
+    /// Memory and disks are one instant.
+    Memory,
+    /// The VM was off: as it was shut down.
+    Off,
+}

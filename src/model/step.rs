@@ -1,0 +1,236 @@
+//! The steps that a plan is made of. Each names everything it needs: steps pass nothing to each other.
+//!
+//! Decides what a step is called and what it must be told. Leaves to `ops` how it is done, seen and undone.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{DiskTarget, LayerId, SnapshotId, VolumeId};
+use super::layer::{Layer, Volume};
+use super::snapshot::SnapshotDisk;
+use super::vm::{FileIdentity, Format, RunState};
+
+/// One thing to make so, or to unmake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "step")]
+pub enum Step {
+    /// The snapshot is in the catalog as CREATING. Undone: it is not.
+    ReserveSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// An empty overlay stands over an image. Undone: it is gone.
+    CreateOverlay(NewOverlay),
+    /// The guest's file systems are frozen, or it is known why not. Undone: they are thawed.
+    Freeze(Freeze),
+    /// The VM writes to the overlays; all disks at one instant, memory with them if asked.
+    /// Undone: the overlays are merged back, and the VM does what it did before.
+    SwitchDisks(SwitchDisks),
+    /// The guest's file systems are thawed, proven.
+    Thaw,
+    /// The file systems stood still from before the switch until after it. Never so again once it is not.
+    ConfirmQuiesce,
+    /// The snapshot is DELETING. Undone: READY.
+    MarkDeleting {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Layers are merged into their parents, and nothing refers to them. Only ever rolls forward.
+    Merge(MergeLayers),
+    /// Files are gone.
+    RemoveImages {
+        /// Which.
+        images: Vec<DoomedImage>,
+    },
+    /// The snapshot is REVERTING. Undone: READY.
+    MarkReverting {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The memory image is complete and has the size it had.
+    CheckMemoryImage {
+        /// Absolute path.
+        path: PathBuf,
+        /// Size in bytes that the catalog recorded.
+        bytes: u64,
+    },
+    /// The VM is off. Undone: it runs again, booted from its disks, if it was live.
+    Stop {
+        /// What it did before.
+        was: RunState,
+    },
+    /// The VM's stored definition names other images. Undone: the former ones.
+    PointDisks {
+        /// Which.
+        disks: Vec<PointedDisk>,
+    },
+    /// The VM is live. Undone: it is off.
+    Start(Start),
+    /// The catalog says what has happened, in one transaction.
+    Record(CatalogChange),
+}
+
+/// An empty overlay to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewOverlay {
+    /// The disk it is for.
+    pub target: DiskTarget,
+    /// Where to make it: absolute, named from a UUID.
+    pub path: PathBuf,
+    /// The image it covers: absolute.
+    pub backing_path: PathBuf,
+    /// The format of that image.
+    pub backing_format: Format,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
+}
+
+/// How to freeze.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// The mount points; empty for all.
+    pub mount_points: Vec<String>,
+    /// Whether not being able to is a failure.
+    pub required: bool,
+    /// Longest freeze in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// The switch of a create.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchDisks {
+    /// From which image to which, per disk.
+    pub disks: Vec<PointedDisk>,
+    /// The other disks, which must be left alone by name.
+    pub others: Vec<DiskTarget>,
+    /// Where to capture memory: absolute.
+    pub memory: Option<PathBuf>,
+    /// What the VM did before, and does afterwards.
+    pub run_state: RunState,
+    /// Whether a lost freeze before the switch is a reason not to switch.
+    pub quiesce_required: bool,
+}
+
+/// A disk and the image it is to write to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointedDisk {
+    /// The disk.
+    pub target: DiskTarget,
+    /// The image it writes to before.
+    pub from: ImageRef,
+    /// The image it writes to afterwards.
+    pub to: ImageRef,
+}
+
+/// A path with its format: never one without the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+}
+
+/// Merges of one deletion, one per volume; they run side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeLayers {
+    /// Which.
+    pub merges: Vec<Merge>,
+    /// Bytes per second per disk; None for no limit.
+    pub bandwidth: Option<u64>,
+}
+
+/// A layer to be merged into its parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where the VM has it.
+    pub target: DiskTarget,
+    /// The parent: survives, with the child's content.
+    pub base: ImageRef,
+    /// The parent's layer.
+    pub base_layer: LayerId,
+    /// The child: goes away.
+    pub child: ImageRef,
+    /// The child's layer.
+    pub child_layer: LayerId,
+    /// The overlays that lie on the child, and will lie on the base.
+    pub grandchildren: Vec<ImageRef>,
+}
+
+/// A file to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoomedImage {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Which file it was when this was planned: another one under the same name is not ours to remove.
+    pub identity: Option<FileIdentity>,
+}
+
+/// How to start a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The snapshot whose memory and definition to start from; None to boot from the disks.
+    pub from_memory: Option<StartFromMemory>,
+    /// Leave its processors stopped.
+    pub paused: bool,
+    /// The images that it must be found writing to.
+    pub disks: Vec<PointedDisk>,
+}
+
+/// A memory image to start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFromMemory {
+    /// The snapshot whose definition goes with it.
+    pub snapshot: SnapshotId,
+    /// Absolute path of the memory image.
+    pub path: PathBuf,
+}
+
+/// What the catalog is to say. Each is applied in one transaction, and applying it twice is applying it once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change")]
+pub enum CatalogChange {
+    /// A snapshot is READY.
+    SnapshotTaken {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Its disks.
+        disks: Vec<SnapshotDisk>,
+        /// Layers that the catalog did not know, or that are new. A parent stands before its children.
+        layers: Vec<Layer>,
+        /// The volumes with their new active layers.
+        volumes: Vec<Volume>,
+    },
+    /// A VM is back at a snapshot.
+    SnapshotReverted {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The new overlays.
+        layers: Vec<Layer>,
+        /// The volumes with their new active layers.
+        volumes: Vec<Volume>,
+        /// Layers that went.
+        gone: Vec<LayerId>,
+    },
+    /// A snapshot is gone.
+    SnapshotDeleted {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What was merged: whatever referred to the child refers to the base.
+        merged: Vec<MergedLayer>,
+        /// Layers that went.
+        gone: Vec<LayerId>,
+    },
+}
+
+/// A layer that is no more, and the one that holds its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedLayer {
+    /// The layer that is no more.
+    pub child: LayerId,
+    /// The layer that holds its content now.
+    pub base: LayerId,
+}

@@ -1,0 +1,282 @@
+//! A VM as it was seen at one moment. Decides nothing; `host` fills it in, `plan` reads it.
+//!
+//! Must never know how it was seen: no XML, no monitor, no file handle.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{DiskTarget, VmId};
+
+/// Everything that a plan needs to know of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmView {
+    /// The hypervisor's UUID.
+    pub id: VmId,
+    /// The hypervisor's name for it; names change, ids do not.
+    pub name: String,
+    /// What it was doing.
+    pub run_state: RunState,
+    /// Whether a definition remains when it stops.
+    pub persistent: bool,
+    /// Whether the hypervisor keeps a saved memory image that the next start would resume. Its disks must not change.
+    pub has_managed_save: bool,
+    /// Whether the guest agent's channel is open.
+    pub agent: AgentChannel,
+    /// Guest memory, in bytes.
+    pub memory_bytes: u64,
+    /// What stands in the way of capturing memory, in words, if anything does.
+    pub memory_blocker: Option<String>,
+    /// Its disks, in the order of the definition.
+    pub disks: Vec<DiskView>,
+}
+
+impl VmView {
+    /// The disk at `target`, if the VM has one.
+    #[must_use]
+    pub fn disk(&self, target: &DiskTarget) -> Option<&DiskView> {
+        self.disks.iter().find(|disk| disk.target == *target)
+    }
+}
+
+/// What a VM does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Its processors run.
+    Running,
+    /// A process exists, its processors stand still.
+    Paused(PauseReason),
+    /// There is no process.
+    Off,
+    /// On its way somewhere, or in a state that nobody here may touch (crashed, suspended by the guest).
+    Unsettled,
+}
+
+impl RunState {
+    /// Whether a QEMU process exists.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::Off)
+    }
+}
+
+/// Why a VM is paused. Decides who may resume it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseReason {
+    /// Somebody asked for it.
+    User,
+    /// A disk had an error; on a full disk the guest goes on when there is room and somebody resumes it.
+    IoError,
+    /// The hypervisor paused it for a snapshot, a save or a migration, or could not resume it afterwards.
+    Snapshot,
+    /// Any other.
+    Other,
+}
+
+/// Whether the guest agent can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentChannel {
+    /// The agent has opened its channel.
+    Connected,
+    /// The VM has a channel and nobody inside has opened it.
+    Disconnected,
+    /// The VM has no channel.
+    Absent,
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskView {
+    /// Its name inside the VM.
+    pub target: DiskTarget,
+    /// What it is backed by.
+    pub source: DiskSource,
+    /// The block job running on it, if any.
+    pub block_job: Option<BlockJob>,
+}
+
+impl DiskView {
+    /// The images that the VM reads through, active first; empty for a disk that we do not handle.
+    #[must_use]
+    pub fn chain(&self) -> &[ChainImage] {
+        match &self.source {
+            DiskSource::Chain { images, .. } => images,
+            DiskSource::Excluded(_) | DiskSource::Refused(_) => &[],
+        }
+    }
+
+    /// The image that the VM writes to.
+    #[must_use]
+    pub fn active(&self) -> Option<&ChainImage> {
+        self.chain().first()
+    }
+
+    /// Whether the VM reads or writes this image now.
+    #[must_use]
+    pub fn uses(&self, path: &Path) -> bool {
+        self.chain().iter().any(|image| image.path == path)
+    }
+}
+
+/// What a disk is backed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A chain of images.
+    Chain {
+        /// As the VM reads it now, active first. Of a VM that is off: as its definition and the image headers say.
+        images: Vec<ChainImage>,
+        /// The image that the stored definition names: what the next cold start boots. None for a VM without one.
+        persistent: Option<PathBuf>,
+    },
+    /// Nothing that changes: a CD-ROM, a floppy, a read-only or an empty disk. A snapshot leaves it out.
+    Excluded(ExcludedDisk),
+    /// A writable disk of a kind that we do not snapshot. A snapshot of all disks is refused because of it.
+    Refused(RefusedDisk),
+}
+
+/// Why a disk has nothing to snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExcludedDisk {
+    /// Optical drive.
+    #[error("a CD-ROM drive")]
+    Cdrom,
+    /// Floppy drive.
+    #[error("a floppy drive")]
+    Floppy,
+    /// The guest cannot write to it.
+    #[error("a read-only disk")]
+    ReadOnly,
+    /// There is no medium.
+    #[error("an empty drive")]
+    Empty,
+}
+
+/// Why a disk is refused. The text follows "the disk is ".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedDisk {
+    /// On the network: rbd, nbd, iscsi, ...
+    #[error("a network disk ({0})")]
+    Network(String),
+    /// Written by several VMs at once.
+    #[error("shared between VMs")]
+    Shared,
+    /// A SCSI LUN passed through.
+    #[error("a SCSI LUN that is passed through")]
+    Lun,
+    /// Encrypted.
+    #[error("encrypted ({0})")]
+    Encrypted(String),
+    /// qcow2 with its data in another file.
+    #[error("a qcow2 image with an external data file")]
+    ExternalDataFile,
+    /// Its writes vanish when the VM stops.
+    #[error("transient: its writes vanish when the VM stops")]
+    Transient,
+    /// Another storage type or image format.
+    #[error("of a kind that is not supported ({0})")]
+    Kind(String),
+    /// The format is not written in the definition, and guessing it from guest-controlled bytes is unsafe.
+    #[error("defined without an image format, and formats are never guessed")]
+    FormatUnknown,
+    /// The image carries internal snapshots, which a commit or an overlay would break.
+    #[error("an image with internal snapshots")]
+    InternalSnapshots,
+}
+
+/// One image of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainImage {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Block device rather than a file.
+    pub is_block_device: bool,
+}
+
+/// An image format that we handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// QEMU's copy-on-write format.
+    Qcow2,
+    /// The bytes as they are.
+    Raw,
+}
+
+impl Format {
+    /// As QEMU and libvirt spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an image file itself says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// The format it was read as.
+    pub format: Format,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// Space taken on the host, in bytes.
+    pub allocated: u64,
+    /// The backing file named in its header.
+    pub backing: Option<Backing>,
+    /// Which file it is, whatever its name.
+    pub identity: FileIdentity,
+}
+
+/// The backing file as an image header names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Format, if the header says.
+    pub format: Option<Format>,
+}
+
+/// Device and inode: two names with the same identity are one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// A block job as the hypervisor reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockJob {
+    /// What it does.
+    pub kind: BlockJobKind,
+    /// Bytes dealt with. Not a proof of anything: may be zero at the start and may go back.
+    pub done: u64,
+    /// Bytes to deal with. Grows while the guest writes.
+    pub total: u64,
+    /// Whether the hypervisor says that it may pivot.
+    pub ready: bool,
+}
+
+/// What a block job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockJobKind {
+    /// Merges the active layer into its base; ends by a pivot.
+    ActiveCommit,
+    /// Merges a frozen layer into its base; ends by itself.
+    Commit,
+    /// Anything that is not ours: a pull, a copy, a backup.
+    Other,
+}

@@ -2,3 +2,5 @@
 
 pub mod host;
 pub mod model;
+pub mod plan;
+pub mod store;

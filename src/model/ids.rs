@@ -186,8 +186,10 @@ name!(SnapshotName);
 mod tests {
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]
     fn check(text: &str, expected: Result<(), InvalidName>) {
-        assert_eq!(text.parse::<SnapshotName>().map(|_| ()), expected, "{text:?}");
+        let actual = text.parse::<SnapshotName>().map(|_| ());
+        assert_eq!(actual, expected, "{text:?}");
     }
 
     #[test]

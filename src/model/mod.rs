@@ -3,6 +3,7 @@
 //! Decides which states and transitions exist. Leaves to `plan` what to do with them, to `host` how the world is
 //! seen, to `store` how they last. Must never know a file descriptor, a clock, libvirt or gRPC.
 
+pub mod change;
 pub mod cursor;
 pub mod ids;
 pub mod layer;

@@ -22,6 +22,11 @@ pub enum Step {
     },
     /// An empty overlay stands over an image. Undone: it is gone.
     CreateOverlay(NewOverlay),
+    /// The place for a memory image is free. Undone: whatever came to stand there is gone.
+    PrepareMemoryImage {
+        /// Absolute path.
+        path: PathBuf,
+    },
     /// The guest's file systems are frozen, or it is known why not. Undone: they are thawed.
     Freeze(Freeze),
     /// The VM writes to the overlays; all disks at one instant, memory with them if asked.

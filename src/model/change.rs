@@ -1,0 +1,112 @@
+//! What a change means for the tree of a VM. Pure: `store` writes down what comes out.
+//!
+//! Applying a change twice is applying it once, because a step may be repeated.
+
+use super::layer::{Layer, LayerTree, Volume};
+use super::operation::Findings;
+use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
+use super::step::{CatalogChange, MergedLayer};
+use super::vm::RunState;
+use super::{LayerId, SnapshotId};
+
+impl LayerTree {
+    /// Lets `change` be so. What was learned on the way goes into the snapshot.
+    pub fn apply(&mut self, change: &CatalogChange, findings: &Findings) {
+        match change {
+            CatalogChange::SnapshotTaken { snapshot, disks, layers, volumes } => {
+                self.take_in(layers, volumes);
+                self.current = Some(*snapshot);
+                self.change_snapshot(*snapshot, |snapshot| {
+                    snapshot.disks.clone_from(disks);
+                    snapshot.state = SnapshotState::Ready;
+                    snapshot.consistency = Some(consistency(snapshot, findings));
+                    snapshot.frozen_ms = findings.frozen_ms;
+                    snapshot.paused_ms = findings.paused_ms;
+                    if let (Some(memory), Some(bytes)) = (&mut snapshot.memory, findings.memory_bytes) {
+                        memory.bytes = bytes;
+                    }
+                });
+            }
+            CatalogChange::SnapshotReverted { snapshot, layers, volumes, gone } => {
+                self.take_in(layers, volumes);
+                self.forget_layers(gone);
+                self.current = Some(*snapshot);
+                self.change_snapshot(*snapshot, |snapshot| snapshot.state = SnapshotState::Ready);
+            }
+            CatalogChange::SnapshotDeleted { snapshot, merged, gone } => {
+                self.forget_snapshot(*snapshot);
+                for merged in merged {
+                    self.merge_layers(*merged);
+                }
+                self.forget_layers(gone);
+            }
+        }
+    }
+
+    /// Changes one snapshot, and its generation with it.
+    pub fn change_snapshot(&mut self, id: SnapshotId, change: impl FnOnce(&mut Snapshot)) {
+        if let Some(snapshot) = self.snapshots.iter_mut().find(|snapshot| snapshot.id == id) {
+            change(snapshot);
+            snapshot.generation += 1;
+        }
+    }
+
+    /// Removes a snapshot; its children and the VM's present state descend from its parent then.
+    pub fn forget_snapshot(&mut self, id: SnapshotId) {
+        let Some(index) = self.snapshots.iter().position(|snapshot| snapshot.id == id) else { return };
+        let parent = self.snapshots.remove(index).parent;
+        for snapshot in &mut self.snapshots {
+            if snapshot.parent == Some(id) {
+                snapshot.parent = parent;
+            }
+        }
+        if self.current == Some(id) {
+            self.current = parent;
+        }
+    }
+
+    fn take_in(&mut self, layers: &[Layer], volumes: &[Volume]) {
+        for layer in layers {
+            self.layers.insert(layer.id, layer.clone());
+        }
+        for volume in volumes {
+            self.volumes.retain(|known| known.id != volume.id);
+            self.volumes.push(volume.clone());
+        }
+    }
+
+    fn forget_layers(&mut self, gone: &[LayerId]) {
+        for id in gone {
+            self.layers.remove(id);
+        }
+    }
+
+    /// Whatever refers to the child refers to the base, which holds its content.
+    fn merge_layers(&mut self, merged: MergedLayer) {
+        let Some(child) = self.layers.remove(&merged.child) else { return };
+        if let Some(base) = self.layers.get_mut(&merged.base) {
+            base.virtual_size = child.virtual_size;
+        }
+        for layer in self.layers.values_mut().filter(|layer| layer.parent == Some(merged.child)) {
+            layer.parent = Some(merged.base);
+        }
+        for volume in self.volumes.iter_mut().filter(|volume| volume.active == merged.child) {
+            volume.active = merged.base;
+        }
+        for snapshot in &mut self.snapshots {
+            for disk in snapshot.disks.iter_mut().filter(|disk| disk.layer == merged.child) {
+                disk.layer = merged.base;
+            }
+        }
+    }
+}
+
+fn consistency(snapshot: &Snapshot, findings: &Findings) -> Consistency {
+    match (snapshot.kind, snapshot.run_state) {
+        (SnapshotKind::VmDisksAndMemory, _) => Consistency::Memory,
+        (SnapshotKind::VmDisks, RunState::Off) => Consistency::Off,
+        (SnapshotKind::VmDisks, RunState::Running | RunState::Paused(_) | RunState::Unsettled) => {
+            findings.disk_consistency()
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Taking a snapshot: which disks, whether to freeze, in which order.
+//!
+//! Everything that can be made ahead is made ahead: the freeze holds the switch and nothing else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::model::layer::{Layer, Ownership, Volume};
+use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+use crate::model::step::{CatalogChange, Freeze, ImageRef, NewOverlay, PointedDisk, Step, SwitchDisks};
+use crate::model::vm::{AgentChannel, DiskSource, DiskView, Format, PauseReason};
+use crate::model::{
+    CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, SnapshotName,
+    VolumeId,
+};
+
+use super::{
+    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
+    overlay_path,
+};
+
+/// Plans a snapshot.
+///
+/// `operation` and `created_by` are written into its reservation.
+pub fn create(
+    world: &World,
+    request: &CreateSnapshot,
+    operation: OperationId,
+    created_by: &str,
+    ids: NewIds<'_>,
+) -> Result<Plan, Refusal> {
+    check_vm(world)?;
+    if request.memory {
+        check_memory(world, request)?;
+    }
+    let name = choose_name(world, request)?;
+    let disks = choose_disks(world, request)?;
+    let freeze = decide_freeze(world, request)?;
+    let snapshot = SnapshotId(ids());
+    let parts: Vec<Part> = disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
+    let memory = request.memory.then(|| memory_path(world, snapshot));
+    check_space(world, &space_needed(world, &parts, memory.as_ref()))?;
+
+    let mut steps = vec![Step::ReserveSnapshot { snapshot }];
+    steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay.clone())));
+    if let Some(path) = &memory {
+        steps.push(Step::PrepareMemoryImage { path: path.clone() });
+    }
+    let mut findings = Vec::new();
+    let mut required = false;
+    match &freeze {
+        Freezing::Do(freeze) => {
+            required = freeze.required;
+            steps.push(Step::Freeze(freeze.clone()));
+        }
+        Freezing::Skip(reason) => findings.push(Finding::NotFrozen { reason: (*reason).to_owned() }),
+        Freezing::NoNeed => {}
+    }
+    let mut commit_point = steps.len();
+    steps.push(Step::SwitchDisks(SwitchDisks {
+        disks: parts.iter().map(Part::switch).collect(),
+        others: others(world, &disks),
+        memory: memory.clone(),
+        run_state: world.vm.run_state,
+        quiesce_required: required,
+    }));
+    if matches!(freeze, Freezing::Do(_)) {
+        steps.push(Step::Thaw);
+    }
+    if required {
+        // The thaw tells whether the guest stood still until then: only now is it known whether to keep the switch.
+        commit_point = steps.len();
+        steps.push(Step::ConfirmQuiesce);
+    }
+    steps.push(Step::Record(CatalogChange::SnapshotTaken {
+        snapshot,
+        disks: parts.iter().map(Part::snapshot_disk).collect(),
+        layers: parts.iter().flat_map(|part| part.layers.clone()).collect(),
+        volumes: parts.iter().map(Part::volume).collect(),
+    }));
+
+    let warnings = findings
+        .iter()
+        .filter_map(|finding| match finding {
+            Finding::NotFrozen { reason } => Some(format!("the snapshot will be crash-consistent: {reason}")),
+            Finding::Frozen { .. }
+            | Finding::FreezeLost { .. }
+            | Finding::Thawed { .. }
+            | Finding::Paused { .. }
+            | Finding::Memory { .. } => None,
+        })
+        .collect();
+    let reservation = Snapshot {
+        id: snapshot,
+        vm: world.vm.id,
+        vm_name: world.vm.name.clone(),
+        name,
+        display_name: request.display_name.clone(),
+        description: request.description.clone(),
+        kind: if request.memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
+        state: SnapshotState::Creating,
+        parent: world.tree.current,
+        disks: Vec::new(),
+        memory: memory.map(|path| MemoryImage { path, bytes: 0 }),
+        run_state: world.vm.run_state,
+        consistency: None,
+        frozen_ms: 0.0,
+        paused_ms: 0.0,
+        owner: request.owner.clone(),
+        properties: request.properties.clone(),
+        created_at: world.now,
+        created_by: created_by.to_owned(),
+        operation,
+        generation: 1,
+    };
+    Ok(Plan { steps, commit_point, findings, reservation: Some(reservation), warnings })
+}
+
+/// A disk to be taken, with the names of all that is made for it.
+struct Part {
+    target: DiskTarget,
+    volume: VolumeId,
+    /// The layer that becomes frozen.
+    frozen: LayerId,
+    from: ImageRef,
+    overlay: NewOverlay,
+    overlay_layer: LayerId,
+    virtual_size: u64,
+    allocated: u64,
+    /// Layers that the catalog does not know yet, parents first, the new overlay last.
+    layers: Vec<Layer>,
+}
+
+impl Part {
+    fn new(world: &World, disk: &DiskView, ids: NewIds<'_>) -> Result<Self, Refusal> {
+        let known = check_disk(world, disk)?;
+        let active = disk.active().ok_or_else(|| Refusal::NoSuchDisk(disk.target.clone()))?;
+        let facts =
+            world.images.get(&active.path).ok_or_else(|| Refusal::ImageMissing(active.path.clone()))?;
+        let (volume, frozen, mut layers) = match known {
+            Some(volume) => (volume.id, volume.active, Vec::new()),
+            None => adopt(world, disk, ids),
+        };
+        let path = overlay_path(world, disk, ids())?;
+        let overlay_layer = LayerId(ids());
+        layers.push(Layer {
+            id: overlay_layer,
+            volume,
+            parent: Some(frozen),
+            path: path.clone(),
+            format: Format::Qcow2,
+            ownership: Ownership::Owned,
+            virtual_size: facts.virtual_size,
+        });
+        Ok(Self {
+            target: disk.target.clone(),
+            volume,
+            frozen,
+            from: ImageRef { path: active.path.clone(), format: active.format },
+            overlay: NewOverlay {
+                target: disk.target.clone(),
+                path,
+                backing_path: active.path.clone(),
+                backing_format: active.format,
+                virtual_size: facts.virtual_size,
+            },
+            overlay_layer,
+            virtual_size: facts.virtual_size,
+            allocated: facts.allocated,
+            layers,
+        })
+    }
+
+    fn switch(&self) -> PointedDisk {
+        PointedDisk {
+            target: self.target.clone(),
+            from: self.from.clone(),
+            to: ImageRef { path: self.overlay.path.clone(), format: Format::Qcow2 },
+        }
+    }
+
+    fn snapshot_disk(&self) -> SnapshotDisk {
+        SnapshotDisk {
+            target: self.target.clone(),
+            volume: self.volume,
+            layer: self.frozen,
+            virtual_size: self.virtual_size,
+            allocated: self.allocated,
+        }
+    }
+
+    fn volume(&self) -> Volume {
+        Volume { id: self.volume, target: self.target.clone(), active: self.overlay_layer }
+    }
+}
+
+/// Takes a disk into the catalog: its active image is ours from now on, all below it are somebody else's.
+fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeId, LayerId, Vec<Layer>) {
+    let active = disk.active().map(|image| image.path.display().to_string()).unwrap_or_default();
+    let volume = VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active);
+    let mut layers: Vec<Layer> = Vec::new();
+    for (depth, image) in disk.chain().iter().enumerate().rev() {
+        layers.push(Layer {
+            id: LayerId(ids()),
+            volume,
+            parent: layers.last().map(|layer| layer.id),
+            path: image.path.clone(),
+            format: image.format,
+            ownership: if depth == 0 { Ownership::Owned } else { Ownership::Foreign },
+            virtual_size: world.images.get(&image.path).map_or(0, |facts| facts.virtual_size),
+        });
+    }
+    let frozen = layers.last().map_or_else(LayerId::new, |layer| layer.id);
+    (volume, frozen, layers)
+}
+
+fn check_memory(world: &World, request: &CreateSnapshot) -> Result<(), Refusal> {
+    if world.vm.run_state == RunState::Off {
+        return Err(Refusal::NoMemoryWhenOff);
+    }
+    if !matches!(world.vm.run_state, RunState::Running | RunState::Paused(PauseReason::User)) {
+        return Err(Refusal::VmUnsettled);
+    }
+    if let Some(blocker) = &world.vm.memory_blocker {
+        return Err(Refusal::MemoryBlocked(blocker.clone()));
+    }
+    if !request.disks.is_empty() {
+        return Err(Refusal::MemoryNeedsAllDisks);
+    }
+    if request.quiesce == Quiesce::Required {
+        return Err(Refusal::MemoryNeedsNoQuiesce);
+    }
+    Ok(())
+}
+
+/// The name asked for, or one made from the time; unique within the VM either way.
+fn choose_name(world: &World, request: &CreateSnapshot) -> Result<SnapshotName, Refusal> {
+    let taken = |name: &SnapshotName| world.tree.snapshots.iter().any(|snapshot| snapshot.name == *name);
+    if let Some(name) = &request.name {
+        return if taken(name) { Err(Refusal::NameTaken(name.clone())) } else { Ok(name.clone()) };
+    }
+    let stem = format!("snap-{}", world.now.strftime("%Y%m%d-%H%M%S"));
+    let candidates = std::iter::once(stem.clone()).chain((2..).map(|number| format!("{stem}-{number}")));
+    let name = candidates
+        .map(|text| SnapshotName::try_from(text).expect("digits and dashes make a name"))
+        .find(|name| !taken(name))
+        .expect("an endless row of names has a free one");
+    Ok(name)
+}
+
+fn choose_disks<'a>(world: &'a World, request: &CreateSnapshot) -> Result<Vec<&'a DiskView>, Refusal> {
+    if let Some(missing) = request.disks.iter().find(|target| world.vm.disk(target).is_none()) {
+        return Err(Refusal::NoSuchDisk(missing.clone()));
+    }
+    let named = |disk: &DiskView| request.disks.contains(&disk.target);
+    let mut chosen = Vec::new();
+    for disk in &world.vm.disks {
+        if !request.disks.is_empty() && !named(disk) {
+            continue;
+        }
+        match &disk.source {
+            DiskSource::Chain { .. } => chosen.push(disk),
+            DiskSource::Excluded(why) if named(disk) => {
+                return Err(Refusal::DiskExcluded { disk: disk.target.clone(), why: *why });
+            }
+            DiskSource::Excluded(_) => {}
+            DiskSource::Refused(why) => {
+                return Err(Refusal::DiskRefused { disk: disk.target.clone(), why: why.clone() });
+            }
+        }
+    }
+    if chosen.is_empty() { Err(Refusal::NoDisks) } else { Ok(chosen) }
+}
+
+fn others(world: &World, chosen: &[&DiskView]) -> Vec<DiskTarget> {
+    let is_chosen = |target: &DiskTarget| chosen.iter().any(|disk| disk.target == *target);
+    world.vm.disks.iter().map(|disk| disk.target.clone()).filter(|target| !is_chosen(target)).collect()
+}
+
+/// What to do about the guest's file systems.
+enum Freezing {
+    Do(Freeze),
+    /// Not done though it would be good; the reason why.
+    Skip(&'static str),
+    /// Nothing writes, or memory holds it all.
+    NoNeed,
+}
+
+fn decide_freeze(world: &World, request: &CreateSnapshot) -> Result<Freezing, Refusal> {
+    if request.memory || world.vm.run_state == RunState::Off {
+        return Ok(Freezing::NoNeed);
+    }
+    let required = match request.quiesce {
+        Quiesce::Off => return Ok(Freezing::Skip("the request asked for no freeze")),
+        Quiesce::Auto => false,
+        Quiesce::Required => true,
+    };
+    let obstacle = match (world.vm.run_state, world.vm.agent) {
+        (RunState::Running, AgentChannel::Connected) => None,
+        (RunState::Running, AgentChannel::Disconnected) => {
+            Some((Refusal::AgentDisconnected, "the guest agent is not connected"))
+        }
+        (RunState::Running, AgentChannel::Absent) => {
+            Some((Refusal::AgentAbsent, "the VM has no guest agent channel"))
+        }
+        (RunState::Paused(_) | RunState::Off | RunState::Unsettled, _) => {
+            Some((Refusal::QuiesceWhilePaused, "the VM is paused"))
+        }
+    };
+    match obstacle {
+        None => Ok(Freezing::Do(Freeze {
+            mount_points: request.mount_points.clone(),
+            required,
+            timeout_ms: request.freeze_timeout_ms,
+        })),
+        Some((refusal, _)) if required => Err(refusal),
+        Some((_, reason)) => Ok(Freezing::Skip(reason)),
+    }
+}
+
+fn memory_path(world: &World, snapshot: SnapshotId) -> PathBuf {
+    world.places.memory.join(format!("vmsnap-{snapshot}.memory"))
+}
+
+fn space_needed(world: &World, parts: &[Part], memory: Option<&PathBuf>) -> BTreeMap<PathBuf, u64> {
+    let mut needs = BTreeMap::new();
+    for part in parts {
+        *needs.entry(directory_of(&part.overlay.path)).or_insert(0) += NEW_OVERLAY_BYTES;
+    }
+    if let Some(path) = memory {
+        *needs.entry(directory_of(path)).or_insert(0) += world.vm.memory_bytes;
+    }
+    needs
+}

@@ -1,0 +1,217 @@
+//! The next move of a merge, from what is seen of it: the same whether it begins, goes on, or is found again after a
+//! crash; whether the VM runs, is off, or changed from one to the other half way.
+//!
+//! A merge only rolls forward. While the child is anybody's backing file or a VM writes to it, the child is the truth
+//! and the base alone is a mixture. "The block job is gone" says nothing: only the chains do.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::step::Merge;
+use crate::model::vm::{BlockJob, BlockJobKind};
+
+/// What is seen of a merge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether the VM has a process.
+    pub is_live: bool,
+    /// The images that the disk reads through, active first; of an off VM, as its definition says.
+    pub chain: Vec<PathBuf>,
+    /// The image that the stored definition names, if there is one.
+    pub stored: Option<PathBuf>,
+    /// The block job on the disk.
+    pub job: Option<BlockJob>,
+    /// The backing file that each grandchild's header names, in the order of the merge.
+    pub backings: Vec<Option<PathBuf>>,
+    /// Whether this very attempt has already seen an offline commit through.
+    pub committed_offline: bool,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Start a block commit on the running VM.
+    StartCommit {
+        /// Whether the child is the active layer.
+        is_active: bool,
+    },
+    /// A block commit is at work.
+    Wait,
+    /// Let the VM write to the base.
+    Pivot,
+    /// Nobody has the child open: copy it into the base.
+    CommitOffline,
+    /// Let these grandchildren (by index) lie on the base.
+    Rebase(Vec<usize>),
+    /// Let the stored definition name the base.
+    PointAtBase,
+    /// Nothing refers to the child.
+    Done,
+    /// What is seen fits no stage of this merge.
+    Contradiction(String),
+}
+
+/// The next move.
+#[must_use]
+pub fn next(merge: &Merge, seen: &Seen) -> Next {
+    let reads = |path: &Path| seen.chain.iter().any(|image| image == path);
+    if seen.is_live && reads(&merge.child.path) {
+        return next_of_block_job(merge, seen);
+    }
+    if let Some(job) = seen.job {
+        // The chain has changed already, the job is being wound up; or it was never ours.
+        return match job.kind {
+            BlockJobKind::ActiveCommit | BlockJobKind::Commit => Next::Wait,
+            BlockJobKind::Other => Next::Contradiction("another block job runs on the disk".to_owned()),
+        };
+    }
+    let unmoved = unmoved(merge, seen);
+    if seen.is_live && reads(&merge.base.path) {
+        // The VM went past the child: the commit is complete.
+        return match &seen.stored {
+            Some(stored) if *stored == merge.child.path => Next::PointAtBase,
+            Some(_) | None if unmoved.is_empty() => Next::Done,
+            Some(_) | None => Next::Rebase(unmoved),
+        };
+    }
+    next_offline(merge, seen, unmoved)
+}
+
+fn next_of_block_job(merge: &Merge, seen: &Seen) -> Next {
+    let is_active = seen.chain.first() == Some(&merge.child.path);
+    match seen.job {
+        None => Next::StartCommit { is_active },
+        Some(BlockJob { kind: BlockJobKind::Other, .. }) => {
+            Next::Contradiction("another block job runs on the disk".to_owned())
+        }
+        Some(BlockJob { kind: BlockJobKind::ActiveCommit, ready: true, .. }) => Next::Pivot,
+        Some(BlockJob { kind: BlockJobKind::ActiveCommit | BlockJobKind::Commit, .. }) => Next::Wait,
+    }
+}
+
+/// The VM is off, or the merge is on a branch that it does not read.
+fn next_offline(merge: &Merge, seen: &Seen, unmoved: Vec<usize>) -> Next {
+    let writes_to = |path: &Path| !seen.is_live && seen.chain.first().is_some_and(|image| image == path);
+    if writes_to(&merge.base.path) {
+        return if unmoved.is_empty() { Next::Done } else { Next::Rebase(unmoved) };
+    }
+    // A grandchild is moved only once the commit is complete: one that lies on the base is the proof.
+    let has_moved = seen.backings.iter().any(|backing| backing.as_deref() == Some(&*merge.base.path));
+    if !seen.committed_offline && !has_moved {
+        return Next::CommitOffline;
+    }
+    if !unmoved.is_empty() {
+        return Next::Rebase(unmoved);
+    }
+    if writes_to(&merge.child.path) { Next::PointAtBase } else { Next::Done }
+}
+
+fn unmoved(merge: &Merge, seen: &Seen) -> Vec<usize> {
+    let lies_on_child = |backing: &Option<PathBuf>| backing.as_deref() == Some(&*merge.child.path);
+    seen.backings
+        .iter()
+        .enumerate()
+        .filter(|(_, backing)| lies_on_child(backing))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::step::ImageRef;
+    use crate::model::vm::Format;
+    use crate::model::{LayerId, VolumeId};
+
+    fn merge(grandchildren: &[&str]) -> Merge {
+        let image = |path: &str| ImageRef { path: path.into(), format: Format::Qcow2 };
+        Merge {
+            volume: VolumeId(Uuid::nil()),
+            target: "vda".parse().unwrap(),
+            base: image("/base"),
+            base_layer: LayerId(Uuid::from_u128(1)),
+            child: image("/child"),
+            child_layer: LayerId(Uuid::from_u128(2)),
+            grandchildren: grandchildren.iter().map(|path| image(path)).collect(),
+        }
+    }
+
+    fn seen(is_live: bool, chain: &[&str]) -> Seen {
+        Seen {
+            is_live,
+            chain: chain.iter().map(PathBuf::from).collect(),
+            stored: chain.first().map(PathBuf::from),
+            job: None,
+            backings: Vec::new(),
+            committed_offline: false,
+        }
+    }
+
+    fn job(kind: BlockJobKind, ready: bool) -> Option<BlockJob> {
+        Some(BlockJob { kind, done: 5, total: 5, ready })
+    }
+
+    fn check(grandchildren: &[(&str, &str)], seen: Seen, expected: &Next) {
+        let names: Vec<&str> = grandchildren.iter().map(|(name, _)| *name).collect();
+        let backings = grandchildren.iter().map(|(_, backing)| Some(PathBuf::from(backing))).collect();
+        assert_eq!(next(&merge(&names), &Seen { backings, ..seen.clone() }), *expected, "{seen:?}");
+    }
+
+    #[test]
+    fn an_active_layer_of_a_running_vm() {
+        let chain = &["/child", "/base"];
+        check(&[], seen(true, chain), &Next::StartCommit { is_active: true });
+        let with = |job| Seen { job, ..seen(true, chain) };
+        check(&[], with(job(BlockJobKind::ActiveCommit, false)), &Next::Wait);
+        check(&[], with(job(BlockJobKind::ActiveCommit, true)), &Next::Pivot);
+        check(
+            &[],
+            with(job(BlockJobKind::Other, true)),
+            &Next::Contradiction("another block job runs on the disk".to_owned()),
+        );
+        check(&[], seen(true, &["/base"]), &Next::Done);
+        check(
+            &[],
+            Seen { job: job(BlockJobKind::ActiveCommit, true), ..seen(true, &["/base"]) },
+            &Next::Wait,
+        );
+        check(&[], Seen { stored: Some("/child".into()), ..seen(true, &["/base"]) }, &Next::PointAtBase);
+    }
+
+    #[test]
+    fn a_frozen_layer_of_a_running_vm() {
+        let chain = &["/top", "/child", "/base"];
+        check(&[("/top", "/child")], seen(true, chain), &Next::StartCommit { is_active: false });
+        check(
+            &[("/top", "/child")],
+            Seen { job: job(BlockJobKind::Commit, false), ..seen(true, chain) },
+            &Next::Wait,
+        );
+        check(&[("/top", "/base")], seen(true, &["/top", "/base"]), &Next::Done);
+        let dead = [("/top", "/base"), ("/dead", "/child")];
+        check(&dead, seen(true, &["/top", "/base"]), &Next::Rebase(vec![1]));
+    }
+
+    #[test]
+    fn a_vm_that_is_off() {
+        check(&[], seen(false, &["/child", "/base"]), &Next::CommitOffline);
+        let committed = Seen { committed_offline: true, ..seen(false, &["/child", "/base"]) };
+        check(&[], committed, &Next::PointAtBase);
+        check(&[], seen(false, &["/base"]), &Next::Done);
+        check(&[("/top", "/child")], seen(false, &["/top", "/child", "/base"]), &Next::CommitOffline);
+        let committed = Seen { committed_offline: true, ..seen(false, &["/top", "/child", "/base"]) };
+        check(&[("/top", "/child")], committed, &Next::Rebase(vec![0]));
+        check(&[("/top", "/base")], seen(false, &["/top", "/base"]), &Next::Done);
+        let half = [("/top", "/base"), ("/dead", "/child")];
+        check(&half, seen(false, &["/top", "/base"]), &Next::Rebase(vec![1]));
+    }
+
+    #[test]
+    fn a_branch_that_the_running_vm_does_not_read() {
+        check(&[("/dead", "/child")], seen(true, &["/live", "/root"]), &Next::CommitOffline);
+        check(&[("/dead", "/base")], seen(true, &["/live", "/root"]), &Next::Done);
+        check(&[], seen(true, &["/live", "/root"]), &Next::CommitOffline);
+        check(&[], Seen { committed_offline: true, ..seen(true, &["/live", "/root"]) }, &Next::Done);
+    }
+}

@@ -1,0 +1,167 @@
+//! What to do: (view of the world, request) -> steps, or a refusal with its reason. Pure, total, without a clock.
+//!
+//! Decides every step, every file name and every id before anything is touched. Leaves doing to `ops`, seeing to
+//! `host`. Must never wait, read a file, or fail for a reason outside of its arguments.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::model::vm::{DiskSource, DiskView};
+use crate::model::{Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmView, Volume};
+
+mod create;
+mod delete;
+pub mod merge;
+mod refusal;
+mod revert;
+mod summary;
+
+pub use create::create;
+pub use delete::delete;
+pub use refusal::Refusal;
+pub use revert::revert;
+pub use summary::describe;
+
+/// All that a decision may look at.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// The VM as it is.
+    pub vm: VmView,
+    /// What the catalog knows of it.
+    pub tree: LayerTree,
+    /// What the images of both say of themselves; one that does not exist is not here.
+    pub images: HashMap<PathBuf, ImageFacts>,
+    /// Complete memory images of the VM's snapshots, with their sizes in bytes.
+    pub memory_images: HashMap<PathBuf, u64>,
+    /// Bytes free, per directory.
+    pub free_space: HashMap<PathBuf, u64>,
+    /// Where things go.
+    pub places: Places,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Where new files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Directory of memory images.
+    pub memory: PathBuf,
+    /// Directory of overlays over block devices; those over files stand beside them.
+    pub overlays: Option<PathBuf>,
+    /// Bytes to leave free wherever we write.
+    pub reserve: u64,
+}
+
+/// Where new identities come from. A plan made twice with the same source is the same plan.
+pub type NewIds<'a> = &'a mut dyn FnMut() -> Uuid;
+
+/// What will be done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// Index of the point of no return.
+    pub commit_point: usize,
+    /// What is known before it starts.
+    pub findings: Vec<Finding>,
+    /// The snapshot as it will be reserved; for a create.
+    pub reservation: Option<Snapshot>,
+    /// What a person should know before saying yes.
+    pub warnings: Vec<String>,
+}
+
+/// Free space is demanded where a new overlay goes: enough for its first moments, so that it is seen to work.
+const NEW_OVERLAY_BYTES: u64 = 16 << 20;
+
+/// The name of an overlay: from a UUID, never from what a user typed.
+fn overlay_path(world: &World, disk: &DiskView, id: Uuid) -> Result<PathBuf, Refusal> {
+    let active = disk.active().ok_or_else(|| Refusal::NoSuchDisk(disk.target.clone()))?;
+    let directory = if active.is_block_device {
+        world.places.overlays.as_deref().ok_or_else(|| Refusal::NoOverlayDirectory(disk.target.clone()))?
+    } else {
+        active.path.parent().unwrap_or(Path::new("/"))
+    };
+    Ok(directory.join(format!("vmsnap-{}.qcow2", id.as_hyphenated())))
+}
+
+/// Refuses a VM that may not be touched now.
+fn check_vm(world: &World) -> Result<(), Refusal> {
+    if world.vm.run_state == RunState::Unsettled {
+        return Err(Refusal::VmUnsettled);
+    }
+    if world.vm.has_managed_save {
+        return Err(Refusal::ManagedSave);
+    }
+    Ok(())
+}
+
+/// Refuses a disk that somebody else is at work on, or has changed behind our back.
+///
+/// Gives the volume that the catalog knows it as, if it does.
+fn check_disk<'a>(world: &'a World, disk: &DiskView) -> Result<Option<&'a Volume>, Refusal> {
+    let target = || disk.target.clone();
+    if disk.block_job.is_some() {
+        return Err(Refusal::BlockJob(target()));
+    }
+    let DiskSource::Chain { images, persistent } = &disk.source else {
+        return Err(Refusal::NoSuchDisk(target()));
+    };
+    let active = disk.active().ok_or_else(|| Refusal::NoSuchDisk(target()))?;
+    if let Some(persistent) = persistent.as_ref().filter(|path| **path != active.path) {
+        return Err(Refusal::DefinitionsDiffer {
+            disk: target(),
+            live: active.path.clone(),
+            stored: persistent.clone(),
+        });
+    }
+    for image in images {
+        if !world.images.contains_key(&image.path) {
+            return Err(Refusal::ImageMissing(image.path.clone()));
+        }
+    }
+    let Some(volume) = world.tree.volume_writing(&active.path) else {
+        let Some(known) = images.iter().find(|image| world.tree.layer_at(&image.path).is_some()) else {
+            return Ok(None);
+        };
+        return Err(Refusal::UnknownOverlay {
+            disk: target(),
+            active: active.path.clone(),
+            known: known.path.clone(),
+        });
+    };
+    let expected: Vec<&Path> =
+        world.tree.chain(volume.active).iter().map(|layer| layer.path.as_path()).collect();
+    let actual: Vec<&Path> = images.iter().map(|image| image.path.as_path()).collect();
+    if expected != actual {
+        return Err(Refusal::ChainDiffers {
+            disk: target(),
+            expected: show(&expected),
+            actual: show(&actual),
+        });
+    }
+    Ok(Some(volume))
+}
+
+fn show(paths: &[&Path]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" <- ")
+}
+
+/// Refuses where a directory has less than `needed` bytes beyond the reserve. A directory that nobody looked at is
+/// not a reason.
+fn check_space(world: &World, needs: &BTreeMap<PathBuf, u64>) -> Result<(), Refusal> {
+    for (directory, needed) in needs {
+        let Some(free) = world.free_space.get(directory) else { continue };
+        let needed = needed.saturating_add(world.places.reserve);
+        if *free < needed {
+            return Err(Refusal::NoSpace { directory: directory.clone(), needed, free: *free });
+        }
+    }
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("/")).to_owned()
+}

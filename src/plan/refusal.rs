@@ -1,0 +1,147 @@
+//! Why a request is not carried out. Decides the words: what is in the way, and what to do about it.
+//! A refusal always means that nothing was changed.
+
+use std::path::PathBuf;
+
+use crate::model::vm::{ExcludedDisk, RefusedDisk};
+use crate::model::{DiskTarget, Reason, SnapshotName, SnapshotState};
+
+/// Why a request is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the message of each variant is its documentation")]
+pub enum Refusal {
+    #[error("the VM is between two states, or in one that only its owner may end")]
+    VmUnsettled,
+    #[error("the VM has a saved memory image that its next start would resume on changed disks")]
+    ManagedSave,
+    #[error("the VM is transient: it would cease to exist when stopped")]
+    VmTransient,
+    #[error("the VM has no disk {0}")]
+    NoSuchDisk(DiskTarget),
+    #[error("disk {disk} is {why}: there is nothing to snapshot")]
+    DiskExcluded { disk: DiskTarget, why: ExcludedDisk },
+    #[error("disk {disk} is {why}")]
+    DiskRefused { disk: DiskTarget, why: RefusedDisk },
+    #[error("the VM has no disk that can be snapshotted")]
+    NoDisks,
+    #[error("disk {0} is a block device, and no directory for overlays over block devices is configured")]
+    NoOverlayDirectory(DiskTarget),
+    #[error("a block job is running on disk {0}")]
+    BlockJob(DiskTarget),
+    #[error("disk {disk} writes to {}, but the stored definition names {}", .live.display(), .stored.display())]
+    DefinitionsDiffer { disk: DiskTarget, live: PathBuf, stored: PathBuf },
+    #[error("disk {disk} writes to {}, which is not ours, over {}, which is", .active.display(), .known.display())]
+    UnknownOverlay { disk: DiskTarget, active: PathBuf, known: PathBuf },
+    #[error("disk {disk} reads through {actual}; the catalog says {expected}")]
+    ChainDiffers { disk: DiskTarget, expected: String, actual: String },
+    #[error("the VM no longer has disk {0} of the snapshot")]
+    DiskGone(DiskTarget),
+    #[error("there is no image {}", .0.display())]
+    ImageMissing(PathBuf),
+    #[error("the image {} is not what it was: {problem}", .path.display())]
+    ImageChanged { path: PathBuf, problem: String },
+    #[error("{} has {free} bytes free, {needed} are needed", .directory.display())]
+    NoSpace { directory: PathBuf, needed: u64, free: u64 },
+    #[error("the VM is off: it has no memory to capture")]
+    NoMemoryWhenOff,
+    #[error("memory cannot be captured: {0}")]
+    MemoryBlocked(String),
+    #[error("a snapshot with memory holds all disks; it cannot be taken of some")]
+    MemoryNeedsAllDisks,
+    #[error("a snapshot with memory is consistent by itself; the guest cannot be frozen for it")]
+    MemoryNeedsNoQuiesce,
+    #[error("the VM is paused: its file systems cannot be frozen")]
+    QuiesceWhilePaused,
+    #[error("the guest agent is not connected")]
+    AgentDisconnected,
+    #[error("the VM has no guest agent channel")]
+    AgentAbsent,
+    #[error("the VM has a snapshot {0} already")]
+    NameTaken(SnapshotName),
+    #[error("the snapshot is {}", state_name(*.0))]
+    SnapshotNotReady(SnapshotState),
+    #[error("the snapshot was changed since: it is at etag {actual}")]
+    EtagMismatch { actual: u64 },
+    #[error("the snapshot is a branch point on disk {disk}: {children} layers lie on it")]
+    BranchPoint { disk: DiskTarget, children: usize },
+    #[error("the layer {} is a foreign image, which is never written", .0.display())]
+    ForeignLayer(PathBuf),
+}
+
+/// A state as the contract spells it.
+fn state_name(state: SnapshotState) -> &'static str {
+    match state {
+        SnapshotState::Creating => "CREATING",
+        SnapshotState::Ready => "READY",
+        SnapshotState::Reverting => "REVERTING",
+        SnapshotState::Deleting => "DELETING",
+        SnapshotState::Error => "in ERROR",
+        SnapshotState::Lost => "LOST",
+    }
+}
+
+impl Refusal {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::VmUnsettled | Self::VmTransient => Reason::VmUnsettled,
+            Self::ManagedSave => Reason::ManagedSavePresent,
+            Self::NoSuchDisk(_) => Reason::DiskNotFound,
+            Self::DiskExcluded { .. } | Self::DiskRefused { .. } | Self::NoOverlayDirectory(_) => {
+                Reason::DiskNotSupported
+            }
+            Self::NoDisks => Reason::NoDisks,
+            Self::BlockJob(_) => Reason::BlockJobActive,
+            Self::DefinitionsDiffer { .. }
+            | Self::UnknownOverlay { .. }
+            | Self::ChainDiffers { .. }
+            | Self::DiskGone(_) => Reason::VmChanged,
+            Self::ImageMissing(_) => Reason::ImageMissing,
+            Self::ImageChanged { .. } | Self::ForeignLayer(_) => Reason::ImageChanged,
+            Self::NoSpace { .. } => Reason::InsufficientSpace,
+            Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
+            Self::MemoryNeedsAllDisks | Self::MemoryNeedsNoQuiesce => Reason::InvalidArgument,
+            Self::QuiesceWhilePaused => Reason::QuiesceFailed,
+            Self::AgentDisconnected | Self::AgentAbsent => Reason::AgentUnavailable,
+            Self::NameTaken(_) => Reason::SnapshotExists,
+            Self::SnapshotNotReady(_) => Reason::SnapshotNotReady,
+            Self::EtagMismatch { .. } => Reason::EtagMismatch,
+            Self::BranchPoint { .. } => Reason::SnapshotIsBranchPoint,
+        }
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::VmUnsettled => "wait until the VM runs, is paused or is off, and try again",
+            Self::ManagedSave => "start the VM, or remove its saved image with 'virsh managedsave-remove'",
+            Self::VmTransient => "define the VM persistently",
+            Self::NoSuchDisk(_) => "list the VM's disks with 'vmsnap vm show'",
+            Self::DiskExcluded { .. } => "leave the disk out",
+            Self::DiskRefused { .. } => "name the disks to take with --disk, without this one",
+            Self::NoDisks => "there is nothing to do for this VM",
+            Self::NoOverlayDirectory(_) => "set overlay_directory in the configuration of vmsnapd",
+            Self::BlockJob(_) => "wait until the job has ended, or end it with 'virsh blockjob'",
+            Self::DefinitionsDiffer { .. } | Self::UnknownOverlay { .. } | Self::ChainDiffers { .. } => {
+                "somebody changed the VM without vmsnap; undo that, or remove the layer that is not ours"
+            }
+            Self::DiskGone(_) => "attach the disk again",
+            Self::ImageMissing(_) | Self::ImageChanged { .. } => "bring the file back as it was",
+            Self::NoSpace { .. } => "make room, or let the directory be another one",
+            Self::NoMemoryWhenOff => "leave out --memory, or start the VM",
+            Self::MemoryBlocked(_) => "leave out --memory",
+            Self::MemoryNeedsAllDisks => "leave out --disk or --memory",
+            Self::MemoryNeedsNoQuiesce => "leave out --quiesce or --memory",
+            Self::QuiesceWhilePaused => "resume the VM, or use --quiesce auto or off",
+            Self::AgentDisconnected => "start qemu-guest-agent in the guest, or use --quiesce auto or off",
+            Self::AgentAbsent => "add a guest agent channel to the VM, or use --quiesce auto or off",
+            Self::NameTaken(_) => "choose another name",
+            Self::SnapshotNotReady(_) => "wait for its operation; 'vmsnap op list' shows it",
+            Self::EtagMismatch { .. } => "look at the snapshot again",
+            Self::BranchPoint { .. } => "delete the snapshots of all but one of its branches first",
+            Self::ForeignLayer(_) => "leave the snapshot where it is",
+        }
+    }
+}

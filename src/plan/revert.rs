@@ -1,0 +1,217 @@
+//! Going back to a snapshot: everything is made and checked while the VM runs, then it is stopped, pointed at the
+//! new overlays and started. Until it has started, the old branch is whole and one can return to it.
+
+use std::collections::BTreeMap;
+
+use crate::model::layer::{Layer, Ownership, Volume};
+use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotState};
+use crate::model::step::{
+    CatalogChange, DoomedImage, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step,
+};
+use crate::model::vm::{DiskView, Format};
+use crate::model::{LayerId, RevertSnapshot, RunState, RunStateAfter};
+
+use super::{
+    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
+    overlay_path,
+};
+
+/// Plans a revert to `snapshot`, which is in `world.tree`.
+pub fn revert(
+    world: &World,
+    snapshot: &Snapshot,
+    request: &RevertSnapshot,
+    ids: NewIds<'_>,
+) -> Result<Plan, Refusal> {
+    check_vm(world)?;
+    if !world.vm.persistent {
+        return Err(Refusal::VmTransient);
+    }
+    if snapshot.state != SnapshotState::Ready {
+        return Err(Refusal::SnapshotNotReady(snapshot.state));
+    }
+    if request.generation.is_some_and(|seen| seen != snapshot.generation) {
+        return Err(Refusal::EtagMismatch { actual: snapshot.generation });
+    }
+    let parts: Vec<Part> =
+        snapshot.disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
+    let mut needs = BTreeMap::new();
+    for part in &parts {
+        *needs.entry(directory_of(&part.layer.path)).or_insert(0) += NEW_OVERLAY_BYTES;
+    }
+    check_space(world, &needs)?;
+    let start = decide_start(world, snapshot, request, &parts)?;
+
+    let mut steps = vec![Step::MarkReverting { snapshot: snapshot.id }];
+    steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay())));
+    if let Some(memory) = snapshot.memory.as_ref().filter(|_| starts_from_memory(start.as_ref())) {
+        steps.push(Step::CheckMemoryImage { path: memory.path.clone(), bytes: memory.bytes });
+    }
+    if world.vm.run_state.is_live() {
+        steps.push(Step::Stop { was: world.vm.run_state });
+    }
+    let mut commit_point = steps.len();
+    steps.push(Step::PointDisks { disks: parts.iter().map(Part::pointed).collect() });
+    if let Some(start) = start {
+        commit_point = steps.len();
+        steps.push(Step::Start(start));
+    }
+    let gone: Vec<&Layer> = parts.iter().filter_map(|part| abandoned(world, part)).collect();
+    steps.push(Step::Record(CatalogChange::SnapshotReverted {
+        snapshot: snapshot.id,
+        layers: parts.iter().map(|part| part.layer.clone()).collect(),
+        volumes: parts.iter().map(Part::volume).collect(),
+        gone: gone.iter().map(|layer| layer.id).collect(),
+    }));
+    if !gone.is_empty() {
+        steps.push(Step::RemoveImages {
+            images: gone.into_iter().map(|layer| doomed(world, layer)).collect(),
+        });
+    }
+    let warnings = warnings(world, snapshot);
+    Ok(Plan { steps, commit_point, findings: Vec::new(), reservation: None, warnings })
+}
+
+/// A disk of the snapshot, and the overlay that the VM will write to.
+struct Part {
+    was: ImageRef,
+    was_layer: LayerId,
+    base: ImageRef,
+    layer: Layer,
+    target: crate::model::DiskTarget,
+}
+
+impl Part {
+    fn new(world: &World, disk: &SnapshotDisk, ids: NewIds<'_>) -> Result<Self, Refusal> {
+        let gone = || Refusal::DiskGone(disk.target.clone());
+        let volume = world.tree.volume(disk.volume).ok_or_else(gone)?;
+        let active = world.tree.layers.get(&volume.active).ok_or_else(gone)?;
+        let view = find_disk(world, active).ok_or_else(gone)?;
+        check_disk(world, view)?;
+        check_chain(world, disk.layer)?;
+        let base = world.tree.layers.get(&disk.layer).ok_or_else(gone)?;
+        let path = overlay_path(world, view, ids())?;
+        Ok(Self {
+            was: ImageRef { path: active.path.clone(), format: active.format },
+            was_layer: active.id,
+            base: ImageRef { path: base.path.clone(), format: base.format },
+            layer: Layer {
+                id: LayerId(ids()),
+                volume: disk.volume,
+                parent: Some(base.id),
+                path,
+                format: Format::Qcow2,
+                ownership: Ownership::Owned,
+                virtual_size: disk.virtual_size,
+            },
+            target: view.target.clone(),
+        })
+    }
+
+    fn overlay(&self) -> NewOverlay {
+        NewOverlay {
+            target: self.target.clone(),
+            path: self.layer.path.clone(),
+            backing_path: self.base.path.clone(),
+            backing_format: self.base.format,
+            virtual_size: self.layer.virtual_size,
+        }
+    }
+
+    fn pointed(&self) -> PointedDisk {
+        PointedDisk {
+            target: self.target.clone(),
+            from: self.was.clone(),
+            to: ImageRef { path: self.layer.path.clone(), format: Format::Qcow2 },
+        }
+    }
+
+    fn volume(&self) -> Volume {
+        Volume { id: self.layer.volume, target: self.target.clone(), active: self.layer.id }
+    }
+}
+
+/// Disks are matched by what they write to, never by target name.
+fn find_disk<'a>(world: &'a World, active: &Layer) -> Option<&'a DiskView> {
+    world.vm.disks.iter().find(|disk| disk.uses(&active.path))
+}
+
+/// Every layer that the snapshot reads must exist and lie on the one that the catalog says.
+fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
+    let chain = world.tree.chain(top);
+    for (depth, layer) in chain.iter().enumerate() {
+        let facts = world.images.get(&layer.path).ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;
+        let expected = chain.get(depth + 1).map(|parent| parent.path.as_path());
+        let actual = facts.backing.as_ref().map(|backing| backing.path.as_path());
+        if layer.format == Format::Qcow2 && expected != actual {
+            let problem = match actual {
+                Some(path) => format!("it lies on {}", path.display()),
+                None => "it lies on nothing".to_owned(),
+            };
+            return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
+        }
+    }
+    Ok(())
+}
+
+fn decide_start(
+    world: &World,
+    snapshot: &Snapshot,
+    request: &RevertSnapshot,
+    parts: &[Part],
+) -> Result<Option<Start>, Refusal> {
+    let as_it_was = if snapshot.memory.is_some() { snapshot.run_state } else { world.vm.run_state };
+    let paused = match (request.run_state_after, as_it_was) {
+        (RunStateAfter::Off, _) | (RunStateAfter::AsItWas, RunState::Off) => return Ok(None),
+        (RunStateAfter::Running, _) => false,
+        (RunStateAfter::Paused, _) => true,
+        (RunStateAfter::AsItWas, state) => matches!(state, RunState::Paused(_)),
+    };
+    let disks = parts.iter().map(Part::pointed).collect();
+    let Some(memory) = &snapshot.memory else { return Ok(Some(Start { from_memory: None, paused, disks })) };
+    match world.memory_images.get(&memory.path) {
+        None => return Err(Refusal::ImageMissing(memory.path.clone())),
+        Some(bytes) if *bytes != memory.bytes => {
+            let problem = format!("it has {bytes} bytes, not {}", memory.bytes);
+            return Err(Refusal::ImageChanged { path: memory.path.clone(), problem });
+        }
+        Some(_) => {}
+    }
+    let from_memory = Some(StartFromMemory { snapshot: snapshot.id, path: memory.path.clone() });
+    Ok(Some(Start { from_memory, paused, disks }))
+}
+
+fn starts_from_memory(start: Option<&Start>) -> bool {
+    start.is_some_and(|start| start.from_memory.is_some())
+}
+
+/// The layer that the VM wrote to, if nothing refers to it once the VM writes elsewhere.
+fn abandoned<'a>(world: &'a World, part: &Part) -> Option<&'a Layer> {
+    let layer = world.tree.layers.get(&part.was_layer)?;
+    let is_ours = layer.ownership == Ownership::Owned;
+    let is_leaf = world.tree.children(layer.id).next().is_none();
+    let is_free = world.tree.references(layer.id).next().is_none();
+    (is_ours && is_leaf && is_free).then_some(layer)
+}
+
+pub(super) fn doomed(world: &World, layer: &Layer) -> DoomedImage {
+    DoomedImage {
+        path: layer.path.clone(),
+        identity: world.images.get(&layer.path).map(|facts| facts.identity),
+    }
+}
+
+fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if world.vm.run_state.is_live() {
+        warnings.push("the VM is stopped hard: what it has in memory is lost".to_owned());
+    }
+    for disk in &world.vm.disks {
+        let known = disk.active().and_then(|image| world.tree.volume_writing(&image.path));
+        let held = known.is_some_and(|volume| snapshot.disks.iter().any(|held| held.volume == volume.id));
+        if !held && disk.active().is_some() {
+            warnings.push(format!("disk {} is not in the snapshot and stays as it is", disk.target));
+        }
+    }
+    warnings
+}

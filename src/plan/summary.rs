@@ -1,0 +1,55 @@
+//! A plan in words, for people who look before they say yes. Decides only the words.
+
+use crate::model::Step;
+use crate::model::step::{CatalogChange, Merge};
+
+/// One step in words: the imperative, one line.
+#[must_use]
+pub fn describe(step: &Step) -> String {
+    match step {
+        Step::ReserveSnapshot { .. } => "enter the snapshot into the catalog".to_owned(),
+        Step::CreateOverlay(overlay) => {
+            format!("make overlay {} for disk {}", overlay.path.display(), overlay.target)
+        }
+        Step::PrepareMemoryImage { path } => format!("make room for memory image {}", path.display()),
+        Step::Freeze(freeze) => match freeze.mount_points.as_slice() {
+            [] => "freeze the guest's file systems".to_owned(),
+            mount_points => format!("freeze {} in the guest", mount_points.join(", ")),
+        },
+        Step::SwitchDisks(switch) => {
+            let disks: Vec<&str> = switch.disks.iter().map(|disk| disk.target.as_str()).collect();
+            let memory = if switch.memory.is_some() { "capture memory and " } else { "" };
+            format!("{memory}switch {} to the overlays, all at once", disks.join(", "))
+        }
+        Step::Thaw => "thaw the guest".to_owned(),
+        Step::ConfirmQuiesce => "confirm that the guest stood still during the switch".to_owned(),
+        Step::MarkDeleting { .. } => "mark the snapshot as being deleted".to_owned(),
+        Step::Merge(merge) => {
+            let merges: Vec<String> = merge.merges.iter().map(describe_merge).collect();
+            format!("merge {}", merges.join(", "))
+        }
+        Step::RemoveImages { images } => {
+            let paths: Vec<String> = images.iter().map(|image| image.path.display().to_string()).collect();
+            format!("remove {}", paths.join(", "))
+        }
+        Step::MarkReverting { .. } => "mark the snapshot as being reverted to".to_owned(),
+        Step::CheckMemoryImage { path, .. } => format!("check memory image {}", path.display()),
+        Step::Stop { .. } => "stop the VM".to_owned(),
+        Step::PointDisks { disks } => {
+            let disks: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
+            format!("let the VM's definition name the overlays of {}", disks.join(", "))
+        }
+        Step::Start(start) => {
+            let from = if start.from_memory.is_some() { "from its memory image" } else { "from its disks" };
+            let paused = if start.paused { ", paused" } else { "" };
+            format!("start the VM {from}{paused}")
+        }
+        Step::Record(CatalogChange::SnapshotTaken { .. }) => "record the snapshot as READY".to_owned(),
+        Step::Record(CatalogChange::SnapshotReverted { .. }) => "record the revert".to_owned(),
+        Step::Record(CatalogChange::SnapshotDeleted { .. }) => "record the deletion".to_owned(),
+    }
+}
+
+fn describe_merge(merge: &Merge) -> String {
+    format!("{} into {} (disk {})", merge.child.path.display(), merge.base.path.display(), merge.target)
+}

@@ -1,0 +1,192 @@
+//! Snapshots, volumes and layers: read as the tree of one VM, changed by the rules of `model`, written back whole.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Result, Store, StoreError, from_json, parse, to_json};
+use crate::model::step::CatalogChange;
+use crate::model::{Findings, Layer, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
+
+impl Store {
+    /// What is known of a VM; an empty tree if nothing is.
+    pub async fn tree(&self, vm: VmId) -> Result<LayerTree> {
+        self.transact(move |transaction| read_tree(transaction, vm)).await
+    }
+
+    /// One snapshot.
+    pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
+        self.transact(move |transaction| read_snapshot(transaction, id)).await
+    }
+
+    /// The definition that was stored with a snapshot.
+    pub async fn definition(&self, id: SnapshotId) -> Result<Option<String>> {
+        self.transact(move |transaction| {
+            let sql = "SELECT definition FROM snapshot WHERE id = ?";
+            Ok(transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?)
+        })
+        .await
+    }
+
+    /// Lets a change of a step be so.
+    pub async fn apply(&self, vm: VmId, change: CatalogChange, findings: Findings) -> Result<()> {
+        self.transact(move |transaction| {
+            let mut tree = read_tree(transaction, vm)?;
+            tree.apply(&change, &findings);
+            write_tree(transaction, &tree)
+        })
+        .await
+    }
+
+    /// Puts a snapshot into a state. One that is not there stays so.
+    pub async fn set_state(&self, id: SnapshotId, state: SnapshotState) -> Result<()> {
+        self.transact(move |transaction| {
+            let Some(mut snapshot) = read_snapshot(transaction, id)? else { return Ok(()) };
+            if snapshot.state == state {
+                return Ok(());
+            }
+            snapshot.state = state;
+            snapshot.generation += 1;
+            write_snapshot(transaction, &snapshot)
+        })
+        .await
+    }
+
+    /// Takes a reservation back.
+    pub async fn forget_reservation(&self, id: SnapshotId) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "DELETE FROM snapshot WHERE id = ? AND state = ?",
+                params![id.to_string(), state_column(SnapshotState::Creating)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Enters a snapshot that is being made, with the definition that belongs to it.
+pub(super) fn reserve(transaction: &Transaction<'_>, snapshot: &Snapshot, definition: &str) -> Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO snapshot (id, vm, name, state, kind, account, domain, project, created_at, definition, body)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                snapshot.id.to_string(),
+                snapshot.vm.to_string(),
+                snapshot.name.as_str(),
+                state_column(snapshot.state),
+                to_json(&snapshot.kind, "kind")?,
+                snapshot.owner.account,
+                snapshot.owner.domain,
+                snapshot.owner.project,
+                snapshot.created_at.as_millisecond(),
+                definition,
+                to_json(snapshot, "snapshot")?,
+            ],
+        )
+        .map_err(StoreError::from_insert)?;
+    Ok(())
+}
+
+fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
+    let key = vm.to_string();
+    let current: Option<Option<String>> =
+        transaction.query_row("SELECT current FROM vm WHERE id = ?", [&key], |row| row.get(0)).optional()?;
+    let current = current.flatten().map(|id| parse(&id, "snapshot id")).transpose()?;
+
+    let mut statement =
+        transaction.prepare_cached("SELECT id, target, active FROM volume WHERE vm = ? ORDER BY target")?;
+    let rows = statement.query_map([&key], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    })?;
+    let mut volumes = Vec::new();
+    for row in rows {
+        let (id, target, active) = row?;
+        volumes.push(Volume {
+            id: parse(&id, "volume id")?,
+            target: parse(&target, "disk target")?,
+            active: parse(&active, "layer id")?,
+        });
+    }
+
+    let mut layers = BTreeMap::new();
+    for body in bodies(transaction, "SELECT body FROM layer WHERE vm = ?", &key)? {
+        let layer: Layer = from_json(&body, "layer")?;
+        layers.insert(layer.id, layer);
+    }
+    let snapshots =
+        bodies(transaction, "SELECT body FROM snapshot WHERE vm = ? ORDER BY created_at, id", &key)?
+            .iter()
+            .map(|body| from_json(body, "snapshot"))
+            .collect::<Result<_>>()?;
+    Ok(LayerTree { vm, volumes, layers, snapshots, current })
+}
+
+fn bodies(transaction: &Transaction<'_>, sql: &str, key: &str) -> Result<Vec<String>> {
+    let mut statement = transaction.prepare_cached(sql)?;
+    let rows = statement.query_map([key], |row| row.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn write_tree(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
+    let key = tree.vm.to_string();
+    transaction.execute(
+        "INSERT INTO vm (id, current) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET current = ?2",
+        params![key, tree.current.map(|id| id.to_string())],
+    )?;
+    transaction.execute("DELETE FROM volume WHERE vm = ?", [&key])?;
+    for volume in &tree.volumes {
+        transaction.execute(
+            "INSERT INTO volume (id, vm, target, active) VALUES (?, ?, ?, ?)",
+            params![volume.id.to_string(), key, volume.target.as_str(), volume.active.to_string()],
+        )?;
+    }
+    transaction.execute("DELETE FROM layer WHERE vm = ?", [&key])?;
+    for layer in tree.layers.values() {
+        let path = layer.path.display().to_string();
+        transaction.execute(
+            "INSERT INTO layer (id, vm, path, body) VALUES (?, ?, ?, ?)",
+            params![layer.id.to_string(), key, path, to_json(layer, "layer")?],
+        )?;
+    }
+    let kept: Vec<String> = tree.snapshots.iter().map(|snapshot| snapshot.id.to_string()).collect();
+    transaction.execute(
+        "DELETE FROM snapshot WHERE vm = ?1 AND id NOT IN (SELECT value FROM json_each(?2))",
+        params![key, to_json(&kept, "list of ids")?],
+    )?;
+    tree.snapshots.iter().try_for_each(|snapshot| write_snapshot(transaction, snapshot))
+}
+
+fn write_snapshot(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<()> {
+    transaction.execute(
+        "UPDATE snapshot SET state = ?2, account = ?3, domain = ?4, project = ?5, body = ?6 WHERE id = ?1",
+        params![
+            snapshot.id.to_string(),
+            state_column(snapshot.state),
+            snapshot.owner.account,
+            snapshot.owner.domain,
+            snapshot.owner.project,
+            to_json(snapshot, "snapshot")?,
+        ],
+    )?;
+    Ok(())
+}
+
+fn read_snapshot(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<Snapshot>> {
+    let sql = "SELECT body FROM snapshot WHERE id = ?";
+    let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
+    body.map(|body| from_json(&body, "snapshot")).transpose()
+}
+
+/// A state as the column spells it.
+pub(super) fn state_column(state: SnapshotState) -> &'static str {
+    match state {
+        SnapshotState::Creating => "creating",
+        SnapshotState::Ready => "ready",
+        SnapshotState::Reverting => "reverting",
+        SnapshotState::Deleting => "deleting",
+        SnapshotState::Error => "error",
+        SnapshotState::Lost => "lost",
+    }
+}

@@ -1,0 +1,166 @@
+//! Operations: what was meant, how far it is. Written before each turn.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Result, Store, StoreError, catalog, from_json, to_json};
+use crate::model::{Operation, OperationId, Snapshot, VmId};
+
+/// What makes a request the same request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The client's choice.
+    pub id: String,
+    /// Whose choice.
+    pub principal: String,
+    /// Of the whole request: the same id with another body is a mistake of the client.
+    pub digest: Vec<u8>,
+}
+
+/// What came of beginning an operation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Begun {
+    /// It is new.
+    New,
+    /// The same request has begun this one before.
+    Before(Box<Operation>),
+    /// The id belongs to another request.
+    KeyReused,
+}
+
+impl Store {
+    /// Makes an operation durable, its request's key and its snapshot's reservation with it.
+    /// [`StoreError::NameTaken`] if the snapshot's name is.
+    pub async fn begin(
+        &self,
+        operation: Operation,
+        key: Option<RequestKey>,
+        reservation: Option<(Snapshot, String)>,
+    ) -> Result<Begun> {
+        self.transact(move |transaction| {
+            if let Some(key) = &key {
+                if let Some(begun) = find_key(transaction, key)? {
+                    return Ok(begun);
+                }
+                transaction.execute(
+                    "INSERT INTO request (id, principal, digest, operation, created_at) VALUES (?, ?, ?, ?, ?)",
+                    params![
+                        key.id,
+                        key.principal,
+                        key.digest,
+                        operation.id.to_string(),
+                        operation.created_at.as_millisecond()
+                    ],
+                )?;
+            }
+            if let Some((snapshot, definition)) = &reservation {
+                catalog::reserve(transaction, snapshot, definition)?;
+            }
+            write(transaction, &operation)?;
+            Ok(Begun::New)
+        })
+        .await
+    }
+
+    /// What the key has begun before, if anything.
+    pub async fn find_request(&self, key: RequestKey) -> Result<Option<Begun>> {
+        self.transact(move |transaction| find_key(transaction, &key)).await
+    }
+
+    /// Makes the present state of an operation durable.
+    pub async fn save(&self, operation: Operation) -> Result<()> {
+        self.transact(move |transaction| write(transaction, &operation)).await
+    }
+
+    /// One operation.
+    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>> {
+        self.transact(move |transaction| read(transaction, id)).await
+    }
+
+    /// The operations that have not ended, oldest first.
+    pub async fn open_operations(&self) -> Result<Vec<Operation>> {
+        self.transact(|transaction| {
+            let mut statement =
+                transaction.prepare("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?, "operation")).collect()
+        })
+        .await
+    }
+
+    /// Operations, newest first: of a VM or of all, at most `limit`, older than `before`. With the number there are.
+    pub async fn operations(
+        &self,
+        vm: Option<VmId>,
+        only_open: bool,
+        before: Option<OperationId>,
+        limit: u32,
+    ) -> Result<(Vec<Operation>, u64)> {
+        self.transact(move |transaction| {
+            let vm = vm.map(|vm| vm.to_string());
+            let before = before.map(|id| id.to_string());
+            let total: i64 = transaction.query_row(
+                "SELECT count(*) FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)",
+                params![vm, only_open],
+                |row| row.get(0),
+            )?;
+            let mut statement = transaction.prepare(
+                "SELECT body FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)
+                 AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
+            )?;
+            let rows =
+                statement.query_map(params![vm, only_open, before, limit], |row| row.get::<_, String>(0))?;
+            let operations = rows.map(|row| from_json(&row?, "operation")).collect::<Result<_>>()?;
+            Ok((operations, total.unsigned_abs()))
+        })
+        .await
+    }
+}
+
+fn find_key(transaction: &Transaction<'_>, key: &RequestKey) -> Result<Option<Begun>> {
+    let found: Option<(Vec<u8>, String)> = transaction
+        .query_row(
+            "SELECT digest, operation FROM request WHERE principal = ? AND id = ?",
+            params![key.principal, key.id],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    let Some((digest, operation)) = found else { return Ok(None) };
+    if digest != key.digest {
+        return Ok(Some(Begun::KeyReused));
+    }
+    let operation = read(transaction, super::parse(&operation, "operation id")?)?;
+    Ok(operation.map(|operation| Begun::Before(Box::new(operation))))
+}
+
+fn read(transaction: &Transaction<'_>, id: OperationId) -> Result<Option<Operation>> {
+    let body: Option<String> = transaction
+        .query_row("SELECT body FROM operation WHERE id = ?", [id.to_string()], |row| row.get(0))
+        .optional()?;
+    body.map(|body| from_json(&body, "operation")).transpose()
+}
+
+fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
+    transaction.execute(
+        "INSERT INTO operation (id, vm, snapshot, is_open, created_at, body) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, body = excluded.body",
+        params![
+            operation.id.to_string(),
+            operation.vm.to_string(),
+            operation.snapshot.to_string(),
+            !operation.cursor.has_ended(),
+            operation.created_at.as_millisecond(),
+            to_json(operation, "operation")?,
+        ],
+    )?;
+    Ok(())
+}
+
+impl StoreError {
+    /// Whether it was the uniqueness of a name that was hurt.
+    pub(super) fn from_insert(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::ConstraintViolation) => Self::NameTaken,
+            _ => Self::Sqlite(error),
+        }
+    }
+}

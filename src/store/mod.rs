@@ -1,0 +1,147 @@
+//! The catalog and the journal: one SQLite file, one writer, one transaction per call.
+//!
+//! Decides how things last. Leaves what they mean to `model`. Must never know a VM, an image or a client.
+//!
+//! `synchronous=FULL` in WAL mode: when a call returns, what it wrote outlives a power cut
+//! (SQLite documentation, "PRAGMA synchronous"). All work is done on a thread of its own, so nothing here blocks the
+//! runtime.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::oneshot;
+
+mod catalog;
+mod journal;
+mod lease;
+mod query;
+mod schema;
+
+pub use journal::{Begun, RequestKey};
+pub use lease::FreezeLease;
+pub use query::{Order, Page, SnapshotFilter, SnapshotPage};
+
+/// A result from the catalog.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// What can go wrong with the catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite said no.
+    #[error("the catalog failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A row that cannot be understood.
+    #[error("the catalog holds a {what} that cannot be understood")]
+    Malformed {
+        /// What it should be.
+        what: &'static str,
+        /// Why it is not.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file belongs to another program.
+    #[error("the file is not a catalog of vmsnapd")]
+    Foreign,
+    /// The file was written by a later version.
+    #[error("the catalog has version {found}, this program knows versions up to {known}")]
+    TooNew {
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// SQLite found it damaged.
+    #[error("the catalog is damaged: {0}")]
+    Corrupt(String),
+    /// The thread that writes it is gone.
+    #[error("the catalog is closed")]
+    Closed,
+    /// The name is taken.
+    #[error("the VM has a snapshot of that name already")]
+    NameTaken,
+}
+
+/// A handle on the catalog. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+impl Store {
+    /// Opens the catalog at `path`, makes it if there is none, brings it to this version. Blocks.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::serve(schema::open(path)?)
+    }
+
+    /// A catalog that is gone with its last handle; for simulations.
+    pub fn in_memory() -> Result<Self> {
+        Self::serve(schema::open_in_memory()?)
+    }
+
+    fn serve(mut connection: Connection) -> Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                while let Ok(job) = queue.recv() {
+                    job(&mut connection);
+                }
+            })
+            .map_err(|_| StoreError::Closed)?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs `work` in one transaction: all of it lasts, or nothing. Once called it is carried through, even if the
+    /// caller stops waiting.
+    async fn transact<T, W>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    {
+        let (answer, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            // Whoever asked may have gone; the work is done all the same.
+            let _ = answer.send(transact(connection, work));
+        });
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Whether the catalog can be written now.
+    pub async fn probe(&self) -> Result<()> {
+        self.transact(|transaction| {
+            transaction.execute("UPDATE probe SET at = at + 1", [])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn transact<T>(connection: &mut Connection, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = work(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+/// A value as a JSON column.
+fn to_json<T: serde::Serialize>(value: &T, what: &'static str) -> Result<String> {
+    serde_json::to_string(value).map_err(|cause| StoreError::Malformed { what, cause: Box::new(cause) })
+}
+
+/// A JSON column as a value.
+fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &'static str) -> Result<T> {
+    serde_json::from_str(text).map_err(|cause| StoreError::Malformed { what, cause: Box::new(cause) })
+}
+
+/// A text column as an id.
+fn parse<T: std::str::FromStr>(text: &str, what: &'static str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(|cause| StoreError::Malformed { what, cause: Box::new(cause) })
+}

@@ -1,0 +1,200 @@
+//! The tables, and how an older file becomes a newer one. A migration, once released, is never edited.
+
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::{Result, StoreError};
+
+/// "vmsn": tells our file from anybody else's (SQLite documentation, "PRAGMA application_id").
+const APPLICATION_ID: i64 = 0x766d_736e;
+
+/// Step `n` brings a file of version `n` to version `n + 1`.
+const MIGRATIONS: &[&str] = &[V1];
+
+const V1: &str = "
+CREATE TABLE operation (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    snapshot    TEXT NOT NULL,
+    is_open     INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX operation_open ON operation (is_open, id);
+CREATE INDEX operation_vm ON operation (vm, id);
+
+CREATE TABLE request (
+    id          TEXT NOT NULL,
+    principal   TEXT NOT NULL,
+    digest      BLOB NOT NULL,
+    operation   TEXT NOT NULL,
+    created_at  INTEGER NOT NULL,
+    PRIMARY KEY (principal, id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE vm (
+    id          TEXT PRIMARY KEY,
+    current     TEXT
+) STRICT;
+
+CREATE TABLE volume (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    target      TEXT NOT NULL,
+    active      TEXT NOT NULL
+) STRICT;
+CREATE INDEX volume_vm ON volume (vm);
+
+CREATE TABLE layer (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    path        TEXT NOT NULL,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX layer_vm ON layer (vm);
+CREATE INDEX layer_path ON layer (path);
+
+CREATE TABLE snapshot (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    state       TEXT NOT NULL,
+    kind        TEXT NOT NULL,
+    account     TEXT NOT NULL,
+    domain      TEXT NOT NULL,
+    project     TEXT NOT NULL,
+    created_at  INTEGER NOT NULL,
+    definition  TEXT NOT NULL,
+    body        TEXT NOT NULL,
+    UNIQUE (vm, name)
+) STRICT;
+CREATE INDEX snapshot_created ON snapshot (created_at, id);
+CREATE INDEX snapshot_owner ON snapshot (account, domain, project);
+
+CREATE TABLE lease (
+    vm          TEXT PRIMARY KEY,
+    body        TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
+INSERT INTO probe VALUES (0);
+";
+
+/// Opens the file, 0600, and brings it to this version.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    // SQLite would make the file with the mode of the umask.
+    if let Ok(file) = OpenOptions::new().create(true).append(true).mode(0o600).open(path) {
+        // It may have stood there with a wider mode; failing to narrow it is no reason not to start.
+        let _ = file.set_permissions(Permissions::from_mode(0o600));
+    }
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    check(&connection)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    prepare(connection)
+}
+
+/// A catalog in memory.
+pub(super) fn open_in_memory() -> Result<Connection> {
+    prepare(Connection::open_in_memory()?)
+}
+
+fn prepare(mut connection: Connection) -> Result<Connection> {
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+/// Refuses what is not ours, too new, or damaged, before anything is written.
+fn check(connection: &Connection) -> Result<()> {
+    let application: i64 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(damaged)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(damaged)?;
+    if application != APPLICATION_ID && tables > 0 {
+        return Err(StoreError::Foreign);
+    }
+    let found = version(connection)?;
+    let known = known_version();
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    let verdict: String =
+        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(damaged)?;
+    if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt(verdict)) }
+}
+
+fn damaged(error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => StoreError::Foreign,
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => StoreError::Corrupt(error.to_string()),
+        _ => StoreError::Sqlite(error),
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let transaction = connection.transaction()?;
+    let found = version(&transaction)?;
+    for migration in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", known_version())?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn version(connection: &Connection) -> Result<i64> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+fn known_version() -> i64 {
+    i64::try_from(MIGRATIONS.len()).expect("a handful of migrations")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_refusal(prepare: &str, expected: fn(&StoreError) -> bool) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        Connection::open(&path).unwrap().execute_batch(prepare).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let error = open(&path).map(|_| ()).unwrap_err();
+        assert!(expected(&error), "{error:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), before, "a refused file is left as it was");
+    }
+
+    #[test]
+    fn foreign_and_newer_files_are_refused() {
+        check_refusal("CREATE TABLE mine (a)", |error| matches!(error, StoreError::Foreign));
+        check_refusal(
+            "PRAGMA application_id = 1986884462; PRAGMA user_version = 99; CREATE TABLE later (a)",
+            |error| matches!(error, StoreError::TooNew { found: 99, known: 1 }),
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        std::fs::write(&path, "this is not a database, it is a letter to my aunt".repeat(50)).unwrap();
+        assert!(matches!(open(&path), Err(StoreError::Foreign)));
+    }
+
+    #[test]
+    fn opening_twice_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        drop(open(&path).unwrap());
+        let connection = open(&path).unwrap();
+        assert_eq!(version(&connection).unwrap(), known_version());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -2,5 +2,6 @@
 
 pub mod host;
 pub mod model;
+pub mod ops;
 pub mod plan;
 pub mod store;

@@ -170,6 +170,15 @@ impl Cursor {
         true
     }
 
+    /// Ends a stuck operation where it stands. Nothing is done or undone any more. True if it was stuck.
+    pub fn abandon(&mut self) -> bool {
+        let is_stuck = matches!(self.state, State::Stuck { .. });
+        if is_stuck {
+            self.enter(State::Failed);
+        }
+        is_stuck
+    }
+
     fn enter(&mut self, state: State) {
         self.attempts = 0;
         self.state = state;
@@ -267,7 +276,7 @@ mod tests {
                 // The journal holds the turn: the next life of the process begins with it.
                 Fault::CrashBefore | Fault::CrashAfter => {}
                 Fault::BlindErrorBefore | Fault::BlindErrorAfter => {
-                    rule(&mut world.cursor, turn, Outcome::Unknown)
+                    rule(&mut world.cursor, turn, Outcome::Unknown);
                 }
                 Fault::None | Fault::ErrorBefore | Fault::ErrorAfter | Fault::Cancel => {
                     let seen = world.applied[step] == wanted;

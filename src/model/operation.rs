@@ -10,7 +10,7 @@ use super::request::Request;
 use super::snapshot::Consistency;
 use super::step::Step;
 
-pub use super::cursor::{Outcome, State as OperationState, Turn};
+pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
 
 /// A mutation under way, or one that has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,6 +69,14 @@ impl Operation {
             self.failure = None;
             self.later_failure = None;
         }
+    }
+
+    /// Whether memory is being captured: the one commit step that can be ended from outside.
+    #[must_use]
+    pub fn captures_memory(&self) -> bool {
+        let OperationState::Running { at } = self.cursor.state else { return false };
+        at == self.cursor.commit_point
+            && matches!(&self.steps[at], Step::SwitchDisks(switch) if switch.memory.is_some())
     }
 
     /// The step that a turn is about.
@@ -134,11 +142,12 @@ pub struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, finding: Finding) {
+    /// Takes something in.
+    pub fn add(&mut self, finding: Finding) {
         match finding {
             Finding::Frozen { file_systems } => self.frozen = Some(file_systems),
             Finding::NotFrozen { reason } | Finding::FreezeLost { reason } => {
-                self.crash_reason = Some(reason)
+                self.crash_reason = Some(reason);
             }
             Finding::Thawed { file_systems, after_ms } => {
                 // A thaw that is repeated to be sure finds nothing: the first one tells.

@@ -1,0 +1,157 @@
+//! Where operations under way can be seen and spoken to. Decides nothing.
+//!
+//! A watcher always gets the latest; a slow one misses what lies between, and never holds anybody up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::model::{DiskTarget, Operation, OperationId};
+
+/// An operation as a watcher sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OperationView {
+    /// What the journal says.
+    pub operation: Operation,
+    /// What moves now.
+    pub progress: Vec<Progress>,
+    /// Rises with every change, over restarts too.
+    pub revision: u64,
+}
+
+/// Something that moves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// What is going on.
+    pub phase: Phase,
+    /// On which disk, if on one.
+    pub disk: Option<DiskTarget>,
+    /// Bytes dealt with. Never goes back.
+    pub done: u64,
+    /// Bytes to deal with. May grow.
+    pub total: u64,
+    /// Bytes per second so far.
+    pub rate: f64,
+}
+
+/// What is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Memory is captured.
+    CaptureMemory,
+    /// Layers are merged.
+    Merge,
+}
+
+/// What one can say to an operation under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Turn back.
+    Cancel,
+    /// Try again.
+    Retry,
+    /// Give up where it stands.
+    Abandon,
+}
+
+/// All operations under way.
+#[derive(Clone, Default)]
+pub(super) struct Board {
+    entries: Arc<Mutex<HashMap<OperationId, Entry>>>,
+}
+
+struct Entry {
+    view: watch::Receiver<OperationView>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// The runner's side of an entry.
+pub(super) struct Reporter {
+    view: watch::Sender<OperationView>,
+    started: Mutex<HashMap<(Option<DiskTarget>, Phase), Instant>>,
+    board: Board,
+    id: OperationId,
+}
+
+/// Revisions of one journaled generation: more progress reports than a turn can have.
+const REVISIONS_PER_GENERATION: u32 = 24;
+
+impl OperationView {
+    /// The view of an operation that does not move.
+    #[must_use]
+    pub fn of(operation: Operation) -> Self {
+        let revision = operation.generation << REVISIONS_PER_GENERATION;
+        Self { operation, progress: Vec::new(), revision }
+    }
+}
+
+impl Board {
+    /// Puts an operation on the board; it is there until the reporter is dropped.
+    pub(super) fn enter(&self, operation: &Operation) -> (Reporter, mpsc::Receiver<Command>) {
+        let (view, watcher) = watch::channel(OperationView::of(operation.clone()));
+        let (commands, inbox) = mpsc::channel(4);
+        let entry = Entry { view: watcher, commands };
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.id, entry);
+        let reporter = Reporter { view, started: Mutex::default(), board: self.clone(), id: operation.id };
+        (reporter, inbox)
+    }
+
+    /// A watcher of an operation under way.
+    pub(super) fn watch(&self, id: OperationId) -> Option<watch::Receiver<OperationView>> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&id).map(|entry| entry.view.clone())
+    }
+
+    /// The way to speak to an operation under way.
+    pub(super) fn commands(&self, id: OperationId) -> Option<mpsc::Sender<Command>> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&id).map(|entry| entry.commands.clone())
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Reporter {
+    /// Shows an operation whose state the journal has.
+    pub(super) fn publish(&self, operation: &Operation) {
+        self.view.send_replace(OperationView::of(operation.clone()));
+    }
+
+    /// Shows that something moves.
+    pub(super) fn progress(&self, phase: Phase, disk: Option<&DiskTarget>, done: u64, total: u64) {
+        let key = (disk.cloned(), phase);
+        let since = *self
+            .started
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(key)
+            .or_insert_with(Instant::now);
+        self.view.send_modify(|view| {
+            let known =
+                view.progress.iter().position(|entry| entry.phase == phase && entry.disk.as_ref() == disk);
+            let (done, total) = match known.map(|index| &view.progress[index]) {
+                Some(before) => (done.max(before.done), total.max(before.total)),
+                None => (done, total),
+            };
+            #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+            let rate = done as f64 / since.elapsed().as_secs_f64().max(0.001);
+            let entry = Progress { phase, disk: disk.cloned(), done, total: total.max(done), rate };
+            match known {
+                Some(index) => view.progress[index] = entry,
+                None => view.progress.push(entry),
+            }
+            view.revision += 1;
+        });
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.board.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}

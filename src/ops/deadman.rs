@@ -1,0 +1,185 @@
+//! The dead-man: a thread that thaws a guest at its deadline, whatever the rest of the process does.
+//!
+//! Decides when to thaw. Leaves to the steps to prove and record it. Must never wait for the runtime or the catalog.
+//!
+//! ```text
+//!   arm(deadline) -> waiting -> deadline passed -> thawing --proven--> (gone)
+//!                      |                            ^    |
+//!                   disarm -> (gone)                +----+ not proven: again, later each time
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::host::EmergencyThaw;
+use crate::model::VmId;
+
+/// A handle on the dead-man. The thread ends with the last one.
+#[derive(Clone)]
+pub(super) struct DeadMan {
+    shared: Arc<Shared>,
+    /// Tells the thread that nobody needs it any more.
+    _alive: Arc<Alive>,
+}
+
+struct Shared {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Watched {
+    leases: HashMap<VmId, Lease>,
+    is_over: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    due: Instant,
+    failures: u32,
+}
+
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.watched.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// One thaw may take so long: the agent is asked thrice in it.
+const THAW_DEADLINE: Duration = Duration::from_secs(5);
+
+impl DeadMan {
+    /// Starts the thread.
+    pub(super) fn start(emergency: Arc<dyn EmergencyThaw>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared { watched: Mutex::default(), changed: Condvar::new() });
+        let handle = Self { shared: Arc::clone(&shared), _alive: Arc::new(Alive(Arc::clone(&shared))) };
+        thread::Builder::new().name("dead-man".to_owned()).spawn(move || watch(&shared, &*emergency))?;
+        Ok(handle)
+    }
+
+    /// The guest is thawed after `timeout` unless this is called off.
+    pub(super) fn arm(&self, vm: VmId, timeout: Duration) {
+        let lease = Lease { due: Instant::now() + timeout, failures: 0 };
+        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).leases.insert(vm, lease);
+        self.shared.changed.notify_all();
+    }
+
+    /// The guest is proven thawed.
+    pub(super) fn disarm(&self, vm: VmId) {
+        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).leases.remove(&vm);
+    }
+}
+
+fn watch(shared: &Shared, emergency: &dyn EmergencyThaw) {
+    let mut watched = shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+    while !watched.is_over {
+        let next = watched.leases.iter().min_by_key(|(_, lease)| lease.due).map(|(vm, lease)| (*vm, *lease));
+        let Some((vm, lease)) = next else {
+            watched = shared.changed.wait(watched).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        let now = Instant::now();
+        if lease.due > now {
+            let (again, _) =
+                shared.changed.wait_timeout(watched, lease.due - now).unwrap_or_else(PoisonError::into_inner);
+            watched = again;
+            continue;
+        }
+        drop(watched);
+        let is_thawed = thaw(vm, lease, emergency);
+        watched = shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_thawed {
+            watched.leases.remove(&vm);
+        } else if let Some(lease) = watched.leases.get_mut(&vm) {
+            lease.failures += 1;
+            lease.due = Instant::now() + backoff(lease.failures);
+        }
+    }
+}
+
+fn thaw(vm: VmId, lease: Lease, emergency: &dyn EmergencyThaw) -> bool {
+    if lease.failures == 0 {
+        tracing::warn!(%vm, "the guest was frozen for longer than allowed: thawing it");
+    }
+    match emergency.thaw_now(vm, THAW_DEADLINE) {
+        Ok(true) => {
+            tracing::warn!(%vm, "the guest is thawed by the dead-man");
+            true
+        }
+        Ok(false) => {
+            tracing::error!(%vm, attempts = lease.failures + 1, "the guest does not say that it is thawed");
+            false
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(%vm, attempts = lease.failures + 1, error, "the guest cannot be thawed yet");
+            false
+        }
+    }
+}
+
+/// 0.2 s, doubled with each failure, at most 10 s.
+fn backoff(failures: u32) -> Duration {
+    Duration::from_millis(200).saturating_mul(1 << failures.min(6)).min(Duration::from_secs(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::host;
+
+    /// Says no so many times, then yes; tells of each call.
+    struct Stubborn {
+        refusals: Mutex<u32>,
+        calls: Mutex<mpsc::Sender<VmId>>,
+    }
+
+    impl EmergencyThaw for Stubborn {
+        fn thaw_now(&self, vm: VmId, _: Duration) -> host::Result<bool> {
+            self.calls.lock().unwrap().send(vm).unwrap();
+            let mut refusals = self.refusals.lock().unwrap();
+            let is_thawed = *refusals == 0;
+            *refusals = refusals.saturating_sub(1);
+            Ok(is_thawed)
+        }
+    }
+
+    fn start(refusals: u32) -> (DeadMan, mpsc::Receiver<VmId>) {
+        let (calls, seen) = mpsc::channel();
+        let emergency = Stubborn { refusals: Mutex::new(refusals), calls: Mutex::new(calls) };
+        (DeadMan::start(Arc::new(emergency)).unwrap(), seen)
+    }
+
+    #[test]
+    fn it_thaws_at_the_deadline_and_again_until_it_is_proven() {
+        let (dead_man, calls) = start(2);
+        let vm = VmId(Uuid::from_u128(7));
+        dead_man.arm(vm, Duration::from_millis(1));
+        for _ in 0..3 {
+            assert_eq!(calls.recv().unwrap(), vm);
+        }
+        drop(dead_man);
+        assert!(calls.recv().is_err(), "proven once, it is left alone and the thread ends");
+    }
+
+    #[test]
+    fn it_does_nothing_when_called_off() {
+        let (dead_man, calls) = start(0);
+        let (early, late) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
+        dead_man.arm(early, Duration::from_secs(3600));
+        dead_man.disarm(early);
+        dead_man.arm(late, Duration::ZERO);
+        assert_eq!(calls.recv().unwrap(), late);
+        drop(dead_man);
+        assert!(calls.recv().is_err());
+    }
+}

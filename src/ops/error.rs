@@ -1,0 +1,99 @@
+//! Why an engine call fails. Decides the stable reason of each; `api` turns reasons into codes.
+
+use crate::host::HostError;
+use crate::model::{OperationId, Reason};
+use crate::plan::Refusal;
+use crate::store::StoreError;
+
+/// Why an engine call fails. Nothing was changed, unless the message says so.
+#[derive(Debug, thiserror::Error)]
+pub enum OpsError {
+    /// The plan said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The outside world said no.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The catalog said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No VM answers to the name or id.
+    #[error("there is no VM {0:?} on this node")]
+    NoSuchVm(String),
+    /// No snapshot answers to the name or id.
+    #[error("there is no snapshot {0:?}")]
+    NoSuchSnapshot(String),
+    /// Several do.
+    #[error("several snapshots are called {name:?}: {}", .candidates.join(", "))]
+    AmbiguousSnapshot {
+        /// The name.
+        name: String,
+        /// The ids, each with its VM.
+        candidates: Vec<String>,
+    },
+    /// There is no such operation.
+    #[error("there is no operation {0:?}")]
+    NoSuchOperation(String),
+    /// Another operation holds the VM.
+    #[error("operation {0} holds the VM")]
+    VmBusy(OperationId),
+    /// An operation holds the VM and cannot go on without a person.
+    #[error("operation {0} is stuck and holds the VM")]
+    VmStuck(OperationId),
+    /// The request id belongs to another request.
+    #[error("the request id {0:?} was used for another request")]
+    RequestIdReused(String),
+    /// It is past the point of no return, or has ended.
+    #[error("the operation is past its point of no return, or has ended")]
+    NotCancellable,
+    /// It is not stuck.
+    #[error("the operation is not stuck")]
+    NotStuck,
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    Draining,
+}
+
+impl OpsError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Refused(refusal) => refusal.reason(),
+            Self::Host(error) => error.reason(),
+            Self::Store(StoreError::NameTaken) => Reason::SnapshotExists,
+            Self::Store(_) => Reason::CatalogFailed,
+            Self::NoSuchVm(_) => Reason::VmNotFound,
+            Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
+            Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
+            Self::NoSuchOperation(_) => Reason::OperationNotFound,
+            Self::VmBusy(_) => Reason::VmBusy,
+            Self::VmStuck(_) => Reason::OperationStuck,
+            Self::RequestIdReused(_) => Reason::RequestIdReused,
+            Self::NotCancellable => Reason::NotCancellable,
+            Self::NotStuck => Reason::NotStuck,
+            Self::Draining => Reason::Draining,
+        }
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.remedy(),
+            Self::Host(HostError::Unreachable(_)) => "start libvirtd; vmsnapd connects to it by itself",
+            Self::Host(_) => "see the log of vmsnapd",
+            Self::Store(_) => "see the log of vmsnapd; check the state directory for space and damage",
+            Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
+            Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
+            Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
+            Self::NoSuchOperation(_) => "list the operations with 'vmsnap op list'",
+            Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
+            Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",
+            Self::RequestIdReused(_) => "use a new request id for a new request",
+            Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
+            Self::NotStuck => "there is nothing to resolve",
+            Self::Draining => "try again when vmsnapd is back",
+        }
+    }
+}

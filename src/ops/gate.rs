@@ -1,0 +1,41 @@
+//! One operation per VM at a time. Decides who holds a VM; must never know what for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::model::{OperationId, VmId};
+
+/// Who holds which VM.
+#[derive(Clone, Default)]
+pub(super) struct Gate {
+    holders: Arc<Mutex<HashMap<VmId, OperationId>>>,
+}
+
+/// The right to change a VM, until dropped.
+pub(super) struct Permit {
+    gate: Gate,
+    vm: VmId,
+}
+
+impl Gate {
+    /// Lets `operation` have the VM, or names the one that has it.
+    pub(super) fn enter(&self, vm: VmId, operation: OperationId) -> Result<Permit, OperationId> {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(holder) = holders.get(&vm) {
+            return Err(*holder);
+        }
+        holders.insert(vm, operation);
+        Ok(Permit { gate: self.clone(), vm })
+    }
+
+    /// Who holds the VM.
+    pub(super) fn holder(&self, vm: VmId) -> Option<OperationId> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).copied()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.vm);
+    }
+}

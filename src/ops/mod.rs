@@ -1,0 +1,252 @@
+//! Carries plans out: what `api` may ask for, one runner for all, one operation per VM.
+//!
+//! Decides when something runs, waits or is refused for being in the way. Leaves what to do to `plan`, how to `host`.
+//! Must never know of gRPC, XML or SQL.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::host::{Host, VmSummary};
+use crate::model::operation::OperationState;
+use crate::model::{LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
+use crate::plan::Places;
+use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
+
+mod board;
+mod deadman;
+mod error;
+mod gate;
+mod observe;
+mod recover;
+mod runner;
+mod steps;
+mod submit;
+
+pub use board::{OperationView, Phase, Progress};
+pub use error::OpsError;
+pub use submit::{Asked, Submitted};
+
+use board::{Board, Command};
+use deadman::DeadMan;
+use gate::Gate;
+
+/// A result of an engine call.
+pub type Result<T> = std::result::Result<T, OpsError>;
+
+/// The engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    host: Host,
+    store: Store,
+    places: Places,
+    limits: Limits,
+    gate: Gate,
+    board: Board,
+    dead_man: DeadMan,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// How much may go on at once, and where we are.
+struct Limits {
+    merges: Semaphore,
+    captures: Semaphore,
+    boot_id: String,
+}
+
+/// What an engine is told when it is built.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where new files go.
+    pub places: Places,
+    /// Deletions that may merge at once.
+    pub concurrent_merges: usize,
+    /// Memory captures at once.
+    pub concurrent_captures: usize,
+    /// The boot of this node (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+}
+
+impl Engine {
+    /// An engine over a world and a catalog. Call [`Engine::recover`] before it is given work.
+    pub fn new(host: Host, store: Store, settings: Settings) -> std::io::Result<Self> {
+        let dead_man = DeadMan::start(Arc::clone(&host.emergency))?;
+        Ok(Self(Arc::new(Inner {
+            host,
+            store,
+            places: settings.places,
+            limits: Limits {
+                merges: Semaphore::new(settings.concurrent_merges),
+                captures: Semaphore::new(settings.concurrent_captures),
+                boot_id: settings.boot_id,
+            },
+            gate: Gate::default(),
+            board: Board::default(),
+            dead_man,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        })))
+    }
+
+    /// The outside world, to look at.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.0.host
+    }
+
+    /// The catalog, to look at.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// How many operations are under way or stuck.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.0.board.len()
+    }
+
+    /// Takes no new work, lets each operation come to a durable stop, no guest frozen.
+    pub async fn drain(&self) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Fires when the engine begins to drain.
+    #[must_use]
+    pub fn draining(&self) -> CancellationToken {
+        self.0.stopping.clone()
+    }
+
+    /// All VMs.
+    pub async fn vms(&self) -> Result<Vec<VmSummary>> {
+        Ok(self.0.host.hypervisor.vms().await?)
+    }
+
+    /// The VM that answers to a name or an id.
+    pub async fn find_vm(&self, wanted: &str) -> Result<VmSummary> {
+        let id = wanted.parse::<VmId>().ok();
+        let vms = self.vms().await?;
+        vms.into_iter()
+            .find(|vm| Some(vm.id) == id || vm.name == wanted)
+            .ok_or_else(|| OpsError::NoSuchVm(wanted.to_owned()))
+    }
+
+    /// A VM and what the catalog knows of it.
+    pub async fn vm(&self, vm: VmId) -> Result<(VmView, LayerTree)> {
+        let view = self.0.host.hypervisor.observe(vm).await?;
+        Ok((view, self.0.store.tree(vm).await?))
+    }
+
+    /// The operation that holds a VM.
+    #[must_use]
+    pub fn holder(&self, vm: VmId) -> Option<OperationId> {
+        self.0.gate.holder(vm)
+    }
+
+    /// The snapshot that answers to an id, or to a name within `vm` or, if the name is unique, anywhere.
+    pub async fn find_snapshot(&self, wanted: &str, vm: Option<VmId>) -> Result<Snapshot> {
+        let nobody = || OpsError::NoSuchSnapshot(wanted.to_owned());
+        if let Ok(id) = wanted.parse::<SnapshotId>() {
+            let found = self.0.store.snapshot(id).await?;
+            return found.filter(|snapshot| vm.is_none_or(|vm| vm == snapshot.vm)).ok_or_else(nobody);
+        }
+        if wanted.is_empty() {
+            return Err(nobody());
+        }
+        let filter = SnapshotFilter { vm, name: wanted.to_owned(), ..SnapshotFilter::default() };
+        let mut found =
+            self.0.store.snapshots(filter, Page { limit: 10, ..Page::default() }).await?.snapshots;
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(nobody()),
+            (Some(snapshot), true) => Ok(snapshot),
+            (Some(last), false) => Err(OpsError::AmbiguousSnapshot {
+                name: wanted.to_owned(),
+                candidates: found
+                    .iter()
+                    .chain([&last])
+                    .map(|snapshot| format!("{} ({}/{})", snapshot.id, snapshot.vm_name, snapshot.name))
+                    .collect(),
+            }),
+        }
+    }
+
+    /// A page of snapshots.
+    pub async fn snapshots(&self, filter: SnapshotFilter, page: Page) -> Result<SnapshotPage> {
+        Ok(self.0.store.snapshots(filter, page).await?)
+    }
+
+    /// The snapshots that VMs are at now: for each VM of `vms`.
+    pub async fn current(
+        &self,
+        vms: impl IntoIterator<Item = VmId> + Send,
+    ) -> Result<HashMap<VmId, SnapshotId>> {
+        let mut current = HashMap::new();
+        for vm in vms.into_iter().collect::<std::collections::BTreeSet<_>>() {
+            if let Some(snapshot) = self.0.store.tree(vm).await?.current {
+                current.insert(vm, snapshot);
+            }
+        }
+        Ok(current)
+    }
+
+    /// An operation as it is now.
+    pub async fn operation(&self, id: OperationId) -> Result<OperationView> {
+        if let Some(watcher) = self.0.board.watch(id) {
+            return Ok(watcher.borrow().clone());
+        }
+        let operation = self.0.store.operation(id).await?;
+        operation.map(OperationView::of).ok_or_else(|| OpsError::NoSuchOperation(id.to_string()))
+    }
+
+    /// Operations, newest first. With the number there are.
+    pub async fn operations(
+        &self,
+        vm: Option<VmId>,
+        only_open: bool,
+        before: Option<OperationId>,
+        limit: u32,
+    ) -> Result<(Vec<Operation>, u64)> {
+        Ok(self.0.store.operations(vm, only_open, before, limit).await?)
+    }
+
+    /// Follows an operation under way. None for one that has ended.
+    #[must_use]
+    pub fn watch(&self, id: OperationId) -> Option<watch::Receiver<OperationView>> {
+        self.0.board.watch(id)
+    }
+
+    /// Asks an operation to turn back.
+    pub async fn cancel(&self, id: OperationId) -> Result<OperationView> {
+        let view = self.operation(id).await?;
+        let captures_memory = view.operation.captures_memory();
+        if !(view.operation.cursor.can_cancel() || captures_memory) {
+            return Err(OpsError::NotCancellable);
+        }
+        self.say(id, Command::Cancel, OpsError::NotCancellable).await?;
+        self.operation(id).await
+    }
+
+    /// Lets a stuck operation try again, or give up where it stands.
+    pub async fn resolve(&self, id: OperationId, abandon: bool) -> Result<OperationView> {
+        let view = self.operation(id).await?;
+        if !matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
+            return Err(OpsError::NotStuck);
+        }
+        let command = if abandon { Command::Abandon } else { Command::Retry };
+        self.say(id, command, OpsError::NotStuck).await?;
+        self.operation(id).await
+    }
+
+    async fn say(&self, id: OperationId, command: Command, otherwise: OpsError) -> Result<()> {
+        let Some(commands) = self.0.board.commands(id) else { return Err(otherwise) };
+        commands.send(command).await.map_err(|_| otherwise)
+    }
+}

@@ -1,0 +1,76 @@
+//! Gathers the view of the world that a plan looks at. Decides nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::host::{Host, HostError};
+use crate::model::vm::{DiskView, Format, ImageFacts};
+use crate::model::{LayerTree, VmId, VmView};
+use crate::plan::{Places, World};
+use crate::store::Store;
+
+use super::OpsError;
+
+/// The world as far as `vm` is concerned.
+pub(super) async fn observe(
+    host: &Host,
+    store: &Store,
+    places: &Places,
+    vm: VmId,
+) -> Result<World, OpsError> {
+    let view = host.hypervisor.observe(vm).await?;
+    let tree = store.tree(vm).await?;
+    let images = inspect_all(host, &view, &tree).await?;
+    let memory_images = measure_memory_images(host, &tree).await?;
+    let mut directories: BTreeSet<&Path> = images.keys().filter_map(|path| path.parent()).collect();
+    directories.insert(&places.memory);
+    directories.extend(places.overlays.as_deref());
+    let mut free_space = HashMap::new();
+    for directory in directories {
+        // A directory that cannot be asked is found out when it is written to.
+        if let Ok(free) = host.images.free_space(directory).await {
+            free_space.insert(directory.to_owned(), free);
+        }
+    }
+    Ok(World {
+        vm: view,
+        tree,
+        images,
+        memory_images,
+        free_space,
+        places: places.clone(),
+        now: Timestamp::now(),
+    })
+}
+
+/// The images of the VM and of the catalog. One that is not there is left out: the plan tells what that means.
+async fn inspect_all(
+    host: &Host,
+    view: &VmView,
+    tree: &LayerTree,
+) -> Result<HashMap<PathBuf, ImageFacts>, OpsError> {
+    let of_vm = view.disks.iter().flat_map(DiskView::chain).map(|image| (&image.path, image.format));
+    let of_catalog = tree.layers.values().map(|layer| (&layer.path, layer.format));
+    let wanted: HashMap<&PathBuf, Format> = of_catalog.chain(of_vm).collect();
+    let mut images = HashMap::new();
+    for (path, format) in wanted {
+        match host.images.inspect(path, format).await {
+            Ok(facts) => drop(images.insert(path.clone(), facts)),
+            Err(HostError::NoSuchImage(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(images)
+}
+
+async fn measure_memory_images(host: &Host, tree: &LayerTree) -> Result<HashMap<PathBuf, u64>, OpsError> {
+    let mut sizes = HashMap::new();
+    for memory in tree.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref()) {
+        if let Some(bytes) = host.images.memory_image(&memory.path).await? {
+            sizes.insert(memory.path.clone(), bytes);
+        }
+    }
+    Ok(sizes)
+}

@@ -1,0 +1,82 @@
+//! What an earlier life left behind: guests are thawed before anything else, then its operations go on.
+//!
+//! A restart is no special case: the same runner carries on from what the journal says.
+
+use std::time::Duration;
+
+use crate::host::Link;
+use crate::model::{Finding, Operation};
+use crate::store::FreezeLease;
+
+use super::runner::Runner;
+use super::steps::{Thawed, prove_thaw};
+use super::{Engine, Result};
+
+impl Engine {
+    /// Holds the VMs of open operations, thaws, and lets the operations go on. Returns as soon as the VMs are held;
+    /// the rest happens when the hypervisor can be reached.
+    pub async fn recover(&self) -> Result<usize> {
+        let operations = self.0.store.open_operations().await?;
+        let leases = self.0.store.leases().await?;
+        let count = operations.len();
+        let held: Vec<_> = operations
+            .into_iter()
+            .filter_map(|operation| match self.0.gate.enter(operation.vm, operation.id) {
+                Ok(permit) => Some((operation, permit)),
+                Err(holder) => {
+                    tracing::error!(operation = %operation.id, %holder, "two open operations for one VM");
+                    None
+                }
+            })
+            .collect();
+        for lease in &leases {
+            // Whatever becomes of the tasks below, the dead-man goes on with it.
+            self.0.dead_man.arm(lease.vm, Duration::ZERO);
+        }
+        for (operation, permit) in held {
+            let lease = leases.iter().find(|lease| lease.operation == operation.id).cloned();
+            let engine = self.clone();
+            self.0.tasks.spawn(async move {
+                let operation = engine.thaw_before(operation, lease).await;
+                Runner::new(engine, operation, permit, false).run().await;
+            });
+        }
+        for lease in leases {
+            if self.0.gate.holder(lease.vm) != Some(lease.operation) {
+                let engine = self.clone();
+                self.0.tasks.spawn(async move { engine.honour(&lease).await });
+            }
+        }
+        Ok(count)
+    }
+
+    /// An operation that had frozen its guest goes on with the guest thawed, and knows that the freeze was lost.
+    async fn thaw_before(&self, mut operation: Operation, lease: Option<FreezeLease>) -> Operation {
+        // What the earlier life published after its last save must not be newer than what this one publishes.
+        operation.generation += 1;
+        if let Some(lease) = lease
+            && self.honour(&lease).await
+        {
+            operation.findings.add(Finding::FreezeLost {
+                reason: "vmsnapd was restarted while the guest was frozen".to_owned(),
+            });
+        }
+        operation
+    }
+
+    /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.
+    async fn honour(&self, lease: &FreezeLease) -> bool {
+        let mut link = self.0.host.hypervisor.link();
+        tokio::select! {
+            _ = link.wait_for(|link| *link == Link::Up) => {}
+            () = self.0.stopping.cancelled() => return false,
+        }
+        let thawed = prove_thaw(&self.0.host, lease.vm).await;
+        let is_proven = matches!(thawed, Ok(Thawed::Proven { .. }));
+        tracing::warn!(vm = %lease.vm, is_proven, "a guest was left frozen by an earlier life: thawed");
+        if is_proven && self.0.store.clear_lease(lease.vm).await.is_ok() {
+            self.0.dead_man.disarm(lease.vm);
+        }
+        is_proven
+    }
+}

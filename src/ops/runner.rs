@@ -1,0 +1,255 @@
+//! Carries a plan out, turn by turn; new work and what an earlier life left behind are the same to it.
+//!
+//! ```text
+//!   loop: turn = cursor.turn()          none when it has ended
+//!         journal(operation)            the intent is durable before the effect
+//!         performed = perform(turn)     look; act; look again
+//!         cursor.record(turn, outcome)
+//! ```
+//! Decides when to wait: for the hypervisor, between attempts, for a person. Everything else is the cursor's.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::host::Link;
+use crate::model::operation::{Direction, OperationState, Reason};
+use crate::model::{Failure, Operation, Outcome, SnapshotState, Step, Turn};
+
+use super::Engine;
+use super::board::{Command, Reporter};
+use super::gate::Permit;
+use super::steps::{Context, Performed, perform};
+
+/// An operation on its way.
+pub(super) struct Runner {
+    engine: Engine,
+    operation: Operation,
+    reporter: Reporter,
+    commands: mpsc::Receiver<Command>,
+    /// Holds the VM until the operation has ended.
+    _permit: Permit,
+    /// Whether the present turn has never been tried, in this life or an earlier one.
+    is_fresh: bool,
+}
+
+impl Runner {
+    /// Takes charge of an operation that the journal has. `is_fresh`: it has never run.
+    pub(super) fn new(engine: Engine, operation: Operation, permit: Permit, is_fresh: bool) -> Self {
+        let (reporter, commands) = engine.0.board.enter(&operation);
+        Self { engine, operation, reporter, commands, _permit: permit, is_fresh }
+    }
+
+    /// Runs it to its end, or until the daemon goes down.
+    pub(super) async fn run(mut self) {
+        let id = self.operation.id;
+        tracing::info!(operation = %id, vm = %self.operation.vm, snapshot = %self.operation.snapshot, "operation runs");
+        loop {
+            self.take_commands();
+            if self.may_stop() {
+                tracing::info!(operation = %id, "operation is left for the next start");
+                return;
+            }
+            let Some(turn) = self.operation.cursor.turn() else { break };
+            if !self.wait_for_link().await || !self.save().await {
+                return;
+            }
+            self.take_turn(turn).await;
+        }
+        if matches!(self.operation.cursor.state, OperationState::Stuck { .. }) {
+            return Box::pin(self.wait_for_a_person()).await;
+        }
+        self.operation.ended_at = Some(Timestamp::now());
+        self.save().await;
+        self.log_end();
+    }
+
+    async fn take_turn(&mut self, turn: Turn) {
+        let cancelled = CancellationToken::new();
+        let engine = self.engine.clone();
+        let inner = &engine.0;
+        let performed = {
+            let context = Context {
+                host: &inner.host,
+                store: &inner.store,
+                dead_man: &inner.dead_man,
+                limits: &inner.limits,
+                reporter: &self.reporter,
+                operation: &self.operation,
+                is_fresh: self.is_fresh,
+                cancelled: &cancelled,
+                stopping: &inner.stopping,
+            };
+            let mut turn = std::pin::pin!(perform(&context, turn));
+            loop {
+                tokio::select! {
+                    performed = &mut turn => break performed,
+                    Some(command) = self.commands.recv() => {
+                        if command == Command::Cancel {
+                            cancelled.cancel();
+                        }
+                    }
+                }
+            }
+        };
+        self.operation.cancel_requested |= cancelled.is_cancelled();
+        let Performed::Seen { outcome, findings, failure } = performed else {
+            self.is_fresh = false;
+            return;
+        };
+        if let Some(failure) = &failure {
+            let causes = failure.causes.join(": ");
+            tracing::warn!(operation = %self.operation.id, ?turn, ?outcome, reason = ?failure.reason, causes, "{}", failure.message);
+        }
+        let is_unreachable =
+            failure.as_ref().is_some_and(|failure| failure.reason == Reason::HypervisorUnavailable);
+        let before = self.operation.cursor;
+        if is_unreachable && outcome == Outcome::Unknown && !self.would_turn_back(turn) {
+            // Nothing can be said until the hypervisor is back; that is no failure of this step.
+            self.is_fresh = false;
+            self.pause(1).await;
+            return;
+        }
+        self.operation.record(turn, outcome, findings, failure);
+        self.is_fresh = self.operation.cursor.state != before.state;
+        if !self.is_fresh {
+            self.pause(self.operation.cursor.attempts).await;
+        }
+    }
+
+    fn would_turn_back(&self, turn: Turn) -> bool {
+        matches!(turn, Turn::Ensure(at) if at < self.operation.cursor.commit_point)
+    }
+
+    /// A wish to cancel is granted between turns, as long as the commit step has not been tried.
+    fn take_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.operation.cancel_requested |= command == Command::Cancel;
+        }
+        if self.operation.cancel_requested && self.is_fresh && self.operation.cursor.turn_back() {
+            self.operation.failure = Some(Failure {
+                reason: Reason::Cancelled,
+                message: "the operation was cancelled".to_owned(),
+                causes: Vec::new(),
+            });
+        }
+    }
+
+    /// The daemon goes down between turns, but never with a guest frozen.
+    fn may_stop(&self) -> bool {
+        self.engine.0.stopping.is_cancelled() && !self.holds_freeze()
+    }
+
+    /// Whether the guest may be frozen by this operation now.
+    fn holds_freeze(&self) -> bool {
+        let position = |wanted: fn(&Step) -> bool| self.operation.steps.iter().position(wanted);
+        let freeze = position(|step| matches!(step, Step::Freeze(_)));
+        let thaw = position(|step| matches!(step, Step::Thaw));
+        match (self.operation.cursor.turn(), freeze, thaw) {
+            (Some(Turn::Ensure(at) | Turn::Undo(at)), Some(freeze), Some(thaw)) => at >= freeze && at <= thaw,
+            (_, _, _) => false,
+        }
+    }
+
+    /// True once the hypervisor can be reached; false if the daemon goes down first.
+    async fn wait_for_link(&mut self) -> bool {
+        let mut link = self.engine.0.host.hypervisor.link();
+        tokio::select! {
+            result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
+            () = self.engine.0.stopping.cancelled() => false,
+        }
+    }
+
+    /// Makes the operation durable and shows it. If that fails it is tried again: nothing is done before. False if the
+    /// daemon goes down first.
+    async fn save(&mut self) -> bool {
+        self.operation.generation += 1;
+        self.operation.updated_at = Timestamp::now();
+        let mut failures = 0;
+        loop {
+            match self.engine.0.store.save(self.operation.clone()).await {
+                Ok(()) => break,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(operation = %self.operation.id, error, "the journal cannot be written");
+                }
+            }
+            failures += 1;
+            if self.engine.0.stopping.is_cancelled() {
+                return false;
+            }
+            self.pause(failures).await;
+        }
+        self.reporter.publish(&self.operation);
+        true
+    }
+
+    /// 0.1 s, doubled with each failure, at most 5 s.
+    async fn pause(&self, failures: u8) {
+        let pause = Duration::from_millis(50).saturating_mul(1 << u32::from(failures.min(7)));
+        tokio::select! {
+            () = tokio::time::sleep(pause.min(Duration::from_secs(5))) => {}
+            () = self.engine.0.stopping.cancelled() => {}
+        }
+    }
+
+    /// The VM stays held and takes no new work until a person has decided.
+    async fn wait_for_a_person(mut self) {
+        if !self.save().await {
+            return;
+        }
+        tracing::error!(operation = %self.operation.id, vm = %self.operation.vm, "operation is stuck: a person is needed");
+        loop {
+            let command = tokio::select! {
+                command = self.commands.recv() => command,
+                () = self.engine.0.stopping.cancelled() => None,
+            };
+            match command {
+                None => return,
+                Some(Command::Cancel) => {}
+                Some(Command::Retry) => {
+                    self.operation.cursor.retry();
+                    self.is_fresh = false;
+                    return Box::pin(self.run()).await;
+                }
+                Some(Command::Abandon) => {
+                    self.operation.cursor.abandon();
+                    self.mark_in_error().await;
+                    return Box::pin(self.run()).await;
+                }
+            }
+        }
+    }
+
+    /// What an abandoned operation was about cannot be vouched for.
+    async fn mark_in_error(&self) {
+        let marked = self.engine.0.store.set_state(self.operation.snapshot, SnapshotState::Error).await;
+        if let Err(error) = marked {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
+        }
+    }
+
+    fn log_end(&self) {
+        let operation = &self.operation;
+        match operation.cursor.state {
+            OperationState::Succeeded => tracing::info!(
+                operation = %operation.id, vm = %operation.vm, snapshot = %operation.snapshot,
+                frozen_ms = operation.findings.frozen_ms, paused_ms = operation.findings.paused_ms,
+                "operation succeeded"
+            ),
+            OperationState::Failed => {
+                let failure = operation.failure.as_ref();
+                tracing::warn!(
+                    operation = %operation.id, vm = %operation.vm, reason = ?failure.map(|failure| failure.reason),
+                    "operation failed, all is undone"
+                );
+            }
+            OperationState::Running { .. }
+            | OperationState::Undoing { .. }
+            | OperationState::Stuck { direction: Direction::Forward | Direction::Back, .. } => {}
+        }
+    }
+}

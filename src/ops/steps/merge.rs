@@ -1,0 +1,228 @@
+//! Merges: all disks side by side, each by the moves that `plan::merge` gives for what is seen of it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::broadcast;
+
+use crate::host::{Commit, HostError, HostEvent, Result};
+use crate::model::step::{Merge, MergeLayers};
+use crate::model::vm::{DiskSource, Format};
+use crate::plan::merge::{Next, Seen, next};
+
+use super::super::board::Phase;
+use super::{Context, Performed};
+
+/// The hypervisor tells when a job is ready or gone, but not how far it is: asked so often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What came of one merge.
+enum Merged {
+    /// It is complete.
+    Complete,
+    /// It was refused before anything began.
+    Untouched(HostError),
+    /// It is somewhere on the way.
+    Halfway(HostError),
+    /// The daemon is going down.
+    Interrupted,
+}
+
+/// The children are merged into their bases and nothing refers to them.
+pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Performed {
+    let _slot = context.limits.merges.acquire().await;
+    let all = join_all(layers.merges.iter().map(|merge| carry_out(context, merge, layers.bandwidth))).await;
+    let mut untouched = 0;
+    let mut failure = None;
+    for merged in all {
+        match merged {
+            Merged::Complete => {}
+            Merged::Untouched(error) => {
+                untouched += 1;
+                failure.get_or_insert(error);
+            }
+            Merged::Halfway(error) => failure = Some(error),
+            Merged::Interrupted => return Performed::Interrupted,
+        }
+    }
+    match failure {
+        None => Performed::done(),
+        Some(error) if context.is_fresh && untouched == layers.merges.len() => Performed::not_applied(error),
+        Some(error) => Performed::unknown(error),
+    }
+}
+
+async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>) -> Merged {
+    let mut events = context.host.hypervisor.events();
+    let mut course = Course::default();
+    loop {
+        if context.stopping.is_cancelled() {
+            return Merged::Interrupted;
+        }
+        let moved = match see(context, merge, course.committed_offline).await {
+            Ok(seen) => course.step(context, merge, bandwidth, &seen, &mut events).await,
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(true) => return Merged::Complete,
+            Ok(false) => {}
+            Err(error) if course.has_begun => return Merged::Halfway(error),
+            Err(error) => return Merged::Untouched(error),
+        }
+    }
+}
+
+/// What this attempt has done so far.
+#[derive(Default)]
+struct Course {
+    /// A byte may be in the base.
+    has_begun: bool,
+    has_started_job: bool,
+    committed_offline: bool,
+}
+
+impl Course {
+    /// One move. True when there is nothing left to do.
+    async fn step(
+        &mut self,
+        context: &Context<'_>,
+        merge: &Merge,
+        bandwidth: Option<u64>,
+        seen: &Seen,
+        events: &mut broadcast::Receiver<HostEvent>,
+    ) -> Result<bool> {
+        match next(merge, seen) {
+            Next::Done => return Ok(true),
+            Next::StartCommit { is_active } => {
+                self.start_commit(context, merge, bandwidth, is_active).await?
+            }
+            Next::Wait => {
+                self.has_begun = true;
+                if let Some(job) = seen.job {
+                    context.reporter.progress(Phase::Merge, Some(&merge.target), job.done, job.total);
+                }
+                wait(context, events).await;
+            }
+            Next::Pivot => {
+                self.has_begun = true;
+                if let Some(job) = seen.job {
+                    context.reporter.progress(Phase::Merge, Some(&merge.target), job.done, job.total);
+                }
+                match context.host.hypervisor.pivot(context.vm(), &merge.target).await {
+                    // READY may blink; the next look tells.
+                    Err(HostError::NotReady(_)) => wait(context, events).await,
+                    result => result?,
+                }
+            }
+            Next::CommitOffline => {
+                commit_offline(context, merge, self).await?;
+                self.committed_offline = true;
+            }
+            Next::Rebase(grandchildren) => {
+                self.has_begun = true;
+                for index in grandchildren {
+                    context.host.images.rebase(&merge.grandchildren[index], &merge.base).await?;
+                }
+            }
+            Next::PointAtBase => {
+                self.has_begun = true;
+                let disks = [(merge.target.clone(), merge.base.clone())];
+                context.host.hypervisor.point_disks(context.vm(), &disks).await?;
+            }
+            Next::Contradiction(problem) => {
+                return Err(HostError::BadImage { path: merge.child.path.clone(), problem });
+            }
+        }
+        Ok(false)
+    }
+
+    async fn start_commit(
+        &mut self,
+        context: &Context<'_>,
+        merge: &Merge,
+        bandwidth: Option<u64>,
+        is_active: bool,
+    ) -> Result<()> {
+        if self.has_started_job {
+            // "The block job is gone" is never success; the disk still reads through the child.
+            return Err(HostError::BadImage {
+                path: merge.base.path.clone(),
+                problem: "the block job ended before the layers were merged".to_owned(),
+            });
+        }
+        let commit = Commit {
+            disk: merge.target.clone(),
+            top: merge.child.path.clone(),
+            base: merge.base.path.clone(),
+            is_active,
+            bandwidth,
+        };
+        let started = context.host.hypervisor.start_commit(context.vm(), &commit).await;
+        // A refusal means that nothing began; anything less clear may have.
+        self.has_begun |= !matches!(started, Err(HostError::Refused { .. } | HostError::Busy(_)));
+        started?;
+        self.has_started_job = true;
+        Ok(())
+    }
+}
+
+async fn commit_offline(context: &Context<'_>, merge: &Merge, course: &mut Course) -> Result<()> {
+    for image in [&merge.child, &merge.base] {
+        if context.host.images.is_in_use(&image.path, image.format).await? {
+            return Err(HostError::ImageInUse(image.path.clone()));
+        }
+    }
+    course.has_begun = true;
+    let (progress, mut seen) = tokio::sync::watch::channel((0, 0));
+    let mut commit = std::pin::pin!(context.host.images.commit(&merge.child, &merge.base, &progress));
+    loop {
+        tokio::select! {
+            result = &mut commit => return result,
+            Ok(()) = seen.changed() => {
+                let (done, total) = *seen.borrow_and_update();
+                context.reporter.progress(Phase::Merge, Some(&merge.target), done, total);
+            }
+        }
+    }
+}
+
+/// Until something happens to a block job of the VM, or it is time to show how far it is.
+async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>) {
+    let told = async {
+        loop {
+            match events.recv().await {
+                Ok(HostEvent::BlockJobChanged(vm) | HostEvent::VmChanged(vm)) if vm == context.vm() => return,
+                Ok(_) => {}
+                // Events were lost, or the link broke: look again.
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = context.stopping.cancelled() => {}
+        () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+    }
+}
+
+async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> Result<Seen> {
+    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
+    let stored = match &disk.source {
+        DiskSource::Chain { persistent, .. } => persistent.clone(),
+        DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
+    };
+    let mut backings = Vec::with_capacity(merge.grandchildren.len());
+    for image in &merge.grandchildren {
+        let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
+        backings.push(facts.backing.map(|backing| backing.path));
+    }
+    Ok(Seen {
+        is_live: view.run_state.is_live(),
+        chain: disk.chain().iter().map(|image| image.path.clone()).collect(),
+        stored,
+        job: disk.block_job,
+        backings,
+        committed_offline,
+    })
+}

@@ -1,0 +1,192 @@
+//! How each step is seen, made so and unmade. Look; act if needed; on an error look again: an error proves nothing.
+//!
+//! Decides only what was seen. Leaves what it means for the operation to the cursor. Must never choose a name, an
+//! order or another step.
+
+use std::future::Future;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::host::{Host, HostError, Result as HostResult};
+use crate::model::step::Step;
+use crate::model::{Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
+use crate::store::{Store, StoreError};
+
+use super::Limits;
+use super::board::Reporter;
+use super::deadman::DeadMan;
+
+mod images;
+mod merge;
+mod power;
+mod quiesce;
+mod switch;
+
+pub(super) use quiesce::{Thawed, prove_thaw};
+
+/// What a step may use.
+pub(super) struct Context<'a> {
+    pub(super) host: &'a Host,
+    pub(super) store: &'a Store,
+    pub(super) dead_man: &'a DeadMan,
+    pub(super) limits: &'a Limits,
+    pub(super) reporter: &'a Reporter,
+    pub(super) operation: &'a Operation,
+    /// Whether this turn has never been tried before, in this life of the process or an earlier one.
+    pub(super) is_fresh: bool,
+    /// Somebody wants the operation undone.
+    pub(super) cancelled: &'a CancellationToken,
+    /// The daemon is going down.
+    pub(super) stopping: &'a CancellationToken,
+}
+
+impl Context<'_> {
+    fn vm(&self) -> VmId {
+        self.operation.vm
+    }
+}
+
+/// What came of a turn.
+pub(super) enum Performed {
+    /// It was seen, or not.
+    Seen {
+        /// What was seen.
+        outcome: Outcome,
+        /// What was learned.
+        findings: Vec<Finding>,
+        /// What went wrong.
+        failure: Option<Failure>,
+    },
+    /// It was left half way because the daemon is going down; the next life goes on with it.
+    Interrupted,
+}
+
+impl Performed {
+    fn done() -> Self {
+        Self::learned(Vec::new())
+    }
+
+    fn learned(findings: Vec<Finding>) -> Self {
+        Self::Seen { outcome: Outcome::Done, findings, failure: None }
+    }
+
+    fn not_applied(failure: impl Into<Failure>) -> Self {
+        Self::Seen { outcome: Outcome::NotApplied, findings: Vec::new(), failure: Some(failure.into()) }
+    }
+
+    fn unknown(failure: impl Into<Failure>) -> Self {
+        Self::Seen { outcome: Outcome::Unknown, findings: Vec::new(), failure: Some(failure.into()) }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        Self::new(error.reason(), &error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(crate::model::Reason::CatalogFailed, &error)
+    }
+}
+
+/// Carries out one turn.
+pub(super) async fn perform(context: &Context<'_>, turn: Turn) -> Performed {
+    let step = context.operation.step(turn);
+    match turn {
+        Turn::Ensure(_) => ensure(context, step).await,
+        Turn::Undo(_) => undo(context, step).await,
+    }
+}
+
+async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
+    match step {
+        // Entered together with the operation.
+        Step::ReserveSnapshot { .. } => Performed::done(),
+        Step::CreateOverlay(overlay) => images::create_overlay(context, overlay).await,
+        Step::PrepareMemoryImage { path } => images::prepare_memory(context, path).await,
+        Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
+        Step::RemoveImages { images } => images::remove(context, images).await,
+        Step::Freeze(freeze) => quiesce::freeze(context, freeze).await,
+        Step::Thaw => quiesce::thaw(context).await,
+        Step::ConfirmQuiesce => quiesce::confirm(context),
+        Step::SwitchDisks(switch) => switch::switch(context, switch).await,
+        Step::Merge(merge) => merge::merge(context, merge).await,
+        Step::Stop { .. } => power::stop(context).await,
+        Step::PointDisks { disks } => power::point(context, disks, power::Way::Forth).await,
+        Step::Start(start) => power::start(context, start).await,
+        Step::MarkDeleting { snapshot } => {
+            stored(context.store.set_state(*snapshot, SnapshotState::Deleting).await)
+        }
+        Step::MarkReverting { snapshot } => {
+            stored(context.store.set_state(*snapshot, SnapshotState::Reverting).await)
+        }
+        Step::Record(change) => {
+            let findings = context.operation.findings.clone();
+            stored(context.store.apply(context.vm(), change.clone(), findings).await)
+        }
+    }
+}
+
+async fn undo(context: &Context<'_>, step: &Step) -> Performed {
+    match step {
+        Step::ReserveSnapshot { snapshot } => stored(context.store.forget_reservation(*snapshot).await),
+        Step::CreateOverlay(overlay) => images::remove_unused(context, &overlay.path).await,
+        Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
+        Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
+        Step::SwitchDisks(switch) => switch::switch_back(context, switch).await,
+        Step::MarkDeleting { snapshot } | Step::MarkReverting { snapshot } => {
+            stored(context.store.set_state(*snapshot, SnapshotState::Ready).await)
+        }
+        Step::Stop { was } => power::start_again(context, *was).await,
+        Step::PointDisks { disks } => power::point(context, disks, power::Way::Back).await,
+        Step::Start(_) => power::stop(context).await,
+        // Nothing to take back: they only look, or they stand behind every commit point.
+        Step::CheckMemoryImage { .. }
+        | Step::ConfirmQuiesce
+        | Step::Merge(_)
+        | Step::RemoveImages { .. }
+        | Step::Record(_) => Performed::done(),
+    }
+}
+
+/// A catalog write: done, or it is not known whether it was.
+fn stored(result: Result<(), StoreError>) -> Performed {
+    match result {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// Look; act if needed; look again.
+///
+/// A call that gave no answer in time may still take effect: then what is seen is no proof of absence.
+async fn make_so<Look, Looking, Act, Acting>(look: Look, act: Act) -> Performed
+where
+    Look: Fn() -> Looking,
+    Looking: Future<Output = HostResult<bool>>,
+    Act: FnOnce() -> Acting,
+    Acting: Future<Output = HostResult<()>>,
+{
+    match look().await {
+        Ok(true) => return Performed::done(),
+        Ok(false) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    let acted = act().await;
+    match (look().await, acted) {
+        (Ok(true), _) => Performed::done(),
+        (Ok(false), Ok(())) => Performed::unknown(HostError::Malformed {
+            what: "a call that claims success without effect",
+            cause: "the effect is not to be seen".into(),
+        }),
+        (Ok(false), Err(error)) if leaves_something_under_way(&error) => Performed::unknown(error),
+        (Ok(false), Err(error)) => Performed::not_applied(error),
+        (Err(error), Ok(())) | (Err(_), Err(error)) => Performed::unknown(error),
+    }
+}
+
+fn leaves_something_under_way(error: &HostError) -> bool {
+    matches!(error, HostError::TimedOut { .. } | HostError::Unreachable(_))
+}

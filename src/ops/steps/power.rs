@@ -1,0 +1,100 @@
+//! Steps of a revert on the VM itself: stop it, point it at other images, start it.
+
+use crate::host::{Definition, HostError, Result, StartFrom};
+use crate::model::step::{ImageRef, PointedDisk, Start};
+use crate::model::vm::{DiskSource, RunState};
+use crate::model::{DiskTarget, VmView};
+
+use super::switch::{targets, writes_to};
+use super::{Context, Performed, make_so};
+
+/// Which image of a pointed disk is meant.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    /// The new one.
+    Forth,
+    /// The former one.
+    Back,
+}
+
+/// The VM has no process.
+pub(super) async fn stop(context: &Context<'_>) -> Performed {
+    let hypervisor = &context.host.hypervisor;
+    let is_off = || async { Ok(hypervisor.observe(context.vm()).await?.run_state == RunState::Off) };
+    make_so(is_off, || hypervisor.stop(context.vm())).await
+}
+
+/// The VM does again what it did: booted from its disks, for what it had in memory is gone.
+pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Performed {
+    let hypervisor = &context.host.hypervisor;
+    let is_live = || async { Ok(hypervisor.observe(context.vm()).await?.run_state.is_live()) };
+    let paused = matches!(was, RunState::Paused(_));
+    make_so(is_live, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await
+}
+
+/// The stored definition names the images.
+pub(super) async fn point(context: &Context<'_>, disks: &[PointedDisk], way: Way) -> Performed {
+    let disks = targets(
+        disks,
+        match way {
+            Way::Forth => |disk| &disk.to,
+            Way::Back => |disk| &disk.from,
+        },
+    );
+    let hypervisor = &context.host.hypervisor;
+    let is_pointed = || async { Ok(names_all(&hypervisor.observe(context.vm()).await?, &disks)) };
+    make_so(is_pointed, || hypervisor.point_disks(context.vm(), &disks)).await
+}
+
+fn names_all(view: &VmView, disks: &[(DiskTarget, ImageRef)]) -> bool {
+    disks.iter().all(|(target, image)| {
+        view.disk(target).is_some_and(|disk| {
+            matches!(&disk.source, DiskSource::Chain { persistent: Some(path), .. } if *path == image.path)
+        })
+    })
+}
+
+/// The VM is live, writes to the right images, and runs or stands still as it should.
+pub(super) async fn start(context: &Context<'_>, start: &Start) -> Performed {
+    let how = match start_from(context, start).await {
+        Ok(how) => how,
+        Err(performed) => return performed,
+    };
+    let hypervisor = &context.host.hypervisor;
+    make_so(|| is_started(context, start), || hypervisor.start(context.vm(), &how, start.paused)).await
+}
+
+async fn start_from(context: &Context<'_>, start: &Start) -> std::result::Result<StartFrom, Performed> {
+    let Some(memory) = &start.from_memory else { return Ok(StartFrom::Disks) };
+    let definition = context.store.definition(memory.snapshot).await.map_err(Performed::unknown)?;
+    let definition = definition.ok_or_else(|| {
+        Performed::not_applied(HostError::Malformed {
+            what: "the snapshot",
+            cause: "no definition is stored with it".into(),
+        })
+    })?;
+    Ok(StartFrom::Memory {
+        image: memory.path.clone(),
+        definition: Definition(definition),
+        disks: targets(&start.disks, |disk| &disk.to),
+    })
+}
+
+async fn is_started(context: &Context<'_>, start: &Start) -> Result<bool> {
+    let hypervisor = &context.host.hypervisor;
+    let view = hypervisor.observe(context.vm()).await?;
+    if !view.run_state.is_live() {
+        return Ok(false);
+    }
+    if let Some(disk) = start.disks.iter().find(|disk| !writes_to(&view, &disk.target, &disk.to)) {
+        return Err(HostError::BadImage {
+            path: disk.to.path.clone(),
+            problem: format!("the VM runs, but disk {} does not write to it", disk.target),
+        });
+    }
+    // Started by an earlier attempt that died before it could let it run.
+    if !start.paused && matches!(view.run_state, RunState::Paused(_)) {
+        hypervisor.resume(context.vm()).await?;
+    }
+    Ok(true)
+}

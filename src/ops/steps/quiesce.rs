@@ -1,0 +1,175 @@
+//! Steps on the guest's file systems: freeze, thaw, and the proof of both.
+//!
+//! A lease is durable and the dead-man armed before the guest is asked to freeze. A thaw follows every *attempt*, for
+//! a freeze that seems to have failed may have happened. A guest that somebody else froze is never thawed by us.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::host::{Host, HostError};
+use crate::model::operation::Reason;
+use crate::model::step::Freeze;
+use crate::model::{Consistency, Failure, Finding, VmId};
+use crate::store::FreezeLease;
+
+use super::{Context, Performed};
+
+/// The agent is asked a short question: it answers at once, or it does not answer.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(5);
+
+/// So often one thaw is tried before somebody else goes on with it.
+const THAW_ATTEMPTS: u32 = 3;
+
+/// The file systems are frozen, or it is known why not and nobody minds.
+pub(super) async fn freeze(context: &Context<'_>, freeze: &Freeze) -> Performed {
+    if let Some(reason) = &context.operation.findings.crash_reason {
+        // An earlier life froze, died, and thawed at the start of this one.
+        return cannot_freeze(freeze, reason.clone());
+    }
+    match context.host.agent.is_frozen(context.vm(), QUESTION_DEADLINE).await {
+        Ok(false) => {}
+        Ok(true) => return cannot_freeze(freeze, "somebody else has frozen the guest".to_owned()),
+        Err(error) => return cannot_freeze(freeze, tell(&error)),
+    }
+    if let Err(error) = take_lease(context, freeze).await {
+        return Performed::not_applied(error);
+    }
+    let timeout = Duration::from_millis(freeze.timeout_ms);
+    let frozen = context.host.agent.freeze(context.vm(), &freeze.mount_points, timeout).await;
+    let reason = match frozen {
+        Ok(count) if is_enough(freeze, count) => {
+            return Performed::learned(vec![Finding::Frozen { file_systems: count }]);
+        }
+        Ok(count) => format!("the guest agent froze {count} file systems, {} were asked for", asked(freeze)),
+        Err(error) => tell(&error),
+    };
+    give_back_lease(context).await;
+    cannot_freeze(freeze, reason)
+}
+
+fn is_enough(freeze: &Freeze, count: u32) -> bool {
+    count > 0 && usize::try_from(count).is_ok_and(|count| count >= freeze.mount_points.len())
+}
+
+fn asked(freeze: &Freeze) -> String {
+    if freeze.mount_points.is_empty() { "all".to_owned() } else { freeze.mount_points.len().to_string() }
+}
+
+/// An error and its causes, in one line.
+fn tell(error: &HostError) -> String {
+    let failure = Failure::new(Reason::QuiesceFailed, error);
+    std::iter::once(failure.message).chain(failure.causes).collect::<Vec<_>>().join(": ")
+}
+
+fn cannot_freeze(freeze: &Freeze, reason: String) -> Performed {
+    if freeze.required {
+        return Performed::not_applied(quiesce_failure(reason));
+    }
+    Performed::learned(vec![Finding::NotFrozen { reason }])
+}
+
+fn quiesce_failure(reason: String) -> Failure {
+    Failure {
+        reason: Reason::QuiesceFailed,
+        message: "the guest's file systems were not frozen".to_owned(),
+        causes: vec![reason],
+    }
+}
+
+async fn take_lease(context: &Context<'_>, freeze: &Freeze) -> crate::store::Result<()> {
+    let now = Timestamp::now().as_millisecond();
+    let timeout = i64::try_from(freeze.timeout_ms).unwrap_or(i64::MAX);
+    let lease = FreezeLease {
+        vm: context.vm(),
+        operation: context.operation.id,
+        boot_id: context.limits.boot_id.clone(),
+        since_ms: now,
+        deadline_ms: now.saturating_add(timeout),
+    };
+    context.store.put_lease(lease).await?;
+    context.dead_man.arm(context.vm(), Duration::from_millis(freeze.timeout_ms));
+    Ok(())
+}
+
+/// After an attempt to freeze that came to nothing. What cannot be proven now stays with the dead-man.
+async fn give_back_lease(context: &Context<'_>) {
+    if let Ok(Thawed::Proven { .. }) = prove_thaw(context.host, context.vm()).await
+        && context.store.clear_lease(context.vm()).await.is_ok()
+    {
+        context.dead_man.disarm(context.vm());
+    }
+}
+
+/// What a thaw came to.
+pub(in crate::ops) enum Thawed {
+    /// The guest says that it is thawed, or it runs no more.
+    Proven {
+        /// So many file systems were frozen until now.
+        file_systems: u32,
+    },
+    /// It does not say so.
+    Unproven,
+}
+
+/// Thaws until the guest says that it is thawed. Gives up after a few attempts.
+pub(in crate::ops) async fn prove_thaw(host: &Host, vm: VmId) -> crate::host::Result<Thawed> {
+    let mut file_systems = 0;
+    let mut last = Ok(Thawed::Unproven);
+    for _ in 0..THAW_ATTEMPTS {
+        // What it answers is not what counts: the question after it does.
+        if let Ok(count) = host.agent.thaw(vm, QUESTION_DEADLINE).await {
+            file_systems = file_systems.max(count);
+        }
+        match host.agent.is_frozen(vm, QUESTION_DEADLINE).await {
+            Ok(false) => return Ok(Thawed::Proven { file_systems }),
+            Ok(true) => last = Ok(Thawed::Unproven),
+            Err(error) => last = Err(error),
+        }
+        match host.hypervisor.observe(vm).await {
+            Ok(view) if !view.run_state.is_live() => return Ok(Thawed::Proven { file_systems }),
+            Err(HostError::NoSuchVm(_)) => return Ok(Thawed::Proven { file_systems }),
+            Ok(_) => {}
+            Err(error) => last = Err(error),
+        }
+    }
+    last
+}
+
+/// The guest is thawed, proven; or it was never frozen by us.
+pub(super) async fn thaw(context: &Context<'_>) -> Performed {
+    let lease = match context.store.lease(context.vm()).await {
+        Ok(Some(lease)) if lease.operation == context.operation.id => lease,
+        Ok(_) => return Performed::done(),
+        Err(error) => return Performed::unknown(error),
+    };
+    let thawed = prove_thaw(context.host, context.vm()).await;
+    let file_systems = match thawed {
+        Ok(Thawed::Proven { file_systems }) => file_systems,
+        Ok(Thawed::Unproven) => {
+            return Performed::unknown(quiesce_failure(
+                "the guest does not say that it is thawed".to_owned(),
+            ));
+        }
+        Err(error) => return Performed::unknown(error),
+    };
+    let after_ms = Timestamp::now().as_millisecond().saturating_sub(lease.since_ms).max(0);
+    if let Err(error) = context.store.clear_lease(context.vm()).await {
+        return Performed::unknown(error);
+    }
+    context.dead_man.disarm(context.vm());
+    #[allow(clippy::cast_precision_loss, reason = "milliseconds of a freeze are few")]
+    let after_ms = after_ms as f64;
+    Performed::learned(vec![Finding::Thawed { file_systems, after_ms }])
+}
+
+/// The file systems stood still until the thaw.
+pub(super) fn confirm(context: &Context<'_>) -> Performed {
+    match context.operation.findings.disk_consistency() {
+        Consistency::FileSystem => Performed::done(),
+        Consistency::Crash(reason) => Performed::not_applied(quiesce_failure(reason)),
+        Consistency::Memory | Consistency::Off => {
+            Performed::not_applied(quiesce_failure("nothing was frozen".to_owned()))
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The switch of a create: all disks at one instant, memory with them if asked; and the way back.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::host::{DiskSwitch, HostError, Result};
+use crate::model::operation::Reason;
+use crate::model::step::{ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
+use crate::model::vm::{PauseReason, RunState};
+use crate::model::{DiskTarget, Failure, Finding, LayerId, VmView, VolumeId};
+
+use super::super::board::Phase;
+use super::{Context, Performed, leaves_something_under_way, merge};
+
+/// Memory progress is asked for so often: the hypervisor has no event for it.
+const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The VM writes to the overlays and does what it did before.
+pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
+    match is_switched(context, switch).await {
+        Ok(true) => return finish(context, switch, Vec::new()).await,
+        Ok(false) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
+    {
+        return Performed::not_applied(Failure {
+            reason: Reason::QuiesceFailed,
+            message: "the freeze was lost before the switch".to_owned(),
+            causes: vec![reason],
+        });
+    }
+    let began = Instant::now();
+    let called = call(context, switch).await;
+    let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
+    match (is_switched(context, switch).await, called) {
+        (Ok(true), _) => {
+            // Memory is captured with the processors stopped: the call is the pause, and a little more.
+            let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
+            let pause = stood_still.then_some(Finding::Paused { ms: elapsed_ms });
+            finish(context, switch, pause.into_iter().collect()).await
+        }
+        (Ok(false), Err(error)) if !leaves_something_under_way(&error) => {
+            if let Err(error) = restore_run_state(context, switch.run_state).await {
+                return Performed::unknown(error);
+            }
+            Performed::not_applied(failure(context, error))
+        }
+        (Ok(false), Ok(())) => Performed::unknown(HostError::Malformed {
+            what: "a switch that claims success without effect",
+            cause: "the disks are not on the overlays".into(),
+        }),
+        (Ok(false) | Err(_), Err(error)) | (Err(error), Ok(())) => Performed::unknown(error),
+    }
+}
+
+/// A capture that was ended because somebody cancelled did not fail: it was cancelled.
+fn failure(context: &Context<'_>, error: HostError) -> Failure {
+    let mut failure = Failure::from(error);
+    if context.cancelled.is_cancelled() {
+        failure.reason = Reason::Cancelled;
+    }
+    failure
+}
+
+async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
+    let hypervisor = &context.host.hypervisor;
+    let request = DiskSwitch {
+        disks: targets(&switch.disks, |disk| &disk.to),
+        others: switch.others.clone(),
+        memory: switch.memory.clone(),
+    };
+    if switch.memory.is_none() {
+        return hypervisor.switch_disks(context.vm(), &request).await;
+    }
+    let _slot = context.limits.captures.acquire().await;
+    let mut capture = std::pin::pin!(hypervisor.switch_disks(context.vm(), &request));
+    let mut is_aborted = false;
+    loop {
+        tokio::select! {
+            result = &mut capture => return result,
+            () = context.cancelled.cancelled(), if !is_aborted => {
+                is_aborted = true;
+                if let Err(error) = hypervisor.abort_memory_capture(context.vm()).await {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "the capture of memory cannot be ended");
+                }
+            }
+            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {
+                if let Ok(Some((done, total))) = hypervisor.memory_progress(context.vm()).await {
+                    context.reporter.progress(Phase::CaptureMemory, None, done, total);
+                }
+            }
+        }
+    }
+}
+
+async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<Finding>) -> Performed {
+    if let Some(path) = &switch.memory {
+        let bytes = match context.host.images.memory_image(path).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                return Performed::unknown(HostError::BadImage {
+                    path: path.clone(),
+                    problem: "the disks are switched, but the memory image is not complete".to_owned(),
+                });
+            }
+            Err(error) => return Performed::unknown(error),
+        };
+        if let Err(error) = context.host.images.sync(path).await {
+            return Performed::unknown(error);
+        }
+        findings.push(Finding::Memory { bytes });
+    }
+    match restore_run_state(context, switch.run_state).await {
+        Ok(()) => Performed::learned(findings),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O
+/// error is behind is not ours to end.
+async fn restore_run_state(context: &Context<'_>, was: RunState) -> Result<()> {
+    if was != RunState::Running {
+        return Ok(());
+    }
+    let view = context.host.hypervisor.observe(context.vm()).await?;
+    if view.run_state == RunState::Paused(PauseReason::Snapshot) {
+        context.host.hypervisor.resume(context.vm()).await?;
+    }
+    Ok(())
+}
+
+/// True if all disks write to their overlays, false if none does. Anything between is nobody's plan.
+async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
+    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let on_overlay = switch.disks.iter().filter(|disk| writes_to(&view, &disk.target, &disk.to)).count();
+    let on_base = switch.disks.iter().filter(|disk| writes_to(&view, &disk.target, &disk.from)).count();
+    match (on_overlay, on_base) {
+        (all, 0) if all == switch.disks.len() => Ok(true),
+        (0, all) if all == switch.disks.len() => Ok(false),
+        (_, _) => Err(HostError::Malformed {
+            what: "the VM's disks",
+            cause: format!(
+                "{on_overlay} of {} write to their overlays, {on_base} to their bases",
+                switch.disks.len()
+            )
+            .into(),
+        }),
+    }
+}
+
+pub(super) fn writes_to(view: &VmView, target: &DiskTarget, image: &ImageRef) -> bool {
+    view.disk(target).and_then(|disk| disk.active()).is_some_and(|active| active.path == image.path)
+}
+
+/// The disks with one of their two images.
+pub(super) fn targets(
+    disks: &[PointedDisk],
+    which: fn(&PointedDisk) -> &ImageRef,
+) -> Vec<(DiskTarget, ImageRef)> {
+    disks.iter().map(|disk| (disk.target.clone(), which(disk).clone())).collect()
+}
+
+/// The VM writes to its former images again, with all that was written since; and does what it did.
+pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
+    let merges = switch
+        .disks
+        .iter()
+        .map(|disk| Merge {
+            volume: VolumeId(uuid::Uuid::nil()),
+            target: disk.target.clone(),
+            base: disk.from.clone(),
+            base_layer: LayerId(uuid::Uuid::nil()),
+            child: disk.to.clone(),
+            child_layer: LayerId(uuid::Uuid::nil()),
+            grandchildren: Vec::new(),
+        })
+        .collect();
+    match is_switched(context, switch).await {
+        Ok(false) => {}
+        Ok(true) | Err(HostError::Malformed { .. }) => {
+            // Disks that are back already are passed over: a merge that is complete is no work.
+            let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
+            if !matches!(back, Performed::Seen { outcome: crate::model::Outcome::Done, .. }) {
+                return back;
+            }
+        }
+        Err(error) => return Performed::unknown(error),
+    }
+    match restore_run_state(context, switch.run_state).await {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}

@@ -1,5 +1,6 @@
 //! `vmsnap`: a snapshot agent for KVM hypervisors.
 
+pub mod daemon;
 pub mod host;
 pub mod model;
 pub mod ops;

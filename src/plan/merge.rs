@@ -148,10 +148,11 @@ mod tests {
         }
     }
 
-    fn job(kind: BlockJobKind, ready: bool) -> Option<BlockJob> {
-        Some(BlockJob { kind, done: 5, total: 5, ready })
+    fn job(kind: BlockJobKind, ready: bool) -> BlockJob {
+        BlockJob { kind, done: 5, total: 5, ready }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]
     fn check(grandchildren: &[(&str, &str)], seen: Seen, expected: &Next) {
         let names: Vec<&str> = grandchildren.iter().map(|(name, _)| *name).collect();
         let backings = grandchildren.iter().map(|(_, backing)| Some(PathBuf::from(backing))).collect();
@@ -162,7 +163,7 @@ mod tests {
     fn an_active_layer_of_a_running_vm() {
         let chain = &["/child", "/base"];
         check(&[], seen(true, chain), &Next::StartCommit { is_active: true });
-        let with = |job| Seen { job, ..seen(true, chain) };
+        let with = |job| Seen { job: Some(job), ..seen(true, chain) };
         check(&[], with(job(BlockJobKind::ActiveCommit, false)), &Next::Wait);
         check(&[], with(job(BlockJobKind::ActiveCommit, true)), &Next::Pivot);
         check(
@@ -173,7 +174,7 @@ mod tests {
         check(&[], seen(true, &["/base"]), &Next::Done);
         check(
             &[],
-            Seen { job: job(BlockJobKind::ActiveCommit, true), ..seen(true, &["/base"]) },
+            Seen { job: Some(job(BlockJobKind::ActiveCommit, true)), ..seen(true, &["/base"]) },
             &Next::Wait,
         );
         check(&[], Seen { stored: Some("/child".into()), ..seen(true, &["/base"]) }, &Next::PointAtBase);
@@ -185,7 +186,7 @@ mod tests {
         check(&[("/top", "/child")], seen(true, chain), &Next::StartCommit { is_active: false });
         check(
             &[("/top", "/child")],
-            Seen { job: job(BlockJobKind::Commit, false), ..seen(true, chain) },
+            Seen { job: Some(job(BlockJobKind::Commit, false)), ..seen(true, chain) },
             &Next::Wait,
         );
         check(&[("/top", "/base")], seen(true, &["/top", "/base"]), &Next::Done);

@@ -19,6 +19,9 @@ mod refusal;
 mod revert;
 mod summary;
 
+#[cfg(test)]
+mod tests;
+
 pub use create::create;
 pub use delete::delete;
 pub use refusal::Refusal;

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::{Result, StoreError};
 
-/// "vmsn": tells our file from anybody else's (SQLite documentation, "PRAGMA application_id").
+/// "vmsn": tells our file from anybody else's (SQLite documentation, "PRAGMA `application_id`").
 const APPLICATION_ID: i64 = 0x766d_736e;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.

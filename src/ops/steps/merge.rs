@@ -94,7 +94,7 @@ impl Course {
         match next(merge, seen) {
             Next::Done => return Ok(true),
             Next::StartCommit { is_active } => {
-                self.start_commit(context, merge, bandwidth, is_active).await?
+                self.start_commit(context, merge, bandwidth, is_active).await?;
             }
             Next::Wait => {
                 self.has_begun = true;

@@ -1,0 +1,186 @@
+//! The configuration: TOML, every key optional, unknown keys refused. Decides what a sane value is.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Everything that can be set. Every default works unset.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The Unix socket to listen on.
+    pub socket: PathBuf,
+    /// Mode of the socket file, octal, as in `"0660"`.
+    pub socket_mode: String,
+    /// Where the catalog is.
+    pub state_directory: PathBuf,
+    /// Where memory images go. Unset: `memory` under the state directory.
+    pub memory_directory: Option<PathBuf>,
+    /// Where overlays over block devices go. Unset: such disks are refused.
+    pub overlay_directory: Option<PathBuf>,
+    /// Bytes to leave free wherever we write.
+    pub reserve_bytes: u64,
+    /// The libvirt to connect to.
+    pub libvirt_uri: String,
+    /// Deletions that may merge at once.
+    pub concurrent_merges: usize,
+    /// Memory captures at once.
+    pub concurrent_captures: usize,
+    /// Seconds that open operations get to come to a durable stop.
+    pub drain_seconds: u64,
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter of tracing-subscriber.
+    pub log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: "/run/vmsnapd/vmsnapd.sock".into(),
+            socket_mode: "0660".to_owned(),
+            state_directory: "/var/lib/vmsnapd".into(),
+            memory_directory: None,
+            overlay_directory: None,
+            reserve_bytes: 256 << 20,
+            libvirt_uri: "qemu:///system".to_owned(),
+            concurrent_merges: 4,
+            concurrent_captures: 2,
+            drain_seconds: 60,
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{} is not a configuration", .path.display())]
+    Malformed {
+        /// Path.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        cause: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{key}: {problem}")]
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Where the configuration is looked for if nobody says.
+pub const DEFAULT_PATH: &str = "/etc/vmsnapd/vmsnapd.toml";
+
+impl Config {
+    /// The configuration at `path`; at [`DEFAULT_PATH`], or the defaults if nothing is there, if no path is given.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match fs::read_to_string(wanted) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
+                return Ok(Self::default());
+            }
+            Err(cause) => return Err(ConfigError::Unreadable { path: wanted.to_owned(), cause }),
+        };
+        let config: Self = toml::from_str(&text)
+            .map_err(|cause| ConfigError::Malformed { path: wanted.to_owned(), cause: Box::new(cause) })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that make no sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let directories = [
+            ("socket", Some(&self.socket)),
+            ("state_directory", Some(&self.state_directory)),
+            ("memory_directory", self.memory_directory.as_ref()),
+            ("overlay_directory", self.overlay_directory.as_ref()),
+        ];
+        for (key, path) in directories {
+            if path.is_some_and(|path| !path.is_absolute()) {
+                return Err(ConfigError::BadValue { key, problem: "the path is not absolute".to_owned() });
+            }
+        }
+        for (key, value) in
+            [("concurrent_merges", self.concurrent_merges), ("concurrent_captures", self.concurrent_captures)]
+        {
+            if !(1..=64).contains(&value) {
+                return Err(ConfigError::BadValue {
+                    key,
+                    problem: format!("{value} is not between 1 and 64"),
+                });
+            }
+        }
+        self.mode().map(drop)
+    }
+
+    /// The mode of the socket file.
+    pub fn mode(&self) -> Result<u32, ConfigError> {
+        u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
+            ConfigError::BadValue {
+                key: "socket_mode",
+                problem: format!("{:?} is not an octal file mode", self.socket_mode),
+            }
+        })
+    }
+
+    /// Where memory images go.
+    #[must_use]
+    pub fn memory_directory(&self) -> PathBuf {
+        self.memory_directory.clone().unwrap_or_else(|| self.state_directory.join("memory"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<fn(&Config) -> bool, &str>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vmsnapd.toml");
+        fs::write(&path, text).unwrap();
+        match (Config::load(Some(&path)), expected) {
+            (Ok(config), Ok(holds)) => assert!(holds(&config), "{config:?}"),
+            (Err(error), Err(part)) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                assert!(format!("{error}: {cause}").contains(part), "{error}: {cause}");
+            }
+            (result, _) => panic!("{text:?} gave {result:?}"),
+        }
+    }
+
+    #[test]
+    fn configurations() {
+        check("", Ok(|config| *config == Config::default()));
+        check("log = \"debug\"", Ok(|config| config.log == "debug"));
+        check("memory_directory = \"/m\"", Ok(|config| config.memory_directory() == Path::new("/m")));
+        check("state_directory = \"/s\"", Ok(|config| config.memory_directory() == Path::new("/s/memory")));
+        check("sokcet = \"/x\"", Err("unknown field `sokcet`"));
+        check("socket = \"x\"", Err("socket: the path is not absolute"));
+        check("socket_mode = \"0999\"", Err("is not an octal file mode"));
+        check("concurrent_merges = 0", Err("concurrent_merges: 0 is not between 1 and 64"));
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        assert!(matches!(
+            Config::load(Some(Path::new("/nowhere/x.toml"))),
+            Err(ConfigError::Unreadable { .. })
+        ));
+    }
+}

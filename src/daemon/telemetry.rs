@@ -1,0 +1,25 @@
+//! Where log lines go: to the journal when systemd listens, else to stderr. Decides nothing else.
+
+use std::env;
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it.
+pub fn start(filter: &str) -> Result<(), tracing_subscriber::util::TryInitError> {
+    let filter = EnvFilter::try_from_env("VMSNAPD_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
+    let registry = tracing_subscriber::registry().with(filter);
+    match tracing_journald::layer() {
+        Ok(journal) if stderr_is_the_journal() => registry.with(journal.with_field_prefix(None)).try_init(),
+        Ok(_) | Err(_) => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+    }
+}
+
+/// systemd tells which file stderr was when it started us (systemd.exec(5), `$JOURNAL_STREAM`).
+fn stderr_is_the_journal() -> bool {
+    let Some(expected) = env::var("JOURNAL_STREAM").ok() else { return false };
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    expected == format!("{}:{}", stderr.dev(), stderr.ino())
+}

@@ -127,7 +127,7 @@ impl Paper {
         for step in &plan.steps {
             match step {
                 Step::CreateOverlay(overlay) => {
-                    self.add_image(&overlay.path, Some(overlay.backing_path.clone()))
+                    self.add_image(&overlay.path, Some(overlay.backing_path.clone()));
                 }
                 Step::SwitchDisks(switch) => {
                     for disk in &switch.disks {

@@ -1,4 +1,4 @@
-//! The daemon: configuration, start order, listeners, shutdown. Puts the parts together; decides nothing about VMs.
+//! The daemon.
 
 pub mod config;
 mod lock;

@@ -134,7 +134,8 @@ impl HostError {
             Self::AgentUnavailable(_) => Reason::AgentUnavailable,
             Self::AgentRefused(_) => Reason::QuiesceFailed,
             Self::NoSuchImage(_) => Reason::ImageMissing,
-            Self::BadImage { .. } | Self::ImageInUse(_) => Reason::ImageChanged,
+            Self::BadImage { .. } => Reason::ImageChanged,
+            Self::ImageInUse(_) => Reason::LayerInUse,
             Self::NoSpace(_) => Reason::InsufficientSpace,
             Self::Io { .. } | Self::Program { .. } | Self::Malformed { .. } => Reason::Internal,
         }

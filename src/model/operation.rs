@@ -9,6 +9,7 @@ use super::ids::{OperationId, SnapshotId, SnapshotName, VmId};
 use super::request::Request;
 use super::snapshot::Consistency;
 use super::step::Step;
+use super::vm::RunState;
 
 pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
 
@@ -29,6 +30,8 @@ pub struct Operation {
     pub request: Request,
     /// Who asked.
     pub created_by: String,
+    /// The client's name for the request; empty if it gave none.
+    pub request_id: String,
     /// What will be done, in order.
     pub steps: Vec<Step>,
     /// How far it is.
@@ -41,6 +44,8 @@ pub struct Operation {
     pub findings: Findings,
     /// Somebody wants it undone.
     pub cancel_requested: bool,
+    /// A person gave it up where it stood: it ended FAILED, and not all of it is undone.
+    pub was_abandoned: bool,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it last moved.
@@ -77,6 +82,15 @@ impl Operation {
         let OperationState::Running { at } = self.cursor.state else { return false };
         at == self.cursor.commit_point
             && matches!(&self.steps[at], Step::SwitchDisks(switch) if switch.memory.is_some())
+    }
+
+    /// What the VM did when a create was planned.
+    #[must_use]
+    pub fn run_state_before(&self) -> Option<RunState> {
+        self.steps.iter().find_map(|step| match step {
+            Step::SwitchDisks(switch) => Some(switch.run_state),
+            _ => None,
+        })
     }
 
     /// The step that a turn is about.
@@ -200,22 +214,25 @@ impl Failure {
     }
 }
 
-/// The stable reasons of the contract, one for one.
+/// The stable reasons that a client is told. `api` maps each to one of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "each is explained once, in proto/vmsnap/v1/errors.proto")]
 pub enum Reason {
     InvalidArgument,
+    RequestIdReused,
+    ResumeTokenInvalid,
+    PageTokenInvalid,
     VmNotFound,
     SnapshotNotFound,
-    SnapshotNameAmbiguous,
     OperationNotFound,
     DiskNotFound,
     SnapshotExists,
-    RequestIdReused,
+    SnapshotNameAmbiguous,
     VmBusy,
     OperationStuck,
     VmUnsettled,
+    VmTransient,
     VmChanged,
     ManagedSavePresent,
     DiskNotSupported,
@@ -225,20 +242,22 @@ pub enum Reason {
     AgentUnavailable,
     QuiesceFailed,
     InsufficientSpace,
-    HypervisorUnavailable,
-    HypervisorRefused,
     ImageMissing,
     ImageChanged,
+    LayerForeign,
+    LayerInUse,
     SnapshotNotReady,
     SnapshotIsBranchPoint,
     EtagMismatch,
     NotCancellable,
     NotStuck,
-    Cancelled,
-    TimedOut,
-    ResumeTokenInvalid,
-    Draining,
-    NotImplemented,
+    ResolutionNotOffered,
+    HypervisorUnavailable,
+    HypervisorRefused,
     CatalogFailed,
+    Draining,
+    TimedOut,
+    NotImplemented,
+    Cancelled,
     Internal,
 }

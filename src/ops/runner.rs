@@ -215,7 +215,7 @@ impl Runner {
                     return Box::pin(self.run()).await;
                 }
                 Some(Command::Abandon) => {
-                    self.operation.cursor.abandon();
+                    self.operation.was_abandoned = self.operation.cursor.abandon();
                     self.mark_in_error().await;
                     return Box::pin(self.run()).await;
                 }

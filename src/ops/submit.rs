@@ -116,7 +116,7 @@ impl Engine {
             Some(snapshot) => Some((snapshot.clone(), self.0.host.hypervisor.definition(vm).await?.0)),
             None => None,
         };
-        let operation = new_operation(id, &world, snapshot, request, plan, asked.by)?;
+        let operation = new_operation(id, &world, snapshot, request, plan, &asked)?;
         let begun = self.0.store.begin(operation.clone(), asked.key.clone(), reservation).await?;
         if let Some(before) = self.begun_before(begun, asked.key.as_ref()).await? {
             return Ok(before);
@@ -165,7 +165,7 @@ fn new_operation(
     snapshot: Option<SnapshotId>,
     request: Request,
     plan: Plan,
-    created_by: String,
+    asked: &Asked,
 ) -> Result<Operation> {
     let (snapshot, snapshot_name) = named(world, snapshot, &plan)?;
     let cursor = Cursor::start(plan.steps.len(), plan.commit_point).ok_or(Refusal::NoDisks)?;
@@ -180,13 +180,15 @@ fn new_operation(
         snapshot,
         snapshot_name,
         request,
-        created_by,
+        created_by: asked.by.clone(),
+        request_id: asked.key.as_ref().map(|key| key.id.clone()).unwrap_or_default(),
         steps: plan.steps,
         cursor,
         failure: None,
         later_failure: None,
         findings,
         cancel_requested: false,
+        was_abandoned: false,
         created_at: world.now,
         updated_at: world.now,
         ended_at: None,

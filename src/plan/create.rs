@@ -113,7 +113,15 @@ pub fn create(
         operation,
         generation: 1,
     };
-    Ok(Plan { steps, commit_point, findings, reservation: Some(reservation), warnings })
+    Ok(Plan {
+        steps,
+        commit_point,
+        findings,
+        reservation: Some(reservation),
+        warnings,
+        removals: Vec::new(),
+        bytes_to_copy: 0,
+    })
 }
 
 /// A disk to be taken, with the names of all that is made for it.

@@ -9,7 +9,7 @@ use crate::model::step::{CatalogChange, DoomedImage, ImageRef, Merge, MergeLayer
 use crate::model::{DeleteSnapshot, LayerId};
 
 use super::revert::doomed;
-use super::{Plan, Refusal, World, check_disk, check_space, check_vm, directory_of};
+use super::{Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm, directory_of};
 
 /// Plans the deletion of `snapshot`, which is in `world.tree`.
 pub fn delete(world: &World, snapshot: &Snapshot, request: &DeleteSnapshot) -> Result<Plan, Refusal> {
@@ -42,7 +42,9 @@ pub fn delete(world: &World, snapshot: &Snapshot, request: &DeleteSnapshot) -> R
         return Err(Refusal::ForeignLayer(foreign.path.clone()));
     }
     check_disks(world, &merges)?;
-    check_space(world, &space_needed(world, &merges))?;
+    let needs = space_needed(world, &merges);
+    check_space(world, &needs)?;
+    let bytes_to_copy = needs.values().sum();
 
     let moved: Vec<MergedLayer> =
         merges.iter().map(|merge| MergedLayer { child: merge.child_layer, base: merge.base_layer }).collect();
@@ -58,7 +60,15 @@ pub fn delete(world: &World, snapshot: &Snapshot, request: &DeleteSnapshot) -> R
     if !images.is_empty() {
         steps.push(Step::RemoveImages { images });
     }
-    Ok(Plan { steps, commit_point, findings: Vec::new(), reservation: None, warnings: Vec::new() })
+    Ok(Plan {
+        steps,
+        commit_point,
+        findings: Vec::new(),
+        reservation: None,
+        warnings: Vec::new(),
+        removals: vec![removal(world, snapshot)],
+        bytes_to_copy,
+    })
 }
 
 fn merge(
@@ -110,6 +120,18 @@ fn space_needed(world: &World, merges: &[Merge]) -> BTreeMap<std::path::PathBuf,
         *needs.entry(directory_of(&merge.base.path)).or_insert(0) += bytes;
     }
     needs
+}
+
+fn removal(world: &World, snapshot: &Snapshot) -> Removal {
+    let layers = snapshot.disks.iter().filter_map(|disk| world.tree.layers.get(&disk.layer));
+    let disks: u64 =
+        layers.filter_map(|layer| world.images.get(&layer.path)).map(|facts| facts.allocated).sum();
+    Removal {
+        kind: RemovalKind::Snapshot,
+        id: snapshot.id.to_string(),
+        description: format!("snapshot {} of {}", snapshot.name, snapshot.vm_name),
+        bytes: disks + snapshot.memory.as_ref().map_or(0, |memory| memory.bytes),
+    }
 }
 
 fn doomed_images(

@@ -74,6 +74,34 @@ pub struct Plan {
     pub reservation: Option<Snapshot>,
     /// What a person should know before saying yes.
     pub warnings: Vec<String>,
+    /// What will be gone for good.
+    pub removals: Vec<Removal>,
+    /// Bytes that merges will move, at most.
+    pub bytes_to_copy: u64,
+}
+
+/// Something that will be gone for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// What it is.
+    pub kind: RemovalKind,
+    /// Its id, if it has one; else empty.
+    pub id: String,
+    /// In words.
+    pub description: String,
+    /// Bytes on the host that it takes.
+    pub bytes: u64,
+}
+
+/// What goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemovalKind {
+    /// A snapshot: one can no longer go back to it.
+    Snapshot,
+    /// What the VM wrote to a disk since its last snapshot.
+    ActiveState,
+    /// What the guest has in memory.
+    GuestMemory,
 }
 
 /// Free space is demanded where a new overlay goes: enough for its first moments, so that it is seen to work.

@@ -85,7 +85,8 @@ impl Refusal {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::VmUnsettled | Self::VmTransient => Reason::VmUnsettled,
+            Self::VmUnsettled => Reason::VmUnsettled,
+            Self::VmTransient => Reason::VmTransient,
             Self::ManagedSave => Reason::ManagedSavePresent,
             Self::NoSuchDisk(_) => Reason::DiskNotFound,
             Self::DiskExcluded { .. } | Self::DiskRefused { .. } | Self::NoOverlayDirectory(_) => {
@@ -98,7 +99,8 @@ impl Refusal {
             | Self::ChainDiffers { .. }
             | Self::DiskGone(_) => Reason::VmChanged,
             Self::ImageMissing(_) => Reason::ImageMissing,
-            Self::ImageChanged { .. } | Self::ForeignLayer(_) => Reason::ImageChanged,
+            Self::ImageChanged { .. } => Reason::ImageChanged,
+            Self::ForeignLayer(_) => Reason::LayerForeign,
             Self::NoSpace { .. } => Reason::InsufficientSpace,
             Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
             Self::MemoryNeedsAllDisks | Self::MemoryNeedsNoQuiesce => Reason::InvalidArgument,

@@ -12,8 +12,8 @@ use crate::model::vm::{DiskView, Format};
 use crate::model::{LayerId, RevertSnapshot, RunState, RunStateAfter};
 
 use super::{
-    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
-    overlay_path,
+    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
+    directory_of, overlay_path,
 };
 
 /// Plans a revert to `snapshot`, which is in `world.tree`.
@@ -68,8 +68,15 @@ pub fn revert(
             images: gone.into_iter().map(|layer| doomed(world, layer)).collect(),
         });
     }
-    let warnings = warnings(world, snapshot);
-    Ok(Plan { steps, commit_point, findings: Vec::new(), reservation: None, warnings })
+    Ok(Plan {
+        steps,
+        commit_point,
+        findings: Vec::new(),
+        reservation: None,
+        warnings: warnings(world, snapshot),
+        removals: removals(world, &parts),
+        bytes_to_copy: 0,
+    })
 }
 
 /// A disk of the snapshot, and the overlay that the VM will write to.
@@ -201,11 +208,30 @@ pub(super) fn doomed(world: &World, layer: &Layer) -> DoomedImage {
     }
 }
 
+fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {
+    let mut removals = Vec::new();
+    if world.vm.run_state.is_live() {
+        removals.push(Removal {
+            kind: RemovalKind::GuestMemory,
+            id: String::new(),
+            description: "what the guest has in memory: the VM is stopped hard".to_owned(),
+            bytes: 0,
+        });
+    }
+    for part in parts {
+        let Some(layer) = abandoned(world, part) else { continue };
+        removals.push(Removal {
+            kind: RemovalKind::ActiveState,
+            id: layer.id.to_string(),
+            description: format!("what was written to disk {} since its last snapshot", part.target),
+            bytes: world.images.get(&layer.path).map_or(0, |facts| facts.allocated),
+        });
+    }
+    removals
+}
+
 fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
-    if world.vm.run_state.is_live() {
-        warnings.push("the VM is stopped hard: what it has in memory is lost".to_owned());
-    }
     for disk in &world.vm.disks {
         let known = disk.active().and_then(|image| world.tree.volume_writing(&image.path));
         let held = known.is_some_and(|volume| snapshot.disks.iter().any(|held| held.volume == volume.id));

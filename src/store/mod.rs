@@ -18,6 +18,8 @@ mod journal;
 mod lease;
 mod query;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 pub use journal::{Begun, RequestKey};
 pub use lease::FreezeLease;

@@ -1,0 +1,43 @@
+//! Between the model and the contract. Decides only spelling; every match is exhaustive, so that a new state cannot
+//! go out unnamed.
+
+mod operation;
+mod plan;
+mod snapshot;
+mod vm;
+
+pub(super) use operation::operation;
+pub(super) use plan::{blocked_plan, plan};
+pub(super) use snapshot::{Surroundings, snapshot, snapshot_state};
+pub(super) use vm::{vm, vm_summary};
+
+use jiff::Timestamp;
+use prost_types::Timestamp as ProtoTimestamp;
+
+use crate::model::{Consistency, RunState};
+use crate::proto::v1;
+
+/// A time.
+fn timestamp(time: Timestamp) -> ProtoTimestamp {
+    ProtoTimestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+/// What a VM does.
+fn run_state(state: RunState) -> v1::RunState {
+    match state {
+        RunState::Running => v1::RunState::Running,
+        RunState::Paused(_) => v1::RunState::Paused,
+        RunState::Off => v1::RunState::Off,
+        RunState::Unsettled => v1::RunState::Unknown,
+    }
+}
+
+/// How good the data is, and why not better. A VM that was off was shut down: its file systems are clean.
+fn consistency(consistency: &Consistency) -> (v1::Consistency, String) {
+    match consistency {
+        Consistency::FileSystem => (v1::Consistency::Filesystem, String::new()),
+        Consistency::Crash(reason) => (v1::Consistency::Crash, reason.clone()),
+        Consistency::Memory => (v1::Consistency::Memory, String::new()),
+        Consistency::Off => (v1::Consistency::Filesystem, "the VM was off".to_owned()),
+    }
+}

@@ -1,0 +1,174 @@
+//! Operations.
+
+use std::time::Duration;
+
+use super::{consistency, timestamp};
+use crate::api::status;
+use crate::model::operation::{Direction, OperationState};
+use crate::model::{Consistency, Operation, Request, RunState};
+use crate::ops::{OperationView, Phase, Progress};
+use crate::plan::describe;
+use crate::proto::v1;
+
+/// An operation as a client sees it.
+pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
+    let operation = &view.operation;
+    let cursor = operation.cursor;
+    let has_ended = cursor.has_ended();
+    v1::Operation {
+        id: operation.id.to_string(),
+        request_id: operation.request_id.clone(),
+        kind: kind(&operation.request).into(),
+        state: state(cursor.state).into(),
+        vm_id: operation.vm.to_string(),
+        vm_name: operation.vm_name.clone(),
+        snapshot_id: operation.snapshot.to_string(),
+        snapshot_name: operation.snapshot_name.to_string(),
+        steps: steps(operation),
+        current_step: index(current_step(operation)),
+        commit_point: index(cursor.commit_point),
+        cancellable: cursor.can_cancel() || operation.captures_memory(),
+        progress: view.progress.iter().map(|progress| progress_of(progress, has_ended)).collect(),
+        generation: view.revision,
+        error: error(operation),
+        undo_error: operation.later_failure.as_ref().map(|failure| status::failure(failure, "")),
+        resolutions: resolutions(cursor.state),
+        findings: Some(findings(operation)),
+        create_time: Some(timestamp(operation.created_at)),
+        update_time: Some(timestamp(operation.updated_at)),
+        end_time: operation.ended_at.map(timestamp),
+        created_by: operation.created_by.clone(),
+        ..v1::Operation::default()
+    }
+}
+
+fn kind(request: &Request) -> v1::OperationKind {
+    match request {
+        Request::CreateSnapshot(_) => v1::OperationKind::CreateSnapshot,
+        Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
+        Request::DeleteSnapshot(_) => v1::OperationKind::DeleteSnapshot,
+    }
+}
+
+fn state(state: OperationState) -> v1::OperationState {
+    match state {
+        OperationState::Running { .. } => v1::OperationState::Running,
+        OperationState::Undoing { .. } => v1::OperationState::Undoing,
+        OperationState::Succeeded => v1::OperationState::Succeeded,
+        OperationState::Failed => v1::OperationState::Failed,
+        OperationState::Stuck { .. } => v1::OperationState::Stuck,
+    }
+}
+
+fn steps(operation: &Operation) -> Vec<v1::OperationStep> {
+    let steps = operation.steps.iter().enumerate();
+    steps
+        .map(|(at, step)| v1::OperationStep {
+            index: index(at),
+            description: describe(step),
+            state: step_state(operation.cursor.state, at).into(),
+            ..v1::OperationStep::default()
+        })
+        .collect()
+}
+
+fn step_state(state: OperationState, step: usize) -> v1::StepState {
+    match state {
+        OperationState::Succeeded => v1::StepState::Done,
+        OperationState::Failed => v1::StepState::Undone,
+        OperationState::Running { at } | OperationState::Undoing { at } if step == at => v1::StepState::Running,
+        OperationState::Stuck { at, .. } if step == at => v1::StepState::Failed,
+        OperationState::Running { at }
+        | OperationState::Undoing { at }
+        | OperationState::Stuck { at, direction: Direction::Forward | Direction::Back }
+            if step < at =>
+        {
+            v1::StepState::Done
+        }
+        OperationState::Undoing { .. } | OperationState::Stuck { direction: Direction::Back, .. } => {
+            v1::StepState::Undone
+        }
+        OperationState::Running { .. } | OperationState::Stuck { direction: Direction::Forward, .. } => {
+            v1::StepState::Pending
+        }
+    }
+}
+
+fn current_step(operation: &Operation) -> usize {
+    match operation.cursor.state {
+        OperationState::Running { at } | OperationState::Undoing { at } | OperationState::Stuck { at, .. } => at,
+        OperationState::Succeeded => operation.cursor.steps.saturating_sub(1),
+        OperationState::Failed => 0,
+    }
+}
+
+/// An ended operation that failed says why; one that is on its way back, or stuck, does so, too.
+fn error(operation: &Operation) -> Option<v1::Error> {
+    let failure = operation.failure.as_ref()?;
+    let changed = match operation.cursor.state {
+        OperationState::Failed if operation.was_abandoned => "what was done so far; it was abandoned there",
+        OperationState::Failed => "nothing",
+        OperationState::Running { .. }
+        | OperationState::Undoing { .. }
+        | OperationState::Succeeded
+        | OperationState::Stuck { .. } => "",
+    };
+    Some(status::failure(failure, changed))
+}
+
+fn resolutions(state: OperationState) -> Vec<i32> {
+    match state {
+        OperationState::Stuck { .. } => vec![v1::Resolution::Retry.into(), v1::Resolution::Abandon.into()],
+        OperationState::Running { .. }
+        | OperationState::Undoing { .. }
+        | OperationState::Succeeded
+        | OperationState::Failed => Vec::new(),
+    }
+}
+
+fn findings(operation: &Operation) -> v1::Findings {
+    let findings = &operation.findings;
+    let consistency_of_create = match (&operation.request, operation.cursor.state) {
+        (Request::CreateSnapshot(request), OperationState::Succeeded) => Some(if request.memory {
+            Consistency::Memory
+        } else if operation.run_state_before() == Some(RunState::Off) {
+            Consistency::Off
+        } else {
+            findings.disk_consistency()
+        }),
+        (_, _) => None,
+    };
+    let (level, reason) = consistency_of_create.as_ref().map(consistency).unwrap_or_default();
+    v1::Findings {
+        consistency: level.into(),
+        consistency_reason: reason,
+        frozen_ms: findings.thawed.map(|_| findings.frozen_ms),
+        paused_ms: (findings.paused_ms > 0.0).then_some(findings.paused_ms),
+        ..v1::Findings::default()
+    }
+}
+
+fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
+    let left = progress.total.saturating_sub(progress.done);
+    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
+    let eta = (progress.rate > 1.0).then(|| Duration::from_secs_f64((left as f64 / progress.rate).min(1e9)));
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and modest")]
+    let bytes_per_second = progress.rate as u64;
+    v1::Progress {
+        phase: match progress.phase {
+            Phase::CaptureMemory => v1::ProgressPhase::SaveMemory,
+            Phase::Merge => v1::ProgressPhase::Commit,
+        }
+        .into(),
+        disk: progress.disk.as_ref().map(ToString::to_string).unwrap_or_default(),
+        bytes_done: progress.done,
+        bytes_total: progress.total,
+        bytes_per_second,
+        eta: eta.and_then(|eta| eta.try_into().ok()),
+        done: has_ended,
+    }
+}
+
+fn index(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,57 @@
+//! The one table of errors: reason -> reason of the contract, gRPC code. Exhaustive, without a catch-all.
+
+use tonic::Code;
+
+use crate::model::Reason;
+use crate::proto::v1;
+
+/// The domain of our reasons in `google.rpc.ErrorInfo`.
+pub(super) const DOMAIN: &str = "vmsnap";
+
+/// As the contract spells it, and the code that a call failing for it has.
+pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
+    match reason {
+        Reason::InvalidArgument => (v1::Reason::InvalidRequest, Code::InvalidArgument),
+        Reason::RequestIdReused => (v1::Reason::RequestIdReused, Code::InvalidArgument),
+        Reason::ResumeTokenInvalid => (v1::Reason::ResumeTokenInvalid, Code::InvalidArgument),
+        Reason::PageTokenInvalid => (v1::Reason::PageTokenInvalid, Code::InvalidArgument),
+        Reason::VmNotFound => (v1::Reason::VmNotFound, Code::NotFound),
+        Reason::SnapshotNotFound => (v1::Reason::SnapshotNotFound, Code::NotFound),
+        Reason::OperationNotFound => (v1::Reason::OperationNotFound, Code::NotFound),
+        Reason::DiskNotFound => (v1::Reason::DiskNotFound, Code::NotFound),
+        Reason::SnapshotExists => (v1::Reason::SnapshotExists, Code::AlreadyExists),
+        Reason::SnapshotNameAmbiguous => (v1::Reason::AmbiguousName, Code::FailedPrecondition),
+        Reason::OperationStuck => (v1::Reason::VmStuck, Code::FailedPrecondition),
+        Reason::VmUnsettled | Reason::ManagedSavePresent => {
+            (v1::Reason::VmStateUnsuitable, Code::FailedPrecondition)
+        }
+        Reason::VmTransient => (v1::Reason::VmTransient, Code::FailedPrecondition),
+        Reason::VmChanged => (v1::Reason::VmInDoubt, Code::FailedPrecondition),
+        Reason::DiskNotSupported => (v1::Reason::DiskNotSnapshottable, Code::FailedPrecondition),
+        Reason::NoDisks => (v1::Reason::NoDisks, Code::FailedPrecondition),
+        Reason::BlockJobActive => (v1::Reason::BlockJobRunning, Code::FailedPrecondition),
+        Reason::MemoryNotSupported => (v1::Reason::MemoryNotSupported, Code::FailedPrecondition),
+        Reason::AgentUnavailable => (v1::Reason::AgentUnavailable, Code::FailedPrecondition),
+        Reason::QuiesceFailed => (v1::Reason::QuiesceFailed, Code::FailedPrecondition),
+        Reason::ImageMissing => (v1::Reason::ImageMissing, Code::FailedPrecondition),
+        Reason::ImageChanged => (v1::Reason::ImageChanged, Code::FailedPrecondition),
+        Reason::LayerForeign => (v1::Reason::LayerForeign, Code::FailedPrecondition),
+        Reason::LayerInUse => (v1::Reason::LayerInUse, Code::FailedPrecondition),
+        Reason::SnapshotNotReady => (v1::Reason::SnapshotNotReady, Code::FailedPrecondition),
+        Reason::SnapshotIsBranchPoint => (v1::Reason::LayerBranches, Code::FailedPrecondition),
+        Reason::NotCancellable => (v1::Reason::OperationNotCancellable, Code::FailedPrecondition),
+        Reason::NotStuck => (v1::Reason::OperationNotStuck, Code::FailedPrecondition),
+        Reason::ResolutionNotOffered => (v1::Reason::ResolutionNotOffered, Code::FailedPrecondition),
+        Reason::EtagMismatch => (v1::Reason::EtagMismatch, Code::Aborted),
+        Reason::VmBusy => (v1::Reason::VmBusy, Code::Aborted),
+        Reason::InsufficientSpace => (v1::Reason::NoSpace, Code::ResourceExhausted),
+        Reason::HypervisorUnavailable => (v1::Reason::LibvirtUnavailable, Code::Unavailable),
+        Reason::Draining => (v1::Reason::Draining, Code::Unavailable),
+        Reason::CatalogFailed => (v1::Reason::CatalogUnavailable, Code::Unavailable),
+        Reason::TimedOut => (v1::Reason::HostCallTimedOut, Code::DeadlineExceeded),
+        Reason::NotImplemented => (v1::Reason::NotImplemented, Code::Unimplemented),
+        Reason::HypervisorRefused => (v1::Reason::HostCallFailed, Code::Internal),
+        Reason::Internal => (v1::Reason::Internal, Code::Internal),
+        Reason::Cancelled => (v1::Reason::Cancelled, Code::Cancelled),
+    }
+}

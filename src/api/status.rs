@@ -1,0 +1,135 @@
+//! Errors as clients see them: what happened, why, what was changed, what to do.
+
+use std::collections::HashMap;
+use std::error::Error;
+
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::{BadRequest, ErrorDetails, FieldViolation, StatusExt};
+
+use super::reason;
+use crate::model::{Failure, Reason};
+use crate::ops::OpsError;
+use crate::proto::v1;
+
+/// Fields of a request that are wrong: all of them at once.
+#[derive(Debug, Default)]
+pub(super) struct Violations(Vec<FieldViolation>);
+
+impl Violations {
+    /// Notes that a field is wrong.
+    pub(super) fn add(&mut self, field: &str, problem: impl Into<String>) {
+        self.0.push(FieldViolation::new(field, problem));
+    }
+
+    /// Takes the value, or notes why there is none.
+    pub(super) fn take<T, E: ToString>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(field, error.to_string())).ok()
+    }
+
+    /// Refuses the request if anything was noted.
+    pub(super) fn check(self) -> Result<(), Status> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let words: Vec<String> =
+            self.0.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect();
+        let mut details = details(Reason::InvalidArgument, "mend the fields that are named", "");
+        details.set_bad_request(BadRequest::new(self.0));
+        Err(Status::with_error_details(Code::InvalidArgument, words.join("; "), details))
+    }
+}
+
+/// The status of an engine call that failed. Nothing was changed by it.
+pub(super) fn of(error: OpsError) -> Status {
+    let (_, code) = reason::of(error.reason());
+    if matches!(code, Code::Internal | Code::Unavailable | Code::DeadlineExceeded) {
+        let cause: &(dyn Error + 'static) = &error;
+        tracing::warn!(error = cause, "a call failed");
+    }
+    let cause = causes(&error);
+    let message = if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") };
+    let mut details = details(error.reason(), error.remedy(), &cause);
+    if let Some(seconds) = retry_after(code) {
+        details.set_retry_info(Some(std::time::Duration::from_secs(seconds)));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// The status of an RPC that a later version serves.
+pub(super) fn not_implemented(what: &str) -> Status {
+    let details = details(Reason::NotImplemented, "use a later version of vmsnapd", "");
+    Status::with_error_details(Code::Unimplemented, format!("this version does not serve {what} yet"), details)
+}
+
+/// A status with a reason of ours and nothing behind it.
+pub(super) fn plain(reason: Reason, message: &str, remedy: &str) -> Status {
+    Status::with_error_details(reason::of(reason).1, message, details(reason, remedy, ""))
+}
+
+/// Retrying makes sense by itself only where nothing has to be mended (AIP-194).
+fn retry_after(code: Code) -> Option<u64> {
+    (code == Code::Unavailable).then_some(1)
+}
+
+fn details(reason: Reason, remedy: &str, cause: &str) -> ErrorDetails {
+    let mut metadata = HashMap::from([
+        ("remedy".to_owned(), remedy.to_owned()),
+        ("changed".to_owned(), "nothing".to_owned()),
+    ]);
+    if !cause.is_empty() {
+        metadata.insert("cause".to_owned(), cause.to_owned());
+    }
+    let name = name(reason);
+    ErrorDetails::with_error_info(name, reason::DOMAIN, metadata)
+}
+
+/// The reason as `google.rpc.ErrorInfo` wants it: without the prefix of the enum.
+fn name(reason: Reason) -> &'static str {
+    let name = reason::of(reason).0.as_str_name();
+    name.strip_prefix("REASON_").unwrap_or(name)
+}
+
+fn causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string);
+    causes.collect::<Vec<_>>().join(": ")
+}
+
+/// A refusal as a plan shows it.
+pub(super) fn blocker(error: &OpsError) -> v1::Error {
+    let (reason, code) = reason::of(error.reason());
+    v1::Error {
+        code: code.into(),
+        reason: reason.into(),
+        message: error.to_string(),
+        cause: causes(error),
+        remedy: error.remedy().to_owned(),
+        changed: "nothing".to_owned(),
+        ..v1::Error::default()
+    }
+}
+
+/// The failure of an operation.
+pub(super) fn failure(failure: &Failure, changed: &str) -> v1::Error {
+    let (reason, code) = reason::of(failure.reason);
+    v1::Error {
+        code: code.into(),
+        reason: reason.into(),
+        message: failure.message.clone(),
+        cause: failure.causes.join(": "),
+        remedy: String::new(),
+        changed: changed.to_owned(),
+        ..v1::Error::default()
+    }
+}
+
+/// A digest of a request: what tells a repetition from another request under the same id. Fields that only say how to
+/// ask must be cleared before.
+pub(super) fn digest<M: Message>(rpc: &str, message: &M) -> Vec<u8> {
+    use sha2::{Digest, Sha256};
+    let mut digest = Sha256::new();
+    digest.update(rpc);
+    digest.update([0]);
+    digest.update(message.encode_to_vec());
+    digest.finalize().to_vec()
+}

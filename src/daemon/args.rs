@@ -1,0 +1,79 @@
+//! The command line of `vmsnapd`, and its exit codes: 0 clean, 1 failed, 2 usage, 78 configuration (sysexits.h).
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use super::config::Config;
+use super::{start, telemetry};
+
+/// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
+const EXIT_CONFIG: u8 = 78;
+
+/// Snapshot agent for KVM hypervisors.
+#[derive(Debug, Parser)]
+#[command(name = "vmsnapd", version)]
+struct Args {
+    /// Configuration file [default: /etc/vmsnapd/vmsnapd.toml, if it is there]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Unix socket to listen on, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// State directory, instead of the configured one
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Verb {
+    /// Check the configuration and leave
+    CheckConfig,
+}
+
+/// The whole of `vmsnapd`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut config = match Config::load(args.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return complain(&error, EXIT_CONFIG),
+    };
+    if let Some(socket) = args.socket {
+        config.socket = socket;
+    }
+    if let Some(directory) = args.state_dir {
+        config.state_directory = directory;
+    }
+    if let Err(error) = config.check() {
+        return complain(&error, EXIT_CONFIG);
+    }
+    match args.verb {
+        Some(Verb::CheckConfig) => return ExitCode::SUCCESS,
+        None => {}
+    }
+    if let Err(error) = telemetry::start(&config.log) {
+        return complain(&error, EXIT_CONFIG);
+    }
+    match start::run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.exit_code();
+            complain(&error, code)
+        }
+    }
+}
+
+/// One line with the whole chain of causes, on stderr: logging may not have started.
+#[allow(clippy::print_stderr, reason = "the last words of a program that cannot start")]
+fn complain(error: &dyn Error, code: u8) -> ExitCode {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+    eprintln!("vmsnapd: {error}{causes}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,198 @@
+//! The start order: lock, catalog, hypervisor, recovery, listener, ready; and the same backwards.
+//!
+//! The hypervisor may be down: the daemon serves all the same and says so. It never comes and goes with libvirtd.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::config::{Config, ConfigError};
+use super::{health, lock, serve};
+use crate::api::Api;
+use crate::host::images::HostImages;
+use crate::host::libvirt::{Deadlines, Libvirt};
+use crate::host::Host;
+use crate::ops::{Engine, OpsError, Settings};
+use crate::plan::Places;
+use crate::store::{Store, StoreError};
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// A directory cannot be made.
+    #[error("cannot make directory {}", .path.display())]
+    Directory {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Another daemon has the state directory.
+    #[error("another vmsnapd runs on {}", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// The lock cannot be taken.
+    #[error("cannot lock {}", .path.display())]
+    Lock {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The catalog cannot be used.
+    #[error("cannot use the catalog {}", .path.display())]
+    Catalog {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: StoreError,
+    },
+    /// What an earlier life left cannot be read.
+    #[error("cannot recover")]
+    Recover(#[source] OpsError),
+    /// A value makes no sense.
+    #[error("the configuration is wrong")]
+    Config(#[from] ConfigError),
+    /// The socket cannot be listened on.
+    #[error("cannot listen on {}", .path.display())]
+    Listen {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Threads, signals, the runtime.
+    #[error("cannot start")]
+    System(#[source] io::Error),
+    /// The listener ended by itself.
+    #[error("the server failed")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+impl StartError {
+    /// 78 where starting again changes nothing, else 1.
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::Catalog { cause: StoreError::Foreign | StoreError::TooNew { .. } | StoreError::Corrupt(_), .. } => {
+                78
+            }
+            Self::Directory { .. }
+            | Self::AlreadyRunning(_)
+            | Self::Lock { .. }
+            | Self::Catalog { .. }
+            | Self::Recover(_)
+            | Self::Listen { .. }
+            | Self::System(_)
+            | Self::Serve(_) => 1,
+        }
+    }
+}
+
+/// Runs until a signal ends it.
+pub(super) fn run(config: &Config) -> Result<(), StartError> {
+    make_directory(&config.state_directory)?;
+    make_directory(&config.memory_directory())?;
+    let _lock = take_lock(&config.state_directory)?;
+    let catalog = config.state_directory.join("catalog.db");
+    let store = Store::open(&catalog).map_err(|cause| StartError::Catalog { path: catalog, cause })?;
+    let runtime = tokio::runtime::Runtime::new().map_err(StartError::System)?;
+    let result = runtime.block_on(serve_until_told(config, store));
+    // Calls into libvirt that are still out cannot be called back; the process does not wait for them.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartError> {
+    let libvirt = Libvirt::connect(&config.libvirt_uri, Deadlines::default()).map_err(StartError::System)?;
+    let host = Host {
+        hypervisor: Arc::clone(&libvirt) as _,
+        agent: Arc::clone(&libvirt) as _,
+        images: Arc::new(HostImages::new().map_err(StartError::System)?),
+        emergency: Arc::new(libvirt.emergency()),
+    };
+    let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
+    let recovered = engine.recover().await.map_err(StartError::Recover)?;
+    let listener = serve::listen(config)?;
+    let reporter = health::start(&engine, config);
+    tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
+    tell_systemd(&[NotifyState::Ready]);
+
+    let stop = CancellationToken::new();
+    let api = Api::new(engine.clone(), config.state_directory.clone());
+    let server = tokio::spawn(serve::serve(listener, api, reporter.service(), stop.clone()));
+    wait_for_signal().await.map_err(StartError::System)?;
+
+    tracing::info!(operations = engine.busy(), "vmsnapd goes down");
+    tell_systemd(&[NotifyState::Stopping]);
+    reporter.not_serving().await;
+    let patience = Duration::from_secs(config.drain_seconds);
+    if tokio::time::timeout(patience, engine.drain()).await.is_err() {
+        tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
+    }
+    stop.cancel();
+    let served = tokio::time::timeout(Duration::from_secs(2), server).await;
+    // The socket is removed only by the daemon that made it, and only while it still holds the lock.
+    let _ = fs::remove_file(&config.socket);
+    match served {
+        Ok(Ok(result)) => result.map_err(StartError::Serve),
+        // Streams that do not end are cut.
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+fn settings(config: &Config) -> Result<Settings, StartError> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::System)?;
+    Ok(Settings {
+        places: Places {
+            memory: config.memory_directory(),
+            overlays: config.overlay_directory.clone(),
+            reserve: config.reserve_bytes,
+        },
+        concurrent_merges: config.concurrent_merges,
+        concurrent_captures: config.concurrent_captures,
+        boot_id: boot_id.trim().to_owned(),
+    })
+}
+
+/// Memory images hold the secrets of guests: nobody else looks in.
+fn make_directory(path: &Path) -> Result<(), StartError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|cause| StartError::Directory { path: path.to_owned(), cause })
+}
+
+fn take_lock(directory: &Path) -> Result<fs::File, StartError> {
+    let lock = lock::take(directory);
+    let lock = lock.map_err(|cause| StartError::Lock { path: directory.to_owned(), cause })?;
+    lock.ok_or_else(|| StartError::AlreadyRunning(directory.to_owned()))
+}
+
+async fn wait_for_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Without systemd there is nobody to tell.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,207 @@
+//! The catalog: what lasts, what is refused, what is found again.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::*;
+use crate::model::cursor::Cursor;
+use crate::model::snapshot::Owner;
+use crate::model::step::Step;
+use crate::model::vm::RunState;
+use crate::model::{
+    DeleteSnapshot, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot, SnapshotId,
+    SnapshotKind, SnapshotState, Turn, VmId,
+};
+
+const VM: VmId = VmId(Uuid::from_u128(1));
+
+fn snapshot(name: &str, number: u128) -> Snapshot {
+    Snapshot {
+        id: SnapshotId(Uuid::from_u128(number)),
+        vm: VM,
+        vm_name: "web".to_owned(),
+        name: name.parse().unwrap(),
+        display_name: String::new(),
+        description: String::new(),
+        kind: SnapshotKind::VmDisks,
+        state: SnapshotState::Creating,
+        parent: None,
+        disks: Vec::new(),
+        memory: None,
+        run_state: RunState::Running,
+        consistency: None,
+        frozen_ms: 0.0,
+        paused_ms: 0.0,
+        owner: Owner { account: "alice".to_owned(), ..Owner::default() },
+        properties: BTreeMap::from([("number".to_owned(), number.to_string())]),
+        created_at: Timestamp::from_millisecond(i64::try_from(number).unwrap() * 1000).unwrap(),
+        created_by: "test".to_owned(),
+        operation: OperationId(Uuid::from_u128(number)),
+        generation: 1,
+    }
+}
+
+fn operation(number: u128) -> Operation {
+    let snapshot = SnapshotId(Uuid::from_u128(number));
+    Operation {
+        id: OperationId(Uuid::from_u128(number)),
+        vm: VM,
+        vm_name: "web".to_owned(),
+        snapshot,
+        snapshot_name: "one".parse().unwrap(),
+        request: Request::DeleteSnapshot(DeleteSnapshot { snapshot, bandwidth: None, generation: None }),
+        created_by: "test".to_owned(),
+        request_id: String::new(),
+        steps: vec![Step::Thaw],
+        cursor: Cursor::start(1, 0).unwrap(),
+        failure: None,
+        later_failure: None,
+        findings: Findings::default(),
+        cancel_requested: false,
+        was_abandoned: false,
+        created_at: Timestamp::UNIX_EPOCH,
+        updated_at: Timestamp::UNIX_EPOCH,
+        ended_at: None,
+        generation: 1,
+    }
+}
+
+fn key(id: &str, body: &str) -> RequestKey {
+    RequestKey { id: id.to_owned(), principal: "alice".to_owned(), digest: body.as_bytes().to_vec() }
+}
+
+#[tokio::test]
+async fn a_request_that_is_repeated_begins_nothing() {
+    let store = Store::in_memory().unwrap();
+    let first = operation(1);
+    let begun = store.begin(first.clone(), Some(key("r", "body")), None).await.unwrap();
+    assert_eq!(begun, Begun::New);
+    let begun = store.begin(operation(2), Some(key("r", "body")), None).await.unwrap();
+    assert_eq!(begun, Begun::Before(Box::new(first.clone())));
+    let begun = store.begin(operation(3), Some(key("r", "another body")), None).await.unwrap();
+    assert_eq!(begun, Begun::KeyReused);
+    assert_eq!(store.find_request(key("s", "body")).await.unwrap(), None);
+    assert_eq!(store.open_operations().await.unwrap(), vec![first]);
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_begins_nothing() {
+    let store = Store::in_memory().unwrap();
+    let reservation = |number| Some((snapshot("one", number), "definition".to_owned()));
+    store.begin(operation(1), None, reservation(1)).await.unwrap();
+    let begun = store.begin(operation(2), Some(key("r", "body")), reservation(2)).await;
+    assert!(matches!(begun, Err(StoreError::NameTaken)), "{begun:?}");
+    assert_eq!(store.open_operations().await.unwrap().len(), 1);
+    assert_eq!(store.find_request(key("r", "body")).await.unwrap(), None, "all of it lasts, or nothing");
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let mut operation = operation(1);
+    let store = Store::open(&path).unwrap();
+    store.begin(operation.clone(), None, Some((snapshot("one", 1), "definition".to_owned()))).await.unwrap();
+    operation.record(Turn::Ensure(0), Outcome::Unknown, Vec::new(), None);
+    store.save(operation.clone()).await.unwrap();
+    drop(store);
+
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.open_operations().await.unwrap(), vec![operation.clone()]);
+    assert_eq!(store.tree(VM).await.unwrap().snapshots, vec![snapshot("one", 1)]);
+    let definition = store.definition(SnapshotId(Uuid::from_u128(1))).await.unwrap();
+    assert_eq!(definition.as_deref(), Some("definition"));
+    operation.cursor.state = OperationState::Succeeded;
+    store.save(operation).await.unwrap();
+    assert!(store.open_operations().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_reservation_is_taken_back_only_while_it_is_one() {
+    let store = Store::in_memory().unwrap();
+    let id = SnapshotId(Uuid::from_u128(1));
+    store.begin(operation(1), None, Some((snapshot("one", 1), String::new()))).await.unwrap();
+    store.set_state(id, SnapshotState::Ready).await.unwrap();
+    store.forget_reservation(id).await.unwrap();
+    assert_eq!(store.snapshot(id).await.unwrap().map(|snapshot| snapshot.generation), Some(2));
+    store.set_state(id, SnapshotState::Creating).await.unwrap();
+    store.forget_reservation(id).await.unwrap();
+    assert_eq!(store.snapshot(id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn leases_last_until_cleared() {
+    let store = Store::in_memory().unwrap();
+    let lease = FreezeLease {
+        vm: VM,
+        operation: OperationId(Uuid::from_u128(1)),
+        boot_id: "boot".to_owned(),
+        since_ms: 1,
+        deadline_ms: 2,
+    };
+    store.put_lease(lease.clone()).await.unwrap();
+    assert_eq!(store.leases().await.unwrap(), vec![lease.clone()]);
+    assert_eq!(store.lease(VM).await.unwrap(), Some(lease));
+    store.clear_lease(VM).await.unwrap();
+    assert_eq!(store.lease(VM).await.unwrap(), None);
+}
+
+async fn check(store: &Store, filter: SnapshotFilter, expected: &[&str]) {
+    let page = store.snapshots(filter.clone(), Page { limit: 100, ..Page::default() }).await.unwrap();
+    let names: Vec<&str> = page.snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+    assert_eq!(names, expected, "{filter:?}");
+    assert_eq!(page.total, u64::try_from(expected.len()).unwrap());
+}
+
+async fn shelf() -> Store {
+    let store = Store::in_memory().unwrap();
+    for (number, name) in (1..).zip(["alpha", "beta", "betb", "gamma"]) {
+        store.begin(operation(number), None, Some((snapshot(name, number), String::new()))).await.unwrap();
+    }
+    store
+}
+
+#[tokio::test]
+async fn filters() {
+    let store = shelf().await;
+    let all = SnapshotFilter::default;
+    check(&store, all(), &["alpha", "beta", "betb", "gamma"]).await;
+    check(&store, SnapshotFilter { vm: Some(VmId(Uuid::nil())), ..all() }, &[]).await;
+    check(&store, SnapshotFilter { name: "beta".to_owned(), ..all() }, &["beta"]).await;
+    check(&store, SnapshotFilter { name_prefix: "bet".to_owned(), ..all() }, &["beta", "betb"]).await;
+    check(&store, SnapshotFilter { name_prefix: "%".to_owned(), ..all() }, &[]).await;
+    check(&store, SnapshotFilter { account: "bob".to_owned(), ..all() }, &[]).await;
+    check(&store, SnapshotFilter { states: vec![SnapshotState::Ready], ..all() }, &[]).await;
+    check(&store, SnapshotFilter { has_memory: Some(true), ..all() }, &[]).await;
+    let property = |value: Option<&str>| Some(("number".to_owned(), value.map(str::to_owned)));
+    check(&store, SnapshotFilter { property: property(Some("2")), ..all() }, &["beta"]).await;
+    check(&store, SnapshotFilter { property: property(None), ..all() }, &["alpha", "beta", "betb", "gamma"])
+        .await;
+    let window = SnapshotFilter { created_after_ms: Some(2000), created_before_ms: Some(4000), ..all() };
+    check(&store, window, &["beta", "betb"]).await;
+}
+
+#[tokio::test]
+async fn pages_give_each_snapshot_once() {
+    let store = shelf().await;
+    for order in [Order::Oldest, Order::Newest] {
+        let mut page = Page { limit: 3, after: None, order };
+        let mut names = Vec::new();
+        loop {
+            let part = store.snapshots(SnapshotFilter::default(), page.clone()).await.unwrap();
+            assert_eq!(part.total, 4);
+            names.extend(part.snapshots.iter().map(|snapshot| snapshot.name.to_string()));
+            if !part.has_more {
+                break;
+            }
+            let last = part.snapshots.last().unwrap();
+            page.after = Some((last.created_at.as_millisecond(), last.id));
+        }
+        if order == Order::Newest {
+            names.reverse();
+        }
+        assert_eq!(names, ["alpha", "beta", "betb", "gamma"]);
+    }
+}

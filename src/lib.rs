@@ -1,8 +1,10 @@
 //! `vmsnap`: a snapshot agent for KVM hypervisors.
 
+pub mod api;
 pub mod daemon;
 pub mod host;
 pub mod model;
 pub mod ops;
 pub mod plan;
+pub mod proto;
 pub mod store;

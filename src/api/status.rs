@@ -5,9 +5,10 @@ use std::error::Error;
 
 use prost::Message;
 use tonic::{Code, Status};
-use tonic_types::{BadRequest, ErrorDetails, FieldViolation, StatusExt};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::reason;
+use crate::model::operation::causes;
 use crate::model::{Failure, Reason};
 use crate::ops::OpsError;
 use crate::proto::v1;
@@ -32,10 +33,13 @@ impl Violations {
         if self.0.is_empty() {
             return Ok(());
         }
-        let words: Vec<String> =
-            self.0.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect();
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .map(|violation| format!("{}: {}", violation.field, violation.description))
+            .collect();
         let mut details = details(Reason::InvalidArgument, "mend the fields that are named", "");
-        details.set_bad_request(BadRequest::new(self.0));
+        details.set_bad_request(self.0);
         Err(Status::with_error_details(Code::InvalidArgument, words.join("; "), details))
     }
 }
@@ -47,7 +51,7 @@ pub(super) fn of(error: OpsError) -> Status {
         let cause: &(dyn Error + 'static) = &error;
         tracing::warn!(error = cause, "a call failed");
     }
-    let cause = causes(&error);
+    let cause = causes(&error).join(": ");
     let message = if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") };
     let mut details = details(error.reason(), error.remedy(), &cause);
     if let Some(seconds) = retry_after(code) {
@@ -59,7 +63,11 @@ pub(super) fn of(error: OpsError) -> Status {
 /// The status of an RPC that a later version serves.
 pub(super) fn not_implemented(what: &str) -> Status {
     let details = details(Reason::NotImplemented, "use a later version of vmsnapd", "");
-    Status::with_error_details(Code::Unimplemented, format!("this version does not serve {what} yet"), details)
+    Status::with_error_details(
+        Code::Unimplemented,
+        format!("this version does not serve {what} yet"),
+        details,
+    )
 }
 
 /// A status with a reason of ours and nothing behind it.
@@ -90,11 +98,6 @@ fn name(reason: Reason) -> &'static str {
     name.strip_prefix("REASON_").unwrap_or(name)
 }
 
-fn causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string);
-    causes.collect::<Vec<_>>().join(": ")
-}
-
 /// A refusal as a plan shows it.
 pub(super) fn blocker(error: &OpsError) -> v1::Error {
     let (reason, code) = reason::of(error.reason());
@@ -102,7 +105,7 @@ pub(super) fn blocker(error: &OpsError) -> v1::Error {
         code: code.into(),
         reason: reason.into(),
         message: error.to_string(),
-        cause: causes(error),
+        cause: causes(error).join(": "),
         remedy: error.remedy().to_owned(),
         changed: "nothing".to_owned(),
         ..v1::Error::default()

@@ -1,3 +1,5 @@
-//! `vmsnapd`.
+//! `vmsnapd`, the daemon.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    vmsnap::daemon::main()
+}

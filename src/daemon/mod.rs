@@ -1,5 +1,11 @@
-//! The daemon.
+//! The daemon: configuration, start order, listeners, shutdown. Puts the parts together; decides nothing about VMs.
 
+mod args;
 pub mod config;
+mod health;
 mod lock;
+mod serve;
+mod start;
 pub mod telemetry;
+
+pub use args::main;

@@ -208,10 +208,14 @@ impl Failure {
     /// A failure with the chain of causes of `error`.
     #[must_use]
     pub fn new(reason: Reason, error: &(dyn std::error::Error + 'static)) -> Self {
-        let causes =
-            std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect();
-        Self { reason, message: error.to_string(), causes }
+        Self { reason, message: error.to_string(), causes: causes(error) }
     }
+}
+
+/// What is behind an error, each one layer deeper.
+#[must_use]
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect()
 }
 
 /// The stable reasons that a client is told. `api` maps each to one of the contract.

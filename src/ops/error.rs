@@ -49,6 +49,9 @@ pub enum OpsError {
     /// It is not stuck.
     #[error("the operation is not stuck")]
     NotStuck,
+    /// This way out is not open.
+    #[error("the operation cannot be resolved that way")]
+    ResolutionNotOffered,
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     Draining,
@@ -72,6 +75,7 @@ impl OpsError {
             Self::RequestIdReused(_) => Reason::RequestIdReused,
             Self::NotCancellable => Reason::NotCancellable,
             Self::NotStuck => Reason::NotStuck,
+            Self::ResolutionNotOffered => Reason::ResolutionNotOffered,
             Self::Draining => Reason::Draining,
         }
     }
@@ -93,6 +97,7 @@ impl OpsError {
             Self::RequestIdReused(_) => "use a new request id for a new request",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",
+            Self::ResolutionNotOffered => "use one of the ways that 'vmsnap op show' offers",
             Self::Draining => "try again when vmsnapd is back",
         }
     }

@@ -4,6 +4,7 @@
 //! Must never know of gRPC, XML or SQL.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
@@ -12,7 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::host::{Host, VmSummary};
 use crate::model::operation::OperationState;
-use crate::model::{LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
+use crate::model::vm::DiskView;
+use crate::model::{ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
 use crate::plan::Places;
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
@@ -143,6 +145,17 @@ impl Engine {
     pub async fn vm(&self, vm: VmId) -> Result<(VmView, LayerTree)> {
         let view = self.0.host.hypervisor.observe(vm).await?;
         Ok((view, self.0.store.tree(vm).await?))
+    }
+
+    /// What the active images of a VM say of themselves. One that cannot be read is left out.
+    pub async fn disk_sizes(&self, view: &VmView) -> HashMap<PathBuf, ImageFacts> {
+        let mut sizes = HashMap::new();
+        for image in view.disks.iter().filter_map(DiskView::active) {
+            if let Ok(facts) = self.0.host.images.inspect(&image.path, image.format).await {
+                sizes.insert(image.path.clone(), facts);
+            }
+        }
+        sizes
     }
 
     /// The operation that holds a VM.

@@ -39,7 +39,9 @@ pub fn create(
     let snapshot = SnapshotId(ids());
     let parts: Vec<Part> = disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
     let memory = request.memory.then(|| memory_path(world, snapshot));
-    check_space(world, &space_needed(world, &parts, memory.as_ref()))?;
+    let needs = space_needed(world, &parts, memory.as_ref());
+    check_space(world, &needs)?;
+    let bytes_needed = needs.values().sum();
 
     let mut steps = vec![Step::ReserveSnapshot { snapshot }];
     steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay.clone())));
@@ -121,6 +123,8 @@ pub fn create(
         warnings,
         removals: Vec::new(),
         bytes_to_copy: 0,
+        bytes_needed,
+        vm: (world.vm.id, world.vm.name.clone()),
     })
 }
 

@@ -68,6 +68,8 @@ pub fn delete(world: &World, snapshot: &Snapshot, request: &DeleteSnapshot) -> R
         warnings: Vec::new(),
         removals: vec![removal(world, snapshot)],
         bytes_to_copy,
+        bytes_needed: bytes_to_copy,
+        vm: (world.vm.id, world.vm.name.clone()),
     })
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::model::vm::{DiskSource, DiskView};
-use crate::model::{Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmView, Volume};
+use crate::model::{Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume};
 
 mod create;
 mod delete;
@@ -78,6 +78,10 @@ pub struct Plan {
     pub removals: Vec<Removal>,
     /// Bytes that merges will move, at most.
     pub bytes_to_copy: u64,
+    /// Bytes that must be free, over all directories.
+    pub bytes_needed: u64,
+    /// The VM and its name.
+    pub vm: (VmId, String),
 }
 
 /// Something that will be gone for good.

@@ -76,6 +76,8 @@ pub fn revert(
         warnings: warnings(world, snapshot),
         removals: removals(world, &parts),
         bytes_to_copy: 0,
+        bytes_needed: needs.values().sum(),
+        vm: (world.vm.id, world.vm.name.clone()),
     })
 }
 

@@ -26,8 +26,8 @@ pub struct SnapshotFilter {
     pub name: String,
     /// Whose name starts so.
     pub name_prefix: String,
-    /// With this property, and this value if one is given.
-    pub property: Option<(String, Option<String>)>,
+    /// With each of these properties, and this value where one is given.
+    pub properties: Vec<(String, Option<String>)>,
     /// Made at or after, in milliseconds since the epoch.
     pub created_after_ms: Option<i64>,
     /// Made before, in milliseconds since the epoch.
@@ -141,7 +141,7 @@ impl Conditions {
                 [filter.name_prefix.clone().into(), filter.name_prefix.clone().into()],
             );
         }
-        if let Some((key, value)) = &filter.property {
+        for (key, value) in &filter.properties {
             wanted.and(
                 "EXISTS (SELECT 1 FROM json_each(body, '$.properties') WHERE key = ? AND value = coalesce(?, value))",
                 [key.clone().into(), value.clone().into()],

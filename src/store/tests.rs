@@ -175,10 +175,14 @@ async fn filters() {
     check(&store, SnapshotFilter { account: "bob".to_owned(), ..all() }, &[]).await;
     check(&store, SnapshotFilter { states: vec![SnapshotState::Ready], ..all() }, &[]).await;
     check(&store, SnapshotFilter { has_memory: Some(true), ..all() }, &[]).await;
-    let property = |value: Option<&str>| Some(("number".to_owned(), value.map(str::to_owned)));
-    check(&store, SnapshotFilter { property: property(Some("2")), ..all() }, &["beta"]).await;
-    check(&store, SnapshotFilter { property: property(None), ..all() }, &["alpha", "beta", "betb", "gamma"])
-        .await;
+    let property = |value: Option<&str>| vec![("number".to_owned(), value.map(str::to_owned))];
+    check(&store, SnapshotFilter { properties: property(Some("2")), ..all() }, &["beta"]).await;
+    check(
+        &store,
+        SnapshotFilter { properties: property(None), ..all() },
+        &["alpha", "beta", "betb", "gamma"],
+    )
+    .await;
     let window = SnapshotFilter { created_after_ms: Some(2000), created_before_ms: Some(4000), ..all() };
     check(&store, window, &["beta", "betb"]).await;
 }

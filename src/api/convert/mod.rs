@@ -18,12 +18,12 @@ use crate::model::{Consistency, RunState};
 use crate::proto::v1;
 
 /// A time.
-fn timestamp(time: Timestamp) -> ProtoTimestamp {
+pub(super) fn timestamp(time: Timestamp) -> ProtoTimestamp {
     ProtoTimestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }
 
 /// What a VM does.
-fn run_state(state: RunState) -> v1::RunState {
+pub(super) fn run_state(state: RunState) -> v1::RunState {
     match state {
         RunState::Running => v1::RunState::Running,
         RunState::Paused(_) => v1::RunState::Paused,

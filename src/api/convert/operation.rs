@@ -76,7 +76,9 @@ fn step_state(state: OperationState, step: usize) -> v1::StepState {
     match state {
         OperationState::Succeeded => v1::StepState::Done,
         OperationState::Failed => v1::StepState::Undone,
-        OperationState::Running { at } | OperationState::Undoing { at } if step == at => v1::StepState::Running,
+        OperationState::Running { at } | OperationState::Undoing { at } if step == at => {
+            v1::StepState::Running
+        }
         OperationState::Stuck { at, .. } if step == at => v1::StepState::Failed,
         OperationState::Running { at }
         | OperationState::Undoing { at }
@@ -96,7 +98,9 @@ fn step_state(state: OperationState, step: usize) -> v1::StepState {
 
 fn current_step(operation: &Operation) -> usize {
     match operation.cursor.state {
-        OperationState::Running { at } | OperationState::Undoing { at } | OperationState::Stuck { at, .. } => at,
+        OperationState::Running { at }
+        | OperationState::Undoing { at }
+        | OperationState::Stuck { at, .. } => at,
         OperationState::Succeeded => operation.cursor.steps.saturating_sub(1),
         OperationState::Failed => 0,
     }
@@ -152,7 +156,11 @@ fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
     let left = progress.total.saturating_sub(progress.done);
     #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
     let eta = (progress.rate > 1.0).then(|| Duration::from_secs_f64((left as f64 / progress.rate).min(1e9)));
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and modest")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is positive and modest"
+    )]
     let bytes_per_second = progress.rate as u64;
     v1::Progress {
         phase: match progress.phase {

@@ -8,7 +8,7 @@ use crate::plan::{Plan, Removal, RemovalKind, describe};
 use crate::proto::v1;
 
 /// What would be done.
-pub(in crate::api) fn plan(plan: &Plan, kind: v1::OperationKind, vm: (&str, &str)) -> v1::Plan {
+pub(in crate::api) fn plan(plan: &Plan, kind: v1::OperationKind) -> v1::Plan {
     let steps = plan.steps.iter().enumerate().map(|(index, step)| v1::PlanStep {
         index: u32::try_from(index).unwrap_or(u32::MAX),
         description: describe(step),
@@ -22,11 +22,12 @@ pub(in crate::api) fn plan(plan: &Plan, kind: v1::OperationKind, vm: (&str, &str
     v1::Plan {
         kind: kind.into(),
         summary: summary(plan),
-        vm_id: vm.0.to_owned(),
-        vm_name: vm.1.to_owned(),
+        vm_id: plan.vm.0.to_string(),
+        vm_name: plan.vm.1.clone(),
         steps: steps.collect(),
         warnings: plan.warnings.clone(),
         removals: plan.removals.iter().map(removal).collect(),
+        bytes_needed: plan.bytes_needed,
         bytes_to_copy: plan.bytes_to_copy,
         bytes_freed: plan.removals.iter().map(|removal| removal.bytes).sum(),
         restarts_guest: is_stopped && start.is_some(),

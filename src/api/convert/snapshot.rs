@@ -1,0 +1,103 @@
+//! Snapshots.
+
+use super::{consistency, run_state, timestamp};
+use crate::model::{LayerTree, OperationId, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+use crate::proto::v1;
+
+/// What stands around a snapshot and is shown with it.
+pub(in crate::api) struct Surroundings<'a> {
+    /// The tree it is part of.
+    pub(in crate::api) tree: &'a LayerTree,
+    /// The operation that holds its VM.
+    pub(in crate::api) holder: Option<OperationId>,
+}
+
+/// A snapshot as a client sees it.
+pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -> v1::Snapshot {
+    let (level, reason) = snapshot.consistency.as_ref().map(consistency).unwrap_or_default();
+    let is_moving = match snapshot.state {
+        SnapshotState::Creating | SnapshotState::Reverting | SnapshotState::Deleting => true,
+        SnapshotState::Ready | SnapshotState::Error | SnapshotState::Lost => false,
+    };
+    v1::Snapshot {
+        id: snapshot.id.to_string(),
+        name: snapshot.name.to_string(),
+        display_name: snapshot.display_name.clone(),
+        description: snapshot.description.clone(),
+        kind: kind(snapshot.kind).into(),
+        state: state(snapshot.state).into(),
+        current: around.tree.current == Some(snapshot.id),
+        parent_id: snapshot.parent.map(|parent| parent.to_string()).unwrap_or_default(),
+        child_count: children(snapshot, around.tree),
+        vm_id: snapshot.vm.to_string(),
+        vm_name: snapshot.vm_name.clone(),
+        disks: snapshot.disks.iter().map(|held| disk(held, around.tree)).collect(),
+        memory_bytes: snapshot.memory.as_ref().map_or(0, |memory| memory.bytes),
+        consistency: level.into(),
+        consistency_reason: reason,
+        frozen_ms: snapshot.frozen_ms,
+        paused_ms: snapshot.paused_ms,
+        recorded_run_state: run_state(snapshot.run_state).into(),
+        account: snapshot.owner.account.clone(),
+        domain: snapshot.owner.domain.clone(),
+        project: snapshot.owner.project.clone(),
+        properties: snapshot.properties.clone(),
+        create_time: Some(timestamp(snapshot.created_at)),
+        created_by: snapshot.created_by.clone(),
+        operation_id: around
+            .holder
+            .filter(|_| is_moving)
+            .map(|holder| holder.to_string())
+            .unwrap_or_default(),
+        etag: snapshot.generation.to_string(),
+        ..v1::Snapshot::default()
+    }
+}
+
+fn children(snapshot: &Snapshot, tree: &LayerTree) -> u32 {
+    let children = tree.snapshots.iter().filter(|child| child.parent == Some(snapshot.id));
+    u32::try_from(children.count()).unwrap_or(u32::MAX)
+}
+
+fn disk(held: &SnapshotDisk, tree: &LayerTree) -> v1::SnapshotDisk {
+    let path = tree.layers.get(&held.layer).map(|layer| layer.path.display().to_string());
+    v1::SnapshotDisk {
+        target: held.target.to_string(),
+        volume_id: held.volume.to_string(),
+        layer_id: held.layer.to_string(),
+        path: path.unwrap_or_default(),
+        virtual_size_bytes: held.virtual_size,
+        allocated_bytes: held.allocated,
+    }
+}
+
+fn kind(kind: SnapshotKind) -> v1::SnapshotKind {
+    match kind {
+        SnapshotKind::VmDisks => v1::SnapshotKind::VmDisks,
+        SnapshotKind::VmDisksAndMemory => v1::SnapshotKind::VmDisksAndMemory,
+    }
+}
+
+fn state(state: SnapshotState) -> v1::SnapshotState {
+    match state {
+        SnapshotState::Creating => v1::SnapshotState::Creating,
+        SnapshotState::Ready => v1::SnapshotState::Ready,
+        SnapshotState::Reverting => v1::SnapshotState::Reverting,
+        SnapshotState::Deleting => v1::SnapshotState::Deleting,
+        SnapshotState::Error => v1::SnapshotState::Error,
+        SnapshotState::Lost => v1::SnapshotState::Lost,
+    }
+}
+
+/// A state as a filter names it. None for one that no snapshot is in.
+pub(in crate::api) fn snapshot_state(state: v1::SnapshotState) -> Option<SnapshotState> {
+    match state {
+        v1::SnapshotState::Unspecified => None,
+        v1::SnapshotState::Creating => Some(SnapshotState::Creating),
+        v1::SnapshotState::Ready => Some(SnapshotState::Ready),
+        v1::SnapshotState::Reverting => Some(SnapshotState::Reverting),
+        v1::SnapshotState::Deleting => Some(SnapshotState::Deleting),
+        v1::SnapshotState::Error => Some(SnapshotState::Error),
+        v1::SnapshotState::Lost => Some(SnapshotState::Lost),
+    }
+}

@@ -1,0 +1,71 @@
+//! VMs and their disks.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use super::run_state;
+use crate::host::VmSummary;
+use crate::model::vm::{AgentChannel, DiskSource, DiskView, Format};
+use crate::model::{ImageFacts, LayerTree, OperationId, VmView, VolumeId};
+use crate::proto::v1;
+
+/// A VM in a list: what can be said without looking at its disks.
+pub(in crate::api) fn vm_summary(vm: &VmSummary, tree: &LayerTree, holder: Option<OperationId>) -> v1::Vm {
+    v1::Vm {
+        id: vm.id.to_string(),
+        name: vm.name.clone(),
+        run_state: run_state(vm.run_state).into(),
+        current_snapshot_id: tree.current.map(|current| current.to_string()).unwrap_or_default(),
+        snapshot_count: u32::try_from(tree.snapshots.len()).unwrap_or(u32::MAX),
+        operation_id: holder.map(|holder| holder.to_string()).unwrap_or_default(),
+        ..v1::Vm::default()
+    }
+}
+
+/// A VM with its disks.
+pub(in crate::api) fn vm(
+    view: &VmView,
+    tree: &LayerTree,
+    sizes: &HashMap<PathBuf, ImageFacts>,
+    holder: Option<OperationId>,
+) -> v1::Vm {
+    let summary = VmSummary { id: view.id, name: view.name.clone(), run_state: view.run_state };
+    v1::Vm {
+        disks: view.disks.iter().map(|seen| disk(view, seen, tree, sizes)).collect(),
+        agent_connected: view.agent == AgentChannel::Connected,
+        memory_bytes: view.memory_bytes,
+        persistent: view.persistent,
+        ..vm_summary(&summary, tree, holder)
+    }
+}
+
+fn disk(
+    view: &VmView,
+    seen: &DiskView,
+    tree: &LayerTree,
+    sizes: &HashMap<PathBuf, ImageFacts>,
+) -> v1::VmDisk {
+    let mut disk = v1::VmDisk { target: seen.target.to_string(), ..v1::VmDisk::default() };
+    match &seen.source {
+        DiskSource::Chain { .. } => disk.snapshottable = true,
+        DiskSource::Excluded(why) => disk.refusal_reason = why.to_string(),
+        DiskSource::Refused(why) => disk.refusal_reason = why.to_string(),
+    }
+    let Some(active) = seen.active() else { return disk };
+    let path = active.path.display().to_string();
+    let known = tree.volume_writing(&active.path).map(|volume| volume.id);
+    let unknown = || VolumeId::of_unknown_disk(view.id, &seen.target, &path);
+    disk.volume_id = known.unwrap_or_else(unknown).to_string();
+    disk.format = match active.format {
+        Format::Raw => v1::ImageFormat::Raw,
+        Format::Qcow2 => v1::ImageFormat::Qcow2,
+    }
+    .into();
+    if let Some(facts) = sizes.get(&active.path) {
+        disk.virtual_size_bytes = facts.virtual_size;
+        disk.allocated_bytes = facts.allocated;
+    }
+    disk.path = path;
+    disk.chain_depth = u32::try_from(seen.chain().len()).unwrap_or(u32::MAX);
+    disk
+}

@@ -1,0 +1,79 @@
+//! gRPC: request -> model -> ops -> response. Decides what a well-formed request is, and nothing else.
+//!
+//! Must never know libvirt, SQL or a file. Every answer is what the engine says; a call that comes in a later version
+//! answers UNIMPLEMENTED.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tonic::Request;
+use tonic::transport::Server;
+use tonic::transport::server::{Router, UdsConnectInfo};
+
+use crate::ops::{Asked, Engine};
+use crate::proto::v1;
+use crate::store::RequestKey;
+
+mod convert;
+mod later;
+mod list;
+mod node;
+mod operation;
+mod paging;
+mod reason;
+mod request;
+mod snapshot;
+mod status;
+mod vm;
+mod watch;
+
+/// A gRPC answer.
+type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
+
+/// All services, over one engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    engine: Engine,
+    state_directory: PathBuf,
+    started: Instant,
+}
+
+impl Api {
+    /// The services over an engine.
+    #[must_use]
+    pub fn new(engine: Engine, state_directory: PathBuf) -> Self {
+        Self { engine, state_directory, started: Instant::now() }
+    }
+
+    /// Adds all services to a server.
+    #[must_use]
+    pub fn routes(&self, mut server: Server) -> Router {
+        server
+            .add_service(v1::node_service_server::NodeServiceServer::new(self.clone()))
+            .add_service(v1::vm_service_server::VmServiceServer::new(self.clone()))
+            .add_service(v1::snapshot_service_server::SnapshotServiceServer::new(self.clone()))
+            .add_service(v1::operation_service_server::OperationServiceServer::new(self.clone()))
+            .add_service(v1::volume_service_server::VolumeServiceServer::new(self.clone()))
+            .add_service(v1::event_service_server::EventServiceServer::new(self.clone()))
+            .add_service(v1::schedule_service_server::ScheduleServiceServer::new(self.clone()))
+    }
+}
+
+/// Who calls: over the Unix socket, the user at the other end (`SO_PEERCRED`).
+fn caller<T>(request: &Request<T>) -> String {
+    let connection = request.extensions().get::<UdsConnectInfo>();
+    match connection.and_then(|connection| connection.peer_cred) {
+        Some(peer) => format!("uid:{}", peer.uid()),
+        None => "unknown".to_owned(),
+    }
+}
+
+/// How a mutation is asked for.
+fn asked(by: String, request_id: &str, digest: Vec<u8>, validate_only: bool) -> Asked {
+    let key = (!request_id.is_empty() && !validate_only).then(|| RequestKey {
+        id: request_id.to_owned(),
+        principal: by.clone(),
+        digest,
+    });
+    Asked { by, key, validate_only }
+}

@@ -1,0 +1,77 @@
+//! `NodeService`: this node and this daemon.
+
+use jiff::{SignedDuration, Timestamp};
+use tonic::{Request, Response};
+
+use super::later::later;
+use super::{Answer, Api, convert, paging, status};
+use crate::host::{About, Link};
+use crate::proto::v1;
+use crate::proto::v1::node_service_server::NodeService;
+use crate::store::{Page, SnapshotFilter};
+
+#[tonic::async_trait]
+impl NodeService for Api {
+    async fn get_node(&self, _: Request<v1::GetNodeRequest>) -> Answer<v1::GetNodeResponse> {
+        let hypervisor = &self.engine.host().hypervisor;
+        let link = hypervisor.link().borrow().clone();
+        // A hypervisor that is down has no versions to tell; the node is described all the same.
+        let about = match &link {
+            Link::Up => hypervisor.about().await.ok(),
+            Link::Down(_) => None,
+        };
+        let catalog = self.engine.store().probe().await.err().map(|error| error.to_string());
+        let (open, _) = self.engine.operations(None, true, None, 1000).await.map_err(status::of)?;
+        let everything = SnapshotFilter::default();
+        let one = Page { limit: 1, ..Page::default() };
+        let snapshots = self.engine.snapshots(everything, one).await.map_err(status::of)?;
+        let vms = self.engine.vms().await.unwrap_or_default();
+        let uptime = self.started.elapsed();
+        let now = Timestamp::now();
+        let started = SignedDuration::try_from(uptime).ok().and_then(|uptime| now.checked_sub(uptime).ok());
+        let node = v1::Node {
+            name: about.as_ref().map(|about| about.host_name.clone()).unwrap_or_default(),
+            versions: Some(versions(about)),
+            capabilities: Some(v1::Capabilities {
+                memory: true,
+                max_page_size: paging::MOST,
+                ..v1::Capabilities::default()
+            }),
+            parts: vec![part("libvirt", link_problem(&link)), part("catalog", catalog)],
+            start_time: started.map(convert::timestamp),
+            uptime: uptime.try_into().ok(),
+            state_directory: self.state_directory.display().to_string(),
+            vm_count: u32::try_from(vms.len()).unwrap_or(u32::MAX),
+            snapshot_count: snapshots.total,
+            open_operation_ids: open.iter().map(|operation| operation.id.to_string()).collect(),
+            draining: self.engine.draining().is_cancelled(),
+            time: Some(convert::timestamp(now)),
+            ..v1::Node::default()
+        };
+        Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
+    }
+
+    later! {
+        check_node(CheckNodeRequest) -> v1::CheckNodeResponse;
+        back_up_catalog(BackUpCatalogRequest) -> v1::BackUpCatalogResponse;
+        reload_configuration(ReloadConfigurationRequest) -> v1::ReloadConfigurationResponse;
+    }
+}
+
+fn versions(about: Option<About>) -> v1::Versions {
+    let (libvirt, qemu) = about.map(|about| (about.libvirt, about.qemu)).unwrap_or_default();
+    v1::Versions { agent: env!("CARGO_PKG_VERSION").to_owned(), libvirt, qemu, ..v1::Versions::default() }
+}
+
+fn link_problem(link: &Link) -> Option<String> {
+    match link {
+        Link::Up => None,
+        Link::Down(reason) => Some(reason.clone()),
+    }
+}
+
+fn part(name: &str, problem: Option<String>) -> v1::PartHealth {
+    let state = if problem.is_none() { v1::HealthState::Serving } else { v1::HealthState::NotServing };
+    let reason = problem.unwrap_or_default();
+    v1::PartHealth { name: name.to_owned(), state: state.into(), reason, ..v1::PartHealth::default() }
+}

@@ -1,0 +1,70 @@
+//! Pages: sizes that are coerced, tokens that are opaque and bound to their query.
+
+use tonic::Status;
+
+use super::status;
+use crate::model::Reason;
+
+/// Entries of a page if the client does not say.
+const DEFAULT: u32 = 100;
+/// Most entries of a page.
+pub(super) const MOST: u32 = 1000;
+
+/// The size of a page: 0 is the default, too many are as many as there may be (AIP-158).
+pub(super) fn size(asked: i32) -> Result<u32, Status> {
+    match u32::try_from(asked) {
+        Ok(0) => Ok(DEFAULT),
+        Ok(asked) => Ok(asked.min(MOST)),
+        Err(_) => {
+            Err(status::plain(Reason::InvalidArgument, "page_size is negative", "use 0 for the default"))
+        }
+    }
+}
+
+/// A token that goes on behind `position` of the list that `query` (a digest) asked for.
+pub(super) fn token(query: &[u8], position: &str) -> String {
+    format!("{}.{position}", fingerprint(query))
+}
+
+/// The position of a token; None for an empty one. A token of another query is refused.
+pub(super) fn position<'a>(query: &[u8], token: &'a str) -> Result<Option<&'a str>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    match token.split_once('.') {
+        Some((owner, position)) if owner == fingerprint(query) => Ok(Some(position)),
+        Some(_) | None => Err(invalid()),
+    }
+}
+
+/// The status of a token that is not one of ours, or of another query.
+pub(super) fn invalid() -> Status {
+    let message = "the page token belongs to another list";
+    status::plain(Reason::PageTokenInvalid, message, "begin again without a page token")
+}
+
+fn fingerprint(query: &[u8]) -> String {
+    query.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_with_its_query() {
+        let token = token(b"one query", "17");
+        assert_eq!(position(b"one query", &token).unwrap(), Some("17"));
+        assert_eq!(position(b"one query", "").unwrap(), None);
+        assert!(position(b"another query", &token).is_err());
+        assert!(position(b"one query", "17").is_err());
+    }
+
+    #[test]
+    fn sizes_are_coerced() {
+        assert_eq!(size(0).unwrap(), DEFAULT);
+        assert_eq!(size(7).unwrap(), 7);
+        assert_eq!(size(1_000_000).unwrap(), MOST);
+        assert!(size(-1).is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! Shapes that several requests share: checked here, all violations at once.
+
+use super::status::Violations;
+
+/// Longest request id, in bytes.
+const REQUEST_ID_LIMIT: usize = 36;
+
+/// Longest text of a person, in bytes: descriptions and the like.
+const TEXT_LIMIT: usize = 4096;
+
+/// Longest name for people, account, key or value, in bytes.
+const LABEL_LIMIT: usize = 255;
+
+/// Most properties of one snapshot.
+const PROPERTIES_LIMIT: usize = 64;
+
+impl Violations {
+    /// A request id is short ASCII, or empty.
+    pub(super) fn request_id(&mut self, id: &str) {
+        if id.len() > REQUEST_ID_LIMIT || !id.chars().all(|c| c.is_ascii_graphic()) {
+            self.add("request_id", format!("at most {REQUEST_ID_LIMIT} printable ASCII characters"));
+        }
+    }
+
+    /// A text of a person.
+    pub(super) fn text(&mut self, field: &str, text: &str) {
+        self.limited(field, text, TEXT_LIMIT);
+    }
+
+    /// A label.
+    pub(super) fn label(&mut self, field: &str, text: &str) {
+        self.limited(field, text, LABEL_LIMIT);
+    }
+
+    /// Properties: keys that are not empty, all of them labels.
+    pub(super) fn properties<'a>(
+        &mut self,
+        properties: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
+    ) {
+        if properties.len() > PROPERTIES_LIMIT {
+            self.add("properties", format!("at most {PROPERTIES_LIMIT} are kept"));
+        }
+        for (key, value) in properties {
+            if key.is_empty() {
+                self.add("properties", "a key is empty");
+            }
+            self.label("properties", key);
+            self.label("properties", value);
+        }
+    }
+
+    /// A text that must be there.
+    pub(super) fn required(&mut self, field: &str, text: &str) {
+        if text.is_empty() {
+            self.add(field, "it is empty");
+        }
+        self.label(field, text);
+    }
+
+    fn limited(&mut self, field: &str, text: &str, limit: usize) {
+        if text.len() > limit {
+            self.add(field, format!("it has {} bytes, at most {limit} are kept", text.len()));
+        }
+        if text.contains('\0') {
+            self.add(field, "it contains a NUL");
+        }
+    }
+}

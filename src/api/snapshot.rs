@@ -1,0 +1,293 @@
+//! `SnapshotService`: take, see, go back to and delete snapshots of VMs.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::convert::Surroundings;
+use super::later::later;
+use super::status::Violations;
+use super::{Answer, Api, asked, caller, convert, status};
+use crate::model::snapshot::Owner;
+use crate::model::{
+    CreateSnapshot, DeleteSnapshot, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
+    SnapshotName,
+};
+use crate::ops::{Asked, OpsError, Submitted};
+use crate::proto::v1;
+use crate::proto::v1::snapshot_service_server::SnapshotService;
+
+/// Longest freeze if the client does not say: Windows' VSS ends one after ten seconds anyhow.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest freeze that one can ask for.
+const LONGEST_FREEZE: Duration = Duration::from_secs(300);
+/// Most mount points of one request.
+const MOUNT_POINTS_LIMIT: usize = 256;
+
+#[tonic::async_trait]
+impl SnapshotService for Api {
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Answer<v1::CreateSnapshotResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::CreateSnapshot;
+        let asked = self.asked(by, "CreateSnapshot", &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            return Ok(Response::new(create_response(self.answer(before, kind))));
+        }
+        let wish = CreateWish::check(&message)?;
+        let vm = self.engine.find_vm(&message.vm).await.map_err(status::of)?;
+        let request = wish.request(vm.id, message);
+        let submitted = self.engine.create_snapshot(request, asked.clone()).await;
+        let answer = self.answer_or_blocker(submitted, &asked, kind)?;
+        Ok(Response::new(create_response(answer)))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Answer<v1::GetSnapshotResponse> {
+        let request = request.into_inner();
+        let snapshot = self.find(&request.snapshot, &request.vm).await?;
+        let tree = self.engine.store().tree(snapshot.vm).await.map_err(|error| status::of(error.into()))?;
+        let snapshot = convert::snapshot(&snapshot, &self.surroundings(&tree));
+        Ok(Response::new(v1::GetSnapshotResponse { snapshot: Some(snapshot) }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Answer<v1::ListSnapshotsResponse> {
+        super::list::snapshots(self, request.into_inner()).await
+    }
+
+    async fn get_snapshot_tree(
+        &self,
+        request: Request<v1::GetSnapshotTreeRequest>,
+    ) -> Answer<v1::GetSnapshotTreeResponse> {
+        super::list::tree(self, request.into_inner()).await
+    }
+
+    async fn revert_snapshot(
+        &self,
+        request: Request<v1::RevertSnapshotRequest>,
+    ) -> Answer<v1::RevertSnapshotResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::RevertSnapshot;
+        let asked = self.asked(by, "RevertSnapshot", &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            let (operation, plan) = self.answer(before, kind);
+            return Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }));
+        }
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        let generation = violations.take("etag", generation(&message.etag)).flatten();
+        violations.check()?;
+        let snapshot = self.find(&message.snapshot, &message.vm).await?;
+        let request = RevertSnapshot {
+            snapshot: snapshot.id,
+            run_state_after: run_state_after(message.run_state_after()),
+            generation,
+        };
+        let submitted = self.engine.revert_snapshot(request, asked.clone()).await;
+        let (operation, plan) = self.answer_or_blocker(submitted, &asked, kind)?;
+        Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Answer<v1::DeleteSnapshotResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::DeleteSnapshot;
+        let asked = self.asked(by, "DeleteSnapshot", &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            let (operation, plan) = self.answer(before, kind);
+            return Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }));
+        }
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        let generation = violations.take("etag", generation(&message.etag)).flatten();
+        violations.check()?;
+        let snapshot = self.find(&message.snapshot, &message.vm).await?;
+        let limit = message.bandwidth_bytes_per_second;
+        let request =
+            DeleteSnapshot { snapshot: snapshot.id, bandwidth: (limit > 0).then_some(limit), generation };
+        let submitted = self.engine.delete_snapshot(request, asked.clone()).await;
+        let (operation, plan) = self.answer_or_blocker(submitted, &asked, kind)?;
+        Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }))
+    }
+
+    later! {
+        update_snapshot(UpdateSnapshotRequest) -> v1::UpdateSnapshotResponse;
+        batch_delete_snapshots(BatchDeleteSnapshotsRequest) -> v1::BatchDeleteSnapshotsResponse;
+        purge_snapshot(PurgeSnapshotRequest) -> v1::PurgeSnapshotResponse;
+        reset_snapshot_state(ResetSnapshotStateRequest) -> v1::ResetSnapshotStateResponse;
+        add_snapshot_hold(AddSnapshotHoldRequest) -> v1::AddSnapshotHoldResponse;
+        remove_snapshot_hold(RemoveSnapshotHoldRequest) -> v1::RemoveSnapshotHoldResponse;
+        add_snapshot_comment(AddSnapshotCommentRequest) -> v1::AddSnapshotCommentResponse;
+        list_snapshot_comments(ListSnapshotCommentsRequest) -> v1::ListSnapshotCommentsResponse;
+        delete_snapshot_comment(DeleteSnapshotCommentRequest) -> v1::DeleteSnapshotCommentResponse;
+    }
+}
+
+/// An operation, or a plan.
+type OperationOrPlan = (Option<v1::Operation>, Option<v1::Plan>);
+
+fn create_response((operation, plan): OperationOrPlan) -> v1::CreateSnapshotResponse {
+    let snapshot_id = operation.as_ref().map(|operation| operation.snapshot_id.clone()).unwrap_or_default();
+    v1::CreateSnapshotResponse { operation, plan, snapshot_id }
+}
+
+impl Api {
+    /// The digest leaves out how the request is asked, so that a repetition is recognised.
+    fn asked<M: prost::Message + Clone>(
+        &self,
+        by: String,
+        rpc: &str,
+        message: &M,
+        request_id: &str,
+        validate_only: bool,
+    ) -> Asked {
+        asked(by, request_id, status::digest(rpc, message), validate_only)
+    }
+
+    async fn repeated(&self, asked: &Asked) -> Result<Option<Submitted>, Status> {
+        self.engine.repeated(asked.key.as_ref()).await.map_err(status::of)
+    }
+
+    fn answer(&self, submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
+        match submitted {
+            Submitted::Operation(view) => (Some(convert::operation(&view)), None),
+            Submitted::Plan(plan) => (None, Some(convert::plan(&plan, kind))),
+        }
+    }
+
+    /// One that only asks is told what is in the way; one that wants it done is refused.
+    fn answer_or_blocker(
+        &self,
+        submitted: Result<Submitted, OpsError>,
+        asked: &Asked,
+        kind: v1::OperationKind,
+    ) -> Result<OperationOrPlan, Status> {
+        match submitted {
+            Ok(submitted) => Ok(self.answer(submitted, kind)),
+            Err(error @ (OpsError::Refused(_) | OpsError::VmBusy(_) | OpsError::VmStuck(_)))
+                if asked.validate_only =>
+            {
+                Ok((None, Some(convert::blocked_plan(&error, kind))))
+            }
+            Err(error) => Err(status::of(error)),
+        }
+    }
+
+    /// The snapshot that answers to an id, a name within `vm`, or a name that is unique on the node.
+    pub(super) async fn find(&self, snapshot: &str, vm: &str) -> Result<Snapshot, Status> {
+        let mut violations = Violations::default();
+        violations.required("snapshot", snapshot);
+        violations.check()?;
+        let vm = match vm {
+            "" => None,
+            vm => Some(self.vm_id(vm).await?),
+        };
+        self.engine.find_snapshot(snapshot, vm).await.map_err(status::of)
+    }
+
+    /// What stands around a snapshot and is shown with it.
+    pub(super) fn surroundings<'a>(&self, tree: &'a LayerTree) -> Surroundings<'a> {
+        Surroundings { tree, holder: self.engine.holder(tree.vm) }
+    }
+}
+
+/// The fields of a create that are checked for shape.
+struct CreateWish {
+    name: Option<SnapshotName>,
+    quiesce: Quiesce,
+    freeze_timeout: Duration,
+    disks: BTreeSet<DiskTarget>,
+}
+
+impl CreateWish {
+    fn check(message: &v1::CreateSnapshotRequest) -> Result<Self, Status> {
+        let mut violations = Violations::default();
+        violations.required("vm", &message.vm);
+        violations.request_id(&message.request_id);
+        violations.label("display_name", &message.display_name);
+        violations.text("description", &message.description);
+        for (field, label) in
+            [("account", &message.account), ("domain", &message.domain), ("project", &message.project)]
+        {
+            violations.label(field, label);
+        }
+        violations.properties(message.properties.iter());
+        if message.max_pause.is_some() {
+            violations.add("max_pause", "this version cannot bound the pause of a memory capture");
+        }
+        if message.expire_time.is_some() {
+            violations.add("expire_time", "this version does not expire snapshots");
+        }
+        if message.mount_points.len() > MOUNT_POINTS_LIMIT {
+            violations.add("mount_points", format!("at most {MOUNT_POINTS_LIMIT}"));
+        }
+        if message.mount_points.iter().any(|path| !path.starts_with('/') || path.contains('\0')) {
+            violations.add("mount_points", "each is an absolute path in the guest");
+        }
+        let name = match message.name.as_str() {
+            "" => None,
+            name => violations.take("name", name.parse()),
+        };
+        let disks = message.disks.iter().filter_map(|disk| violations.take("disks", disk.parse())).collect();
+        let freeze_timeout = violations.take("freeze_timeout", freeze_timeout(message.freeze_timeout));
+        let quiesce = match message.quiesce() {
+            v1::Quiesce::Required => Quiesce::Required,
+            v1::Quiesce::Auto | v1::Quiesce::Unspecified => Quiesce::Auto,
+            v1::Quiesce::Off => Quiesce::Off,
+        };
+        violations.check()?;
+        Ok(Self { name, quiesce, freeze_timeout: freeze_timeout.unwrap_or(FREEZE_TIMEOUT), disks })
+    }
+
+    fn request(self, vm: crate::model::VmId, message: v1::CreateSnapshotRequest) -> CreateSnapshot {
+        CreateSnapshot {
+            vm,
+            name: self.name,
+            display_name: message.display_name,
+            description: message.description,
+            memory: message.memory,
+            quiesce: self.quiesce,
+            mount_points: message.mount_points,
+            freeze_timeout_ms: u64::try_from(self.freeze_timeout.as_millis()).unwrap_or(u64::MAX),
+            disks: self.disks,
+            owner: Owner { account: message.account, domain: message.domain, project: message.project },
+            properties: message.properties.into_iter().collect(),
+        }
+    }
+}
+
+fn freeze_timeout(asked: Option<prost_types::Duration>) -> Result<Duration, String> {
+    let Some(asked) = asked else { return Ok(FREEZE_TIMEOUT) };
+    let wanted =
+        Duration::try_from(asked).ok().filter(|wanted| !wanted.is_zero() && *wanted <= LONGEST_FREEZE);
+    wanted.ok_or_else(|| format!("more than 0 and at most {} s", LONGEST_FREEZE.as_secs()))
+}
+
+fn generation(etag: &str) -> Result<Option<u64>, &'static str> {
+    match etag {
+        "" => Ok(None),
+        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a snapshot"),
+    }
+}
+
+fn run_state_after(asked: v1::RunStateAfter) -> RunStateAfter {
+    match asked {
+        v1::RunStateAfter::Unspecified => RunStateAfter::AsItWas,
+        v1::RunStateAfter::Running => RunStateAfter::Running,
+        v1::RunStateAfter::Paused => RunStateAfter::Paused,
+        v1::RunStateAfter::Off => RunStateAfter::Off,
+    }
+}

@@ -1,0 +1,61 @@
+//! `VmService`: the VMs of this node, as far as their snapshots are concerned.
+
+use tonic::{Request, Response};
+
+use super::later::later;
+use super::status::Violations;
+use super::{Answer, Api, convert, paging, status};
+use crate::proto::v1;
+use crate::proto::v1::vm_service_server::VmService;
+
+#[tonic::async_trait]
+impl VmService for Api {
+    async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {
+        let mut request = request.into_inner();
+        let limit = usize::try_from(paging::size(request.page_size)?).unwrap_or(usize::MAX);
+        let token = std::mem::take(&mut request.page_token);
+        request.page_size = 0;
+        let query = status::digest("ListVms", &request);
+        let after = paging::position(&query, &token)?.unwrap_or_default();
+        let filter = request.filter.unwrap_or_default();
+        let prefix = filter.name_prefix.clone();
+        if filter != (v1::VmFilter { name_prefix: prefix.clone(), ..v1::VmFilter::default() }) {
+            return Err(status::not_implemented("a filter of VMs by more than name_prefix"));
+        }
+        let mut vms = self.engine.vms().await.map_err(status::of)?;
+        vms.retain(|vm| vm.name.starts_with(&prefix));
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        let total_size = i64::try_from(vms.len()).unwrap_or(i64::MAX);
+        vms.retain(|vm| vm.name.as_str() > after);
+        let next_page_token = match vms.get(limit.saturating_sub(1)) {
+            Some(last) if vms.len() > limit => paging::token(&query, &last.name),
+            Some(_) | None => String::new(),
+        };
+        vms.truncate(limit);
+        let mut answer =
+            v1::ListVmsResponse { total_size, next_page_token, ..v1::ListVmsResponse::default() };
+        for vm in vms {
+            let tree = self.tree(vm.id).await?;
+            answer.vms.push(convert::vm_summary(&vm, &tree, self.engine.holder(vm.id)));
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Answer<v1::GetVmResponse> {
+        let mut violations = Violations::default();
+        violations.required("vm", &request.get_ref().vm);
+        violations.check()?;
+        let found = self.engine.find_vm(&request.get_ref().vm).await.map_err(status::of)?;
+        let (view, tree) = self.engine.vm(found.id).await.map_err(status::of)?;
+        let sizes = self.engine.disk_sizes(&view).await;
+        let vm = convert::vm(&view, &tree, &sizes, self.engine.holder(found.id));
+        Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))
+    }
+
+    later! {
+        check_vm(CheckVmRequest) -> v1::CheckVmResponse;
+        resolve_vm(ResolveVmRequest) -> v1::ResolveVmResponse;
+        deploy_vm(DeployVmRequest) -> v1::DeployVmResponse;
+        resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
+    }
+}

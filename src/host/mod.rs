@@ -6,6 +6,7 @@
 //! An error from here is never proof that nothing happened. Every call has a deadline of its own.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +25,19 @@ pub use error::HostError;
 
 /// A result from the outside world.
 pub type Result<T> = std::result::Result<T, HostError>;
+
+/// All of the outside world.
+#[derive(Clone)]
+pub struct Host {
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The agents inside the guests.
+    pub agent: Arc<dyn GuestAgent>,
+    /// The image files.
+    pub images: Arc<dyn Images>,
+    /// The last resort.
+    pub emergency: Arc<dyn EmergencyThaw>,
+}
 
 /// The hypervisor of this node.
 #[async_trait]
@@ -58,6 +72,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Lets the processors run on.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
+    /// Bytes of memory written and to be written, while a capture is under way.
+    async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>>;
+
     /// Ends a capture of memory under way. The call that captures then fails.
     async fn abort_memory_capture(&self, vm: VmId) -> Result<()>;
 
@@ -88,6 +105,13 @@ pub trait GuestAgent: Send + Sync + 'static {
 
     /// Whether file systems are frozen.
     async fn is_frozen(&self, vm: VmId, deadline: Duration) -> Result<bool>;
+}
+
+/// The last resort against a guest that stays frozen: works from a plain thread, over a connection of its own, when
+/// everything else of the process hangs. Blocks.
+pub trait EmergencyThaw: Send + Sync + 'static {
+    /// Thaws all file systems, then asks. True only if the guest says that it is thawed, or has ceased to run.
+    fn thaw_now(&self, vm: VmId, deadline: Duration) -> Result<bool>;
 }
 
 /// Image files and the directories they are in.

@@ -19,7 +19,9 @@ use crate::model::{DiskTarget, VmId, VmView};
 mod error;
 pub mod images;
 pub mod libvirt;
+mod paths;
 pub mod sim;
+mod workers;
 
 pub use error::HostError;
 

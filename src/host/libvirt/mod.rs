@@ -1,1 +1,216 @@
-//! Placeholder.
+//! libvirt: the hypervisor and the guest agents of this node.
+//!
+//! Decides over which line and with which time limit each call is made. Leaves what a call says to the files beside
+//! this one. Must never know of operations, snapshots or the catalog.
+//!
+//! | lane | line | threads | calls |
+//! |---|---|---|---|
+//! | look | short | 2 | questions; the events come over this line |
+//! | change | short | 3 | switches of disks, block jobs, resume |
+//! | power | long | 5 | start, stop, captures of memory |
+//! | agent | agent | 4 | freeze, thaw |
+//! | emergency | emergency | 4 | thaw only, by whoever guards a freeze |
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+
+use super::{
+    About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Result,
+    StartFrom, VmSummary,
+};
+use crate::model::step::ImageRef;
+use crate::model::vm::BlockJob;
+use crate::model::{DiskTarget, VmId, VmView};
+
+mod agent;
+mod chain;
+mod change;
+mod connection;
+mod deadlines;
+mod description;
+mod edit;
+mod ffi;
+mod graph;
+mod jobs;
+mod lane;
+mod memory_blocker;
+mod monitor;
+mod observe;
+mod refusal;
+mod snapshot_xml;
+mod vms;
+
+pub use agent::AgentLane;
+pub use deadlines::Deadlines;
+
+use connection::{Watch, start_lines};
+use lane::Lane;
+
+/// Events that a slow reader may be behind before it is told that it missed some.
+const EVENTS_KEPT: usize = 4096;
+
+/// libvirt on this node.
+pub struct Libvirt {
+    look: Lane,
+    change: Lane,
+    power: Lane,
+    agent: AgentLane,
+    emergency: Arc<AgentLane>,
+    events: broadcast::Sender<HostEvent>,
+    link: watch::Receiver<Link>,
+    deadlines: Deadlines,
+    _watch: Watch,
+}
+
+impl Libvirt {
+    /// The libvirt at `uri`, as in `qemu:///system`. Starts down, and comes up by itself as soon as libvirtd answers.
+    ///
+    /// An error means that `uri` cannot be handed to libvirt at all.
+    pub fn connect(uri: &str, deadlines: Deadlines) -> Result<Arc<Self>> {
+        if uri.contains('\0') {
+            return Err(HostError::Malformed {
+                what: "the address of libvirt",
+                cause: "it contains NUL".into(),
+            });
+        }
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let (link_sender, link) = watch::channel(Link::Down("not connected yet".to_owned()));
+        let purposes = ["short calls and events", "long calls", "guest agents", "emergencies"];
+        let ([short, long, agent, emergency], watch) =
+            start_lines(uri, purposes, events.clone(), link_sender);
+        Ok(Arc::new(Self {
+            look: Lane::start("libvirt-look", 2, &short),
+            change: Lane::start("libvirt-change", 3, &short),
+            power: Lane::start("libvirt-power", 5, &long),
+            agent: AgentLane(Lane::start("libvirt-agent", 4, &agent)),
+            emergency: Arc::new(AgentLane(Lane::start("libvirt-rescue", 4, &emergency))),
+            events,
+            link,
+            deadlines,
+            _watch: watch,
+        }))
+    }
+
+    /// Guest agents over a line of their own, which no other call can hold up. For the thaw at a deadline.
+    ///
+    /// Works for as long as this lives; holds the line open no longer.
+    #[must_use]
+    pub fn emergency(&self) -> Arc<AgentLane> {
+        Arc::clone(&self.emergency)
+    }
+}
+
+impl fmt::Debug for Libvirt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Libvirt").field("link", &*self.link.borrow()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn about(&self) -> Result<About> {
+        self.look.run("the question for versions", self.deadlines.query, vms::about).await
+    }
+
+    async fn vms(&self) -> Result<Vec<VmSummary>> {
+        self.look.run("the list of VMs", self.deadlines.query, vms::list).await
+    }
+
+    async fn observe(&self, vm: VmId) -> Result<VmView> {
+        let look = move |line: &_| observe::observe(line, vm);
+        self.look.run("a look at the VM", self.deadlines.query, look).await
+    }
+
+    async fn definition(&self, vm: VmId) -> Result<Definition> {
+        let read = move |line: &_| vms::definition(line, vm);
+        self.look.run("the definition of the VM", self.deadlines.query, read).await
+    }
+
+    async fn switch_disks(&self, vm: VmId, switch: &DiskSwitch) -> Result<()> {
+        let (lane, deadline) = match switch.memory {
+            None => (&self.change, self.deadlines.change),
+            Some(_) => (&self.power, self.deadlines.memory_capture),
+        };
+        let switch = switch.clone();
+        lane.run("the switch of disks", deadline, move |line| change::switch_disks(line, vm, &switch)).await
+    }
+
+    async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
+        let disks = disks.to_vec();
+        let point = move |line: &_| change::point_disks(line, vm, &disks);
+        self.change.run("the change of the definition", self.deadlines.change, point).await
+    }
+
+    async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()> {
+        let deadline = match how {
+            StartFrom::Disks => self.deadlines.power,
+            StartFrom::Memory { .. } => self.deadlines.memory_restore,
+        };
+        let how = how.clone();
+        let start = move |line: &_| change::start(line, vm, &how, paused);
+        self.power.run("the start of the VM", deadline, start).await
+    }
+
+    async fn stop(&self, vm: VmId) -> Result<()> {
+        let stop = move |line: &_| change::stop(line, vm);
+        self.power.run("the stop of the VM", self.deadlines.power, stop).await
+    }
+
+    async fn resume(&self, vm: VmId) -> Result<()> {
+        let resume = move |line: &_| change::resume(line, vm);
+        self.change.run("the resume of the VM", self.deadlines.change, resume).await
+    }
+
+    async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
+        let read = move |line: &_| change::memory_progress(line, vm);
+        self.look.run("the progress of the capture", self.deadlines.query, read).await
+    }
+
+    async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {
+        let abort = move |line: &_| change::abort_memory_capture(line, vm);
+        self.change.run("the end of the capture", self.deadlines.change, abort).await
+    }
+
+    async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {
+        let commit = commit.clone();
+        let start = move |line: &_| jobs::start_commit(line, vm, &commit);
+        self.change.run("the start of the merge", self.deadlines.change, start).await
+    }
+
+    async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {
+        let read = move |line: &_| jobs::block_jobs(line, vm);
+        self.look.run("the list of block jobs", self.deadlines.query, read).await
+    }
+
+    async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        let disk = disk.clone();
+        let pivot = move |line: &_| jobs::pivot(line, vm, &disk);
+        self.change.run("the pivot", self.deadlines.change, pivot).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<HostEvent> {
+        self.events.subscribe()
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+}
+
+#[async_trait]
+impl GuestAgent for Libvirt {
+    async fn freeze(&self, vm: VmId, mount_points: &[String], deadline: std::time::Duration) -> Result<u32> {
+        self.agent.freeze(vm, mount_points, deadline).await
+    }
+
+    async fn thaw(&self, vm: VmId, deadline: std::time::Duration) -> Result<u32> {
+        self.agent.thaw(vm, deadline).await
+    }
+
+    async fn is_frozen(&self, vm: VmId, deadline: std::time::Duration) -> Result<bool> {
+        self.agent.is_frozen(vm, deadline).await
+    }
+}

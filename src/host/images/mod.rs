@@ -1,0 +1,170 @@
+//! Image files and the directories they are in.
+//!
+//! Decides how each thing is done so that it is durable, confined to the file meant, and bounded in time. Leaves which
+//! file to make, merge or remove to `plan`. Must never know a VM.
+//!
+//! Headers are read by [`qcow2`]; what rewrites an image is done by `qemu-img`, always with every format spelled out.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::workers::Workers;
+use super::{ByteProgress, HostError, Images, Result};
+use crate::model::ImageFacts;
+use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::vm::Format;
+
+mod files;
+mod memory;
+mod overlay;
+mod program;
+pub mod qcow2;
+mod qemu_img;
+
+pub use files::open_image;
+
+use qemu_img::QemuImg;
+
+/// How many calls on files run at once. A dead file server can hold this many threads, and no others.
+const FILE_THREADS: usize = 4;
+
+/// How long to wait for files and for `qemu-img`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDeadlines {
+    /// One look at a file, or a removal, or a sync.
+    pub file: Duration,
+    /// A `qemu-img` that only writes a header.
+    pub header: Duration,
+    /// A merge of two images.
+    pub commit: Duration,
+}
+
+impl Default for ImageDeadlines {
+    fn default() -> Self {
+        Self {
+            file: Duration::from_secs(60),
+            header: Duration::from_secs(60),
+            commit: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// The images of this node.
+#[derive(Debug)]
+pub struct HostImages {
+    workers: Workers,
+    qemu_img: QemuImg,
+    deadlines: ImageDeadlines,
+}
+
+impl HostImages {
+    /// Looks up `qemu-img` once, at its fixed places. An error names the program that is missing.
+    pub fn new(deadlines: ImageDeadlines) -> Result<Arc<Self>> {
+        let workers = Workers::start("image-files", FILE_THREADS);
+        Ok(Arc::new(Self { workers, qemu_img: QemuImg::find()?, deadlines }))
+    }
+
+    async fn on_files<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.workers.run(call, self.deadlines.file, work).await
+    }
+
+    async fn on_path<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        path: &Path,
+        work: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let path = path.to_owned();
+        self.on_files(call, move || work(&path)).await
+    }
+}
+
+#[async_trait]
+impl Images for HostImages {
+    async fn create_overlay(&self, overlay: &NewOverlay) -> Result<()> {
+        let reserved = self.on_path("the creation of a file", &overlay.path, files::create_new).await?;
+        let made = self.qemu_img.create(&self.workers, overlay, self.deadlines.header).await;
+        let checked = match made {
+            Ok(()) => {
+                let overlay = overlay.clone();
+                self.on_files("the check of an overlay", move || overlay::finish(&overlay, reserved)).await
+            }
+            Err(error) => Err(error),
+        };
+        if checked.is_err() {
+            // Whoever asked looks again, and may find it: this only keeps the directory clean.
+            let debris = DoomedImage { path: overlay.path.clone(), identity: Some(reserved) };
+            let removed = self.remove(&debris).await;
+            tracing::debug!(path = %overlay.path.display(), ?removed, "an overlay was not completed");
+        }
+        checked
+    }
+
+    async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts> {
+        self.on_path("a look at an image", path, move |path| files::inspect(path, format)).await
+    }
+
+    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()> {
+        let (checked_top, checked_base) = (top.clone(), base.clone());
+        let check = move || overlay::check_lies_on(&checked_top, &checked_base);
+        let bytes = self.on_files("a look at an image", check).await?;
+        progress.send_replace((0, bytes));
+        let merged =
+            self.qemu_img.commit(&self.workers, top, base, (progress, bytes), self.deadlines.commit).await;
+        self.explain(merged, [top, base]).await?;
+        self.sync(&base.path).await?;
+        progress.send_replace((bytes, bytes));
+        Ok(())
+    }
+
+    async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {
+        let written = self.qemu_img.rebase(&self.workers, image, base, self.deadlines.header).await;
+        self.explain(written, [image, image]).await?;
+        let (checked_image, checked_base) = (image.clone(), base.clone());
+        let check = move || overlay::check_lies_on(&checked_image, &checked_base).map(|_| ());
+        self.on_files("a look at an image", check).await?;
+        self.sync(&image.path).await
+    }
+
+    async fn remove(&self, image: &DoomedImage) -> Result<()> {
+        let image = image.clone();
+        self.on_files("the removal of a file", move || files::remove(&image)).await
+    }
+
+    async fn is_in_use(&self, path: &Path, _format: Format) -> Result<bool> {
+        self.on_path("a look for locks", path, files::is_locked).await
+    }
+
+    async fn free_space(&self, directory: &Path) -> Result<u64> {
+        self.on_path("a look for free space", directory, files::free_space).await
+    }
+
+    async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
+        self.on_path("a look at a memory image", path, memory::complete_bytes).await
+    }
+
+    async fn sync(&self, path: &Path) -> Result<()> {
+        self.on_path("the sync of a file", path, files::sync).await
+    }
+}
+
+impl HostImages {
+    /// `qemu-img` only has words for a lock that it did not get. The locks themselves tell for certain.
+    async fn explain(&self, outcome: Result<()>, images: [&ImageRef; 2]) -> Result<()> {
+        let Err(HostError::Program { .. }) = &outcome else { return outcome };
+        for image in images {
+            if self.is_in_use(&image.path, image.format).await.unwrap_or(false) {
+                tracing::debug!(error = ?outcome, "qemu-img failed on an image in use");
+                return Err(HostError::ImageInUse(image.path.clone()));
+            }
+        }
+        outcome
+    }
+}

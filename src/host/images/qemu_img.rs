@@ -1,0 +1,125 @@
+//! `qemu-img`, with every format and every name spelled out.
+//!
+//! Decides its command lines and reads its progress. Leaves limits and the process to `program`, and whether the result
+//! is right to `overlay`.
+//!
+//! Nothing is probed: `-f` and `-F` are always given. Names are absolute, so none is read as an option or a protocol,
+//! and they are arguments of their own, so that a comma in one is only a comma.
+
+use std::time::Duration;
+
+use super::program::{Output, Program};
+use crate::host::paths::plain;
+use crate::host::workers::Workers;
+use crate::host::{ByteProgress, Result};
+use crate::model::step::{ImageRef, NewOverlay};
+
+/// The program, found once.
+#[derive(Debug)]
+pub(super) struct QemuImg(Program);
+
+impl QemuImg {
+    /// Looks it up at its fixed places.
+    pub(super) fn find() -> Result<Self> {
+        Program::find("qemu-img").map(Self)
+    }
+
+    /// Writes an empty overlay into a file that exists. The backing file is not opened: its size is given.
+    pub(super) async fn create(
+        &self,
+        workers: &Workers,
+        overlay: &NewOverlay,
+        deadline: Duration,
+    ) -> Result<()> {
+        let size = overlay.virtual_size.to_string();
+        let arguments = [
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-o",
+            "compat=1.1,lazy_refcounts=off,preallocation=off",
+            "-b",
+            plain(&overlay.backing_path)?,
+            "-F",
+            overlay.backing_format.as_str(),
+            plain(&overlay.path)?,
+            &size,
+        ];
+        self.0.run(workers, &arguments, deadline, Output::Ignored, &overlay.path).await
+    }
+
+    /// Merges `top` into `base`. `top` keeps its content: only the base is written.
+    pub(super) async fn commit(
+        &self,
+        workers: &Workers,
+        top: &ImageRef,
+        base: &ImageRef,
+        (progress, bytes): (&ByteProgress, u64),
+        deadline: Duration,
+    ) -> Result<()> {
+        let arguments =
+            ["commit", "-p", "-d", "-f", top.format.as_str(), "-b", plain(&base.path)?, plain(&top.path)?];
+        let report = |line: &[u8]| {
+            if let Some(done) = done(line, bytes) {
+                progress.send_replace((done, bytes));
+            }
+        };
+        self.0.run(workers, &arguments, deadline, Output::Lines(&report), &base.path).await
+    }
+
+    /// Writes another backing file into a header, and nothing else.
+    pub(super) async fn rebase(
+        &self,
+        workers: &Workers,
+        image: &ImageRef,
+        base: &ImageRef,
+        deadline: Duration,
+    ) -> Result<()> {
+        let arguments = [
+            "rebase",
+            "-q",
+            "-u",
+            "-f",
+            image.format.as_str(),
+            "-F",
+            base.format.as_str(),
+            "-b",
+            plain(&base.path)?,
+            plain(&image.path)?,
+        ];
+        self.0.run(workers, &arguments, deadline, Output::Ignored, &image.path).await
+    }
+}
+
+/// Bytes done, out of a line of progress: `    (12.34/100%)`.
+fn done(line: &[u8], total: u64) -> Option<u64> {
+    let text = std::str::from_utf8(line).ok()?.trim();
+    let percent = text.strip_prefix('(')?.strip_suffix("/100%)")?;
+    let (whole, fraction) = percent.split_once('.')?;
+    let hundredths: u128 = match fraction.len() {
+        2 => whole.parse::<u128>().ok()?.checked_mul(100)?.checked_add(fraction.parse().ok()?)?,
+        _ => return None,
+    };
+    u64::try_from(u128::from(total) * hundredths.min(10_000) / 10_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress() {
+        let check = |line: &str, expected| assert_eq!(done(line.as_bytes(), 20_000), expected, "{line:?}");
+        check("    (0.00/100%)", Some(0));
+        check("    (12.34/100%)", Some(2_468));
+        check("    (100.00/100%)", Some(20_000));
+        check("(250.00/100%)", Some(20_000));
+        check("", None);
+        check("Image committed.", None);
+        check("(-1.00/100%)", None);
+        check("(1/100%)", None);
+        check("(99999999999999999999999999999999999999999.00/100%)", None);
+    }
+}

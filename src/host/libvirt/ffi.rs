@@ -1,0 +1,273 @@
+//! The calls of libvirt's C library that the `virt` crate lacks. The only unsafe code of the crate.
+//!
+//! Decides nothing: each function is one call, with its pointers kept alive and its memory given back. Errors are
+//! read on the calling thread, right after the call, because libvirt keeps them per thread.
+#![allow(unsafe_code, reason = "libvirt is a C library; every block says why it is sound")]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::Error;
+use virt::sys;
+
+/// What an event is about. Its details are looked up again by whoever cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EventKind {
+    /// `VIR_DOMAIN_EVENT_ID_LIFECYCLE`: defined, started, paused, resumed, stopped, undefined.
+    Lifecycle,
+    /// `VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2`: a block job became ready or ended.
+    BlockJob,
+    /// `VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE`: the guest agent connected or went away.
+    Agent,
+}
+
+/// What a closed connection was closed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CloseReason {
+    /// An input or output error.
+    Error,
+    /// The other side closed it.
+    EndOfFile,
+    /// No keepalive answer came.
+    Keepalive,
+    /// We closed it.
+    Client,
+}
+
+/// Called for each event, on the event loop's thread: must not block, must not call libvirt.
+pub(super) type OnEvent = Box<dyn Fn(EventKind, Uuid) + Send + Sync>;
+
+/// Called once when the connection is lost, on the event loop's thread: must not block, must not call libvirt.
+pub(super) type OnClose = Box<dyn Fn(CloseReason) + Send + Sync>;
+
+struct EventSink {
+    kind: EventKind,
+    call: OnEvent,
+}
+
+/// Subscribes to one kind of event of all domains (`virConnectDomainEventRegisterAny`). Gives the callback's id.
+pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) -> Result<c_int, Error> {
+    let (id, callback) = match kind {
+        // SAFETY: libvirt calls back with the signature that belongs to the event's id, and stores it as the generic
+        // type meanwhile: that is the documented way (VIR_DOMAIN_EVENT_CALLBACK). Function pointers have one size.
+        EventKind::Lifecycle => (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, unsafe {
+            std::mem::transmute::<LifecycleCallback, GenericCallback>(on_lifecycle)
+        }),
+        // SAFETY: as above.
+        EventKind::BlockJob => (sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, unsafe {
+            std::mem::transmute::<BlockJobCallback, GenericCallback>(on_block_job)
+        }),
+        // SAFETY: as above.
+        EventKind::Agent => (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, unsafe {
+            std::mem::transmute::<AgentCallback, GenericCallback>(on_agent)
+        }),
+    };
+    let id = c_int::try_from(id).expect("libvirt's event ids are small");
+    let sink = Box::into_raw(Box::new(EventSink { kind, call }));
+    // SAFETY: the connection is open; a null domain means all; `sink` is a live box that libvirt gives back through
+    // `free_event_sink` exactly once, after the last callback.
+    let registered = unsafe {
+        sys::virConnectDomainEventRegisterAny(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            id,
+            Some(callback),
+            sink.cast(),
+            Some(free_event_sink),
+        )
+    };
+    if registered < 0 {
+        let error = Error::last_error();
+        // SAFETY: libvirt does not call the free callback for a registration that failed, so the box is still ours.
+        drop(unsafe { Box::from_raw(sink) });
+        return Err(error);
+    }
+    Ok(registered)
+}
+
+/// Ends a subscription (`virConnectDomainEventDeregisterAny`). Of a lost connection the error has no meaning: the
+/// callback is gone on this side.
+pub(super) fn deregister_event(connect: &Connect, callback: c_int) {
+    // SAFETY: the connection is open as an object, even if its line is cut; an unknown id is an error, not a fault.
+    unsafe { sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), callback) };
+}
+
+/// Asks to be told when the connection is lost (`virConnectRegisterCloseCallback`).
+pub(super) fn register_close(connect: &Connect, call: OnClose) -> Result<(), Error> {
+    let sink = Box::into_raw(Box::new(call));
+    // SAFETY: the connection is open; `sink` is a live box that libvirt gives back through `free_close_sink` exactly
+    // once, when the callback is deregistered.
+    let done = unsafe {
+        sys::virConnectRegisterCloseCallback(
+            connect.as_ptr(),
+            Some(on_close),
+            sink.cast(),
+            Some(free_close_sink),
+        )
+    };
+    if done < 0 {
+        let error = Error::last_error();
+        // SAFETY: libvirt does not call the free callback for a registration that failed, so the box is still ours.
+        drop(unsafe { Box::from_raw(sink) });
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Takes back [`register_close`] (`virConnectUnregisterCloseCallback`).
+pub(super) fn deregister_close(connect: &Connect) {
+    // SAFETY: the connection is open as an object; without a registration of this function it is an error, not a
+    // fault.
+    unsafe { sys::virConnectUnregisterCloseCallback(connect.as_ptr(), Some(on_close)) };
+}
+
+/// Starts to merge the images from `top` down to `base` (`virDomainBlockCommit`).
+pub(super) fn block_commit(
+    domain: &Domain,
+    disk: &CStr,
+    base: &CStr,
+    top: &CStr,
+    bandwidth: u64,
+    flags: sys::virDomainBlockCommitFlags,
+) -> Result<(), Error> {
+    // SAFETY: the domain and all three strings outlive the call, which keeps none of them.
+    let done = unsafe {
+        sys::virDomainBlockCommit(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            base.as_ptr(),
+            top.as_ptr(),
+            bandwidth,
+            flags,
+        )
+    };
+    succeeded(done)
+}
+
+/// The block job of a disk, if it has one (`virDomainGetBlockJobInfo`).
+pub(super) fn block_job_info(
+    domain: &Domain,
+    disk: &CStr,
+) -> Result<Option<sys::virDomainBlockJobInfo>, Error> {
+    let mut info = sys::virDomainBlockJobInfo { type_: 0, bandwidth: 0, cur: 0, end: 0 };
+    // SAFETY: the domain and the string outlive the call; `info` is a whole struct of the library's own layout.
+    let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) };
+    match found {
+        0 => Ok(None),
+        1.. => Ok(Some(info)),
+        ..0 => Err(Error::last_error()),
+    }
+}
+
+/// Ends a block job, or pivots (`virDomainBlockJobAbort`).
+pub(super) fn block_job_abort(
+    domain: &Domain,
+    disk: &CStr,
+    flags: sys::virDomainBlockJobAbortFlags,
+) -> Result<(), Error> {
+    // SAFETY: the domain and the string outlive the call, which keeps neither.
+    let done = unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) };
+    succeeded(done)
+}
+
+/// Ends the job that holds the domain, such as a capture of its memory (`virDomainAbortJob`).
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain outlives the call.
+    let done = unsafe { sys::virDomainAbortJob(domain.as_ptr()) };
+    succeeded(done)
+}
+
+fn succeeded(status: c_int) -> Result<(), Error> {
+    if status < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+type GenericCallback =
+    unsafe extern "C" fn(conn: sys::virConnectPtr, dom: sys::virDomainPtr, opaque: *mut c_void);
+type LifecycleCallback =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+type AgentCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void);
+type BlockJobCallback =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, c_int, c_int, *mut c_void);
+
+unsafe extern "C" fn on_lifecycle(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _event: c_int,
+    _detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+    0
+}
+
+unsafe extern "C" fn on_agent(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _state: c_int,
+    _reason: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+}
+
+unsafe extern "C" fn on_block_job(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _disk: *const c_char,
+    _job: c_int,
+    _status: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+}
+
+/// # Safety
+/// `domain` is a live domain, `opaque` comes from [`register_event`] and was not given back yet.
+unsafe fn forward(domain: sys::virDomainPtr, opaque: *mut c_void) {
+    let mut bytes = [0_u8; sys::VIR_UUID_BUFLEN as usize];
+    // SAFETY: the buffer has the length that the call writes. It only copies out of the handle: no request is made.
+    if unsafe { sys::virDomainGetUUID(domain, bytes.as_mut_ptr()) } < 0 {
+        return;
+    }
+    // SAFETY: by this function's own condition. Only shared references exist: the box is never changed.
+    let sink = unsafe { &*opaque.cast::<EventSink>() };
+    contain("an event callback", || (sink.call)(sink.kind, Uuid::from_bytes(bytes)));
+}
+
+unsafe extern "C" fn on_close(_connection: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
+    // SAFETY: the pointer is the one that was registered, and is given back only after deregistration.
+    let call = unsafe { &*opaque.cast::<OnClose>() };
+    let reason = match u32::try_from(reason) {
+        Ok(sys::VIR_CONNECT_CLOSE_REASON_EOF) => CloseReason::EndOfFile,
+        Ok(sys::VIR_CONNECT_CLOSE_REASON_KEEPALIVE) => CloseReason::Keepalive,
+        Ok(sys::VIR_CONNECT_CLOSE_REASON_CLIENT) => CloseReason::Client,
+        Ok(_) | Err(_) => CloseReason::Error,
+    };
+    contain("a close callback", || call(reason));
+}
+
+unsafe extern "C" fn free_event_sink(opaque: *mut c_void) {
+    // SAFETY: libvirt calls this once per registration, after the last callback: the box is ours again.
+    let sink = unsafe { Box::from_raw(opaque.cast::<EventSink>()) };
+    contain("dropping an event callback", || drop(sink));
+}
+
+unsafe extern "C" fn free_close_sink(opaque: *mut c_void) {
+    // SAFETY: as above.
+    let sink = unsafe { Box::from_raw(opaque.cast::<OnClose>()) };
+    contain("dropping a close callback", || drop(sink));
+}
+
+/// A panic must not unwind into C.
+fn contain(what: &str, run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        tracing::error!("{what} panicked");
+    }
+}

@@ -1,0 +1,97 @@
+//! Block jobs: seen, started, pivoted.
+//!
+//! Decides how a commit is asked for and which of libvirt's job types is which of ours. Leaves when to start and when
+//! to pivot to `ops`. Never asks libvirt to delete images or to write relative names.
+
+use std::ffi::CString;
+
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+use virt::sys;
+
+use super::connection::Connection;
+use super::description::{DescribedSource, Description};
+use super::refusal::on_vm;
+use super::{ffi, monitor, vms};
+use crate::host::paths::plain;
+use crate::host::{Commit, HostError, Result};
+use crate::model::vm::{BlockJob, BlockJobKind, RunState};
+use crate::model::{DiskTarget, VmId};
+
+/// See [`crate::host::Hypervisor::block_jobs`].
+pub(super) fn block_jobs(line: &Connection, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {
+    let domain = vms::lookup(line, vm)?;
+    if !vms::is_active(&domain, vm)? {
+        return Ok(Vec::new());
+    }
+    let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
+    jobs_of(&domain, vm, &description)
+}
+
+/// The block jobs of a live domain whose XML has just been read.
+pub(super) fn jobs_of(
+    domain: &Domain,
+    vm: VmId,
+    description: &Description,
+) -> Result<Vec<(DiskTarget, BlockJob)>> {
+    let mut jobs = Vec::new();
+    for disk in &description.disks {
+        if matches!(disk.source, DescribedSource::Excluded(_)) {
+            continue;
+        }
+        let name = c_text(disk.target.as_str())?;
+        let info = ffi::block_job_info(domain, &name).map_err(on_vm(vm, "describe a block job"))?;
+        if let Some(info) = info {
+            jobs.push((disk.target.clone(), block_job(&info, disk.is_ready)));
+        }
+    }
+    Ok(jobs)
+}
+
+fn block_job(info: &sys::virDomainBlockJobInfo, is_ready: bool) -> BlockJob {
+    let kind = match u32::try_from(info.type_) {
+        Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT) => BlockJobKind::ActiveCommit,
+        Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT) => BlockJobKind::Commit,
+        // A pull, a copy, a backup, or newer than we are.
+        _ => BlockJobKind::Other,
+    };
+    BlockJob { kind, done: info.cur, total: info.end, ready: is_ready }
+}
+
+/// See [`crate::host::Hypervisor::start_commit`].
+pub(super) fn start_commit(line: &Connection, vm: VmId, commit: &Commit) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    if let RunState::Paused(_) = vms::state(&domain, vm)? {
+        // Without this QEMU refuses, if memory was captured or restored while the VM stood still.
+        monitor::activate_images(&domain, vm)?;
+    }
+    let mut flags = sys::VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES;
+    if commit.is_active {
+        flags |= sys::VIR_DOMAIN_BLOCK_COMMIT_ACTIVE;
+    }
+    ffi::block_commit(
+        &domain,
+        &c_text(commit.disk.as_str())?,
+        &c_text(plain(&commit.base)?)?,
+        &c_text(plain(&commit.top)?)?,
+        commit.bandwidth.unwrap_or(0),
+        flags,
+    )
+    .map_err(on_vm(vm, "start the merge"))
+}
+
+/// See [`crate::host::Hypervisor::pivot`].
+pub(super) fn pivot(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    ffi::block_job_abort(&domain, &c_text(disk.as_str())?, sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT).map_err(
+        |error| match error.code() {
+            ErrorNumber::BlockCopyActive => HostError::NotReady(disk.clone()),
+            _ => on_vm(vm, "pivot")(error),
+        },
+    )
+}
+
+fn c_text(text: &str) -> Result<CString> {
+    CString::new(text)
+        .map_err(|error| HostError::Malformed { what: "a name for libvirt", cause: error.into() })
+}

@@ -1,0 +1,97 @@
+//! QEMU's monitor, asked through libvirt (`virDomainQemuMonitorCommand`).
+//!
+//! Decides how a question is spelled and what an answer must look like. Leaves to `graph` what it says. Asks only
+//! what changes nothing behind libvirt's back, with one exception: [`activate_images`].
+
+use qapi::Execute;
+use qapi::qmp::query_block;
+use serde::{Deserialize, Serialize};
+use virt::domain::Domain;
+
+use super::graph::BlockDevice;
+use super::refusal::{LibvirtSays, on_vm};
+use crate::host::{HostError, Result};
+use crate::model::VmId;
+
+/// Longest answer that is read: 64 disks with long chains stay far below.
+const LONGEST_REPLY: usize = 32 * 1024 * 1024;
+
+/// An answer of QEMU or of its guest agent.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reply<T> {
+    /// What was asked for.
+    #[serde(rename = "return")]
+    pub(super) value: T,
+}
+
+/// The disks as QEMU has them (QMP `query-block`), each with its chain of images.
+///
+/// The command is `qapi`'s, the answer's type is our own: `qapi` has closed enums, and a newer QEMU adds values.
+pub(super) fn block_devices(domain: &Domain, vm: VmId) -> Result<Vec<BlockDevice>> {
+    ask(domain, vm, &Execute::<query_block>::from(query_block {}))
+}
+
+/// Lets QEMU own the images of a paused VM again, if it has let go of them.
+///
+/// QEMU lets go of them (`inactive` nodes) when it has written out the memory of a paused VM, and when it has read
+/// memory and was told to stay paused. It then holds no lock on them, and refuses block jobs ("Inactive '...' can't be
+/// a backing child of active '...'", libvirt issue 626). It takes them back when the VM resumes, or when asked by
+/// `blockdev-set-active`, which QEMU has since 10.0. libvirt itself has no call for it, and need not know: it treats
+/// both alike.
+pub(super) fn activate_images(domain: &Domain, vm: VmId) -> Result<()> {
+    let devices = block_devices(domain, vm)?;
+    if devices.iter().all(BlockDevice::is_active) {
+        return Ok(());
+    }
+    let command = Custom { execute: "blockdev-set-active", arguments: SetActive { active: true } };
+    let _: serde_json::Value = ask(domain, vm, &command)?;
+    Ok(())
+}
+
+/// A command that `qapi` does not know yet.
+#[derive(Debug, Serialize)]
+struct Custom<A> {
+    execute: &'static str,
+    arguments: A,
+}
+
+#[derive(Debug, Serialize)]
+struct SetActive {
+    active: bool,
+}
+
+/// A command as JSON. libvirt takes a C string: JSON has no NUL, because it is escaped.
+pub(super) fn spell(command: &impl Serialize) -> Result<String> {
+    serde_json::to_string(command)
+        .map_err(|error| HostError::Malformed { what: "a command to QEMU", cause: error.into() })
+}
+
+fn ask<T: for<'a> Deserialize<'a>>(domain: &Domain, vm: VmId, command: &impl Serialize) -> Result<T> {
+    let reply =
+        domain.qemu_monitor_command(&spell(command)?, 0).map_err(on_vm(vm, "pass a question on to QEMU"))?;
+    let malformed = |cause| HostError::Malformed { what: "the answer of QEMU", cause };
+    if reply.len() > LONGEST_REPLY {
+        return Err(malformed(format!("it is {} bytes long", reply.len()).into()));
+    }
+    match serde_json::from_str::<Reply<T>>(&reply) {
+        Ok(reply) => Ok(reply.value),
+        // An error of QEMU comes as an object without `return`; its text says more than that of the parser.
+        Err(error) => match serde_json::from_str::<Refusal>(&reply) {
+            Ok(refusal) => Err(HostError::Refused {
+                call: "do what its monitor was asked",
+                cause: LibvirtSays::new(refusal.error.desc).into(),
+            }),
+            Err(_) => Err(malformed(error.into())),
+        },
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error: RefusalText,
+}
+
+#[derive(Debug, Deserialize)]
+struct RefusalText {
+    desc: String,
+}

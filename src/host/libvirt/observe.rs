@@ -1,0 +1,148 @@
+//! A VM, seen: libvirt's word, QEMU's word and the images' own word, held against each other.
+//!
+//! Decides that three accounts agree, or says that they do not. Leaves what to do about it to `plan`.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use virt::domain::Domain;
+use virt::sys;
+
+use super::chain::{ImageFiles, follow};
+use super::connection::Connection;
+use super::description::{DescribedDisk, DescribedSource, Description};
+use super::graph::{BlockDevice, check_agreement};
+use super::jobs::jobs_of;
+use super::refusal::on_vm;
+use super::{monitor, vms};
+use crate::host::images::{open_image, qcow2};
+use crate::host::{HostError, Result};
+use crate::model::vm::{AgentChannel, BlockJob, DiskSource, DiskView, RunState};
+use crate::model::{DiskTarget, VmId, VmView};
+
+/// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when
+/// it is still there after this many looks, this far apart.
+const LOOKS: usize = 4;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(150);
+
+/// See [`crate::host::Hypervisor::observe`].
+pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
+    let domain = vms::lookup(line, vm)?;
+    let mut looks_left = LOOKS;
+    loop {
+        looks_left -= 1;
+        match look(&domain, vm) {
+            Err(error) if looks_left > 0 && may_be_passing(&error) => thread::sleep(BETWEEN_LOOKS),
+            result => return result,
+        }
+    }
+}
+
+/// Whether an error may come from looking while things change: a disk that pivots, a VM that stops.
+fn may_be_passing(error: &HostError) -> bool {
+    matches!(
+        error,
+        HostError::Malformed { .. }
+            | HostError::BadImage { .. }
+            | HostError::NoSuchImage(_)
+            | HostError::Refused { .. }
+    )
+}
+
+fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
+    let run_state = vms::state(domain, vm)?;
+    let is_active = vms::is_active(domain, vm)?;
+    let is_persistent = domain.is_persistent().map_err(on_vm(vm, "describe the VM"))?;
+    let stored = if is_persistent {
+        Some(Description::read(&vms::xml(domain, vm, sys::VIR_DOMAIN_XML_INACTIVE)?)?)
+    } else {
+        None
+    };
+    let live = if is_active { Some(Description::read(&vms::xml(domain, vm, 0)?)?) } else { None };
+    let description = live.as_ref().or(stored.as_ref()).ok_or(HostError::NoSuchVm(vm))?;
+    let qemu = match run_state {
+        RunState::Running | RunState::Paused(_) => Some(monitor::block_devices(domain, vm)?),
+        // Its monitor may be gone already.
+        RunState::Unsettled | RunState::Off => None,
+    };
+    let jobs = if qemu.is_some() { jobs_of(domain, vm, description)? } else { Vec::new() };
+    let disks = description.disks.iter().map(|disk| {
+        let stored = stored.as_ref().and_then(|stored| stored.disk(&disk.target));
+        disk_view(disk, stored, qemu.as_deref(), &jobs)
+    });
+    Ok(VmView {
+        id: vm,
+        name: vms::name(domain, vm)?,
+        run_state,
+        persistent: is_persistent,
+        has_managed_save: domain.has_managed_save(0).map_err(on_vm(vm, "describe the VM"))?,
+        agent: if is_active { description.agent } else { at_rest(description.agent) },
+        memory_bytes: description.memory_bytes,
+        memory_blocker: description.memory_blocker.clone(),
+        disks: disks.collect::<Result<_>>()?,
+    })
+}
+
+/// A definition says nothing about whether somebody is at the other end.
+fn at_rest(agent: AgentChannel) -> AgentChannel {
+    match agent {
+        AgentChannel::Absent => AgentChannel::Absent,
+        AgentChannel::Connected | AgentChannel::Disconnected => AgentChannel::Disconnected,
+    }
+}
+
+fn disk_view(
+    disk: &DescribedDisk,
+    stored: Option<&DescribedDisk>,
+    qemu: Option<&[BlockDevice]>,
+    jobs: &[(DiskTarget, BlockJob)],
+) -> Result<DiskView> {
+    Ok(DiskView {
+        target: disk.target.clone(),
+        source: source(disk, stored, qemu)?,
+        block_job: jobs.iter().find(|(target, _)| *target == disk.target).map(|(_, job)| *job),
+    })
+}
+
+fn source(
+    disk: &DescribedDisk,
+    stored: Option<&DescribedDisk>,
+    qemu: Option<&[BlockDevice]>,
+) -> Result<DiskSource> {
+    let (images, is_complete) = match &disk.source {
+        DescribedSource::Excluded(excluded) => return Ok(DiskSource::Excluded(*excluded)),
+        DescribedSource::Refused(refused) => return Ok(DiskSource::Refused(refused.clone())),
+        DescribedSource::Chain { images, is_complete } => (images.clone(), *is_complete),
+    };
+    if let Some(devices) = qemu {
+        let is_same = |one: &Path, other: &Path| HostFiles.is_same(one, other);
+        check_agreement(&disk.target, disk.alias.as_deref(), &images, devices, is_same)?;
+    }
+    let persistent: Option<PathBuf> = stored.and_then(DescribedDisk::active).map(|image| image.path.clone());
+    Ok(match follow(images, is_complete, &HostFiles)? {
+        Ok(images) => DiskSource::Chain { images, persistent },
+        Err(refused) => DiskSource::Refused(refused),
+    })
+}
+
+/// The files of this node.
+struct HostFiles;
+
+impl ImageFiles for HostFiles {
+    fn header(&self, path: &Path) -> Result<qcow2::Header> {
+        qcow2::read_header(&open_image(path)?).map_err(|error| error.at(path))
+    }
+
+    fn is_same(&self, one: &Path, other: &Path) -> bool {
+        match (one.metadata(), other.metadata()) {
+            (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+            (Err(_), _) | (_, Err(_)) => false,
+        }
+    }
+
+    fn is_block_device(&self, path: &Path) -> bool {
+        path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
+    }
+}

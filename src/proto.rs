@@ -12,6 +12,7 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vmsn
 // The modules must nest as the packages do: code of one package reaches another by `super`.
 #[allow(
     missing_docs,
+    clippy::all,
     clippy::pedantic,
     reason = "the code is generated; its documentation is that of the protos, which lack a place for some items"
 )]

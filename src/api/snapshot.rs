@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert::Surroundings;
 use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, asked, caller, convert, status};
+use super::{Answer, Api, caller, convert, status};
 use crate::model::snapshot::Owner;
 use crate::model::{
     CreateSnapshot, DeleteSnapshot, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
@@ -34,15 +34,15 @@ impl SnapshotService for Api {
         let by = caller(&request);
         let message = request.into_inner();
         let kind = v1::OperationKind::CreateSnapshot;
-        let asked = self.asked(by, "CreateSnapshot", &message, &message.request_id, message.validate_only);
+        let asked = asked(by, "CreateSnapshot", &message, &message.request_id, message.validate_only);
         if let Some(before) = self.repeated(&asked).await? {
-            return Ok(Response::new(create_response(self.answer(before, kind))));
+            return Ok(Response::new(create_response(answer(before, kind))));
         }
         let wish = CreateWish::check(&message)?;
         let vm = self.engine.find_vm(&message.vm).await.map_err(status::of)?;
         let request = wish.request(vm.id, message);
         let submitted = self.engine.create_snapshot(request, asked.clone()).await;
-        let answer = self.answer_or_blocker(submitted, &asked, kind)?;
+        let answer = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(create_response(answer)))
     }
 
@@ -78,9 +78,9 @@ impl SnapshotService for Api {
         let by = caller(&request);
         let message = request.into_inner();
         let kind = v1::OperationKind::RevertSnapshot;
-        let asked = self.asked(by, "RevertSnapshot", &message, &message.request_id, message.validate_only);
+        let asked = asked(by, "RevertSnapshot", &message, &message.request_id, message.validate_only);
         if let Some(before) = self.repeated(&asked).await? {
-            let (operation, plan) = self.answer(before, kind);
+            let (operation, plan) = answer(before, kind);
             return Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }));
         }
         let mut violations = Violations::default();
@@ -94,7 +94,7 @@ impl SnapshotService for Api {
             generation,
         };
         let submitted = self.engine.revert_snapshot(request, asked.clone()).await;
-        let (operation, plan) = self.answer_or_blocker(submitted, &asked, kind)?;
+        let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }))
     }
 
@@ -105,9 +105,9 @@ impl SnapshotService for Api {
         let by = caller(&request);
         let message = request.into_inner();
         let kind = v1::OperationKind::DeleteSnapshot;
-        let asked = self.asked(by, "DeleteSnapshot", &message, &message.request_id, message.validate_only);
+        let asked = asked(by, "DeleteSnapshot", &message, &message.request_id, message.validate_only);
         if let Some(before) = self.repeated(&asked).await? {
-            let (operation, plan) = self.answer(before, kind);
+            let (operation, plan) = answer(before, kind);
             return Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }));
         }
         let mut violations = Violations::default();
@@ -119,7 +119,7 @@ impl SnapshotService for Api {
         let request =
             DeleteSnapshot { snapshot: snapshot.id, bandwidth: (limit > 0).then_some(limit), generation };
         let submitted = self.engine.delete_snapshot(request, asked.clone()).await;
-        let (operation, plan) = self.answer_or_blocker(submitted, &asked, kind)?;
+        let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }))
     }
 
@@ -144,46 +144,44 @@ fn create_response((operation, plan): OperationOrPlan) -> v1::CreateSnapshotResp
     v1::CreateSnapshotResponse { operation, plan, snapshot_id }
 }
 
-impl Api {
-    /// The digest leaves out how the request is asked, so that a repetition is recognised.
-    fn asked<M: prost::Message + Clone>(
-        &self,
-        by: String,
-        rpc: &str,
-        message: &M,
-        request_id: &str,
-        validate_only: bool,
-    ) -> Asked {
-        asked(by, request_id, status::digest(rpc, message), validate_only)
-    }
+/// How a mutation is asked for; its digest tells a repetition from another request under the same id.
+fn asked<M: prost::Message>(
+    by: String,
+    rpc: &str,
+    message: &M,
+    request_id: &str,
+    validate_only: bool,
+) -> Asked {
+    super::asked(by, request_id, status::digest(rpc, message), validate_only)
+}
 
+fn answer(submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
+    match submitted {
+        Submitted::Operation(view) => (Some(convert::operation(&view)), None),
+        Submitted::Plan(plan) => (None, Some(convert::plan(&plan, kind))),
+    }
+}
+
+/// One that only asks is told what is in the way; one that wants it done is refused.
+fn answer_or_blocker(
+    submitted: Result<Submitted, OpsError>,
+    asked: &Asked,
+    kind: v1::OperationKind,
+) -> Result<OperationOrPlan, Status> {
+    match submitted {
+        Ok(submitted) => Ok(answer(submitted, kind)),
+        Err(error @ (OpsError::Refused(_) | OpsError::VmBusy(_) | OpsError::VmStuck(_)))
+            if asked.validate_only =>
+        {
+            Ok((None, Some(convert::blocked_plan(&error, kind))))
+        }
+        Err(error) => Err(status::of(error)),
+    }
+}
+
+impl Api {
     async fn repeated(&self, asked: &Asked) -> Result<Option<Submitted>, Status> {
         self.engine.repeated(asked.key.as_ref()).await.map_err(status::of)
-    }
-
-    fn answer(&self, submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
-        match submitted {
-            Submitted::Operation(view) => (Some(convert::operation(&view)), None),
-            Submitted::Plan(plan) => (None, Some(convert::plan(&plan, kind))),
-        }
-    }
-
-    /// One that only asks is told what is in the way; one that wants it done is refused.
-    fn answer_or_blocker(
-        &self,
-        submitted: Result<Submitted, OpsError>,
-        asked: &Asked,
-        kind: v1::OperationKind,
-    ) -> Result<OperationOrPlan, Status> {
-        match submitted {
-            Ok(submitted) => Ok(self.answer(submitted, kind)),
-            Err(error @ (OpsError::Refused(_) | OpsError::VmBusy(_) | OpsError::VmStuck(_)))
-                if asked.validate_only =>
-            {
-                Ok((None, Some(convert::blocked_plan(&error, kind))))
-            }
-            Err(error) => Err(status::of(error)),
-        }
     }
 
     /// The snapshot that answers to an id, a name within `vm`, or a name that is unique on the node.

@@ -45,6 +45,7 @@ impl Violations {
 }
 
 /// The status of an engine call that failed. Nothing was changed by it.
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 pub(super) fn of(error: OpsError) -> Status {
     let (_, code) = reason::of(error.reason());
     if matches!(code, Code::Internal | Code::Unavailable | Code::DeadlineExceeded) {

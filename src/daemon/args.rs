@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::config::Config;
 use super::{start, telemetry};
+use crate::model::operation::causes;
 
 /// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
 const EXIT_CONFIG: u8 = 78;
@@ -71,9 +72,8 @@ pub fn main() -> ExitCode {
 
 /// One line with the whole chain of causes, on stderr: logging may not have started.
 #[allow(clippy::print_stderr, reason = "the last words of a program that cannot start")]
-fn complain(error: &dyn Error, code: u8) -> ExitCode {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    let causes: String = causes.map(|cause| format!(": {cause}")).collect();
-    eprintln!("vmsnapd: {error}{causes}");
+fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
+    let words: Vec<String> = std::iter::once(error.to_string()).chain(causes(error)).collect();
+    eprintln!("vmsnapd: {}", words.join(": "));
     ExitCode::from(code)
 }

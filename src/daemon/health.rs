@@ -1,6 +1,6 @@
 //! Health, one name per part: `libvirt`, `catalog`, `storage`; and "" for whether calls are served at all.
 //!
-//! The hypervisor being down makes the daemon degraded, not dead: only its own part says NOT_SERVING.
+//! The hypervisor being down makes the daemon degraded, not dead: only its own part says `NOT_SERVING`.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -60,14 +60,16 @@ pub(super) async fn serve<H: Health>(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let built = "our own descriptors are well formed";
-    api.routes(Server::builder()
-        // A peer that vanished without a word is noticed.
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10))))
-        .add_service(health)
-        .add_service(describe().build_v1().expect(built))
-        // Python's grpcio-reflection and older grpcurl ask for v1alpha.
-        .add_service(describe().build_v1alpha().expect(built))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await
+    api.routes(
+        Server::builder()
+            // A peer that vanished without a word is noticed.
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10))),
+    )
+    .add_service(health)
+    .add_service(describe().build_v1().expect(built))
+    // Python's grpcio-reflection and older grpcurl ask for v1alpha.
+    .add_service(describe().build_v1alpha().expect(built))
+    .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+    .await
 }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Config, ConfigError};
 use super::{health, lock, serve};
 use crate::api::Api;
-use crate::host::images::HostImages;
+use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
-use crate::host::Host;
+use crate::host::{Host, HostError};
 use crate::ops::{Engine, OpsError, Settings};
 use crate::plan::Places;
 use crate::store::{Store, StoreError};
@@ -71,6 +71,9 @@ pub(super) enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The outside world cannot be used: qemu-img is missing, an address makes no sense.
+    #[error("cannot use the hypervisor")]
+    Host(#[source] HostError),
     /// Threads, signals, the runtime.
     #[error("cannot start")]
     System(#[source] io::Error),
@@ -84,15 +87,17 @@ impl StartError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_)
-            | Self::Catalog { cause: StoreError::Foreign | StoreError::TooNew { .. } | StoreError::Corrupt(_), .. } => {
-                78
-            }
+            | Self::Catalog {
+                cause: StoreError::Foreign | StoreError::TooNew { .. } | StoreError::Corrupt(_),
+                ..
+            } => 78,
             Self::Directory { .. }
             | Self::AlreadyRunning(_)
             | Self::Lock { .. }
             | Self::Catalog { .. }
             | Self::Recover(_)
             | Self::Listen { .. }
+            | Self::Host(_)
             | Self::System(_)
             | Self::Serve(_) => 1,
         }
@@ -114,12 +119,12 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
 }
 
 async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartError> {
-    let libvirt = Libvirt::connect(&config.libvirt_uri, Deadlines::default()).map_err(StartError::System)?;
+    let libvirt = Libvirt::connect(&config.libvirt_uri, Deadlines::default()).map_err(StartError::Host)?;
     let host = Host {
         hypervisor: Arc::clone(&libvirt) as _,
         agent: Arc::clone(&libvirt) as _,
-        images: Arc::new(HostImages::new().map_err(StartError::System)?),
-        emergency: Arc::new(libvirt.emergency()),
+        images: HostImages::new(ImageDeadlines::default()).map_err(StartError::Host)?,
+        emergency: libvirt.emergency(),
     };
     let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
     let recovered = engine.recover().await.map_err(StartError::Recover)?;
@@ -130,7 +135,7 @@ async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartErro
 
     let stop = CancellationToken::new();
     let api = Api::new(engine.clone(), config.state_directory.clone());
-    let server = tokio::spawn(serve::serve(listener, api, reporter.service(), stop.clone()));
+    let serving = tokio::spawn(serve::serve(listener, api, reporter.service(), stop.clone()));
     wait_for_signal().await.map_err(StartError::System)?;
 
     tracing::info!(operations = engine.busy(), "vmsnapd goes down");
@@ -141,7 +146,7 @@ async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartErro
         tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
     }
     stop.cancel();
-    let served = tokio::time::timeout(Duration::from_secs(2), server).await;
+    let served = tokio::time::timeout(Duration::from_secs(2), serving).await;
     // The socket is removed only by the daemon that made it, and only while it still holds the lock.
     let _ = fs::remove_file(&config.socket);
     match served {

@@ -1,0 +1,85 @@
+//! `vmsnap`, the client: verbs in, calls out, answers shown. Decides how things look and which exit code they have.
+//!
+//! Leaves every decision about VMs to the daemon. Knows the contract and nothing else: it is a crate root of its own,
+//! so it links no libvirt and starts in milliseconds.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod ask;
+mod connect;
+mod failure;
+mod node;
+mod operation;
+mod output;
+mod progress;
+mod snapshot;
+mod table;
+mod tree;
+mod vm;
+mod words;
+
+pub use args::Args;
+
+use args::{Command, Global};
+use connect::Daemon;
+use failure::Failure;
+use output::Output;
+
+/// What a verb needs besides its own arguments.
+struct Session {
+    daemon: Daemon,
+    output: Output,
+    global: Global,
+}
+
+/// The whole of `vmsnap`. Gives the exit code that the manual documents.
+pub async fn run() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let command = match args.command {
+        Command::Completions { shell } => {
+            output::completions(shell);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Man { dir } => {
+            output::manuals(&dir)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Version => return Ok(version(&args.global).await),
+        command => command,
+    };
+    let output = Output::new(&args.global);
+    let daemon = Daemon::new(&args.global.socket);
+    let session = Session { daemon, output, global: args.global };
+    Ok(match session.carry_out(command).await {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.show(),
+    })
+}
+
+impl Session {
+    async fn carry_out(&self, command: Command) -> Result<u8, Failure> {
+        match command {
+            Command::Vm(verb) => vm::carry_out(self, verb).await,
+            Command::Snapshot(verb) => snapshot::carry_out(self, verb).await,
+            Command::Op(verb) => operation::carry_out(self, verb).await,
+            Command::Node(verb) => node::carry_out(self, verb).await,
+            // Taken care of before a daemon was needed.
+            Command::Completions { .. } | Command::Man { .. } | Command::Version => Ok(0),
+        }
+    }
+}
+
+/// Ours, and the daemon's if it answers.
+async fn version(global: &Global) -> ExitCode {
+    output::line(&format!("vmsnap {}", env!("CARGO_PKG_VERSION")));
+    if let Ok(versions) = node::versions(&Daemon::new(&global.socket)).await {
+        output::line(&format!(
+            "vmsnapd {}, libvirt {}, QEMU {}",
+            versions.agent, versions.libvirt, versions.qemu
+        ));
+    }
+    ExitCode::SUCCESS
+}

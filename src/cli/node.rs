@@ -1,0 +1,48 @@
+//! `vmsnap node`: this node and its daemon.
+
+use super::args::NodeVerb;
+use super::connect::Daemon;
+use super::failure::Failure;
+use super::output::{Shown, Text};
+use super::{Session, words};
+use crate::proto::v1;
+
+pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, Failure> {
+    let NodeVerb::Show = verb;
+    let answer = session.daemon.nodes().get_node(v1::GetNodeRequest {}).await?.into_inner();
+    let node = answer.node.clone().unwrap_or_default();
+    let versions = node.versions.clone().unwrap_or_default();
+    let mut lines = vec![
+        format!("node        {}", node.name),
+        format!("vmsnapd     {}", versions.agent),
+        format!("libvirt     {}", versions.libvirt),
+        format!("QEMU        {}", versions.qemu),
+        format!("running     since {}", words::time(node.start_time)),
+        format!("state       {}", node.state_directory),
+        format!("VMs         {}", node.vm_count),
+        format!("snapshots   {}", node.snapshot_count),
+        format!("operations  {} open", node.open_operation_ids.len()),
+    ];
+    for part in &node.parts {
+        let state = match part.state() {
+            v1::HealthState::Serving => "ok".to_owned(),
+            v1::HealthState::NotServing | v1::HealthState::Unspecified => {
+                format!("not serving: {}", part.reason)
+            }
+        };
+        lines.push(format!("  {:<9} {state}", part.name));
+    }
+    session.output.show(&Shown {
+        message: &answer,
+        name: "GetNodeResponse",
+        ids: vec![node.name],
+        text: Text::Lines(lines.join("\n")),
+    })?;
+    Ok(0)
+}
+
+/// The versions that the daemon tells.
+pub(super) async fn versions(daemon: &Daemon) -> Result<v1::Versions, Failure> {
+    let answer = daemon.nodes().get_node(v1::GetNodeRequest {}).await?.into_inner();
+    Ok(answer.node.and_then(|node| node.versions).unwrap_or_default())
+}

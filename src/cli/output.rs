@@ -1,0 +1,127 @@
+//! Results on stdout, everything else on stderr. The only place that prints.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use clap::CommandFactory;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
+use super::args::{Args, Format, Global};
+use super::failure::{Failure, exit};
+use super::table::Table;
+use crate::proto::DESCRIPTOR_SET;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    format: Format,
+    headers: bool,
+}
+
+/// A result in all its forms.
+pub(super) struct Shown<'a, M> {
+    /// The response.
+    pub(super) message: &'a M,
+    /// Its name in the contract, without the package.
+    pub(super) name: &'static str,
+    /// What `-o name` prints, one a line.
+    pub(super) ids: Vec<String>,
+    /// What a person sees.
+    pub(super) text: Text,
+}
+
+/// What a person sees.
+pub(super) enum Text {
+    /// Rows.
+    Table(Table),
+    /// Lines as they are.
+    Lines(String),
+}
+
+impl Output {
+    pub(super) fn new(global: &Global) -> Self {
+        Self { format: global.output, headers: !global.no_headers }
+    }
+
+    /// Prints a result.
+    pub(super) fn show<M: Message>(self, shown: &Shown<'_, M>) -> Result<(), Failure> {
+        match (self.format, &shown.text) {
+            (Format::Table, Text::Table(table)) => line(&table.render(self.headers)),
+            (Format::Table, Text::Lines(text)) => line(text),
+            (Format::Name, _) => shown.ids.iter().for_each(|id| line(id)),
+            (Format::Json, _) => {
+                let json = serde_json::to_string_pretty(&value(shown.message, shown.name)?);
+                line(&json.map_err(|error| unprintable(&error))?);
+            }
+            (Format::Yaml, _) => {
+                let yaml = serde_saphyr::to_string(&value(shown.message, shown.name)?);
+                line(yaml.map_err(|error| unprintable(&error))?.trim_end());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A message in the JSON mapping of protobuf, with the field names of the protos; every field is there, so that scripts need not guess.
+fn value<M: Message>(message: &M, name: &str) -> Result<serde_json::Value, Failure> {
+    let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| unprintable(&error))?;
+    let descriptor = pool.get_message_by_name(&format!("vmsnap.v1.{name}"));
+    let descriptor = descriptor.ok_or_else(|| unprintable(&format!("the contract has no message {name}")))?;
+    let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice());
+    let message = message.map_err(|error| unprintable(&error))?;
+    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+    let value = message.serialize_with_options(serde_json::value::Serializer, &options);
+    value.map_err(|error| unprintable(&error))
+}
+
+fn unprintable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(exit::FAILED, format!("the answer cannot be printed: {error}"), "use another output format")
+}
+
+/// A line on stdout. Whoever reads may have left: that is no error.
+pub(super) fn line(text: &str) {
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
+/// A line on stderr.
+pub(super) fn complaint(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whether a person looks at stderr.
+pub(super) fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Completions for a shell, on stdout.
+pub(super) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "vmsnap", &mut io::stdout());
+}
+
+/// The manual pages, one per verb, into a directory.
+pub(super) fn manuals(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Args::command(), directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1;
+
+    #[test]
+    fn json_has_the_names_of_the_protos_and_every_field() {
+        let snapshot = v1::Snapshot {
+            id: "1".to_owned(),
+            state: v1::SnapshotState::Ready.into(),
+            memory_bytes: 5,
+            ..v1::Snapshot::default()
+        };
+        let value = value(&snapshot, "Snapshot").unwrap();
+        assert_eq!(value["state"], "SNAPSHOT_STATE_READY");
+        assert_eq!(value["memory_bytes"], "5", "ProtoJSON writes 64-bit numbers as strings");
+        assert_eq!(value["current"], false);
+        assert_eq!(value["display_name"], "");
+    }
+}

@@ -1,0 +1,366 @@
+//! `vmsnap snapshot`: take, see, go back to, delete.
+
+use super::args::{
+    CreateArgs, DeleteArgs, How, ListArgs, Quiesce, RevertArgs, RunState, SnapshotVerb, Which,
+};
+use super::ask::{ask, describe};
+use super::connect::request_id;
+use super::failure::{Failure, exit};
+use super::output::{Shown, Text};
+use super::table::Table;
+use super::{Session, operation, output, progress, tree, words};
+use crate::proto::v1;
+
+/// Most entries that one call gives.
+const PAGE: i32 = 1000;
+
+pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u8, Failure> {
+    match verb {
+        SnapshotVerb::Create(args) => create(session, *args).await,
+        SnapshotVerb::List(args) if args.tree => show_tree(session, args).await,
+        SnapshotVerb::List(args) => list(session, args).await,
+        SnapshotVerb::Show { which } => show(session, &which).await,
+        SnapshotVerb::Revert(args) => revert(session, args).await,
+        SnapshotVerb::Delete(args) => delete(session, args).await,
+    }
+}
+
+async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
+    let quiesce = match args.quiesce {
+        None => v1::Quiesce::Unspecified,
+        Some(Quiesce::Required) => v1::Quiesce::Required,
+        Some(Quiesce::Auto) => v1::Quiesce::Auto,
+        Some(Quiesce::Off) => v1::Quiesce::Off,
+    };
+    let request = v1::CreateSnapshotRequest {
+        vm: args.vm,
+        name: args.name.unwrap_or_default(),
+        display_name: args.display_name,
+        description: args.description,
+        memory: args.memory,
+        quiesce: quiesce.into(),
+        mount_points: args.mount_points,
+        freeze_timeout: args.freeze_timeout.try_into().ok(),
+        disks: args.disks,
+        account: args.account,
+        domain: args.domain,
+        project: args.project,
+        properties: args.properties.into_iter().collect(),
+        request_id: request_id(),
+        validate_only: args.how.dry_run,
+        ..v1::CreateSnapshotRequest::default()
+    };
+    let answer = session.daemon.snapshots().create_snapshot(request).await?.into_inner();
+    if let Some(plan) = answer.plan {
+        return show_plan(
+            session,
+            &v1::CreateSnapshotResponse { plan: Some(plan.clone()), ..Default::default() },
+            &plan,
+            "CreateSnapshotResponse",
+        );
+    }
+    let Some(done) = see_through(session, answer.operation.unwrap_or_default(), args.how).await? else {
+        return Ok(0);
+    };
+    show(session, &Which { snapshot: done.snapshot_id, vm: None }).await
+}
+
+async fn show(session: &Session, which: &Which) -> Result<u8, Failure> {
+    let (snapshot, vm) = locate(which);
+    let request = v1::GetSnapshotRequest { snapshot, vm };
+    let answer = session.daemon.snapshots().get_snapshot(request).await?.into_inner();
+    let snapshot = answer.snapshot.clone().unwrap_or_default();
+    session.output.show(&Shown {
+        message: &answer,
+        name: "GetSnapshotResponse",
+        ids: vec![snapshot.id.clone()],
+        text: Text::Lines(details(&snapshot)),
+    })?;
+    Ok(0)
+}
+
+/// `VM/NAME`, or a name with `--vm`, or an id.
+fn locate(which: &Which) -> (String, String) {
+    match (&which.vm, which.snapshot.split_once('/')) {
+        (Some(vm), _) => (which.snapshot.clone(), vm.clone()),
+        (None, Some((vm, name))) => (name.to_owned(), vm.to_owned()),
+        (None, None) => (which.snapshot.clone(), String::new()),
+    }
+}
+
+fn details(snapshot: &v1::Snapshot) -> String {
+    let consistency = match snapshot.consistency_reason.as_str() {
+        "" => words::consistency(snapshot.consistency()),
+        reason => format!("{} ({reason})", words::consistency(snapshot.consistency())),
+    };
+    let mut lines = vec![
+        ("id", snapshot.id.clone()),
+        ("name", snapshot.name.clone()),
+        ("display name", snapshot.display_name.clone()),
+        ("description", snapshot.description.clone()),
+        ("vm", format!("{} ({})", snapshot.vm_name, snapshot.vm_id)),
+        ("kind", words::snapshot_kind(snapshot.kind()).to_owned()),
+        ("state", words::snapshot_state(snapshot.state())),
+        ("current", if snapshot.current { "yes" } else { "no" }.to_owned()),
+        ("consistency", consistency),
+        ("frozen for", words::milliseconds(snapshot.frozen_ms)),
+        ("paused for", words::milliseconds(snapshot.paused_ms)),
+        ("vm was", words::run_state(snapshot.recorded_run_state())),
+        (
+            "memory",
+            if snapshot.memory_bytes > 0 { words::size(snapshot.memory_bytes) } else { String::new() },
+        ),
+        ("parent", snapshot.parent_id.clone()),
+        ("created", words::time(snapshot.create_time)),
+        ("created by", snapshot.created_by.clone()),
+        ("account", snapshot.account.clone()),
+        ("domain", snapshot.domain.clone()),
+        ("project", snapshot.project.clone()),
+        ("operation", snapshot.operation_id.clone()),
+        ("etag", snapshot.etag.clone()),
+    ];
+    lines.extend(snapshot.disks.iter().map(|disk| {
+        let sizes =
+            format!("{} of {}", words::size(disk.allocated_bytes), words::size(disk.virtual_size_bytes));
+        ("disk", format!("{}  {sizes}  {}", disk.target, disk.path))
+    }));
+    lines.extend(snapshot.properties.iter().map(|(key, value)| ("property", format!("{key}={value}"))));
+    let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
+    lines.map(|(label, value)| format!("{label:<13} {value}")).collect::<Vec<_>>().join("\n")
+}
+
+async fn list(session: &Session, args: ListArgs) -> Result<u8, Failure> {
+    let answer = list_all(session, args).await?;
+    let mut table =
+        Table::new(&["VM", "NAME", "KIND", "STATE", "CONSISTENCY", "SIZE", "CURRENT", "AGE", "ID"]);
+    for snapshot in &answer.snapshots {
+        table.row(vec![
+            snapshot.vm_name.clone(),
+            snapshot.name.clone(),
+            words::snapshot_kind(snapshot.kind()).to_owned(),
+            words::snapshot_state(snapshot.state()),
+            words::consistency(snapshot.consistency()),
+            words::size(bytes(snapshot)),
+            if snapshot.current { "*" } else { "" }.to_owned(),
+            words::age(snapshot.create_time),
+            snapshot.id.clone(),
+        ]);
+    }
+    session.output.show(&Shown {
+        message: &answer,
+        name: "ListSnapshotsResponse",
+        ids: answer.snapshots.iter().map(|snapshot| snapshot.id.clone()).collect(),
+        text: Text::Table(table),
+    })?;
+    Ok(0)
+}
+
+/// What a snapshot takes on the host.
+pub(super) fn bytes(snapshot: &v1::Snapshot) -> u64 {
+    snapshot.disks.iter().map(|disk| disk.allocated_bytes).sum::<u64>() + snapshot.memory_bytes
+}
+
+/// All pages as one answer.
+async fn list_all(session: &Session, args: ListArgs) -> Result<v1::ListSnapshotsResponse, Failure> {
+    let property = |text: &String| match text.split_once('=') {
+        Some((key, value)) => v1::PropertyFilter { key: key.to_owned(), value: Some(value.to_owned()) },
+        None => v1::PropertyFilter { key: text.clone(), value: None },
+    };
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let mut request = v1::ListSnapshotsRequest {
+        filter: Some(v1::SnapshotFilter {
+            vm: args.vm.unwrap_or_default(),
+            account: args.account,
+            domain: args.domain,
+            project: args.project,
+            name_prefix: args.name_prefix,
+            properties: args.properties.iter().map(property).collect(),
+            ..v1::SnapshotFilter::default()
+        }),
+        order_by: if args.newest { "create_time desc" } else { "" }.to_owned(),
+        page_size: PAGE,
+        ..v1::ListSnapshotsRequest::default()
+    };
+    let mut answer = session.daemon.snapshots().list_snapshots(request.clone()).await?.into_inner();
+    while !answer.next_page_token.is_empty() && answer.snapshots.len() < limit {
+        request.page_token.clone_from(&answer.next_page_token);
+        let mut page = session.daemon.snapshots().list_snapshots(request.clone()).await?.into_inner();
+        answer.snapshots.append(&mut page.snapshots);
+        answer.next_page_token = page.next_page_token;
+    }
+    answer.snapshots.truncate(limit);
+    Ok(answer)
+}
+
+async fn show_tree(session: &Session, args: ListArgs) -> Result<u8, Failure> {
+    let request = v1::GetSnapshotTreeRequest { vm: args.vm.unwrap_or_default() };
+    let answer = session.daemon.snapshots().get_snapshot_tree(request).await?.into_inner();
+    session.output.show(&Shown {
+        message: &answer,
+        name: "GetSnapshotTreeResponse",
+        ids: answer
+            .nodes
+            .iter()
+            .filter_map(|node| node.snapshot.as_ref())
+            .map(|snapshot| snapshot.id.clone())
+            .collect(),
+        text: Text::Lines(tree::draw(&answer)),
+    })?;
+    Ok(0)
+}
+
+async fn revert(session: &Session, args: RevertArgs) -> Result<u8, Failure> {
+    let (snapshot, vm) = locate(&args.which);
+    let then = match args.then {
+        None => v1::RunStateAfter::Unspecified,
+        Some(RunState::Running) => v1::RunStateAfter::Running,
+        Some(RunState::Paused) => v1::RunStateAfter::Paused,
+        Some(RunState::Off) => v1::RunStateAfter::Off,
+    };
+    let mut request = v1::RevertSnapshotRequest {
+        snapshot,
+        vm,
+        run_state_after: then.into(),
+        request_id: request_id(),
+        validate_only: true,
+        ..v1::RevertSnapshotRequest::default()
+    };
+    let answer = session.daemon.snapshots().revert_snapshot(request.clone()).await?.into_inner();
+    let plan = answer.plan.clone().unwrap_or_default();
+    if args.how.dry_run {
+        return show_plan(session, &answer, &plan, "RevertSnapshotResponse");
+    }
+    ask(&[plan], &format!("Bring the VM back to {}?", args.which.snapshot), args.sure)?;
+    request.validate_only = false;
+    let answer = session.daemon.snapshots().revert_snapshot(request).await?.into_inner();
+    let Some(done) = see_through(session, answer.operation.unwrap_or_default(), args.how).await? else {
+        return Ok(0);
+    };
+    show(session, &Which { snapshot: done.snapshot_id, vm: None }).await
+}
+
+async fn delete(session: &Session, args: DeleteArgs) -> Result<u8, Failure> {
+    let mut requests = Vec::new();
+    for snapshot in &args.snapshots {
+        let (snapshot, vm) = locate(&Which { snapshot: snapshot.clone(), vm: args.vm.clone() });
+        requests.push(v1::DeleteSnapshotRequest {
+            snapshot,
+            vm,
+            bandwidth_bytes_per_second: args.bandwidth.unwrap_or(0),
+            request_id: request_id(),
+            ..v1::DeleteSnapshotRequest::default()
+        });
+    }
+    if args.how.dry_run || !args.sure.yes {
+        let mut plans = Vec::new();
+        for request in &requests {
+            let look = v1::DeleteSnapshotRequest { validate_only: true, ..request.clone() };
+            let answer = session.daemon.snapshots().delete_snapshot(look).await?.into_inner();
+            plans.push(answer.plan.unwrap_or_default());
+        }
+        if args.how.dry_run {
+            let mut code = 0;
+            for plan in plans {
+                let answer = v1::DeleteSnapshotResponse { plan: Some(plan.clone()), ..Default::default() };
+                code = code.max(show_plan(session, &answer, &plan, "DeleteSnapshotResponse")?);
+            }
+            return Ok(code);
+        }
+        ask(&plans, &format!("Delete {}?", args.snapshots.join(", ")), args.sure)?;
+    }
+    delete_each(session, requests, args.how).await
+}
+
+/// One after the other; one that fails does not hold up the others.
+async fn delete_each(
+    session: &Session,
+    requests: Vec<v1::DeleteSnapshotRequest>,
+    how: How,
+) -> Result<u8, Failure> {
+    let all = requests.len();
+    let mut failures = Vec::new();
+    for request in requests {
+        let name = request.snapshot.clone();
+        match delete_one(session, request, how).await {
+            Ok(()) => {}
+            Err(failure) if all == 1 || matches!(failure.code, exit::INTERRUPTED | exit::TIMED_OUT) => {
+                return Err(failure);
+            }
+            Err(failure) => {
+                output::complaint(&format!("{name}: {failure}"));
+                failures.push(failure.code);
+            }
+        }
+    }
+    if failures.is_empty() {
+        return Ok(0);
+    }
+    output::complaint(&format!("{} of {all} failed", failures.len()));
+    Ok(if failures.len() < all { exit::PARTLY } else { failures[0] })
+}
+
+async fn delete_one(session: &Session, request: v1::DeleteSnapshotRequest, how: How) -> Result<(), Failure> {
+    let answer = session.daemon.snapshots().delete_snapshot(request).await?.into_inner();
+    let operation = answer.operation.unwrap_or_default();
+    let Some(done) = see_through(session, operation, how).await? else { return Ok(()) };
+    session.output.show(&Shown {
+        message: &v1::DeleteSnapshotResponse { operation: Some(done.clone()), ..Default::default() },
+        name: "DeleteSnapshotResponse",
+        ids: vec![done.snapshot_id.clone()],
+        text: Text::Lines(format!("{} deleted", done.snapshot_name)),
+    })
+}
+
+/// Waits for the end. None if nobody wanted to wait; the operation has been printed then.
+async fn see_through(
+    session: &Session,
+    begun: v1::Operation,
+    how: How,
+) -> Result<Option<v1::Operation>, Failure> {
+    if how.no_wait {
+        operation::show(session, &begun)?;
+        return Ok(None);
+    }
+    let done = progress::wait(session, &begun.id, how.timeout).await?;
+    if done.state() == v1::OperationState::Succeeded {
+        Ok(Some(done))
+    } else {
+        Err(Failure::of_operation(&done))
+    }
+}
+
+/// A plan as the result. One that is blocked fails with the exit code that the call would have had.
+fn show_plan<M: prost::Message>(
+    session: &Session,
+    answer: &M,
+    plan: &v1::Plan,
+    name: &'static str,
+) -> Result<u8, Failure> {
+    session.output.show(&Shown {
+        message: answer,
+        name,
+        ids: Vec::new(),
+        text: Text::Lines(describe(plan)),
+    })?;
+    Ok(plan.blockers.first().map_or(0, |blocker| {
+        let operation = v1::Operation { error: Some(blocker.clone()), ..v1::Operation::default() };
+        Failure::of_operation(&operation).code
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(snapshot: &str, vm: Option<&str>, expected: (&str, &str)) {
+        let which = Which { snapshot: snapshot.to_owned(), vm: vm.map(str::to_owned) };
+        assert_eq!(locate(&which), (expected.0.to_owned(), expected.1.to_owned()));
+    }
+
+    #[test]
+    fn snapshots_are_named_in_three_ways() {
+        check("one", None, ("one", ""));
+        check("web/one", None, ("one", "web"));
+        check("one", Some("web"), ("one", "web"));
+    }
+}

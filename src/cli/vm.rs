@@ -1,0 +1,84 @@
+//! `vmsnap vm`: VMs and their disks.
+
+use super::args::VmVerb;
+use super::failure::Failure;
+use super::output::{Shown, Text};
+use super::table::Table;
+use super::{Session, words};
+use crate::proto::v1;
+
+pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Failure> {
+    match verb {
+        VmVerb::List => list(session).await,
+        VmVerb::Show { vm } => show(session, vm).await,
+    }
+}
+
+async fn list(session: &Session) -> Result<u8, Failure> {
+    let mut request = v1::ListVmsRequest { page_size: 1000, ..v1::ListVmsRequest::default() };
+    let mut answer = session.daemon.vms().list_vms(request.clone()).await?.into_inner();
+    while !answer.next_page_token.is_empty() {
+        request.page_token.clone_from(&answer.next_page_token);
+        let mut page = session.daemon.vms().list_vms(request.clone()).await?.into_inner();
+        answer.vms.append(&mut page.vms);
+        answer.next_page_token = page.next_page_token;
+    }
+    let mut table = Table::new(&["NAME", "STATE", "SNAPSHOTS", "OPERATION", "ID"]);
+    for vm in &answer.vms {
+        table.row(vec![
+            vm.name.clone(),
+            words::run_state(vm.run_state()),
+            vm.snapshot_count.to_string(),
+            vm.operation_id.clone(),
+            vm.id.clone(),
+        ]);
+    }
+    session.output.show(&Shown {
+        message: &answer,
+        name: "ListVmsResponse",
+        ids: answer.vms.iter().map(|vm| vm.id.clone()).collect(),
+        text: Text::Table(table),
+    })?;
+    Ok(0)
+}
+
+async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
+    let answer = session.daemon.vms().get_vm(v1::GetVmRequest { vm }).await?.into_inner();
+    let vm = answer.vm.clone().unwrap_or_default();
+    let mut lines = vec![
+        format!("id         {}", vm.id),
+        format!("name       {}", vm.name),
+        format!("state      {}", words::run_state(vm.run_state())),
+        format!("memory     {}", words::size(vm.memory_bytes)),
+        format!("agent      {}", if vm.agent_connected { "connected" } else { "not connected" }),
+        format!("snapshots  {}", vm.snapshot_count),
+    ];
+    if !vm.operation_id.is_empty() {
+        lines.push(format!("operation  {}", vm.operation_id));
+    }
+    let mut table = Table::new(&["DISK", "FORMAT", "SIZE", "USED", "LAYERS", "IMAGE"]);
+    for disk in &vm.disks {
+        let image = if disk.snapshottable {
+            disk.path.clone()
+        } else {
+            format!("not snapshotted: it is {}", disk.refusal_reason)
+        };
+        table.row(vec![
+            disk.target.clone(),
+            words::image_format(disk.format()),
+            words::size(disk.virtual_size_bytes),
+            words::size(disk.allocated_bytes),
+            disk.chain_depth.to_string(),
+            image,
+        ]);
+    }
+    lines.push(String::new());
+    lines.push(table.render(true));
+    session.output.show(&Shown {
+        message: &answer,
+        name: "GetVmResponse",
+        ids: vec![vm.id],
+        text: Text::Lines(lines.join("\n")),
+    })?;
+    Ok(0)
+}

@@ -1,0 +1,125 @@
+//! Values in words: sizes, ages, states.
+
+use jiff::{SignedDuration, Timestamp};
+use prost_types::Timestamp as ProtoTimestamp;
+
+use crate::proto::v1;
+
+/// A number of bytes, in units of 1024, three digits at most.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    #[allow(clippy::cast_precision_loss, reason = "for people")]
+    let mut number = bytes as f64;
+    let mut unit = 0;
+    while number >= 1000.0 && unit + 1 < UNITS.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || number >= 99.95 {
+        format!("{number:.0} {}", UNITS[unit])
+    } else {
+        format!("{number:.1} {}", UNITS[unit])
+    }
+}
+
+/// How long ago, in its largest unit.
+pub(super) fn age(time: Option<ProtoTimestamp>) -> String {
+    time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
+        .map(|time| span(Timestamp::now().duration_since(time)))
+        .unwrap_or_default()
+}
+
+fn span(span: SignedDuration) -> String {
+    let seconds = span.as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+/// A time, in this place's own.
+pub(super) fn time(time: Option<ProtoTimestamp>) -> String {
+    time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
+        .map(|time| time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string())
+        .unwrap_or_default()
+}
+
+/// Milliseconds; nothing for none.
+pub(super) fn milliseconds(ms: f64) -> String {
+    match ms {
+        none if none <= 0.0 => String::new(),
+        short if short < 1000.0 => format!("{short:.0} ms"),
+        long => format!("{:.1} s", long / 1000.0),
+    }
+}
+
+/// A value of an enum without the prefix that protos need.
+fn short(name: &str, prefix: &str) -> String {
+    let name = name.strip_prefix(prefix).unwrap_or(name);
+    if name == "UNSPECIFIED" { String::new() } else { name.to_owned() }
+}
+
+pub(super) fn snapshot_state(state: v1::SnapshotState) -> String {
+    short(state.as_str_name(), "SNAPSHOT_STATE_")
+}
+
+pub(super) fn operation_state(state: v1::OperationState) -> String {
+    short(state.as_str_name(), "OPERATION_STATE_")
+}
+
+pub(super) fn operation_kind(kind: v1::OperationKind) -> String {
+    short(kind.as_str_name(), "OPERATION_KIND_").to_lowercase().replace('_', " ")
+}
+
+pub(super) fn step_state(state: v1::StepState) -> String {
+    short(state.as_str_name(), "STEP_STATE_")
+}
+
+pub(super) fn consistency(consistency: v1::Consistency) -> String {
+    short(consistency.as_str_name(), "CONSISTENCY_")
+}
+
+pub(super) fn run_state(state: v1::RunState) -> String {
+    short(state.as_str_name(), "RUN_STATE_").to_lowercase()
+}
+
+pub(super) fn image_format(format: v1::ImageFormat) -> String {
+    short(format.as_str_name(), "IMAGE_FORMAT_").to_lowercase()
+}
+
+pub(super) fn snapshot_kind(kind: v1::SnapshotKind) -> &'static str {
+    match kind {
+        v1::SnapshotKind::Unspecified => "",
+        v1::SnapshotKind::VmDisks => "disks",
+        v1::SnapshotKind::VmDisksAndMemory => "disks+memory",
+        v1::SnapshotKind::Volume => "volume",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let check = |bytes, expected| assert_eq!(size(bytes), expected);
+        check(0, "0 B");
+        check(999, "999 B");
+        check(1000, "1.0 KiB");
+        check(1536, "1.5 KiB");
+        check(150 << 20, "150 MiB");
+        check(u64::MAX, "16384 PiB");
+    }
+
+    #[test]
+    fn spans() {
+        let check = |seconds, expected| assert_eq!(span(SignedDuration::from_secs(seconds)), expected);
+        check(-5, "0s");
+        check(119, "119s");
+        check(120, "2m");
+        check(7200, "2h");
+        check(200_000, "2d");
+    }
+}

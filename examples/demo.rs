@@ -212,8 +212,7 @@ impl Demo {
     fn end(self) {
         step("end");
         let name = self.guest.name().to_owned();
-        let directories = [self.guest.directory(), self.daemon.socket().parent().unwrap_or(Path::new("/"))];
-        let directories = directories.map(Path::to_owned);
+        let directories = [self.guest.directory(), self.daemon.directory()].map(Path::to_owned);
         drop(self);
         assert!(virsh::try_run(&["domstate", &name]).is_err(), "{name} was left behind");
         for directory in directories {

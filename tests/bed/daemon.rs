@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -94,6 +94,11 @@ impl Daemon {
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.scratch.join("vmsnapd.sock")
+    }
+
+    /// The directory with everything of this daemon.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// Its state directory.

@@ -158,9 +158,17 @@ start_libvirt() {
     fail "libvirtd does not answer on qemu:///system after $tries tries"
 }
 
+vms() { as_root virsh --quiet --connect qemu:///system list --name 2>/dev/null; }
+
 stop_libvirt() {
     [ -s "$started" ] || return 0
-    if [ -n "$(as_root virsh --quiet --connect qemu:///system list --name 2>/dev/null)" ]; then
+    # A run that was interrupted may still be removing its guests.
+    local tries=0
+    while [ $tries -lt 50 ] && vms | grep -q '^vmsnap-bed-'; do
+        sleep 0.2
+        tries=$((tries + 1))
+    done
+    if [ -n "$(vms)" ]; then
         say "left libvirtd running: a VM uses it"
         return
     fi

@@ -1,0 +1,58 @@
+# What a person or CI runs. The first run of `demo` and `test` installs what they need; see tests/bed/setup.sh.
+
+PREFIX  ?= /usr
+DESTDIR ?=
+CARGO   ?= cargo
+# Guests, images and the daemon need root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: all build demo test check install clean
+
+all: build
+
+build:
+	$(CARGO) build --release --bins
+
+# A real guest, the daemon and the client. Ends with "demo: ok" and leaves nothing behind.
+demo:
+	tests/bed/run.sh sh -c '$(CARGO) build --release --bins --example demo && exec $(AS_ROOT) target/release/examples/demo'
+
+# Everything that is tested, end to end on real guests too.
+test:
+	tests/bed/run.sh --with-python $(MAKE) check run-tests
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	    $(CARGO) deny check bans licenses sources; \
+	else \
+	    echo "check: no cargo-deny, so licences and bans are not checked"; \
+	fi
+
+# Test programs that need root get it from cargo's runner. `cargo test` runs one of them after the other.
+.PHONY: run-tests
+ifneq ($(AS_ROOT),)
+run-tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
+endif
+run-tests:
+	$(CARGO) test
+
+install: build
+	install -D -m 755 target/release/vmsnapd $(DESTDIR)$(PREFIX)/bin/vmsnapd
+	install -D -m 755 target/release/vmsnap $(DESTDIR)$(PREFIX)/bin/vmsnap
+	install -D -m 644 systemd/vmsnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapd.service
+	install -D -m 644 systemd/vmsnapd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vmsnapd.conf
+	install -D -m 644 systemd/vmsnapd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmsnapd.conf
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(DESTDIR)$(PREFIX)/share/man/man1
+	target/release/vmsnap completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsnap
+	target/release/vmsnap completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vmsnap
+	target/release/vmsnap completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmsnap.fish
+	target/release/vmsnap man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+
+clean:
+	$(CARGO) clean
+	rm -rf .testbed

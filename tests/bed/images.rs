@@ -1,0 +1,55 @@
+//! Looking at images from outside the guest, formats always stated.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::definition::Format;
+use super::scratch::Scratch;
+
+/// Runs a program; panics with its stderr if it fails. Gives its stdout.
+#[track_caller]
+pub(super) fn run(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// The chain of an image, the image first. Works while a VM has it open.
+pub fn chain(image: &Path, format: Format) -> Vec<PathBuf> {
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "-U", "--backing-chain", "--output", "json", "-f", format.name()]).arg(image);
+    let layers: Vec<Value> = serde_json::from_slice(&run(&mut command)).expect("qemu-img writes JSON");
+    let name = |layer: &Value| layer["filename"].as_str().map(PathBuf::from);
+    layers.iter().map(|layer| name(layer).expect("a layer has a file name")).collect()
+}
+
+/// SHA-256 of what a VM would read from an image with all that is under it. The image must not be written meanwhile:
+/// it is frozen, or its VM is off or paused.
+pub fn digest(image: &Path, format: Format) -> String {
+    let scratch = Scratch::new();
+    let line = run(Command::new("sha256sum").arg(flatten(image, format, &scratch)));
+    let line = String::from_utf8(line).expect("sha256sum writes plain text");
+    line.split_whitespace().next().expect("a digest and a name").to_owned()
+}
+
+/// A file of the ext4 filesystem that an image holds; None if it is not there. Same condition as for [`digest`].
+pub fn read_file(image: &Path, format: Format, path: &str) -> Option<Vec<u8>> {
+    let scratch = Scratch::new();
+    let content = flatten(image, format, &scratch);
+    let copy = scratch.join("file");
+    run(Command::new("debugfs").arg("-R").arg(format!("dump {path} {}", copy.display())).arg(content));
+    fs::read(copy).ok()
+}
+
+/// The image and all that is under it as one raw file.
+fn flatten(image: &Path, format: Format, scratch: &Scratch) -> PathBuf {
+    let raw = scratch.join("content.raw");
+    run(Command::new("qemu-img")
+        .args(["convert", "-U", "-f", format.name(), "-O", "raw"])
+        .arg(image)
+        .arg(&raw));
+    raw
+}

@@ -1,0 +1,48 @@
+//! The test bed: real guests under real libvirt, the daemon and the client as separate processes.
+//!
+//! Decides nothing about `vmsnap`; it only lets tests and the demo do to a guest what an operator could, and see
+//! from inside the guest and from outside what came of it. It must never use the daemon's own code to look: what
+//! the daemon believes is what is tested. Everything here blocks and panics with a reason, as tests want it.
+//!
+//! Whatever is started is ended when its value is dropped, and also if the process is killed: see [`scratch`].
+
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part of the bed")]
+#![allow(clippy::disallowed_methods, reason = "the bed runs programs and waits: it is the outside")]
+
+mod agent;
+mod client;
+mod daemon;
+mod definition;
+mod guest;
+pub mod images;
+mod load;
+mod progress;
+pub mod scratch;
+mod slot;
+pub mod virsh;
+mod wait;
+
+use std::path::{Path, PathBuf};
+
+pub use client::{Client, Reply};
+pub use daemon::{Daemon, Setup};
+pub use definition::{Agent, Disk, Format, Spec};
+pub use guest::Guest;
+pub use load::{Counter, Ring};
+pub use progress::Progress;
+pub use wait::{eventually, wait_until};
+
+/// Where `tests/bed/setup.sh` keeps what it made.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".testbed")
+}
+
+/// A program of this package, of the same build as the running test or example.
+fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a process knows its own file");
+    // target/PROFILE/deps/test-HASH or target/PROFILE/examples/demo
+    let profile = own.parent().and_then(Path::parent).expect("cargo puts programs two levels deep");
+    let path = profile.join(name);
+    assert!(path.exists(), "{} is not built", path.display());
+    path
+}

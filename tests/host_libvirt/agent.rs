@@ -70,7 +70,7 @@ fn guest(bed: &Bed) -> Option<Vm> {
          <channel type='null'><target type='virtio' name='vmsnap.progress'/></channel>",
         text(&disk.path)
     );
-    Some(Vm::define(&devices, &os))
+    Some(Vm::define(&devices, &os, ""))
 }
 
 #[allow(clippy::print_stderr, reason = "a skipped test must be seen")]

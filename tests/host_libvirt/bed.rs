@@ -88,7 +88,7 @@ impl Bed {
             )
             .unwrap();
         }
-        Vm::define(&format!("{devices}{extra}"), "")
+        Vm::define(&format!("{devices}{extra}"), "", "")
     }
 
     pub async fn observe(&self, vm: &Vm) -> VmView {
@@ -120,13 +120,13 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Defines a VM with these devices. `os` is XML that goes into `<os>`.
-    pub fn define(devices: &str, os: &str) -> Self {
+    /// Defines a VM with these devices. `os` is XML that goes into `<os>`, `more` into `<domain>`.
+    pub fn define(devices: &str, os: &str, more: &str) -> Self {
         let id = Uuid::now_v7();
         let name = format!("vmsnap-host-{}", id.simple());
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><uuid>{id}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><devices>{devices}</devices></domain>"
+             <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><devices>{devices}</devices>{more}</domain>"
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), xml).unwrap();

@@ -78,7 +78,7 @@ async fn disks_that_are_refused_by_name() {
     let Some(bed) = Bed::new().await else { return };
     let check = async |disk: &str, expected: RefusedDisk| {
         let disk = format!("<disk {disk}<target dev='vda' bus='virtio'/></disk>");
-        let view = bed.observe(&Vm::define(&disk, "")).await;
+        let view = bed.observe(&Vm::define(&disk, "", "")).await;
         assert_eq!(view.disks[0].source, DiskSource::Refused(expected), "{disk}");
     };
     let raw = text(&bed.image("raw", Format::Raw).path).to_owned();

@@ -1,9 +1,14 @@
 //! Letting a VM write to other images.
 
-use vmsnap::host::{DiskSwitch, HostError, HostEvent, Hypervisor, Images};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use vmsnap::host::{DiskSwitch, HostError, Hypervisor, Images};
 use vmsnap::model::vm::{Format, PauseReason, RunState};
 
-use crate::bed::{Bed, chain, heard, paths, persistent, target, text, virsh};
+use crate::bed::{Bed, Vm, chain, in_time, paths, persistent, run, target, text, virsh};
 
 /// What the VM does before the switch, and afterwards.
 #[derive(Clone, Copy, PartialEq)]
@@ -108,38 +113,63 @@ async fn what_is_refused_changes_nothing() {
     assert_eq!(chain(&bed.observe(&vm).await, "vda"), paths(&[&base]));
 }
 
+/// More in the VM's memory than libvirt's own buffers and pipes hold. A BIOS alone leaves it empty.
+fn filled_memory(bed: &Bed) -> String {
+    let noise = bed.path("noise");
+    run("dd", &["if=/dev/urandom", &format!("of={}", text(&noise)), "bs=1M", "count=64", "status=none"]);
+    format!(
+        "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-device'/>\
+         <arg value='loader,file={},addr=0x2000000,force-raw=on'/></commandline>",
+        text(&noise)
+    )
+}
+
 /// The capture ends early, and the VM runs on with its old disks.
 #[tokio::test]
 async fn a_capture_that_is_broken_off() {
     let Some(bed) = Bed::new().await else { return };
     let base = bed.image("base", Format::Qcow2);
     let overlay = bed.overlay("overlay", &base).await;
-    let vm = bed.vm(&[("vda", &base)], "");
+    let disk = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        text(&base.path)
+    );
+    let vm = Vm::define(&disk, "", &filled_memory(&bed));
     bed.start(&vm).await;
-    let mut events = bed.libvirt.events();
-    // A pipe that nobody reads: the capture cannot get to its end before it is broken off.
+    // A pipe that nobody reads, with room for libvirt's header only: the memory cannot all go through.
     let memory = bed.path("memory");
-    nix::unistd::mkfifo(&memory, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let reader = std::fs::OpenOptions::new().read(true).write(true).open(&memory).unwrap();
-    let switch = DiskSwitch {
-        disks: vec![(target("vda"), overlay)],
-        others: Vec::new(),
-        memory: Some(memory.clone()),
-    };
-    let capture = tokio::spawn({
+    mkfifo(&memory, Mode::S_IRWXU).unwrap();
+    let mut pipe = pipe::OpenOptions::new().read_write(true).open_receiver(&memory).unwrap();
+    fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(256 << 10)).unwrap();
+    let switch =
+        DiskSwitch { disks: vec![(target("vda"), overlay)], others: Vec::new(), memory: Some(memory) };
+    let mut capture = tokio::spawn({
         let (libvirt, id) = (bed.libvirt.clone(), vm.id);
         async move { libvirt.switch_disks(id, &switch).await }
     });
-    // Paused for the capture.
-    heard(&mut events, &HostEvent::VmChanged(vm.id)).await;
-    while bed.libvirt.abort_memory_capture(vm.id).await.is_err() {
+    in_time(pipe.readable()).await.unwrap();
+    let (done, total) = loop {
         assert!(!capture.is_finished(), "the capture ended by itself: {:?}", capture.await);
-        tokio::task::yield_now().await;
-    }
-    drop(reader);
-    assert!(capture.await.unwrap().is_err());
+        if let Some(progress) = bed.libvirt.memory_progress(vm.id).await.unwrap() {
+            break progress;
+        }
+    };
+    assert!(done <= total && total >= 192 << 20, "{done} of {total}");
+    bed.libvirt.abort_memory_capture(vm.id).await.unwrap();
+    // Were it not for the abort, all would now go through and the capture succeed.
+    let mut bytes = vec![0; 1 << 20];
+    let captured = in_time(async {
+        loop {
+            tokio::select! {
+                read = pipe.read(&mut bytes) => assert!(read.unwrap() > 0),
+                captured = &mut capture => break captured.unwrap(),
+            }
+        }
+    });
+    assert!(captured.await.is_err());
+    assert_eq!(bed.libvirt.memory_progress(vm.id).await.unwrap(), None);
     let view = bed.observe(&vm).await;
     assert_eq!(view.run_state, RunState::Running);
     assert_eq!(chain(&view, "vda"), paths(&[&base]));
-    assert!(!text(&memory).is_empty());
 }

@@ -22,12 +22,12 @@ async fn nobody_there() {
         let thawed = bed.libvirt.thaw(vm, DEADLINE).await;
         assert!(matches!(thawed, Err(HostError::AgentUnavailable(Some(_)))), "{thawed:?}");
     };
-    let off = bed.vm(&[("vda", &bed.image("off", Format::Qcow2))], CHANNEL);
+    let off = Vm::with_disks(&[("vda", &bed.image("off", Format::Qcow2))], CHANNEL);
     check(off.id).await;
-    let without_channel = bed.vm(&[("vda", &bed.image("without", Format::Qcow2))], "");
+    let without_channel = Vm::with_disks(&[("vda", &bed.image("without", Format::Qcow2))], "");
     bed.start(&without_channel).await;
     check(without_channel.id).await;
-    let silent = bed.vm(&[("vda", &bed.image("silent", Format::Qcow2))], CHANNEL);
+    let silent = Vm::with_disks(&[("vda", &bed.image("silent", Format::Qcow2))], CHANNEL);
     bed.start(&silent).await;
     check(silent.id).await;
 

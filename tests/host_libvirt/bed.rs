@@ -75,22 +75,6 @@ impl Bed {
         ImageRef { path, format: Format::Qcow2 }
     }
 
-    /// Defines a VM. `extra` is XML that goes among its devices.
-    pub fn vm(&self, disks: &[(&str, &ImageRef)], extra: &str) -> Vm {
-        let mut devices = String::new();
-        for (target, image) in disks {
-            writeln!(
-                devices,
-                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'/>\
-                 <target dev='{target}' bus='virtio'/></disk>",
-                image.format,
-                image.path.display()
-            )
-            .unwrap();
-        }
-        Vm::define(&format!("{devices}{extra}"), "", "")
-    }
-
     pub async fn observe(&self, vm: &Vm) -> VmView {
         self.libvirt.observe(vm.id).await.unwrap()
     }
@@ -132,6 +116,22 @@ impl Vm {
         std::fs::write(file.path(), xml).unwrap();
         virsh(&["define", text(file.path())]);
         Self { id: VmId(id), name }
+    }
+
+    /// Defines a VM with these disks. `extra` is XML that goes among its devices.
+    pub fn with_disks(disks: &[(&str, &ImageRef)], extra: &str) -> Self {
+        let mut devices = String::new();
+        for (target, image) in disks {
+            writeln!(
+                devices,
+                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'/>\
+                 <target dev='{target}' bus='virtio'/></disk>",
+                image.format,
+                image.path.display()
+            )
+            .unwrap();
+        }
+        Self::define(&format!("{devices}{extra}"), "", "")
     }
 
     pub fn xml(&self, option: &str) -> String {

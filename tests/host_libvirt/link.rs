@@ -11,7 +11,7 @@ use vmsnap::host::libvirt::{Deadlines, Libvirt};
 use vmsnap::host::{HostError, HostEvent, Hypervisor, Link};
 use vmsnap::model::vm::Format;
 
-use crate::bed::{Bed, heard, in_time, is_up, text, virsh};
+use crate::bed::{Bed, Vm, heard, in_time, is_up, text, virsh};
 
 /// Where libvirtd, or its successor for QEMU, listens.
 const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
@@ -67,7 +67,7 @@ fn pass_on(mut from: UnixStream, mut to: UnixStream) -> io::Result<()> {
 #[tokio::test]
 async fn a_link_that_breaks_and_comes_back() {
     let Some(bed) = Bed::new().await else { return };
-    let vm = bed.vm(&[("vda", &bed.image("base", Format::Qcow2))], "");
+    let vm = Vm::with_disks(&[("vda", &bed.image("base", Format::Qcow2))], "");
     let socket = bed.path("socket");
     let uri = format!("qemu+unix:///system?socket={}", text(&socket));
     let libvirt = Libvirt::connect(&uri, Deadlines::default()).unwrap();

@@ -38,7 +38,7 @@ async fn the_active_layer() {
     let base = bed.image("base", Format::Raw);
     let middle = bed.overlay("middle", &base).await;
     let top = bed.overlay("top", &middle).await;
-    let vm = bed.vm(&[("vda", &middle)], "");
+    let vm = Vm::with_disks(&[("vda", &middle)], "");
     bed.start(&vm).await;
     bed.switch(&vm, &[("vda", &top)], None).await;
     let events = bed.libvirt.events();
@@ -61,7 +61,7 @@ async fn a_vm_that_was_paused_when_its_memory_was_captured() {
     let base = bed.image("base", Format::Qcow2);
     let first = bed.overlay("first", &base).await;
     let second = bed.overlay("second", &first).await;
-    let vm = bed.vm(&[("vda", &base)], "");
+    let vm = Vm::with_disks(&[("vda", &base)], "");
     bed.start(&vm).await;
     virsh(&["suspend", &vm.name]);
     bed.switch(&vm, &[("vda", &first)], Some(&bed.path("memory"))).await;
@@ -88,7 +88,7 @@ async fn a_frozen_layer_with_progress() {
     let middle = bed.overlay("middle", &base).await;
     fill(&middle, 32);
     let top = bed.overlay("top", &middle).await;
-    let vm = bed.vm(&[("vda", &top)], "");
+    let vm = Vm::with_disks(&[("vda", &top)], "");
     bed.start(&vm).await;
     let mut events = bed.libvirt.events();
     let slowly = commit(&middle, &base, false, Some(16 << 20));
@@ -116,7 +116,7 @@ async fn a_pivot_before_its_time() {
     let base = bed.image("base", Format::Qcow2);
     let top = bed.overlay("top", &base).await;
     fill(&top, 48);
-    let vm = bed.vm(&[("vda", &top)], "");
+    let vm = Vm::with_disks(&[("vda", &top)], "");
     bed.start(&vm).await;
     let crawling = commit(&top, &base, true, Some(64 << 10));
     bed.libvirt.start_commit(vm.id, &crawling).await.unwrap();
@@ -137,7 +137,7 @@ async fn no_jobs() {
     let Some(bed) = Bed::new().await else { return };
     let base = bed.image("base", Format::Qcow2);
     let cdrom = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>";
-    let vm = bed.vm(&[("vda", &base)], cdrom);
+    let vm = Vm::with_disks(&[("vda", &base)], cdrom);
     assert!(bed.libvirt.block_jobs(vm.id).await.unwrap().is_empty());
     bed.start(&vm).await;
     assert!(bed.libvirt.block_jobs(vm.id).await.unwrap().is_empty());

@@ -19,7 +19,7 @@ async fn a_vm_in_every_state() {
     let other = bed.image("other", Format::Raw);
     let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
     let cdrom = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>";
-    let vm = bed.vm(&[("vda", &top), ("vdb", &other)], &format!("{channel}{cdrom}"));
+    let vm = Vm::with_disks(&[("vda", &top), ("vdb", &other)], &format!("{channel}{cdrom}"));
 
     let check = async |expected: RunState| {
         let view = bed.observe(&vm).await;
@@ -121,7 +121,7 @@ async fn images_that_are_wrong() {
     let Some(bed) = Bed::new().await else { return };
     let raw = bed.image("raw", Format::Raw);
     let overlay = bed.overlay("overlay", &raw).await;
-    let vm = bed.vm(&[("vda", &overlay)], "");
+    let vm = Vm::with_disks(&[("vda", &overlay)], "");
 
     // A header that names something else than what QEMU reads is invisible to a guest that runs.
     bed.start(&vm).await;
@@ -152,7 +152,7 @@ async fn images_that_are_wrong() {
 async fn memory_that_cannot_be_captured() {
     let Some(bed) = Bed::new().await else { return };
     let shared = "<shmem name='x'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>";
-    let view = bed.observe(&bed.vm(&[], shared)).await;
+    let view = bed.observe(&Vm::with_disks(&[], shared)).await;
     assert_eq!(view.memory_blocker.as_deref(), Some("a shared memory device"));
 }
 
@@ -164,7 +164,7 @@ async fn a_stored_chain_that_is_not_complete() {
     let base = bed.image("base", Format::Raw);
     let first = bed.overlay("first", &base).await;
     let second = bed.overlay("second", &first).await;
-    let vm = bed.vm(&[("vda", &first)], "");
+    let vm = Vm::with_disks(&[("vda", &first)], "");
     bed.start(&vm).await;
     bed.switch(&vm, &[("vda", &second)], None).await;
     bed.libvirt.stop(vm.id).await.unwrap();

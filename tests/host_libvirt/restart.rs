@@ -4,7 +4,7 @@ use vmsnap::host::{HostError, Hypervisor, Images, StartFrom};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{Format, PauseReason, RunState};
 
-use crate::bed::{Bed, chain, paths, persistent, target};
+use crate::bed::{Bed, Vm, chain, paths, persistent, target};
 
 fn pointed(disks: &[(&str, &ImageRef)]) -> Vec<(vmsnap::model::DiskTarget, ImageRef)> {
     disks.iter().map(|(disk, image)| (target(disk), (*image).clone())).collect()
@@ -18,7 +18,7 @@ async fn there_and_back_again_changes_nothing() {
     let over_raw = bed.overlay("it's <over> & \"above\"", &raw).await;
     let over_qcow2 = bed.overlay("over-qcow2", &qcow2).await;
     // libvirt gives back on every reading what it does not use itself, and so must we.
-    let vm = bed.vm(&[("vda", &raw), ("vdb", &qcow2)], "");
+    let vm = Vm::with_disks(&[("vda", &raw), ("vdb", &qcow2)], "");
     let before = vm.xml("--inactive");
     bed.libvirt.point_disks(vm.id, &pointed(&[("vda", &over_raw), ("vdb", &over_qcow2)])).await.unwrap();
     let view = bed.observe(&vm).await;
@@ -43,7 +43,7 @@ async fn check_start_from_memory(bed: &Bed, paused: bool, expected: RunState) {
     let raw = bed.image(&name("raw"), Format::Raw);
     let (then, then_raw) =
         (bed.overlay(&name("then"), &base).await, bed.overlay(&name("then-raw"), &raw).await);
-    let vm = bed.vm(&[("vda", &base), ("vdb", &raw)], "");
+    let vm = Vm::with_disks(&[("vda", &base), ("vdb", &raw)], "");
     bed.start(&vm).await;
     let memory = bed.path(&name("memory"));
     let definition = bed.libvirt.definition(vm.id).await.unwrap();
@@ -82,7 +82,7 @@ async fn from_memory() {
 #[tokio::test]
 async fn from_disks_and_paused() {
     let Some(bed) = Bed::new().await else { return };
-    let vm = bed.vm(&[("vda", &bed.image("base", Format::Qcow2))], "");
+    let vm = Vm::with_disks(&[("vda", &bed.image("base", Format::Qcow2))], "");
     bed.libvirt.start(vm.id, &StartFrom::Disks, true).await.unwrap();
     assert_eq!(bed.observe(&vm).await.run_state, RunState::Paused(PauseReason::User));
     let again = bed.libvirt.start(vm.id, &StartFrom::Disks, false).await;

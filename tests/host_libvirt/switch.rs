@@ -6,7 +6,7 @@ use nix::unistd::mkfifo;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use vmsnap::host::{DiskSwitch, HostError, Hypervisor, Images};
-use vmsnap::model::vm::{Format, PauseReason, RunState};
+use vmsnap::model::vm::{DiskView, Format, PauseReason, RunState};
 
 use crate::bed::{Bed, Vm, chain, in_time, paths, persistent, run, target, text, virsh};
 
@@ -25,7 +25,7 @@ async fn check(bed: &Bed, is: Is, disks: &[&str], with_memory: bool) {
         ("vda", bed.image(&format!("a-{case}"), Format::Qcow2)),
         ("vdb", bed.image(&format!("b-{case}"), Format::Raw)),
     ];
-    let vm = bed.vm(&images.each_ref().map(|(disk, image)| (*disk, image)), "");
+    let vm = Vm::with_disks(&images.each_ref().map(|(disk, image)| (*disk, image)), "");
     let run_state = match is {
         Is::Off => RunState::Off,
         Is::Running => {
@@ -59,7 +59,7 @@ async fn check(bed: &Bed, is: Is, disks: &[&str], with_memory: bool) {
         assert_eq!(bytes, Some(memory.metadata().unwrap().len()));
     }
     // QEMU holds the images of every VM that is live, so that nothing else touches them.
-    for path in view.disks.iter().flat_map(|disk| disk.chain()).map(|image| &image.path) {
+    for path in view.disks.iter().flat_map(DiskView::chain).map(|image| &image.path) {
         let is_in_use = bed.images.is_in_use(path, Format::Qcow2).await.unwrap();
         assert_eq!(is_in_use, is != Is::Off, "{case} {}", path.display());
     }
@@ -93,7 +93,7 @@ async fn what_is_refused_changes_nothing() {
     let Some(bed) = Bed::new().await else { return };
     let base = bed.image("base", Format::Qcow2);
     let overlay = bed.overlay("overlay", &base).await;
-    let vm = bed.vm(&[("vda", &base)], "");
+    let vm = Vm::with_disks(&[("vda", &base)], "");
     let switch = |disk, image: &_, memory| DiskSwitch {
         disks: vec![(target(disk), Clone::clone(image))],
         others: Vec::new(),

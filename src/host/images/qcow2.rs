@@ -61,8 +61,31 @@ pub struct Header {
     pub is_corrupt: bool,
     /// Whether the reference counts are to be rebuilt at the next opening. Normal while a VM writes.
     pub is_dirty: bool,
-    l1_offset: u64,
-    l1_entries: u32,
+    /// Where the first level table is, in bytes.
+    pub l1_offset: u64,
+    /// Its number of entries, of eight bytes each.
+    pub l1_entries: u32,
+}
+
+#[cfg(test)]
+impl Header {
+    /// A header that says nothing but a size: for tests that bend it.
+    pub(in crate::host) fn without_backing(virtual_size: u64) -> Self {
+        Self {
+            version: 3,
+            virtual_size,
+            cluster_bits: 16,
+            backing_name: None,
+            backing_format: None,
+            encryption: None,
+            internal_snapshots: 0,
+            has_data_file: false,
+            is_corrupt: false,
+            is_dirty: false,
+            l1_offset: 0x30000,
+            l1_entries: 2,
+        }
+    }
 }
 
 /// Why a header cannot be used.

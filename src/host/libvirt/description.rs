@@ -273,3 +273,6 @@ fn image<'a>(
         .ok_or_else(|| malformed("a source without an absolute path"))?;
     Ok(Ok(ChainImage { path, format, is_block_device }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,3 +71,52 @@ fn needs_invariant_clock<'a>(domain: Node<'a, 'a>) -> bool {
         .any(|timer| timer.attribute("name") == Some("tsc") && timer.attribute("frequency").is_some());
     demands && !is_fixed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(domain: &str, expected: Option<&str>) {
+        let xml = format!("<domain>{domain}</domain>");
+        let document = roxmltree::Document::parse(&xml).unwrap();
+        assert_eq!(memory_blocker(document.root_element()).as_deref(), expected, "{domain}");
+    }
+
+    #[test]
+    fn what_stands_in_the_way() {
+        let device = |device: &str, expected| check(&format!("<devices>{device}</devices>"), expected);
+        device("", None);
+        device("<hostdev type='pci'/>", Some("a host device that is passed through (pci)"));
+        device("<hostdev type='mdev'/>", Some("a host device that is passed through (mdev)"));
+        device("<hostdev type='usb'/>", None);
+        device("<interface type='bridge'/>", None);
+        device("<interface type='hostdev'/>", Some("a network card that is passed through"));
+        device("<interface type='vdpa'/>", Some("a vDPA network card"));
+        device("<interface type='vhostuser'/>", Some("a vhost-user network card"));
+        device("<filesystem><driver type='virtiofs'/></filesystem>", Some("a shared directory (virtiofs)"));
+        device("<filesystem><driver type='path'/></filesystem>", Some("a shared directory (9p)"));
+        device("<disk type='file'/>", None);
+        device("<disk type='vhostuser'/>", Some("a vhost-user disk"));
+        device("<disk type='vhostvdpa'/>", Some("a vDPA disk"));
+        device("<disk type='nvme'/>", Some("an NVMe disk that is passed through"));
+        device("<disk type='file'><transient/></disk>", Some("a transient disk"));
+        device("<shmem name='x'/>", Some("a shared memory device"));
+        device("<shmem name='x' role='master'/>", None);
+        device("<video><driver name='vhostuser'/></video>", Some("a vhost-user graphics card"));
+        device("<tpm><backend type='passthrough'/></tpm>", Some("a TPM that is passed through"));
+        device("<tpm><backend type='emulator'/></tpm>", None);
+        device("<smartcard mode='host'/>", Some("a smart card reader that is passed through"));
+        device("<crypto><backend model='vhostuser'/></crypto>", Some("a vhost-user crypto device"));
+        check("<launchSecurity type='sev'/>", Some("encrypted guest memory (sev)"));
+    }
+
+    #[test]
+    fn an_invariant_clock_needs_a_fixed_frequency() {
+        let demand = "<cpu><feature policy='require' name='invtsc'/></cpu>";
+        let blocked = Some("an invariant TSC without a fixed frequency");
+        check(demand, blocked);
+        check(&format!("{demand}<clock><timer name='tsc'/></clock>"), blocked);
+        check(&format!("{demand}<clock><timer name='tsc' frequency='1'/></clock>"), None);
+        check("<cpu><feature policy='disable' name='invtsc'/></cpu>", None);
+    }
+}

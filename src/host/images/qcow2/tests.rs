@@ -67,18 +67,9 @@ impl Image {
 
 fn good() -> Header {
     Header {
-        version: 3,
-        virtual_size: 1 << 30,
-        cluster_bits: 16,
         backing_name: Some("/images/base.raw".to_owned()),
         backing_format: Some("raw".to_owned()),
-        encryption: None,
-        internal_snapshots: 0,
-        has_data_file: false,
-        is_corrupt: false,
-        is_dirty: false,
-        l1_offset: 0x30000,
-        l1_entries: 2,
+        ..Header::without_backing(1 << 30)
     }
 }
 

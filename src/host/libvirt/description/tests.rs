@@ -1,0 +1,190 @@
+//! Definitions, read: a live one as libvirt 11.3 writes it, and single disks of every kind.
+
+use super::*;
+
+/// A running VM whose active layer is being merged: shortened where it does not matter.
+const LIVE: &str = include_str!("live.xml");
+
+fn image(path: &str, format: Format) -> ChainImage {
+    ChainImage { path: path.into(), format, is_block_device: false }
+}
+
+fn block(path: &str, format: Format) -> ChainImage {
+    ChainImage { is_block_device: true, ..image(path, format) }
+}
+
+#[test]
+fn a_live_domain() {
+    let description = Description::read(LIVE).unwrap();
+    assert_eq!(description.memory_bytes, 64 << 20);
+    assert_eq!(description.agent, AgentChannel::Connected);
+    assert_eq!(description.memory_blocker, None);
+    let disk = |target: &str, alias: &str, source, is_ready| DescribedDisk {
+        target: target.parse().unwrap(),
+        alias: Some(alias.to_owned()),
+        source,
+        is_ready,
+    };
+    let complete = |images| DescribedSource::Chain { images, is_complete: true };
+    let images = vec![
+        image("/images/top.qcow2", Format::Qcow2),
+        image("/images/middle.qcow2", Format::Qcow2),
+        image("/images/base.qcow2", Format::Qcow2),
+    ];
+    assert_eq!(
+        description.disks,
+        [
+            disk("vda", "virtio-disk0", complete(images), true),
+            disk("vdb", "virtio-disk1", complete(vec![block("/dev/vg/data", Format::Raw)]), false),
+            disk("sda", "sata0-0-0", DescribedSource::Excluded(ExcludedDisk::Cdrom), false),
+        ]
+    );
+    let vda: DiskTarget = "vda".parse().unwrap();
+    assert_eq!(description.disk(&vda).unwrap().active(), Some(&image("/images/top.qcow2", Format::Qcow2)));
+}
+
+/// Reads a domain with one disk.
+fn disk(disk: &str) -> Result<DescribedSource> {
+    let xml = format!(
+        "<domain><memory>1</memory><devices><disk {disk}<target dev='vda'/></disk></devices></domain>"
+    );
+    Description::read(&xml).map(|description| description.disks[0].source.clone())
+}
+
+#[track_caller]
+fn check(xml: &str, expected: &DescribedSource) {
+    assert_eq!(disk(xml).unwrap(), *expected, "{xml}");
+}
+
+#[test]
+fn chains() {
+    const OPEN: &str = "type='file'><driver type='qcow2'/><source file='/i/top'/>";
+    let below = |format: &str, more: &str| {
+        format!("{OPEN}<backingStore type='file'>{format}<source file='/i/base'/>{more}</backingStore>")
+    };
+    let chain =
+        |images: &[ChainImage], is_complete| DescribedSource::Chain { images: images.to_vec(), is_complete };
+    let top = image("/i/top", Format::Qcow2);
+    check(OPEN, &chain(std::slice::from_ref(&top), false));
+    check(&format!("{OPEN}<backingStore/>"), &chain(std::slice::from_ref(&top), true));
+    check(&below("<format type='raw'/>", ""), &chain(&[top.clone(), image("/i/base", Format::Raw)], true));
+    check(
+        &below("<format type='qcow2'/>", ""),
+        &chain(&[top.clone(), image("/i/base", Format::Qcow2)], false),
+    );
+    check(
+        &below("<format type='qcow2'/>", "<backingStore/>"),
+        &chain(&[top, image("/i/base", Format::Qcow2)], true),
+    );
+    check(&below("", ""), &DescribedSource::Refused(RefusedDisk::FormatUnknown));
+    check(
+        "type='file'><driver type='raw'/><source file='/i/raw'/>",
+        &chain(&[image("/i/raw", Format::Raw)], true),
+    );
+    check(
+        "type='block'><driver type='qcow2'/><source dev='/dev/x'/><backingStore/>",
+        &chain(&[block("/dev/x", Format::Qcow2)], true),
+    );
+}
+
+#[test]
+fn disks_that_are_left_out() {
+    let check = |xml: &str, expected| check(xml, &DescribedSource::Excluded(expected));
+    check("type='file' device='cdrom'>", ExcludedDisk::Cdrom);
+    check("type='file' device='cdrom'><source file='/i/iso'/><readonly/>", ExcludedDisk::Cdrom);
+    check("type='file' device='floppy'>", ExcludedDisk::Floppy);
+    check("type='file'><driver type='raw'/><source file='/i/raw'/><readonly/>", ExcludedDisk::ReadOnly);
+    check("type='network'><source protocol='rbd'/><readonly/>", ExcludedDisk::ReadOnly);
+    check("type='file'><driver type='raw'/>", ExcludedDisk::Empty);
+}
+
+#[test]
+fn disks_that_are_refused() {
+    let check = |xml: &str, expected| check(xml, &DescribedSource::Refused(expected));
+    let file = |more: &str| format!("type='file'><driver type='qcow2'/><source file='/i/top'/>{more}");
+    let kind = |kind: &str| RefusedDisk::Kind(kind.to_owned());
+    check(
+        "type='network'><driver type='raw'/><source protocol='rbd' name='x'/>",
+        RefusedDisk::Network("rbd".into()),
+    );
+    check(
+        "type='network'><driver type='raw'/><source name='x'/>",
+        RefusedDisk::Network("unknown protocol".into()),
+    );
+    check(
+        "type='block' device='lun'><driver type='raw'/><source dev='/dev/x'/><readonly/>",
+        RefusedDisk::Lun,
+    );
+    check("type='nvme'><driver type='raw'/><source type='pci'/>", kind("nvme"));
+    check("type='vhostuser'><driver type='raw'/><source type='unix' path='/s'/>", kind("vhostuser"));
+    check("type='vhostvdpa'><driver type='raw'/><source dev='/dev/vhost-vdpa-0'/>", kind("vhostvdpa"));
+    check("type='volume'><driver type='raw'/><source pool='p' volume='v'/>", kind("volume"));
+    check("type='dir'><driver type='fat'/><source dir='/d'/>", kind("dir"));
+    check("type='file'><driver type='vmdk'/><source file='/i/x'/>", kind("a vmdk image"));
+    check("type='file'><driver name='qemu'/><source file='/i/x'/>", RefusedDisk::FormatUnknown);
+    check("type='file'><source file='/i/x'/>", RefusedDisk::FormatUnknown);
+    check(&file("<shareable/>"), RefusedDisk::Shared);
+    check(&file("<transient/>"), RefusedDisk::Transient);
+    check(&file("<encryption format='luks'/>"), RefusedDisk::Encrypted("luks".into()));
+    check(
+        "type='file'><driver type='raw'/><source file='/i/x'><encryption format='luks2'/></source>",
+        RefusedDisk::Encrypted("luks2".into()),
+    );
+    check(
+        "type='file'><driver type='raw'/><source file='/i/x'><slices><slice/></slices></source>",
+        kind("a slice of an image"),
+    );
+    check(
+        "type='file'><driver type='qcow2'/><source file='/i/x'><dataStore type='file'/></source>",
+        RefusedDisk::ExternalDataFile,
+    );
+    check(
+        &file("<backingStore type='network'><format type='raw'/><source protocol='nbd'/></backingStore>"),
+        RefusedDisk::Network("nbd".into()),
+    );
+    check(
+        &file("<backingStore type='file'><format type='vdi'/><source file='/i/x'/></backingStore>"),
+        kind("a vdi image"),
+    );
+}
+
+#[test]
+fn what_cannot_be_understood() {
+    let check = |xml: &str, part: &str| {
+        let error = Description::read(xml).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains(part), "{cause}");
+    };
+    let domain = |inside: &str| format!("<domain>{inside}</domain>");
+    let disk = |disk: &str| domain(&format!("<memory>1</memory><devices><disk {disk}</disk></devices>"));
+    check("", "");
+    check("<domain", "");
+    check("<network/>", "its root is <network>");
+    check(&domain(""), "it names no memory");
+    check(&domain("<memory>-1</memory>"), "invalid digit");
+    check(&domain("<memory unit='furlong'>1</memory>"), "memory in furlong");
+    check(&domain("<memory unit='GiB'>99999999999999</memory>"), "memory beyond all bounds");
+    check(&disk("type='file'>"), "a disk without a target");
+    check(&disk("type='file'><target dev='../x'/>"), "it starts with '.'");
+    let raw = "<driver type='raw'/><target dev='vda'/>";
+    check(&disk(&format!("type='file'>{raw}<source file='relative'/>")), "without an absolute path");
+    check(&disk(&format!("type='file'>{raw}<source/>")), "without an absolute path");
+    check("<!DOCTYPE domain [<!ENTITY x 'y'>]><domain>&x;</domain>", "DTD");
+    check(&format!("<domain>{}</domain>", "x".repeat(LONGEST)), "bytes long");
+}
+
+#[test]
+fn the_agents_channel() {
+    let check = |channel: &str, expected| {
+        let xml = format!("<domain><memory>1</memory><devices>{channel}</devices></domain>");
+        assert_eq!(Description::read(&xml).unwrap().agent, expected, "{channel}");
+    };
+    check("", AgentChannel::Absent);
+    check("<channel type='unix'><target name='org.spice'/></channel>", AgentChannel::Absent);
+    let agent = |state: &str| {
+        format!("<channel type='unix'><target name='org.qemu.guest_agent.0'{state}/></channel>")
+    };
+    check(&agent(""), AgentChannel::Disconnected);
+    check(&agent(" state='disconnected'"), AgentChannel::Disconnected);
+    check(&agent(" state='connected'"), AgentChannel::Connected);
+}

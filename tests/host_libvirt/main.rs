@@ -1,0 +1,10 @@
+//! The real outside world: libvirt and QEMU of this machine.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+mod agent;
+mod bed;
+mod link;
+mod merge;
+mod observe;
+mod restart;
+mod switch;

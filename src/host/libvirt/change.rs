@@ -119,7 +119,13 @@ pub(super) fn abort_memory_capture(line: &Connection, vm: VmId) -> Result<()> {
 }
 
 /// See [`crate::host::Hypervisor::memory_progress`].
-pub(super) fn memory_progress(line: &Connection, vm: VmId) -> Result<Option<(u64, u64)>> {
+///
+/// Until libvirt has made the memory image, it lets no question through to the VM, and keeps one that came too early
+/// waiting for 30 s, whatever happens meanwhile.
+pub(super) fn memory_progress(line: &Connection, vm: VmId, image: &Path) -> Result<Option<(u64, u64)>> {
+    if !image.exists() {
+        return Ok(None);
+    }
     let info = vms::lookup(line, vm)?.get_job_info().map_err(on_vm(vm, "describe the capture of memory"))?;
     Ok(match (info.r#type.cast_unsigned(), info.mem_total, info.mem_remaining) {
         (sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED, Some(total @ 1..), Some(left)) => {

@@ -4,7 +4,8 @@
 //! the calls themselves to the caller.
 //!
 //! libvirtd serves five requests of one connection at a time (`max_client_requests`) and twenty in all
-//! (`max_workers`). The lanes together stay below twenty, so that even with every other lane stuck a thaw is served.
+//! (`max_workers`). Each lane stays within the five, and all lanes together below the twenty: even with every other lane
+//! stuck, a thaw is served, and so is an operator's `virsh`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +22,9 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// A lane of `threads` threads over `line`. Two lanes may share a line.
-    pub(super) fn start(name: &'static str, threads: usize, line: &Arc<Line>) -> Self {
-        Self { workers: Workers::start(name, threads), line: Arc::clone(line) }
+    /// A lane of `threads` threads over `line`.
+    pub(super) fn start(name: &'static str, threads: usize, line: Arc<Line>) -> Self {
+        Self { workers: Workers::start(name, threads), line }
     }
 
     /// Makes a call on a thread of this lane. Fails at once when the line is down.

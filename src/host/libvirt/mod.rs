@@ -3,16 +3,20 @@
 //! Decides over which line and with which time limit each call is made. Leaves what a call says to the files beside
 //! this one. Must never know of operations, snapshots or the catalog.
 //!
-//! | lane | line | threads | calls |
-//! |---|---|---|---|
-//! | look | short | 2 | questions; the events come over this line |
-//! | change | short | 3 | switches of disks, block jobs, resume |
-//! | power | long | 5 | start, stop, captures of memory |
-//! | agent | agent | 4 | freeze, thaw |
-//! | emergency | emergency | 4 | thaw only, by whoever guards a freeze |
+//! Each lane has a line and threads of its own:
+//!
+//! | lane | threads | calls |
+//! |---|---|---|
+//! | look | 4 | questions; the events come over its line |
+//! | change | 3 | switches of disks, block jobs, resume |
+//! | power | 4 | start, stop, captures of memory |
+//! | agent | 3 | freeze, thaw |
+//! | emergency | 3 | thaw only, by whoever guards a freeze |
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
@@ -62,6 +66,8 @@ pub struct Libvirt {
     events: broadcast::Sender<HostEvent>,
     link: watch::Receiver<Link>,
     deadlines: Deadlines,
+    /// The memory images that are being written for us.
+    captures: Mutex<HashMap<VmId, PathBuf>>,
     _watch: Watch,
 }
 
@@ -78,20 +84,31 @@ impl Libvirt {
         }
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let (link_sender, link) = watch::channel(Link::Down("not connected yet".to_owned()));
-        let purposes = ["short calls and events", "long calls", "guest agents", "emergencies"];
-        let ([short, long, agent, emergency], watch) =
+        let purposes = ["questions and events", "changes", "long calls", "guest agents", "emergencies"];
+        let ([look, change, power, agent, emergency], watch) =
             start_lines(uri, purposes, events.clone(), link_sender);
         Ok(Arc::new(Self {
-            look: Lane::start("libvirt-look", 2, &short),
-            change: Lane::start("libvirt-change", 3, &short),
-            power: Lane::start("libvirt-power", 5, &long),
-            agent: AgentLane(Lane::start("libvirt-agent", 4, &agent)),
-            emergency: Arc::new(AgentLane(Lane::start("libvirt-rescue", 4, &emergency))),
+            look: Lane::start("libvirt-look", 4, look),
+            change: Lane::start("libvirt-change", 3, change),
+            power: Lane::start("libvirt-power", 4, power),
+            agent: AgentLane(Lane::start("libvirt-agent", 3, agent)),
+            emergency: Arc::new(AgentLane(Lane::start("libvirt-rescue", 3, emergency))),
             events,
             link,
             deadlines,
+            captures: Mutex::new(HashMap::new()),
             _watch: watch,
         }))
+    }
+
+    fn captures(&self) -> MutexGuard<'_, HashMap<VmId, PathBuf>> {
+        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a memory image is being written, until the note is dropped.
+    fn capturing(&self, vm: VmId, image: PathBuf) -> CaptureNote<'_> {
+        self.captures().insert(vm, image);
+        CaptureNote { libvirt: self, vm }
     }
 
     /// Guest agents over a line of their own, which no other call can hold up. For the thaw at a deadline.
@@ -100,6 +117,18 @@ impl Libvirt {
     #[must_use]
     pub fn emergency(&self) -> Arc<AgentLane> {
         Arc::clone(&self.emergency)
+    }
+}
+
+/// See [`Libvirt::capturing`].
+struct CaptureNote<'a> {
+    libvirt: &'a Libvirt,
+    vm: VmId,
+}
+
+impl Drop for CaptureNote<'_> {
+    fn drop(&mut self) {
+        self.libvirt.captures().remove(&self.vm);
     }
 }
 
@@ -134,6 +163,7 @@ impl Hypervisor for Libvirt {
             None => (&self.change, self.deadlines.change),
             Some(_) => (&self.power, self.deadlines.memory_capture),
         };
+        let _capture = switch.memory.as_ref().map(|memory| self.capturing(vm, memory.clone()));
         let switch = switch.clone();
         lane.run("the switch of disks", deadline, move |line| change::switch_disks(line, vm, &switch)).await
     }
@@ -165,7 +195,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
-        let read = move |line: &_| change::memory_progress(line, vm);
+        let Some(image) = self.captures().get(&vm).cloned() else { return Ok(None) };
+        let read = move |line: &_| change::memory_progress(line, vm, &image);
         self.look.run("the progress of the capture", self.deadlines.query, read).await
     }
 

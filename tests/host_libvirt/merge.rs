@@ -1,0 +1,146 @@
+//! Block commits: started, followed, pivoted.
+
+use vmsnap::host::{Commit, HostError, HostEvent, Hypervisor};
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::{BlockJob, BlockJobKind, Format, RunState};
+
+use crate::bed::{Bed, Vm, chain, heard, paths, persistent, run, target, text, virsh};
+
+fn commit(top: &ImageRef, base: &ImageRef, is_active: bool, bandwidth: Option<u64>) -> Commit {
+    Commit { disk: target("vda"), top: top.path.clone(), base: base.path.clone(), is_active, bandwidth }
+}
+
+/// Data in an image that no VM has open.
+fn fill(image: &ImageRef, megabytes: u32) {
+    let write = format!("write -P 7 0 {megabytes}M");
+    run("qemu-io", &["-f", image.format.as_str(), "-c", &write, text(&image.path)]);
+}
+
+async fn job(bed: &Bed, vm: &Vm) -> Option<BlockJob> {
+    let jobs = bed.libvirt.block_jobs(vm.id).await.unwrap();
+    jobs.into_iter().find(|(disk, _)| *disk == target("vda")).map(|(_, job)| job)
+}
+
+/// Waits for the job to be ready by events alone, then pivots.
+async fn pivot_when_ready(bed: &Bed, vm: &Vm, mut events: tokio::sync::broadcast::Receiver<HostEvent>) {
+    while !job(bed, vm).await.is_some_and(|job| job.ready) {
+        heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+    }
+    bed.libvirt.pivot(vm.id, &target("vda")).await.unwrap();
+    while job(bed, vm).await.is_some() {
+        heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_active_layer() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Raw);
+    let middle = bed.overlay("middle", &base).await;
+    let top = bed.overlay("top", &middle).await;
+    let vm = bed.vm(&[("vda", &middle)], "");
+    bed.start(&vm).await;
+    bed.switch(&vm, &[("vda", &top)], None).await;
+    let events = bed.libvirt.events();
+    bed.libvirt.start_commit(vm.id, &commit(&top, &middle, true, None)).await.unwrap();
+    // A VM is seen whole while a job runs, filter nodes and all.
+    assert_eq!(chain(&bed.observe(&vm).await, "vda"), paths(&[&top, &middle, &base]));
+    pivot_when_ready(&bed, &vm, events).await;
+    let view = bed.observe(&vm).await;
+    assert_eq!(chain(&view, "vda"), paths(&[&middle, &base]));
+    assert_eq!(persistent(&view, "vda"), Some(middle.path.clone()));
+    assert_eq!(view.run_state, RunState::Running);
+    bed.libvirt.stop(vm.id).await.unwrap();
+    assert_eq!(chain(&bed.observe(&vm).await, "vda"), paths(&[&middle, &base]));
+}
+
+/// QEMU lets go of the images of a VM that is paused while its memory is captured, and then refuses block jobs.
+#[tokio::test]
+async fn a_vm_that_was_paused_when_its_memory_was_captured() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let first = bed.overlay("first", &base).await;
+    let second = bed.overlay("second", &first).await;
+    let vm = bed.vm(&[("vda", &base)], "");
+    bed.start(&vm).await;
+    virsh(&["suspend", &vm.name]);
+    bed.switch(&vm, &[("vda", &first)], Some(&bed.path("memory"))).await;
+    bed.switch(&vm, &[("vda", &second)], None).await;
+
+    let mut events = bed.libvirt.events();
+    bed.libvirt.start_commit(vm.id, &commit(&first, &base, false, None)).await.unwrap();
+    while job(&bed, &vm).await.is_some() {
+        heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+    }
+    assert_eq!(chain(&bed.observe(&vm).await, "vda"), paths(&[&second, &base]));
+    bed.libvirt.start_commit(vm.id, &commit(&second, &base, true, None)).await.unwrap();
+    pivot_when_ready(&bed, &vm, events).await;
+    let view = bed.observe(&vm).await;
+    assert_eq!(chain(&view, "vda"), paths(&[&base]));
+    assert!(matches!(view.run_state, RunState::Paused(_)), "{view:?}");
+}
+
+/// Slowed down, a merge is seen to move on; full speed for the second half is not needed to see it end.
+#[tokio::test]
+async fn a_frozen_layer_with_progress() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let middle = bed.overlay("middle", &base).await;
+    fill(&middle, 32);
+    let top = bed.overlay("top", &middle).await;
+    let vm = bed.vm(&[("vda", &top)], "");
+    bed.start(&vm).await;
+    let mut events = bed.libvirt.events();
+    let slowly = commit(&middle, &base, false, Some(16 << 20));
+    bed.libvirt.start_commit(vm.id, &slowly).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(job) = job(&bed, &vm).await {
+        assert_eq!((job.kind, job.ready), (BlockJobKind::Commit, false));
+        assert!(job.done <= job.total, "{job:?}");
+        seen.push(job.done);
+        tokio::task::yield_now().await;
+    }
+    seen.dedup();
+    assert!(seen.len() > 2 && seen.is_sorted(), "{seen:?}");
+    heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+    let view = bed.observe(&vm).await;
+    assert_eq!(chain(&view, "vda"), paths(&[&top, &base]));
+    assert_eq!(persistent(&view, "vda"), Some(top.path.clone()));
+    bed.libvirt.stop(vm.id).await.unwrap();
+    run("qemu-io", &["-f", "qcow2", "-c", "read -P 7 0 32M", text(&top.path)]);
+}
+
+#[tokio::test]
+async fn a_pivot_before_its_time() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let top = bed.overlay("top", &base).await;
+    fill(&top, 48);
+    let vm = bed.vm(&[("vda", &top)], "");
+    bed.start(&vm).await;
+    let crawling = commit(&top, &base, true, Some(64 << 10));
+    bed.libvirt.start_commit(vm.id, &crawling).await.unwrap();
+    let job = job(&bed, &vm).await.unwrap();
+    assert_eq!((job.kind, job.ready), (BlockJobKind::ActiveCommit, false));
+    let early = bed.libvirt.pivot(vm.id, &target("vda")).await;
+    assert!(matches!(&early, Err(HostError::NotReady(disk)) if *disk == target("vda")), "{early:?}");
+    let view = bed.observe(&vm).await;
+    assert_eq!(chain(&view, "vda"), paths(&[&top, &base]));
+    assert_eq!(view.disks[0].block_job.map(|job| job.kind), Some(BlockJobKind::ActiveCommit));
+
+    let second = bed.libvirt.start_commit(vm.id, &crawling).await;
+    assert!(matches!(second, Err(HostError::Refused { .. })), "{second:?}");
+}
+
+#[tokio::test]
+async fn no_jobs() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let cdrom = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>";
+    let vm = bed.vm(&[("vda", &base)], cdrom);
+    assert!(bed.libvirt.block_jobs(vm.id).await.unwrap().is_empty());
+    bed.start(&vm).await;
+    assert!(bed.libvirt.block_jobs(vm.id).await.unwrap().is_empty());
+    let pivoted = bed.libvirt.pivot(vm.id, &target("vda")).await;
+    assert!(matches!(pivoted, Err(HostError::Refused { .. })), "{pivoted:?}");
+}

@@ -1,0 +1,294 @@
+//! What goes wrong, and when: a script over the calls of the traits.
+//!
+//! Decides at which call which mishap strikes. Leaves what a mishap does to `world`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::HostError;
+use super::agent::AgentBehaviour;
+use crate::model::vm::PauseReason;
+use crate::model::{DiskTarget, VmId};
+
+macro_rules! methods {
+    ($($method:ident $name:literal,)*) => {
+        /// A method of one of the traits.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "each is a method of the traits, which explain it")]
+        pub enum Method {
+            $($method,)*
+        }
+
+        impl fmt::Display for Method {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$method => $name,)*
+                })
+            }
+        }
+    };
+}
+
+methods! {
+    About "about",
+    Vms "vms",
+    Observe "observe",
+    Definition "definition",
+    SwitchDisks "switch_disks",
+    PointDisks "point_disks",
+    Start "start",
+    Stop "stop",
+    Resume "resume",
+    MemoryProgress "memory_progress",
+    AbortMemoryCapture "abort_memory_capture",
+    StartCommit "start_commit",
+    BlockJobs "block_jobs",
+    Pivot "pivot",
+    Freeze "freeze",
+    Thaw "thaw",
+    IsFrozen "is_frozen",
+    ThawNow "thaw_now",
+    CreateOverlay "create_overlay",
+    Inspect "inspect",
+    Commit "commit",
+    Rebase "rebase",
+    Remove "remove",
+    IsInUse "is_in_use",
+    FreeSpace "free_space",
+    MemoryImage "memory_image",
+    Sync "sync",
+}
+
+impl Method {
+    /// Whether it only looks.
+    #[must_use]
+    pub fn is_look(self) -> bool {
+        match self {
+            Self::About
+            | Self::Vms
+            | Self::Observe
+            | Self::Definition
+            | Self::MemoryProgress
+            | Self::BlockJobs
+            | Self::IsFrozen
+            | Self::Inspect
+            | Self::IsInUse
+            | Self::FreeSpace
+            | Self::MemoryImage => true,
+            Self::SwitchDisks
+            | Self::PointDisks
+            | Self::Start
+            | Self::Stop
+            | Self::Resume
+            | Self::AbortMemoryCapture
+            | Self::StartCommit
+            | Self::Pivot
+            | Self::Freeze
+            | Self::Thaw
+            | Self::ThawNow
+            | Self::CreateOverlay
+            | Self::Commit
+            | Self::Rebase
+            | Self::Remove
+            | Self::Sync => false,
+        }
+    }
+
+    /// Whether [`Moment::Midway`] means anything to it.
+    pub(super) fn has_middle(self) -> bool {
+        matches!(self, Self::SwitchDisks | Self::Start | Self::Pivot | Self::CreateOverlay | Self::Commit)
+    }
+
+    /// Whether it goes over the link to the hypervisor. The calls on files do not.
+    pub(super) fn needs_link(self) -> bool {
+        self < Self::CreateOverlay
+    }
+}
+
+/// One call: the n-th of its method, counted from one. Shown as `observe#3`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Call {
+    /// The method.
+    pub method: Method,
+    /// Which of its calls.
+    pub occurrence: usize,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.method, self.occurrence)
+    }
+}
+
+/// Something that goes wrong at a call.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// At which call.
+    pub at: Trigger,
+    /// When, with regard to the effect of the call.
+    pub moment: Moment,
+    /// What.
+    pub mishap: Mishap,
+}
+
+/// At which call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// At this one.
+    Call(Call),
+    /// At the n-th of all calls, counted from one.
+    Number(usize),
+    /// At each of a method.
+    Each(Method),
+}
+
+/// When, with regard to the effect of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// There is no effect.
+    Before,
+    /// The effect is half: see [`super`] for what that means. A call without a middle has no effect.
+    Midway,
+    /// There is the effect, or the call's own error is lost.
+    After,
+}
+
+/// How much of its effect a call is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All.
+    Whole,
+    /// Half, and then something breaks.
+    Half,
+}
+
+/// What goes wrong. Only the first three end the call themselves.
+#[derive(Debug, Clone)]
+pub enum Mishap {
+    /// The call gives an error.
+    Error(Complaint),
+    /// The call gives no answer in time, nor do so many looks after it.
+    Blind {
+        /// How many.
+        looks: u32,
+    },
+    /// The call never returns. Whoever waits for it is as good as dead.
+    Hang,
+    /// The link to the hypervisor breaks. It comes back when so many calls have failed over it.
+    LinkDown {
+        /// How many.
+        calls: u32,
+    },
+    /// The link comes back.
+    LinkUp,
+    /// No space is left.
+    NoSpace,
+    /// A VM ends.
+    VmStops(VmId),
+    /// Somebody starts a VM.
+    VmStarts(VmId),
+    /// A VM is paused.
+    VmPauses(VmId, PauseReason),
+    /// Somebody resumes a VM.
+    VmResumes(VmId),
+    /// A guest agent changes its ways.
+    Agent(VmId, AgentBehaviour),
+}
+
+impl Mishap {
+    pub(super) fn ends_the_call(&self) -> bool {
+        match self {
+            Self::Error(_) | Self::Blind { .. } | Self::Hang => true,
+            Self::LinkDown { .. }
+            | Self::LinkUp
+            | Self::NoSpace
+            | Self::VmStops(_)
+            | Self::VmStarts(_)
+            | Self::VmPauses(..)
+            | Self::VmResumes(_)
+            | Self::Agent(..) => false,
+        }
+    }
+}
+
+/// An error to be given.
+#[derive(Debug, Clone)]
+pub enum Complaint {
+    /// [`HostError::Refused`].
+    Refused,
+    /// [`HostError::Busy`].
+    Busy,
+    /// [`HostError::TimedOut`].
+    TimedOut,
+    /// [`HostError::Unreachable`].
+    Unreachable,
+    /// [`HostError::NotReady`].
+    NotReady(DiskTarget),
+    /// [`HostError::AgentUnavailable`].
+    AgentUnavailable,
+    /// [`HostError::AgentRefused`].
+    AgentRefused,
+    /// [`HostError::NoSpace`].
+    NoSpace(PathBuf),
+    /// [`HostError::Program`].
+    Program,
+}
+
+impl Complaint {
+    pub(super) fn error(self) -> HostError {
+        let cause = || "a fault that was asked for".into();
+        match self {
+            Self::Refused => HostError::Refused { call: "do what was asked", cause: cause() },
+            Self::Busy => HostError::Busy(cause()),
+            Self::TimedOut => HostError::TimedOut { call: "the call", after: Duration::from_secs(30) },
+            Self::Unreachable => HostError::Unreachable(Some(cause())),
+            Self::NotReady(disk) => HostError::NotReady(disk),
+            Self::AgentUnavailable => HostError::AgentUnavailable(Some(cause())),
+            Self::AgentRefused => HostError::AgentRefused(cause()),
+            Self::NoSpace(path) => HostError::NoSpace(path),
+            Self::Program => HostError::Program { program: "qemu-img", output: "a fault".to_owned() },
+        }
+    }
+}
+
+/// The calls so far, and the faults to come.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    calls: Vec<Call>,
+    occurrences: BTreeMap<Method, usize>,
+    faults: Vec<Fault>,
+    /// So many looks fail from now on.
+    pub(super) blind_looks: u32,
+}
+
+impl Script {
+    pub(super) fn add(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
+    /// No more faults; the calls are counted from one again.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn calls(&self) -> Vec<Call> {
+        self.calls.clone()
+    }
+
+    /// Counts a call. Gives the faults that strike it.
+    pub(super) fn begin(&mut self, method: Method) -> Vec<Fault> {
+        let occurrence = self.occurrences.entry(method).or_default();
+        *occurrence += 1;
+        let call = Call { method, occurrence: *occurrence };
+        self.calls.push(call);
+        let number = self.calls.len();
+        let strikes = |fault: &&Fault| match fault.at {
+            Trigger::Call(at) => at == call,
+            Trigger::Number(at) => at == number,
+            Trigger::Each(at) => at == method,
+        };
+        self.faults.iter().filter(strikes).cloned().collect()
+    }
+}

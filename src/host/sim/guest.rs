@@ -1,0 +1,224 @@
+//! What guests do on the simulated node, and what people do to it behind the daemon's back.
+//!
+//! Decides when a guest can write. What a guest reads is the oracle of every test: the contents, through the chain.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::super::{HostEvent, Link, Result as HostResult};
+use super::fault::Extent;
+use super::files::{BLOCK, Content, FileKind, Image, MemoryFile};
+use super::machine::GuestMemory;
+use super::world::World;
+use super::{AgentBehaviour, SimHost};
+use crate::model::step::ImageRef;
+use crate::model::vm::{Format, PauseReason, RunState};
+use crate::model::{DiskTarget, VmId};
+
+/// Why a guest cannot do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GuestError {
+    /// There is no process.
+    #[error("the VM is off")]
+    Off,
+    /// Its processors stand still.
+    #[error("the VM is paused")]
+    Paused,
+    /// The file system on the disk is frozen.
+    #[error("the file system is frozen")]
+    Frozen,
+    /// There is no such disk.
+    #[error("the guest has no such disk")]
+    NoSuchDisk,
+    /// The disk is not that large.
+    #[error("the disk ends before that block")]
+    BeyondTheEnd,
+}
+
+impl World {
+    fn guest_write(&mut self, vm: VmId, disk: &DiskTarget, block: u64, value: u64) -> Result<(), GuestError> {
+        let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
+        let live = live.ok_or(GuestError::Off)?;
+        if live.run_state != RunState::Running {
+            return Err(GuestError::Paused);
+        }
+        let active = live.chains.get(disk).and_then(|chain| chain.first()).ok_or(GuestError::NoSuchDisk)?;
+        if live.frozen.contains(disk) {
+            return Err(GuestError::Frozen);
+        }
+        let active = active.path.clone();
+        let end = self.files.image(&active).map(|image| image.virtual_size).unwrap_or_default();
+        if (block + 1) * BLOCK > end {
+            return Err(GuestError::BeyondTheEnd);
+        }
+        live.memory.counter += 1;
+        let mirrored = live.jobs.get_mut(disk).filter(|job| job.top == active);
+        let mirror = mirrored.and_then(|job| job.guest_wrote(block).then(|| job.base.clone()));
+        for path in std::iter::once(active).chain(mirror) {
+            if self.files.write(&path, block, value).is_err() {
+                self.set_run_state(vm, RunState::Paused(PauseReason::IoError));
+                return Err(GuestError::Paused);
+            }
+        }
+        Ok(())
+    }
+
+    /// What each disk of a VM reads: through the chains of the process, or as the headers say if it is off.
+    pub(super) fn contents(&self, vm: VmId) -> BTreeMap<DiskTarget, Content> {
+        let Some(machine) = self.machines.get(&vm) else { return BTreeMap::new() };
+        match &machine.live {
+            Some(live) => {
+                live.chains.iter().map(|(disk, chain)| (disk.clone(), self.files.content(chain))).collect()
+            }
+            None => machine
+                .stored
+                .iter()
+                .filter_map(|(disk, image)| Some((disk.clone(), self.files.chain(image).ok()?)))
+                .map(|(disk, chain)| (disk, self.files.content(&chain)))
+                .collect(),
+        }
+    }
+}
+
+/// What guests do.
+impl SimHost {
+    /// The guest writes one block.
+    pub fn guest_write(&self, vm: VmId, disk: &DiskTarget, block: u64, value: u64) -> Result<(), GuestError> {
+        self.world().guest_write(vm, disk, block, value)
+    }
+
+    /// What the guest reads from one block; of a VM that is off, what it would read after a start.
+    pub fn guest_read(&self, vm: VmId, disk: &DiskTarget, block: u64) -> Result<u64, GuestError> {
+        let contents = self.disk_contents(vm, disk).ok_or(GuestError::NoSuchDisk)?;
+        Ok(contents.get(&block).copied().unwrap_or(0))
+    }
+
+    /// All that the guest reads from a disk; of a VM that is off, what it would read after a start. None if there is
+    /// no such disk, or a chain is broken.
+    #[must_use]
+    pub fn disk_contents(&self, vm: VmId, disk: &DiskTarget) -> Option<Content> {
+        self.world().contents(vm).remove(disk)
+    }
+
+    /// What the guest has in memory. None if it is off.
+    #[must_use]
+    pub fn guest_memory(&self, vm: VmId) -> Option<GuestMemory> {
+        self.world().machines.get(&vm)?.live.as_ref().map(|live| live.memory)
+    }
+
+    /// What an image reads through its chain, as a fresh process would see it.
+    pub fn read_image(&self, path: &Path) -> HostResult<Content> {
+        let world = self.world();
+        let format = world.files.image(path)?.format;
+        let chain = world.files.chain(&ImageRef { path: path.to_owned(), format })?;
+        Ok(world.files.content(&chain))
+    }
+
+    /// Whether any file system of the guest is frozen.
+    #[must_use]
+    pub fn is_guest_frozen(&self, vm: VmId) -> bool {
+        let world = self.world();
+        let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        live.is_some_and(|live| !live.frozen.is_empty())
+    }
+
+    /// What the VM does, whatever the link says. None if there is no such VM.
+    #[must_use]
+    pub fn run_state(&self, vm: VmId) -> Option<RunState> {
+        self.world().machines.get(&vm).map(super::machine::Machine::run_state)
+    }
+}
+
+/// What people do behind the daemon's back. What cannot be done is not done.
+impl SimHost {
+    /// Somebody starts the VM.
+    pub fn someone_starts(&self, vm: VmId) {
+        self.change(|world| drop(world.boot(vm, false, Extent::Whole)));
+    }
+
+    /// The VM ends: somebody killed it, or the guest shut down.
+    pub fn someone_stops(&self, vm: VmId) {
+        self.change(|world| drop(world.stop(vm)));
+    }
+
+    /// Somebody, or a disk error, pauses the VM.
+    pub fn someone_pauses(&self, vm: VmId, reason: PauseReason) {
+        self.change(|world| world.set_run_state(vm, RunState::Paused(reason)));
+    }
+
+    /// Somebody resumes the VM.
+    pub fn someone_resumes(&self, vm: VmId) {
+        self.change(|world| world.set_run_state(vm, RunState::Running));
+    }
+
+    /// The VM is in a state that nobody may touch: suspended by its guest, or on its way down.
+    pub fn becomes_unsettled(&self, vm: VmId) {
+        self.change(|world| world.set_run_state(vm, RunState::Unsettled));
+    }
+
+    /// Somebody saves the VM's memory for the next start, and stops it.
+    pub fn someone_saves(&self, vm: VmId) {
+        self.change(|world| {
+            let disks = world.contents(vm);
+            let Some(machine) = world.machines.get_mut(&vm) else { return };
+            let Some(live) = &machine.live else { return };
+            let (memory, bytes) = (live.memory, machine.memory_bytes);
+            machine.managed_save = Some(MemoryFile { vm, is_complete: true, bytes, memory, disks });
+            drop(world.stop(vm));
+        });
+    }
+
+    /// Somebody undefines the VM. A process goes on without a definition.
+    pub fn someone_undefines(&self, vm: VmId) {
+        self.change(|world| {
+            let Some(machine) = world.machines.get_mut(&vm) else { return };
+            machine.is_persistent = false;
+            if machine.live.is_none() {
+                world.machines.remove(&vm);
+            }
+            world.emit(HostEvent::VmChanged(vm));
+        });
+    }
+
+    /// A block job ends early: the base stays a mixture.
+    pub fn someone_aborts_block_job(&self, vm: VmId, disk: &DiskTarget) {
+        self.change(|world| world.drop_job(vm, disk));
+    }
+
+    /// Somebody writes to an image file directly.
+    pub fn write_image(&self, path: &Path, block: u64, value: u64) -> HostResult<()> {
+        self.world().files.write(path, block, value)
+    }
+
+    /// Somebody removes a file.
+    pub fn someone_removes(&self, path: &Path) {
+        self.world().files.remove(path);
+    }
+
+    /// Somebody puts an image without backing at a path: a template, if nobody may write to it.
+    pub fn put_image(
+        &self,
+        path: &Path,
+        format: Format,
+        virtual_size: u64,
+        is_template: bool,
+    ) -> HostResult<()> {
+        let image = Image { format, virtual_size, blocks: Content::new(), backing: None, is_template };
+        self.world().files.create(path, FileKind::Image(image))
+    }
+
+    /// The guest agent changes its ways.
+    pub fn set_agent(&self, vm: VmId, behaviour: AgentBehaviour) {
+        self.change(|world| world.set_agent(vm, behaviour));
+    }
+
+    /// From now on so many bytes are free.
+    pub fn set_free_space(&self, bytes: u64) {
+        self.world().files.set_free(bytes);
+    }
+
+    /// The link to the hypervisor breaks, or comes back.
+    pub fn set_link(&self, link: Link) {
+        self.change(|world| drop(world.link.send_replace(link)));
+    }
+}

@@ -1,0 +1,90 @@
+//! The hypervisor of the simulated node. Decides nothing: each call is an effect on the world, and an answer.
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+
+use super::super::{
+    About, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Result, StartFrom, VmSummary,
+};
+use super::SimHost;
+use super::capture::Switch;
+use super::fault::{Extent, Method};
+use crate::model::step::ImageRef;
+use crate::model::vm::BlockJob;
+use crate::model::{DiskTarget, VmId, VmView};
+
+#[async_trait]
+impl Hypervisor for SimHost {
+    async fn about(&self) -> Result<About> {
+        let about = About {
+            libvirt: "0.0.0".to_owned(),
+            qemu: "0.0.0".to_owned(),
+            host_name: "simulation".to_owned(),
+        };
+        self.call(Method::About, |_, _| Ok(about)).await
+    }
+
+    async fn vms(&self) -> Result<Vec<VmSummary>> {
+        self.call(Method::Vms, |world, _| Ok(world.vms())).await
+    }
+
+    async fn observe(&self, vm: VmId) -> Result<VmView> {
+        self.call(Method::Observe, |world, _| world.observe(vm)).await
+    }
+
+    async fn definition(&self, vm: VmId) -> Result<Definition> {
+        self.call(Method::Definition, |world, _| world.definition(vm)).await
+    }
+
+    async fn switch_disks(&self, vm: VmId, switch: &DiskSwitch) -> Result<()> {
+        let effect = |world: &mut super::World, extent| world.switch_disks(vm, switch, extent);
+        match self.call(Method::SwitchDisks, effect).await? {
+            Switch::Done => Ok(()),
+            Switch::Capturing(number) => self.captured(number).await,
+        }
+    }
+
+    async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
+        self.call(Method::PointDisks, |world, _| world.point_disks(vm, disks)).await
+    }
+
+    async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()> {
+        self.call(Method::Start, |world, extent| world.start(vm, how, paused, extent)).await
+    }
+
+    async fn stop(&self, vm: VmId) -> Result<()> {
+        self.call(Method::Stop, |world, _| world.stop(vm)).await
+    }
+
+    async fn resume(&self, vm: VmId) -> Result<()> {
+        self.call(Method::Resume, |world, _| world.resume(vm)).await
+    }
+
+    async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
+        self.call(Method::MemoryProgress, |world, _| world.memory_progress(vm)).await
+    }
+
+    async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {
+        self.call(Method::AbortMemoryCapture, |world, _| world.abort_memory_capture(vm)).await
+    }
+
+    async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {
+        self.call(Method::StartCommit, |world, _| world.start_commit(vm, commit)).await
+    }
+
+    async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {
+        self.call(Method::BlockJobs, |world, _| world.block_jobs(vm)).await
+    }
+
+    async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        self.call(Method::Pivot, |world, extent: Extent| world.pivot(vm, disk, extent)).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<HostEvent> {
+        self.world().events.subscribe()
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.world().link.subscribe()
+    }
+}

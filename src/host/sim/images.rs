@@ -1,0 +1,166 @@
+//! The image files of the simulated node.
+//!
+//! Decides what each call leaves in a file, all of it or half of it, and notices a rebase that changes what an image
+//! reads and a removal of what somebody needs.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::super::{ByteProgress, HostError, Images, Result};
+use super::SimHost;
+use super::fault::{Extent, Method};
+use super::files::{BLOCK, FileKind, Image, bad};
+use super::world::World;
+use crate::model::ImageFacts;
+use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::vm::Format;
+
+impl World {
+    /// Half of it: the file stands there, and nothing is in it.
+    fn create_overlay(&mut self, overlay: &NewOverlay, extent: Extent) -> Result<()> {
+        let image = Image {
+            format: Format::Qcow2,
+            virtual_size: overlay.virtual_size,
+            blocks: super::Content::new(),
+            backing: Some(ImageRef { path: overlay.backing_path.clone(), format: overlay.backing_format }),
+            is_template: false,
+        };
+        let kind = match extent {
+            Extent::Whole => FileKind::Image(image),
+            Extent::Half => FileKind::Blank,
+        };
+        self.files.create(&overlay.path, kind)
+    }
+
+    /// Half of it: half of the blocks are in the base.
+    fn commit(
+        &mut self,
+        top: &ImageRef,
+        base: &ImageRef,
+        progress: &ByteProgress,
+        extent: Extent,
+    ) -> Result<()> {
+        self.check_lies_on(top, base)?;
+        if let Some(image) = [top, base].into_iter().find(|image| self.is_open(&image.path)) {
+            return Err(HostError::ImageInUse(image.path.clone()));
+        }
+        self.note_write(&base.path);
+        let image = self.files.image(&top.path)?;
+        let (blocks, virtual_size) = (image.blocks.clone(), image.virtual_size);
+        let total = blocks.len() as u64 * BLOCK;
+        progress.send_replace((0, total));
+        let half = blocks.len().div_ceil(2);
+        let copied = if extent == Extent::Whole { blocks.len() } else { half };
+        for (done, (block, value)) in blocks.into_iter().take(copied).enumerate() {
+            self.files.write(&base.path, block, value)?;
+            progress.send_replace(((done as u64 + 1) * BLOCK, total));
+        }
+        let grown = self.files.image_mut(&base.path)?;
+        grown.virtual_size = grown.virtual_size.max(virtual_size);
+        Ok(())
+    }
+
+    fn check_lies_on(&self, top: &ImageRef, base: &ImageRef) -> Result<()> {
+        let below = self.files.header(top)?;
+        if below != Some(base) {
+            return Err(bad(&top.path, format!("its header does not name {}", base.path.display())));
+        }
+        self.files.image(&base.path).map(|_| ())
+    }
+
+    fn rebase(&mut self, image: &ImageRef, base: &ImageRef) -> Result<()> {
+        if self.files.image(&image.path)?.format != Format::Qcow2 {
+            return Err(bad(&image.path, "it is not a qcow2 image"));
+        }
+        if self.is_open(&image.path) {
+            return Err(HostError::ImageInUse(image.path.clone()));
+        }
+        let before = self.files.chain(image).map(|chain| self.files.content(&chain));
+        self.files.image_mut(&image.path)?.backing = Some(base.clone());
+        let after = self.files.chain(image).map(|chain| self.files.content(&chain));
+        if let Ok(before) = before
+            && after.as_ref().ok() != Some(&before)
+        {
+            self.violate(format!("a rebase changes what {} reads", image.path.display()));
+        }
+        self.check_lies_on(image, base)
+    }
+
+    fn remove(&mut self, image: &DoomedImage) -> Result<()> {
+        let path = &image.path;
+        let Ok(file) = self.files.get(path) else { return Ok(()) };
+        if image.identity.is_some_and(|meant| meant != file.identity) {
+            return Err(bad(path, "another file stands there now"));
+        }
+        if let FileKind::Image(Image { is_template: true, .. }) = file.kind {
+            self.violate(format!("the template {} is removed", path.display()));
+        }
+        for need in self.needs(path) {
+            self.violate(format!("{} is removed, but {need}", path.display()));
+        }
+        self.files.remove(path);
+        Ok(())
+    }
+
+    fn is_in_use(&self, path: &Path) -> Result<bool> {
+        self.files.get(path)?;
+        Ok(self.is_open(path))
+    }
+
+    fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
+        match self.files.get(path).map(|file| &file.kind) {
+            Err(_) | Ok(FileKind::Blank) => Ok(None),
+            Ok(FileKind::Memory(memory)) => Ok(memory.is_complete.then_some(memory.bytes)),
+            Ok(FileKind::Image(_)) => Err(bad(path, "it is not a memory image")),
+        }
+    }
+}
+
+#[async_trait]
+impl Images for SimHost {
+    async fn create_overlay(&self, overlay: &NewOverlay) -> Result<()> {
+        self.call(Method::CreateOverlay, |world, extent| world.create_overlay(overlay, extent)).await
+    }
+
+    async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts> {
+        self.call(Method::Inspect, |world, _| world.files.facts(path, format)).await
+    }
+
+    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()> {
+        self.call(Method::Commit, |world, extent| world.commit(top, base, progress, extent)).await
+    }
+
+    async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {
+        self.call(Method::Rebase, |world, _| world.rebase(image, base)).await
+    }
+
+    async fn remove(&self, image: &DoomedImage) -> Result<()> {
+        self.call(Method::Remove, |world, _| world.remove(image)).await
+    }
+
+    async fn is_in_use(&self, path: &Path, _format: Format) -> Result<bool> {
+        self.call(Method::IsInUse, |world, _| world.is_in_use(path)).await
+    }
+
+    async fn free_space(&self, _directory: &Path) -> Result<u64> {
+        self.call(Method::FreeSpace, |world, _| Ok(world.files.free())).await
+    }
+
+    async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
+        self.call(Method::MemoryImage, |world, _| world.memory_image(path)).await
+    }
+
+    async fn sync(&self, path: &Path) -> Result<()> {
+        self.call(Method::Sync, |world, _| world.files.get(path).map(|_| ())).await
+    }
+}
+
+/// Paths of all files, in order.
+impl SimHost {
+    /// All files of the node.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.world().files.paths().into_iter().collect()
+    }
+}

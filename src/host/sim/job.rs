@@ -1,0 +1,209 @@
+//! Block jobs of simulated VMs: a commit copies block by block, so that the base is a mixture until it has ended.
+//!
+//! Decides what a notch of progress copies, and how a job ends. Leaves when there is a notch to `world`.
+//!
+//! ```text
+//!                       the guest writes (active)
+//!                          +----------+
+//!                          v          |
+//!   start_commit ------> COPYING -----+----> READY (active) ----> pivot: the top is dropped
+//!                          |   |
+//!          the VM stops,   |   +-----------> ended (intermediate): the top is dropped
+//!          no space, abort v
+//!                       vanished: the base stays a mixture
+//! ```
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::super::{Commit, HostError, HostEvent, Result};
+use super::fault::Extent;
+use super::files::BLOCK;
+use super::world::{World, refused};
+use crate::model::step::ImageRef;
+use crate::model::vm::{BlockJob, BlockJobKind};
+use crate::model::{DiskTarget, VmId};
+
+/// A commit under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    is_active: bool,
+    pub(super) top: PathBuf,
+    pub(super) base: PathBuf,
+    /// Blocks that are still to be copied.
+    pending: BTreeSet<u64>,
+    copied: u64,
+    /// Blocks that are copied in one notch.
+    blocks_per_notch: usize,
+    is_ready: bool,
+}
+
+impl Job {
+    pub(super) fn view(&self) -> BlockJob {
+        let kind = if self.is_active { BlockJobKind::ActiveCommit } else { BlockJobKind::Commit };
+        let total = (self.copied + self.pending.len() as u64) * BLOCK;
+        BlockJob { kind, done: self.copied * BLOCK, total, ready: self.is_ready }
+    }
+
+    /// The guest has written a block of the top. True if the base must get it at once.
+    pub(super) fn guest_wrote(&mut self, block: u64) -> bool {
+        if !self.is_ready {
+            self.pending.insert(block);
+        }
+        self.is_ready
+    }
+}
+
+impl World {
+    /// See [`crate::host::Hypervisor::start_commit`].
+    pub(super) fn start_commit(&mut self, vm: VmId, commit: &Commit) -> Result<()> {
+        const CALL: &str = "start the merge";
+        let (top_at, base_at) = self.check_commit(vm, commit)?;
+        let notches = self.job_notches;
+        self.note_write(&commit.base);
+        let live = self.live(vm, CALL)?;
+        let chain = &live.chains[&commit.disk][top_at..base_at];
+        let chain = chain.to_vec();
+        let mut pending = BTreeSet::new();
+        for image in &chain {
+            pending.extend(self.files.image(&image.path)?.blocks.keys());
+        }
+        let job = Job {
+            is_active: commit.is_active,
+            top: commit.top.clone(),
+            base: commit.base.clone(),
+            copied: 0,
+            blocks_per_notch: pending.len().div_ceil(notches.max(1) as usize).max(1),
+            pending,
+            is_ready: false,
+        };
+        self.live(vm, CALL)?.jobs.insert(commit.disk.clone(), job);
+        Ok(())
+    }
+
+    /// Where top and base are in the chain, if such a commit can be started.
+    fn check_commit(&mut self, vm: VmId, commit: &Commit) -> Result<(usize, usize)> {
+        const CALL: &str = "start the merge";
+        let live = self.live(vm, CALL)?;
+        if live.capture.is_some() {
+            return Err(HostError::Busy("memory is being captured".into()));
+        }
+        let chain = live.chains.get(&commit.disk).ok_or_else(|| refused(CALL, "the VM has no such disk"))?;
+        if live.jobs.contains_key(&commit.disk) {
+            return Err(refused(CALL, "the disk has a block job already"));
+        }
+        let at = |path: &PathBuf| chain.iter().position(|image| image.path == *path);
+        let top_at = at(&commit.top).ok_or_else(|| refused(CALL, "the top is not in the chain"))?;
+        let base_at = at(&commit.base).ok_or_else(|| refused(CALL, "the base is not in the chain"))?;
+        if base_at <= top_at {
+            return Err(refused(CALL, "the base is not below the top"));
+        }
+        if commit.is_active != (top_at == 0) {
+            return Err(refused(CALL, "whether the top is the active layer is said wrongly"));
+        }
+        if self.is_open_elsewhere(&commit.base, vm) {
+            return Err(refused(CALL, "the base is locked by another process"));
+        }
+        Ok((top_at, base_at))
+    }
+
+    /// A notch of progress for each job of a VM.
+    pub(super) fn advance_jobs(&mut self, vm: VmId) {
+        let Some(live) = self.machines.get(&vm).and_then(|machine| machine.live.as_ref()) else { return };
+        let disks: Vec<DiskTarget> = live.jobs.keys().cloned().collect();
+        for disk in disks {
+            if self.advance_job(vm, &disk).is_err() {
+                // No space: the job fails, and the guest goes on with the chain as it was.
+                self.drop_job(vm, &disk);
+            }
+        }
+    }
+
+    fn advance_job(&mut self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        const CALL: &str = "advance a block job";
+        let live = self.live(vm, CALL)?;
+        let chain = live.chains[disk].clone();
+        let Some(job) = live.jobs.get_mut(disk) else { return Ok(()) };
+        if job.is_ready {
+            return Ok(());
+        }
+        if job.pending.is_empty() {
+            return self.all_copied(vm, disk);
+        }
+        let blocks: Vec<u64> = job.pending.iter().copied().take(job.blocks_per_notch).collect();
+        let (top, base) = (job.top.clone(), job.base.clone());
+        let from_top = chain.into_iter().skip_while(|image| image.path != top);
+        let merged: Vec<ImageRef> = from_top.take_while(|image| image.path != base).collect();
+        for block in blocks {
+            let value = self.topmost(&merged, block);
+            self.files.write(&base, block, value)?;
+            if let Some(job) = self.live(vm, CALL)?.jobs.get_mut(disk) {
+                job.pending.remove(&block);
+                job.copied += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a block in the first of these images that has it.
+    fn topmost(&self, images: &[ImageRef], block: u64) -> u64 {
+        let mut found = images.iter().filter_map(|image| self.files.image(&image.path).ok());
+        found.find_map(|image| image.blocks.get(&block).copied()).unwrap_or(0)
+    }
+
+    fn all_copied(&mut self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        let live = self.live(vm, "end a block job")?;
+        let Some(job) = live.jobs.get_mut(disk) else { return Ok(()) };
+        if job.is_active {
+            job.is_ready = true;
+            self.emit(HostEvent::BlockJobChanged(vm));
+            return Ok(());
+        }
+        let (top, base) = (job.top.clone(), job.base.clone());
+        let chain = live.chains.entry(disk.clone()).or_default();
+        let above = chain.iter().take_while(|image| image.path != top).last().cloned();
+        let base_image = drop_between(chain, &top, &base);
+        if let (Some(above), Some(base_image)) = (above, base_image) {
+            self.files.image_mut(&above.path)?.backing = Some(base_image);
+        }
+        self.drop_job(vm, disk);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::pivot`]. Half of it: QEMU has pivoted, and the stored definition does not know.
+    pub(super) fn pivot(&mut self, vm: VmId, disk: &DiskTarget, extent: Extent) -> Result<()> {
+        const CALL: &str = "pivot";
+        let live = self.live(vm, CALL)?;
+        let job = live.jobs.get(disk).ok_or_else(|| refused(CALL, "the disk has no block job"))?;
+        if !job.is_active {
+            return Err(refused(CALL, "the block job is none that pivots"));
+        }
+        if !job.is_ready {
+            return Err(HostError::NotReady(disk.clone()));
+        }
+        let (top, base) = (job.top.clone(), job.base.clone());
+        let chain = live.chains.entry(disk.clone()).or_default();
+        let base_image = drop_between(chain, &top, &base);
+        if let (Some(base_image), Extent::Whole) = (base_image, extent) {
+            self.store_if_named(vm, disk, &top, base_image);
+        }
+        self.drop_job(vm, disk);
+        Ok(())
+    }
+
+    /// The job is no more, whatever it has done so far.
+    pub(super) fn drop_job(&mut self, vm: VmId, disk: &DiskTarget) {
+        if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
+            live.jobs.remove(disk);
+        }
+        self.emit(HostEvent::BlockJobChanged(vm));
+    }
+}
+
+/// Takes the images from `top` to just above `base` out of a chain. Gives the base.
+fn drop_between(chain: &mut Vec<ImageRef>, top: &PathBuf, base: &PathBuf) -> Option<ImageRef> {
+    let top_at = chain.iter().position(|image| image.path == *top)?;
+    let base_at = chain.iter().position(|image| image.path == *base)?;
+    chain.drain(top_at..base_at);
+    chain.get(top_at).cloned()
+}

@@ -1,0 +1,100 @@
+//! One simulated VM.
+//!
+//! Decides what belongs to a VM: what is stored, and what only a process has. Leaves how it changes to `world` and the
+//! files beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::agent::AgentBehaviour;
+use super::capture::Capture;
+use super::files::MemoryFile;
+use super::job::Job;
+use crate::model::step::ImageRef;
+use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState};
+use crate::model::{DiskTarget, VmId};
+
+/// A VM, on or off.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) name: String,
+    /// Whether the definition remains when it stops.
+    pub(super) is_persistent: bool,
+    pub(super) memory_bytes: u64,
+    pub(super) memory_blocker: Option<String>,
+    pub(super) agent: AgentBehaviour,
+    /// In the order of the definition.
+    pub(super) slots: Vec<Slot>,
+    /// What the stored definition names.
+    pub(super) stored: BTreeMap<DiskTarget, ImageRef>,
+    pub(super) managed_save: Option<MemoryFile>,
+    /// The process, if there is one.
+    pub(super) live: Option<Live>,
+    /// How many looks a capture of memory takes.
+    pub(super) capture_notches: u32,
+}
+
+/// A place for a disk.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) target: DiskTarget,
+    pub(super) kind: SlotKind,
+}
+
+#[derive(Debug)]
+pub(super) enum SlotKind {
+    /// A chain of images.
+    Chain,
+    Excluded(ExcludedDisk),
+    Refused(RefusedDisk),
+}
+
+/// What a process has, and loses when it ends.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) run_state: RunState,
+    /// The images that each disk reads through, active first. What the headers say is another matter.
+    pub(super) chains: BTreeMap<DiskTarget, Vec<ImageRef>>,
+    pub(super) memory: GuestMemory,
+    /// The disks whose file system is frozen.
+    pub(super) frozen: BTreeSet<DiskTarget>,
+    pub(super) jobs: BTreeMap<DiskTarget, Job>,
+    pub(super) capture: Option<Capture>,
+}
+
+/// What a guest has in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestMemory {
+    /// Rises with everything that the guest does.
+    pub counter: u64,
+    /// Another one for each boot.
+    pub token: u64,
+}
+
+/// What stands in a [`crate::host::Definition`] of this simulation.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Described {
+    pub(super) vm: VmId,
+    pub(super) disks: BTreeMap<DiskTarget, ImageRef>,
+}
+
+impl Machine {
+    pub(super) fn run_state(&self) -> RunState {
+        self.live.as_ref().map_or(RunState::Off, |live| live.run_state)
+    }
+
+    pub(super) fn slot(&self, target: &DiskTarget) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.target == *target)
+    }
+
+    /// The image that each disk writes to: now, if it is live; else at the next start.
+    pub(super) fn active_images(&self) -> BTreeMap<DiskTarget, ImageRef> {
+        let Some(live) = &self.live else { return self.stored.clone() };
+        let active = |chain: &Vec<ImageRef>| chain.first().cloned();
+        live.chains
+            .iter()
+            .filter_map(|(target, chain)| active(chain).map(|image| (target.clone(), image)))
+            .collect()
+    }
+}

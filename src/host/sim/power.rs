@@ -1,0 +1,187 @@
+//! Simulated VMs that start, stop and resume.
+//!
+//! Decides when a start is refused, and what a guest finds in memory and on its disks. A guest whose memory does not
+//! fit its disks is corrupt: that is a violation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{Definition, HostError, HostEvent, Result, StartFrom};
+use super::fault::Extent;
+use super::files::MemoryFile;
+use super::machine::{Described, GuestMemory, Live};
+use super::world::{World, refused};
+use crate::model::step::ImageRef;
+use crate::model::vm::{Format, PauseReason, RunState};
+use crate::model::{DiskTarget, VmId};
+
+const CALL: &str = "start the VM";
+
+impl World {
+    /// See [`crate::host::Hypervisor::start`]. Half of it: there is a process, and its processors stand still.
+    pub(super) fn start(&mut self, vm: VmId, how: &StartFrom, paused: bool, extent: Extent) -> Result<()> {
+        match how {
+            StartFrom::Disks => self.boot(vm, paused, extent),
+            StartFrom::Memory { image, definition, disks } => {
+                let sources = sources(definition, disks)?;
+                let memory = self.files.memory(image).map_err(|error| refused(CALL, error.to_string()))?;
+                if !memory.is_complete || memory.vm != vm || sources.vm != vm {
+                    return Err(refused(CALL, "the memory image is not one of this VM, or not complete"));
+                }
+                let memory = memory.clone();
+                self.launch(vm, &sources.disks, Some(memory), (paused, PauseReason::Snapshot), extent)
+            }
+        }
+    }
+
+    /// Starts a VM from its stored definition, or from a managed save if there is one.
+    pub(super) fn boot(&mut self, vm: VmId, paused: bool, extent: Extent) -> Result<()> {
+        let machine = self.machine(vm)?;
+        let (disks, memory) = (machine.stored.clone(), machine.managed_save.clone());
+        self.launch(vm, &disks, memory, (paused, PauseReason::User), extent)?;
+        self.machine(vm)?.managed_save = None;
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        vm: VmId,
+        disks: &BTreeMap<DiskTarget, ImageRef>,
+        memory: Option<MemoryFile>,
+        (paused, reason): (bool, PauseReason),
+        extent: Extent,
+    ) -> Result<()> {
+        if self.machine(vm)?.live.is_some() {
+            return Err(refused(CALL, "the VM is on already"));
+        }
+        let mut chains = BTreeMap::new();
+        for (disk, image) in disks {
+            let chain = self.files.chain(image).map_err(|error| refused(CALL, error.to_string()))?;
+            self.check_locks(vm, &chain)?;
+            self.check_formats(vm, &chain);
+            chains.insert(disk.clone(), chain);
+        }
+        if let Some(memory) = &memory {
+            self.check_memory(vm, memory, &chains);
+        }
+        self.boots += 1;
+        let fresh = GuestMemory { counter: 0, token: self.boots };
+        let run_state = match (extent, paused) {
+            (Extent::Half, _) => RunState::Paused(PauseReason::Snapshot),
+            (Extent::Whole, true) => RunState::Paused(reason),
+            (Extent::Whole, false) => RunState::Running,
+        };
+        self.machine(vm)?.live = Some(Live {
+            run_state,
+            chains,
+            memory: memory.map_or(fresh, |memory| memory.memory),
+            frozen: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            capture: None,
+        });
+        self.emit(HostEvent::VmChanged(vm));
+        Ok(())
+    }
+
+    /// The active image is opened for writing, those below it for reading. Readers share, a writer does not.
+    fn check_locks(&self, vm: VmId, chain: &[ImageRef]) -> Result<()> {
+        for (depth, image) in chain.iter().enumerate() {
+            let is_locked = if depth == 0 {
+                self.is_open_elsewhere(&image.path, vm)
+            } else {
+                self.is_written_elsewhere(&image.path, vm)
+            };
+            if is_locked {
+                return Err(refused(CALL, format!("{} is locked by another process", image.path.display())));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_formats(&mut self, vm: VmId, chain: &[ImageRef]) {
+        let wrong = chain.iter().find(|image| {
+            image.format == Format::Raw
+                && self.files.image(&image.path).is_ok_and(|found| found.format == Format::Qcow2)
+        });
+        if let Some(image) = wrong {
+            self.violate(format!("VM {vm} reads the qcow2 image {} as raw", image.path.display()));
+        }
+    }
+
+    fn check_memory(&mut self, vm: VmId, memory: &MemoryFile, chains: &BTreeMap<DiskTarget, Vec<ImageRef>>) {
+        for (disk, then) in &memory.disks {
+            let now = chains.get(disk).map(|chain| self.files.content(chain)).unwrap_or_default();
+            if now != *then {
+                self.violate(format!(
+                    "VM {vm} is resumed over a disk {disk} that has changed: it is corrupt"
+                ));
+            }
+        }
+    }
+
+    /// Ends a process. Its block jobs vanish, whatever they have done so far.
+    pub(super) fn stop(&mut self, vm: VmId) -> Result<()> {
+        self.live(vm, "end the VM's process")?;
+        self.break_capture(vm, "the VM has stopped");
+        let machine = self.machine(vm)?;
+        machine.live = None;
+        if !machine.is_persistent {
+            self.machines.remove(&vm);
+        }
+        self.emit(HostEvent::VmChanged(vm));
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::resume`].
+    pub(super) fn resume(&mut self, vm: VmId) -> Result<()> {
+        const CALL: &str = "resume the VM";
+        let live = self.live(vm, CALL)?;
+        if live.capture.is_some() {
+            return Err(HostError::Busy("memory is being captured".into()));
+        }
+        match live.run_state {
+            RunState::Paused(_) => {
+                self.set_run_state(vm, RunState::Running);
+                Ok(())
+            }
+            RunState::Running | RunState::Off | RunState::Unsettled => {
+                Err(refused(CALL, "the VM is not paused"))
+            }
+        }
+    }
+
+    /// See [`crate::host::Hypervisor::point_disks`].
+    pub(super) fn point_disks(&mut self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
+        let machine = self.machine(vm)?;
+        if machine.live.is_some() {
+            return Err(refused("change the stored definition", "the VM is not off"));
+        }
+        if let Some((disk, _)) = disks.iter().find(|(disk, _)| !machine.stored.contains_key(disk)) {
+            return Err(HostError::NoSuchDisk(disk.clone()));
+        }
+        machine.stored.extend(disks.iter().cloned());
+        self.emit(HostEvent::VmChanged(vm));
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::definition`].
+    pub(super) fn definition(&mut self, vm: VmId) -> Result<Definition> {
+        let disks = self.machine(vm)?.active_images();
+        let text = serde_json::to_string(&Described { vm, disks });
+        text.map(Definition).map_err(|error| malformed(error.into()))
+    }
+}
+
+/// The disks of a definition, with other images.
+fn sources(definition: &Definition, disks: &[(DiskTarget, ImageRef)]) -> Result<Described> {
+    let mut described: Described =
+        serde_json::from_str(&definition.0).map_err(|error| malformed(error.into()))?;
+    for (disk, image) in disks {
+        let source = described.disks.get_mut(disk).ok_or_else(|| HostError::NoSuchDisk(disk.clone()))?;
+        *source = image.clone();
+    }
+    Ok(described)
+}
+
+fn malformed(cause: super::super::error::Cause) -> HostError {
+    HostError::Malformed { what: "the definition of the VM", cause }
+}

@@ -1,0 +1,108 @@
+//! A simulated VM, seen.
+//!
+//! Decides what a look shows: the chains of the process, held against the headers; of a VM that is off, the headers.
+
+use super::super::{HostError, Result, VmSummary};
+use super::files::bad;
+use super::machine::{Machine, SlotKind};
+use super::world::World;
+use crate::model::step::ImageRef;
+use crate::model::vm::{BlockJob, ChainImage, DiskSource, DiskView};
+use crate::model::{DiskTarget, VmId, VmView};
+
+impl World {
+    /// See [`crate::host::Hypervisor::observe`]. Looking costs time: what is under way moves on.
+    pub(super) fn observe(&mut self, vm: VmId) -> Result<VmView> {
+        let view = self.view(vm);
+        self.advance(vm);
+        view
+    }
+
+    fn view(&self, vm: VmId) -> Result<VmView> {
+        let machine = self.machines.get(&vm).ok_or(HostError::NoSuchVm(vm))?;
+        if machine.live.as_ref().is_some_and(|live| live.capture.is_some()) {
+            // libvirt lets nobody ask QEMU while it captures memory.
+            return Err(HostError::Busy("memory is being captured".into()));
+        }
+        Ok(VmView {
+            id: vm,
+            name: machine.name.clone(),
+            run_state: machine.run_state(),
+            persistent: machine.is_persistent,
+            has_managed_save: machine.managed_save.is_some(),
+            agent: machine.agent.channel(machine.live.is_some()),
+            memory_bytes: machine.memory_bytes,
+            memory_blocker: machine.memory_blocker.clone(),
+            disks: machine
+                .slots
+                .iter()
+                .map(|slot| {
+                    Ok(DiskView {
+                        target: slot.target.clone(),
+                        source: self.source(machine, &slot.target, &slot.kind)?,
+                        block_job: job(machine, &slot.target),
+                    })
+                })
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    fn source(&self, machine: &Machine, disk: &DiskTarget, kind: &SlotKind) -> Result<DiskSource> {
+        let chain = match kind {
+            SlotKind::Excluded(excluded) => return Ok(DiskSource::Excluded(*excluded)),
+            SlotKind::Refused(refused) => return Ok(DiskSource::Refused(refused.clone())),
+            SlotKind::Chain => match &machine.live {
+                Some(live) => self.checked(live.chains.get(disk).map_or(&[], Vec::as_slice))?,
+                None => match machine.stored.get(disk) {
+                    Some(stored) => self.files.chain(stored)?,
+                    None => Vec::new(),
+                },
+            },
+        };
+        let persistent = machine.stored.get(disk).map(|image| image.path.clone());
+        Ok(DiskSource::Chain {
+            images: chain
+                .into_iter()
+                .map(|image| ChainImage { path: image.path, format: image.format, is_block_device: false })
+                .collect(),
+            persistent: persistent.filter(|_| machine.is_persistent),
+        })
+    }
+
+    /// The chain of a process, if the headers agree with it.
+    fn checked(&self, chain: &[ImageRef]) -> Result<Vec<ImageRef>> {
+        for (depth, image) in chain.iter().enumerate() {
+            let below = self.files.header(image)?;
+            if below != chain.get(depth + 1) {
+                return Err(bad(&image.path, "its header names another backing file than the process uses"));
+            }
+        }
+        Ok(chain.to_vec())
+    }
+
+    /// See [`crate::host::Hypervisor::vms`].
+    pub(super) fn vms(&self) -> Vec<VmSummary> {
+        self.machines
+            .iter()
+            .map(|(id, machine)| VmSummary {
+                id: *id,
+                name: machine.name.clone(),
+                run_state: machine.run_state(),
+            })
+            .collect()
+    }
+
+    /// See [`crate::host::Hypervisor::block_jobs`]. Looking costs time: what is under way moves on.
+    pub(super) fn block_jobs(&mut self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {
+        let machine = self.machine(vm)?;
+        let slots = machine.slots.iter();
+        let jobs =
+            slots.filter_map(|slot| Some((slot.target.clone(), job(machine, &slot.target)?))).collect();
+        self.advance_jobs(vm);
+        Ok(jobs)
+    }
+}
+
+fn job(machine: &Machine, disk: &DiskTarget) -> Option<BlockJob> {
+    machine.live.as_ref().and_then(|live| live.jobs.get(disk)).map(super::job::Job::view)
+}

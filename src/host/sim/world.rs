@@ -1,0 +1,260 @@
+//! The simulated node as a whole: files, VMs, and what went wrong with them.
+//!
+//! Decides what a call comes to when faults strike it, who has an image open, and what counts as a violation: a thing
+//! that no correct daemon lets happen. Leaves the effect of each call to the files beside this one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+
+use super::super::{HostError, HostEvent, Link, Result};
+use super::fault::{Extent, Fault, Method, Mishap, Moment, Script};
+use super::files::Files;
+use super::machine::{Live, Machine};
+use crate::model::step::ImageRef;
+use crate::model::vm::RunState;
+use crate::model::{DiskTarget, VmId};
+
+/// Everything.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) files: Files,
+    pub(super) machines: BTreeMap<VmId, Machine>,
+    pub(super) script: Script,
+    pub(super) violations: Vec<String>,
+    pub(super) events: broadcast::Sender<HostEvent>,
+    pub(super) link: watch::Sender<Link>,
+    /// So many calls fail over a broken link before it comes back; None if it does not by itself.
+    link_failures_left: Option<u32>,
+    /// In how many notches a block job copies.
+    pub(super) job_notches: u32,
+    /// Boots so far, of all VMs.
+    pub(super) boots: u64,
+    /// Captures of memory so far.
+    pub(super) captures: u64,
+    /// What became of captures that nobody has asked about yet.
+    pub(super) captured: BTreeMap<u64, Result<()>>,
+}
+
+/// What a call comes to.
+#[derive(Debug)]
+pub(super) enum Answer<T> {
+    Given(Result<T>),
+    Never,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            files: Files::new(),
+            machines: BTreeMap::new(),
+            script: Script::default(),
+            violations: Vec::new(),
+            events: broadcast::channel(4096).0,
+            link: watch::channel(Link::Up).0,
+            link_failures_left: None,
+            job_notches: 2,
+            boots: 0,
+            captures: 0,
+            captured: BTreeMap::new(),
+        }
+    }
+
+    /// One call, with the faults that strike it.
+    pub(super) fn perform<T>(
+        &mut self,
+        method: Method,
+        effect: impl FnOnce(&mut Self, Extent) -> Result<T>,
+    ) -> Answer<T> {
+        let faults = self.script.begin(method);
+        self.meanwhile(&faults, |moment| moment != Moment::After);
+        if let Some(error) = self.unheard(method) {
+            return Answer::Given(Err(error));
+        }
+        let end = faults.iter().find(|fault| fault.mishap.ends_the_call());
+        let result = match end.map(|fault| fault.moment) {
+            None | Some(Moment::After) => Some(effect(self, Extent::Whole)),
+            Some(Moment::Midway) if method.has_middle() => Some(effect(self, Extent::Half)),
+            Some(Moment::Midway | Moment::Before) => None,
+        };
+        let answer = match (end.map(|fault| fault.mishap.clone()), result) {
+            (Some(Mishap::Hang), _) => Answer::Never,
+            (Some(Mishap::Blind { looks }), _) => {
+                self.script.blind_looks = looks;
+                Answer::Given(Err(no_answer()))
+            }
+            (Some(Mishap::Error(complaint)), _) => Answer::Given(Err(complaint.error())),
+            (_, Some(result)) => Answer::Given(result),
+            (_, None) => Answer::Given(Err(no_answer())),
+        };
+        self.meanwhile(&faults, |moment| moment == Moment::After);
+        match answer {
+            // The effect is there, the answer is lost.
+            Answer::Given(_) if method.needs_link() && !self.is_linked() => {
+                Answer::Given(Err(self.unlinked()))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Why a call does not get through at all.
+    fn unheard(&mut self, method: Method) -> Option<HostError> {
+        if method.needs_link() && !self.is_linked() {
+            let error = self.unlinked();
+            if let Some(left) = self.link_failures_left.as_mut() {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    self.link_failures_left = None;
+                    self.link.send_replace(Link::Up);
+                }
+            }
+            return Some(error);
+        }
+        if method.is_look() && self.script.blind_looks > 0 {
+            self.script.blind_looks -= 1;
+            return Some(no_answer());
+        }
+        None
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        *self.link.borrow() == Link::Up
+    }
+
+    fn unlinked(&self) -> HostError {
+        match &*self.link.borrow() {
+            Link::Up => HostError::Unreachable(None),
+            Link::Down(why) => HostError::Unreachable(Some(why.clone().into())),
+        }
+    }
+
+    /// Breaks the link until so many calls have failed over it.
+    pub(super) fn break_link(&mut self, calls: u32) {
+        self.link_failures_left = Some(calls);
+        self.link.send_replace(Link::Down("the simulated link is down".to_owned()));
+    }
+
+    /// What happens to the world while a call is made.
+    fn meanwhile(&mut self, faults: &[Fault], is_now: impl Fn(Moment) -> bool) {
+        for fault in faults.iter().filter(|fault| is_now(fault.moment)) {
+            match &fault.mishap {
+                Mishap::Error(_) | Mishap::Blind { .. } | Mishap::Hang => {}
+                Mishap::LinkDown { calls } => self.break_link(*calls),
+                Mishap::LinkUp => {
+                    self.link.send_replace(Link::Up);
+                }
+                Mishap::NoSpace => self.files.set_free(0),
+                // One that cannot happen now does not: the VM is off already, or gone.
+                Mishap::VmStops(vm) => drop(self.stop(*vm)),
+                Mishap::VmStarts(vm) => drop(self.boot(*vm, false, Extent::Whole)),
+                Mishap::VmPauses(vm, reason) => self.set_run_state(*vm, RunState::Paused(*reason)),
+                Mishap::VmResumes(vm) => self.set_run_state(*vm, RunState::Running),
+                Mishap::Agent(vm, behaviour) => self.set_agent(*vm, *behaviour),
+            }
+        }
+    }
+
+    /// Tells whoever listens. Over a broken link nobody hears.
+    pub(super) fn emit(&self, event: HostEvent) {
+        if self.is_linked() {
+            // Nobody listens: nobody is told.
+            let _ = self.events.send(event);
+        }
+    }
+
+    pub(super) fn machine(&mut self, vm: VmId) -> Result<&mut Machine> {
+        self.machines.get_mut(&vm).ok_or(HostError::NoSuchVm(vm))
+    }
+
+    /// The process of a VM.
+    pub(super) fn live(&mut self, vm: VmId, call: &'static str) -> Result<&mut Live> {
+        self.machine(vm)?.live.as_mut().ok_or_else(|| refused(call, "the VM is off"))
+    }
+
+    /// Something that no correct daemon lets happen.
+    pub(super) fn violate(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    /// Before an image is written to by a merge.
+    pub(super) fn note_write(&mut self, path: &Path) {
+        if self.files.image(path).is_ok_and(|image| image.is_template) {
+            self.violate(format!("the template {} is written to", path.display()));
+        }
+    }
+
+    /// Whether the process of another VM than this one has an image open.
+    pub(super) fn is_open_elsewhere(&self, path: &Path, vm: VmId) -> bool {
+        self.machines.iter().any(|(id, machine)| *id != vm && uses(machine, path))
+    }
+
+    /// Whether the process of any VM has an image open.
+    pub(super) fn is_open(&self, path: &Path) -> bool {
+        self.machines.values().any(|machine| uses(machine, path))
+    }
+
+    /// Whether the process of another VM than this one writes to an image.
+    pub(super) fn is_written_elsewhere(&self, path: &Path, vm: VmId) -> bool {
+        self.machines.iter().any(|(id, machine)| {
+            *id != vm
+                && machine.live.as_ref().is_some_and(|live| {
+                    live.chains.values().any(|chain| chain.first().is_some_and(|image| image.path == path))
+                        || live.jobs.values().any(|job| job.base == path)
+                })
+        })
+    }
+
+    /// Who needs an image, in words.
+    pub(super) fn needs(&self, path: &Path) -> Vec<String> {
+        let mut needs: Vec<String> =
+            self.files.overlays_on(path).map(|overlay| format!("{} lies on it", overlay.display())).collect();
+        for machine in self.machines.values() {
+            if uses(machine, path) {
+                needs.push(format!("VM {} has it open", machine.name));
+            }
+            if machine.stored.values().any(|image| image.path == path) {
+                needs.push(format!("the definition of VM {} names it", machine.name));
+            }
+        }
+        needs
+    }
+
+    /// The stored definition names another image, if it named the one that the process wrote to.
+    pub(super) fn store_if_named(&mut self, vm: VmId, disk: &DiskTarget, from: &PathBuf, to: ImageRef) {
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        if let Some(stored) = machine.stored.get_mut(disk)
+            && stored.path == *from
+        {
+            *stored = to;
+        }
+    }
+
+    /// A notch of progress for everything that is under way on a VM.
+    pub(super) fn advance(&mut self, vm: VmId) {
+        self.advance_jobs(vm);
+        self.advance_capture(vm);
+    }
+
+    pub(super) fn set_run_state(&mut self, vm: VmId, run_state: RunState) {
+        if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
+            live.run_state = run_state;
+            self.emit(HostEvent::VmChanged(vm));
+        }
+    }
+}
+
+fn uses(machine: &Machine, path: &Path) -> bool {
+    let chains = machine.live.iter().flat_map(|live| live.chains.values());
+    chains.flatten().any(|image| image.path == path)
+}
+
+/// What was asked is refused.
+pub(super) fn refused(call: &'static str, why: impl Into<String>) -> HostError {
+    HostError::Refused { call, cause: why.into().into() }
+}
+
+fn no_answer() -> HostError {
+    HostError::TimedOut { call: "the call", after: Duration::from_secs(30) }
+}

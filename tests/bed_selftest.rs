@@ -1,5 +1,8 @@
 //! Proves the test bed itself: what it says of a guest is so, and it leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
+
 #[path = "bed/mod.rs"]
 mod bed;
 

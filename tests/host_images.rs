@@ -1,4 +1,6 @@
 //! Image files, with the real `qemu-img`.
+
+#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::io::{BufRead, BufReader, Write};

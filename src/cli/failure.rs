@@ -100,8 +100,8 @@ impl From<Status> for Failure {
         if !failure.words.cause.is_empty() {
             // The message of the status carries its cause for clients that read nothing else.
             let tail = format!(": {}", failure.words.cause);
-            if let Some(message) = failure.words.message.strip_suffix(&tail) {
-                failure.words.message = message.to_owned();
+            if failure.words.message.ends_with(&tail) {
+                failure.words.message.truncate(failure.words.message.len() - tail.len());
             }
         }
         if info.is_none() && matches!(status.code(), Code::Unavailable | Code::Unknown) {

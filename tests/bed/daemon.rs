@@ -173,7 +173,7 @@ impl Daemon {
 
     fn configuration(&self) -> String {
         format!(
-            "socket = \"{}\"\nstate_directory = \"{}\"\nlibvirt_uri = \"qemu:///system\"\n{}\n",
+            "socket = \"{}\"\nstate_directory = \"{}\"\n{}\n",
             self.socket().display(),
             self.state_directory().display(),
             self.setup.configuration

@@ -113,19 +113,19 @@ fn listen(socket: &PathBuf, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
 fn read(stream: UnixStream, life: u32, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
     stream.set_read_timeout(Some(LOOK)).expect("a timeout that is not zero is taken");
     let mut stream = BufReader::new(stream);
-    let mut line = String::new();
+    let mut text = String::new();
     while !stop.load(Ordering::Relaxed) {
-        match stream.read_line(&mut line) {
+        match stream.read_line(&mut text) {
             Ok(0) => return,
             Ok(_) => {
                 let at = Instant::now();
-                if let Some((target, number)) = parse(&line) {
+                if let Some((target, number)) = parse(&text) {
                     let report = Report { at, target, number, life };
                     reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
                 }
-                line.clear();
+                text.clear();
             }
-            // A part of a line stays in `line`.
+            // A part of a text stays in `text`.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }

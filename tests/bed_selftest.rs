@@ -1,7 +1,6 @@
 //! Proves the test bed itself: what it says of a guest is so, and it leaves nothing behind.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
+#![allow(clippy::disallowed_methods, reason = "it runs itself as a child that dies")]
 
 #[path = "bed/mod.rs"]
 mod bed;
@@ -113,14 +112,7 @@ fn a_cold_boot_starts_another_counter(guest: &Guest) {
 
 fn a_disk_can_be_plugged_in(guest: &Guest) {
     let image = guest.directory().join("plugged.qcow2");
-    let path = image.display().to_string();
-    assert!(
-        Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", &path, "8M"])
-            .status()
-            .unwrap()
-            .success()
-    );
+    images::create(&image, Format::Qcow2, 8);
     guest.attach("vdc", &image, Format::Qcow2);
     wait_until("the guest sees the disk", Duration::from_secs(60), || guest.exec("ls /dev").contains("vdc"));
     assert_eq!(guest.image("vdc"), image);

@@ -17,6 +17,13 @@ pub(super) fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
+/// Makes an empty image.
+#[track_caller]
+pub fn create(image: &Path, format: Format, size_mib: u64) {
+    let size = format!("{size_mib}M");
+    run(Command::new("qemu-img").args(["create", "-q", "-f", format.name()]).arg(image).arg(size));
+}
+
 /// The chain of an image, the image first. Works while a VM has it open.
 pub fn chain(image: &Path, format: Format) -> Vec<PathBuf> {
     let mut command = Command::new("qemu-img");

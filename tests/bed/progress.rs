@@ -20,8 +20,8 @@ struct Report {
     at: Instant,
     target: String,
     number: u64,
-    /// Which QEMU process it came from: a revert starts another one, whose numbers may go back.
-    life: u32,
+    /// Which run of QEMU it came from: a revert starts another one, and there the numbers may have gone back.
+    session: u32,
 }
 
 /// Listens to a guest's writers, over restarts of the VM.
@@ -71,11 +71,11 @@ impl Progress {
         ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// Panics if the numbers of a filesystem ever went back within one life of the VM.
+    /// Panics if the numbers of a filesystem ever went back within one run of the VM.
     #[track_caller]
     pub fn assert_monotonic(&self, target: &str) {
         for pair in self.of(target).windows(2) {
-            let goes_on = pair[0].life != pair[1].life || pair[0].number < pair[1].number;
+            let goes_on = pair[0].session != pair[1].session || pair[0].number < pair[1].number;
             assert!(goes_on, "{target} went back: {:?} then {:?}", pair[0], pair[1]);
         }
     }
@@ -97,12 +97,12 @@ impl Drop for Progress {
 
 /// Connects, reads to the end, connects again.
 fn listen(socket: &PathBuf, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
-    let mut life = 0;
+    let mut session = 0;
     while !stop.load(Ordering::Relaxed) {
         match UnixStream::connect(socket) {
             Ok(stream) => {
-                life += 1;
-                read(stream, life, reports, stop);
+                session += 1;
+                read(stream, session, reports, stop);
             }
             // The VM is off.
             Err(_) => std::thread::sleep(LOOK),
@@ -110,22 +110,22 @@ fn listen(socket: &PathBuf, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
     }
 }
 
-fn read(stream: UnixStream, life: u32, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
+fn read(stream: UnixStream, session: u32, reports: &Mutex<Vec<Report>>, stop: &AtomicBool) {
     stream.set_read_timeout(Some(LOOK)).expect("a timeout that is not zero is taken");
     let mut stream = BufReader::new(stream);
-    let mut text = String::new();
+    let mut line = String::new();
     while !stop.load(Ordering::Relaxed) {
-        match stream.read_line(&mut text) {
+        match stream.read_line(&mut line) {
             Ok(0) => return,
             Ok(_) => {
                 let at = Instant::now();
-                if let Some((target, number)) = parse(&text) {
-                    let report = Report { at, target, number, life };
+                if let Some((target, number)) = parse(&line) {
+                    let report = Report { at, target, number, session };
                     reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
                 }
-                text.clear();
+                line.clear();
             }
-            // A part of a text stays in `text`.
+            // A part of a line stays in `line`.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }

@@ -28,6 +28,7 @@ fail() {
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 check_machine() {
+    # shellcheck source=/dev/null
     . /etc/os-release
     codename=${VERSION_CODENAME:-}
     case ${ID:-}:$codename in
@@ -128,16 +129,22 @@ install_packages() {
         update_lists
         # shellcheck disable=SC2086 # a list of names
         apt_install $lacking
-        say "installed" $lacking
+        say "installed $(tr '\n' ' ' <<<"$lacking")"
     fi
 }
 
 libvirt_answers() { as_root virsh --quiet --connect qemu:///system uri >/dev/null 2>&1; }
 
+# The process id of a daemon of libvirt, if it runs.
+process_of() {
+    local process
+    process=$(cat "/run/$1.pid" 2>/dev/null) && [ "$(cat "/proc/$process/comm" 2>/dev/null)" = "$1" ] && echo "$process"
+}
+
 start_by_hand() {
-    pgrep -x "$1" >/dev/null && return
+    process_of "$1" >/dev/null && return
     as_root "$1" -d
-    pgrep -x "$1" | as_root tee -a "$started" >/dev/null
+    process_of "$1" | as_root tee -a "$started" >/dev/null
     say "started $1"
 }
 

@@ -58,9 +58,9 @@ agent=$(find tree -type f -path '*bin/qemu-ga' | head -n 1)
 install -m 755 "$agent" "$root/bin/qemu-ga"
 libraries=$(ldd "$agent")
 if grep 'not found' <<<"$libraries" >&2; then exit 1; fi
-for library in $(grep -o '/[^ ]*' <<<"$libraries"); do
+while read -r library; do
     install -D -m 755 "$(readlink -f "$library")" "$root$library"
-done
+done < <(grep -o '/[^ ]*' <<<"$libraries")
 for program in counter writer; do
     gcc -O2 -Wall -Wextra -static -pthread -o "$root/bin/$program" "$here/$program.c"
 done

@@ -144,3 +144,40 @@ async fn no_jobs() {
     let pivoted = bed.libvirt.pivot(vm.id, &target("vda")).await;
     assert!(matches!(pivoted, Err(HostError::Refused { .. })), "{pivoted:?}");
 }
+
+/// libvirt's account, QEMU's and the headers' are taken one after the other. Whatever moves in between, a VM that is in
+/// order is never reported as broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn seen_whole_at_every_moment() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let vm = Vm::with_disks(&[("vda", &base)], "");
+    bed.start(&vm).await;
+    let (libvirt, id) = (bed.libvirt.clone(), vm.id);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let watching = tokio::spawn(async move {
+        let mut looks = 0;
+        while stopped.is_empty() {
+            libvirt.observe(id).await.unwrap();
+            looks += 1;
+        }
+        looks
+    });
+    for round in 0..8 {
+        let lower = bed.overlay(&format!("lower-{round}"), &base).await;
+        bed.switch(&vm, &[("vda", &lower)], None).await;
+        let upper = bed.overlay(&format!("upper-{round}"), &lower).await;
+        bed.switch(&vm, &[("vda", &upper)], None).await;
+        let mut events = bed.libvirt.events();
+        bed.libvirt.start_commit(vm.id, &commit(&lower, &base, false, None)).await.unwrap();
+        while job(&bed, &vm).await.is_some() {
+            heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+        }
+        let events = bed.libvirt.events();
+        bed.libvirt.start_commit(vm.id, &commit(&upper, &base, true, None)).await.unwrap();
+        pivot_when_ready(&bed, &vm, events).await;
+    }
+    stop.send(()).unwrap();
+    assert!(watching.await.unwrap() > 0);
+    assert_eq!(chain(&bed.observe(&vm).await, "vda"), paths(&[&base]));
+}

@@ -1,5 +1,6 @@
 //! What is seen of a VM.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use vmsnap::host::{HostError, Hypervisor};
@@ -174,4 +175,47 @@ async fn a_stored_chain_that_is_not_complete() {
     let images = view.disk(&target("vda")).unwrap().chain().last().cloned();
     let last = ChainImage { path: PathBuf::from(&base.path), format: Format::Raw, is_block_device: false };
     assert_eq!(images, Some(last));
+}
+
+/// QEMU names a disk differently on every bus, and puts nodes of its own between. Its answer is recognised all the same.
+#[tokio::test]
+async fn disks_on_every_bus() {
+    let Some(bed) = Bed::new().await else { return };
+    let mut devices = "<controller type='scsi' model='virtio-scsi'/>".to_owned();
+    let mut images = Vec::new();
+    let buses = [
+        ("vda", "virtio", "iothread='1'"),
+        ("vdb", "virtio", "copy_on_read='on'"),
+        ("sda", "sata", ""),
+        ("sdb", "scsi", "cache='none' io='native' discard='unmap'"),
+        ("sdc", "usb", ""),
+    ];
+    for (disk, bus, driver) in buses {
+        let base = bed.image(&format!("{disk}-base"), Format::Raw);
+        let image = bed.overlay(&format!("{disk}: a, 'b' = \"c\" 100% {{d}} é"), &base).await;
+        let path = text(&image.path).replace('\'', "&apos;");
+        write!(
+            devices,
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2' {driver}/><source file='{path}'/>\
+             <target dev='{disk}' bus='{bus}'/><iotune><total_iops_sec>100000</total_iops_sec></iotune></disk>"
+        )
+        .unwrap();
+        images.push((disk, image, base));
+    }
+    let vm = Vm::define(&devices, "", "<iothreads>1</iothreads>");
+    bed.start(&vm).await;
+    let mut overlays = Vec::new();
+    for (disk, image, _) in &images {
+        overlays.push((*disk, bed.overlay(&format!("{disk}-over"), image).await));
+    }
+    bed.switch(&vm, &overlays.iter().map(|(disk, overlay)| (*disk, overlay)).collect::<Vec<_>>(), None).await;
+    let view = bed.observe(&vm).await;
+    for ((disk, overlay), (_, image, base)) in overlays.iter().zip(&images) {
+        assert_eq!(chain(&view, disk), paths(&[overlay, image, base]));
+    }
+    bed.libvirt.stop(vm.id).await.unwrap();
+    let view = bed.observe(&vm).await;
+    for ((disk, overlay), (_, image, base)) in overlays.iter().zip(&images) {
+        assert_eq!(chain(&view, disk), paths(&[overlay, image, base]));
+    }
 }

@@ -4,7 +4,7 @@ use vmsnap::host::{HostError, Hypervisor, Images, StartFrom};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{Format, PauseReason, RunState};
 
-use crate::bed::{Bed, Vm, chain, paths, persistent, target};
+use crate::bed::{Bed, DISK, Vm, chain, paths, persistent, run, target, text};
 
 fn pointed(disks: &[(&str, &ImageRef)]) -> Vec<(vmsnap::model::DiskTarget, ImageRef)> {
     disks.iter().map(|(disk, image)| (target(disk), (*image).clone())).collect()
@@ -87,4 +87,53 @@ async fn from_disks_and_paused() {
     assert_eq!(bed.observe(&vm).await.run_state, RunState::Paused(PauseReason::User));
     let again = bed.libvirt.start(vm.id, &StartFrom::Disks, false).await;
     assert!(matches!(again, Err(HostError::Refused { .. })), "{again:?}");
+}
+
+/// A loop device, gone when this is dropped.
+struct LoopDevice(ImageRef);
+
+impl LoopDevice {
+    fn over(image: &ImageRef) -> Self {
+        let device = run("losetup", &["--show", "--find", text(&image.path)]);
+        Self(ImageRef { path: device.trim().into(), format: Format::Raw })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        run("losetup", &["--detach", text(&self.0.path)]);
+    }
+}
+
+#[tokio::test]
+async fn a_base_on_a_block_device() {
+    let Some(bed) = Bed::new().await else { return };
+    let device = LoopDevice::over(&bed.image("behind", Format::Raw));
+    let base = &device.0;
+    let file = bed.image("file", Format::Raw);
+    let vm = Vm::with_disks(&[("vda", &file)], "");
+    let before = vm.xml("--inactive");
+    bed.libvirt.point_disks(vm.id, &pointed(&[("vda", base)])).await.unwrap();
+    let on_device = vm.xml("--inactive");
+    let overlay = bed.overlay("overlay", base).await;
+    bed.start(&vm).await;
+    bed.switch(&vm, &[("vda", &overlay)], None).await;
+    for _ in 0..2 {
+        let view = bed.observe(&vm).await;
+        assert_eq!(chain(&view, "vda"), paths(&[&overlay, base]));
+        let kinds = view.disks[0].chain().iter().map(|image| image.is_block_device);
+        assert!(kinds.eq([false, true]));
+        // Once live, once off.
+        if view.run_state == RunState::Running {
+            assert!(bed.images.is_in_use(&base.path, base.format).await.unwrap());
+            bed.libvirt.stop(vm.id).await.unwrap();
+        }
+    }
+    assert!(!bed.images.is_in_use(&base.path, base.format).await.unwrap());
+    let facts = bed.images.inspect(&base.path, Format::Raw).await.unwrap();
+    assert_eq!((facts.virtual_size, facts.allocated), (DISK, DISK));
+    bed.libvirt.point_disks(vm.id, &pointed(&[("vda", base)])).await.unwrap();
+    assert_eq!(vm.xml("--inactive"), on_device);
+    bed.libvirt.point_disks(vm.id, &pointed(&[("vda", &file)])).await.unwrap();
+    assert_eq!(vm.xml("--inactive"), before);
 }

@@ -11,8 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat};
-use nix::libc;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -23,10 +22,6 @@ use crate::host::{HostError, Result};
 use crate::model::ImageFacts;
 use crate::model::step::DoomedImage;
 use crate::model::vm::{Backing, FileIdentity, Format};
-
-/// Where QEMU puts its locks (`RAW_LOCK_PERM_BASE` to beyond `RAW_LOCK_SHARED_BASE` in `block/file-posix.c`): one byte
-/// per thing it does with the image, one per thing it lets nobody else do.
-const QEMU_LOCKS: std::ops::Range<libc::off_t> = 100..300;
 
 /// Opens an image for reading: a regular file or a block device, never a FIFO that would block, never a terminal.
 pub fn open_image(path: &Path) -> Result<File> {
@@ -134,27 +129,6 @@ pub(super) fn sync(path: &Path) -> Result<()> {
     sync_directory(directory, path)
 }
 
-/// Whether QEMU, in any process, has the image open.
-///
-/// Of a VM that is paused and has let go of its images, nothing shows here: see `monitor::activate_images`.
-pub(super) fn is_locked(path: &Path) -> Result<bool> {
-    let file = open_image(path)?;
-    // Asks what would stand in the way of an exclusive lock, and takes none.
-    let mut lock = libc::flock {
-        l_type: lock_type(libc::F_WRLCK),
-        l_whence: lock_type(libc::SEEK_SET),
-        l_start: QEMU_LOCKS.start,
-        l_len: QEMU_LOCKS.end - QEMU_LOCKS.start,
-        l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(failed_errno("look for locks on", path))?;
-    Ok(lock.l_type != lock_type(libc::F_UNLCK))
-}
-
-fn lock_type(constant: i32) -> libc::c_short {
-    libc::c_short::try_from(constant).expect("the kernel's lock constants are small")
-}
-
 /// Bytes that an unprivileged writer finds free.
 pub(super) fn free_space(directory: &Path) -> Result<u64> {
     plain(directory)?;
@@ -196,7 +170,8 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     }
 }
 
-fn failed_errno(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> HostError {
+/// As [`failed`], of a system call.
+pub(super) fn failed_errno(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> HostError {
     let failed = failed(action, path);
     move |errno| failed(errno.into())
 }

@@ -23,6 +23,7 @@ mod overlay;
 mod program;
 pub mod qcow2;
 mod qemu_img;
+mod users;
 
 pub use files::open_image;
 
@@ -139,7 +140,7 @@ impl Images for HostImages {
     }
 
     async fn is_in_use(&self, path: &Path, _format: Format) -> Result<bool> {
-        self.on_path("a look for locks", path, files::is_locked).await
+        self.on_path("a look for users", path, users::is_in_use).await
     }
 
     async fn free_space(&self, directory: &Path) -> Result<u64> {

@@ -115,6 +115,7 @@ impl Line {
                 Some(why) => why.clone(),
             },
         };
+        tracing::warn!(line = self.purpose, why, "a line to libvirt was lost");
         let dead = std::mem::replace(&mut *state, LineState::Down(why));
         drop(state);
         // Closes the connection, which may take a moment, unless a call still uses it.

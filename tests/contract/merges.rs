@@ -5,7 +5,7 @@ use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{BlockJobKind, Format, RunState};
 
-use crate::node::{BLOCK, BLOCKS, DISK, Node, commit, expect, paths, target};
+use crate::node::{BLOCK, BLOCKS, DISK, Node, commit, expect, paths, switch, target};
 use crate::over_both_nodes;
 
 async fn the_active_layer(node: &dyn Node) {
@@ -51,6 +51,56 @@ async fn a_frozen_layer(node: &dyn Node) {
     node.hypervisor().stop(vm).await.unwrap();
     assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]));
     node.check_violations(0);
+}
+
+/// Only the images of the running VM are rebased by the merge; the others must follow.
+async fn a_layer_with_a_branch(node: &dyn Node) {
+    let layers = node.layers(&["base", "middle", "top"]).await;
+    let [base, middle, top] = &layers[..] else { unreachable!() };
+    let dead = node.overlay("dead", middle).await;
+    node.write_image(&dead, 3, 9);
+    let vm = node.running(top).await;
+    let events = node.hypervisor().events();
+    node.hypervisor().start_commit(vm, &commit(middle, base, false)).await.unwrap();
+    node.finish_job(vm, events).await;
+    let facts = node.images().inspect(&dead.path, Format::Qcow2).await.unwrap();
+    assert_eq!(facts.backing.map(|backing| backing.path), Some(middle.path.clone()));
+    node.images().rebase(&dead, base).await.unwrap();
+    assert_eq!((node.read(&dead), node.read(top)), ([2, 2, 0, 9], [3, 2, 3, 0]));
+    node.remove(&middle.path).await;
+    node.check_violations(0);
+}
+
+/// The VM reads the root of the branch, and nothing else of it.
+async fn a_dead_branch(node: &dyn Node) {
+    let layers = node.layers(&["base", "middle", "top"]).await;
+    let [base, middle, top] = &layers[..] else { unreachable!() };
+    let live = node.overlay("live", base).await;
+    let vm = node.running(&live).await;
+    assert!(commit_offline(node, top, middle).await.unwrap());
+    assert_eq!(node.read(middle), [3, 2, 3, 0]);
+    expect(&commit_offline(node, middle, base).await, "image in use");
+    assert_eq!(node.read(base), [1, 0, 0, 0]);
+    assert_eq!(node.chain(vm, "vda").await, paths(&[&live, base]));
+    node.check_violations(0);
+}
+
+/// Somebody has changed the stored definition while the VM ran.
+async fn a_stored_definition_that_names_another_image(node: &dyn Node) {
+    let layers = node.layers(&["base", "top"]).await;
+    let [base, top] = &layers[..] else { unreachable!() };
+    let other = node.image("other", Format::Qcow2);
+    let vm = node.running(base).await;
+    node.redefine(vm, &other);
+    assert_eq!(node.stored(vm, "vda").await, Some(other.path.clone()));
+    node.hypervisor().switch_disks(vm, &switch(&[("vda", top)], &[], None)).await.unwrap();
+    assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]));
+    assert_eq!(node.stored(vm, "vda").await, Some(other.path.clone()), "left alone by a switch");
+    let events = node.hypervisor().events();
+    node.hypervisor().start_commit(vm, &commit(top, base, true)).await.unwrap();
+    node.finish_job(vm, events).await;
+    assert_eq!(node.chain(vm, "vda").await, paths(&[base]));
+    assert_eq!(node.stored(vm, "vda").await, Some(other.path.clone()), "left alone by a pivot");
 }
 
 async fn more_than_one_layer(node: &dyn Node) {
@@ -253,6 +303,9 @@ async fn a_base_that_is_smaller(node: &dyn Node) {
 over_both_nodes! {
     the_active_layer
     a_frozen_layer
+    a_layer_with_a_branch
+    a_dead_branch
+    a_stored_definition_that_names_another_image
     more_than_one_layer
     an_empty_layer
     a_vm_that_is_paused

@@ -40,6 +40,9 @@ pub trait Node: Send + Sync {
     /// Somebody saves its memory for the next start.
     fn managed_save(&self, vm: VmId);
 
+    /// Somebody lets the stored definition name this image for `vda`, whatever the process uses.
+    fn redefine(&self, vm: VmId, image: &ImageRef);
+
     /// Somebody undefines it.
     fn undefine(&self, vm: VmId);
 

@@ -153,6 +153,18 @@ async fn a_managed_save(node: &dyn Node) {
     node.check_violations(0);
 }
 
+/// It has a definition of its own: a start goes on with the images of then, whatever the stored one names.
+async fn a_managed_save_over_other_images(node: &dyn Node) {
+    let layers = node.layers(&["base", "top"]).await;
+    let vm = node.running(&layers[0]).await;
+    node.managed_save(vm);
+    node.hypervisor().switch_disks(vm, &switch(&[("vda", &layers[1])], &[], None)).await.unwrap();
+    assert_eq!(node.chain(vm, "vda").await, paths(&[&layers[1], &layers[0]]));
+    node.start(vm).await;
+    assert_eq!(node.chain(vm, "vda").await, paths(&[&layers[0]]));
+    assert_eq!(node.stored(vm, "vda").await, Some(layers[1].path.clone()));
+}
+
 async fn a_vm_without_a_definition(node: &dyn Node) {
     let image = node.image("image", Format::Qcow2);
     let vm = node.running(&image).await;
@@ -237,6 +249,7 @@ over_both_nodes! {
     memory_that_cannot_be_started_from
     the_stored_definition
     a_managed_save
+    a_managed_save_over_other_images
     a_vm_without_a_definition
     events
     no_such_vm

@@ -74,27 +74,10 @@ impl Node for Real {
     }
 
     fn define(&self, disks: &[(&str, &ImageRef)]) -> VmId {
-        let id = Uuid::now_v7();
-        let mut devices = String::new();
-        for (target, image) in disks {
-            let (format, path) = (image.format, image.path.display());
-            write!(
-                devices,
-                "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>\
-                 <target dev='{target}' bus='virtio'/></disk>"
-            )
-            .unwrap();
-        }
-        let xml = format!(
-            "<domain type='qemu'><name>vmsnap-contract-{}</name><uuid>{id}</uuid><memory unit='MiB'>32</memory>\
-             <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices></domain>",
-            id.simple()
-        );
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), xml).unwrap();
-        virsh(&["define", text(file.path())]);
-        self.vms.lock().unwrap().push(VmId(id));
-        VmId(id)
+        let vm = VmId(Uuid::now_v7());
+        define(vm, disks);
+        self.vms.lock().unwrap().push(vm);
+        vm
     }
 
     fn suspend(&self, vm: VmId) {
@@ -103,6 +86,10 @@ impl Node for Real {
 
     fn managed_save(&self, vm: VmId) {
         virsh(&["managedsave", &vm.to_string()]);
+    }
+
+    fn redefine(&self, vm: VmId, image: &ImageRef) {
+        define(vm, &[("vda", image)]);
     }
 
     fn undefine(&self, vm: VmId) {
@@ -158,6 +145,27 @@ impl Drop for Real {
             }
         }
     }
+}
+
+fn define(vm: VmId, disks: &[(&str, &ImageRef)]) {
+    let mut devices = String::new();
+    for (target, image) in disks {
+        let (format, path) = (image.format, image.path.display());
+        write!(
+            devices,
+            "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{path}'/>\
+             <target dev='{target}' bus='virtio'/></disk>"
+        )
+        .unwrap();
+    }
+    let xml = format!(
+        "<domain type='qemu'><name>vmsnap-contract-{}</name><uuid>{vm}</uuid><memory unit='MiB'>32</memory>\
+         <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices></domain>",
+        vm.0.simple()
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), xml).unwrap();
+    virsh(&["define", text(file.path())]);
 }
 
 fn write(block: u64, value: u8) -> String {

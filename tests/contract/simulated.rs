@@ -66,6 +66,10 @@ impl Node for Simulated {
         self.sim.someone_saves(vm);
     }
 
+    fn redefine(&self, vm: VmId, image: &ImageRef) {
+        self.sim.someone_redefines(vm, &target("vda"), image.clone());
+    }
+
     fn undefine(&self, vm: VmId) {
         self.sim.someone_undefines(vm);
     }

@@ -97,6 +97,14 @@ impl VmBuilder {
         self.chain(target, ImageRef { path, format: Format::Qcow2 })
     }
 
+    /// A disk with an image that is there already.
+    ///
+    /// # Panics
+    /// If the target is no name of a disk.
+    pub fn image(self, target: &str, image: ImageRef) -> Self {
+        self.chain(target, image)
+    }
+
     /// A disk that a snapshot leaves out.
     pub fn excluded(mut self, target: &str, excluded: ExcludedDisk) -> Self {
         self.disks.push((slot(target, SlotKind::Excluded(excluded)), None));

@@ -153,8 +153,9 @@ impl World {
             return Err(refused(CALL, "no space is left for the memory"));
         }
         self.files.remove(memory);
+        let sources = self.machine(vm)?.active_images();
         let disks = self.contents(vm);
-        let file = MemoryFile { vm, is_complete: false, bytes, memory: held, disks };
+        let file = MemoryFile { vm, is_complete: false, bytes, memory: held, sources, disks };
         self.files.create(memory, FileKind::Memory(file))?;
         self.captures += 1;
         let number = self.captures;

@@ -193,6 +193,9 @@ pub enum Mishap {
     VmPauses(VmId, PauseReason),
     /// Somebody resumes a VM.
     VmResumes(VmId),
+    /// The hypervisor dies before it can note what it has changed: it believes something wrong of the images that a VM
+    /// uses, until the VM stops.
+    VmKnownWrongly(VmId),
     /// A guest agent changes its ways.
     Agent(VmId, AgentBehaviour),
 }
@@ -208,6 +211,7 @@ impl Mishap {
             | Self::VmStarts(_)
             | Self::VmPauses(..)
             | Self::VmResumes(_)
+            | Self::VmKnownWrongly(_)
             | Self::Agent(..) => false,
         }
     }

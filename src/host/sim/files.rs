@@ -68,6 +68,9 @@ pub(super) struct MemoryFile {
     pub(super) is_complete: bool,
     pub(super) bytes: u64,
     pub(super) memory: GuestMemory,
+    /// The images of then.
+    pub(super) sources: BTreeMap<DiskTarget, ImageRef>,
+    /// What they read.
     pub(super) disks: BTreeMap<DiskTarget, Content>,
 }
 

@@ -163,7 +163,8 @@ impl SimHost {
             let Some(machine) = world.machines.get_mut(&vm) else { return };
             let Some(live) = &machine.live else { return };
             let (memory, bytes) = (live.memory, machine.memory_bytes);
-            machine.managed_save = Some(MemoryFile { vm, is_complete: true, bytes, memory, disks });
+            let sources = machine.active_images();
+            machine.managed_save = Some(MemoryFile { vm, is_complete: true, bytes, memory, sources, disks });
             drop(world.stop(vm));
         });
     }
@@ -178,6 +179,22 @@ impl SimHost {
             }
             world.emit(HostEvent::VmChanged(vm));
         });
+    }
+
+    /// Somebody lets the stored definition name another image, whatever the process uses.
+    pub fn someone_redefines(&self, vm: VmId, disk: &DiskTarget, image: ImageRef) {
+        self.change(|world| {
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.stored.insert(disk.clone(), image);
+            }
+            world.emit(HostEvent::VmChanged(vm));
+        });
+    }
+
+    /// The hypervisor believes something wrong of the images that the VM uses, because it died before it could note a
+    /// switch: no look at the VM succeeds any more, until it stops.
+    pub fn becomes_known_wrongly(&self, vm: VmId) {
+        self.change(|world| world.know_wrongly(vm));
     }
 
     /// A block job ends early: the base stays a mixture.

@@ -65,9 +65,14 @@ impl World {
         let chain = &live.chains[&commit.disk][top_at..base_at];
         let chain = chain.to_vec();
         let mut pending = BTreeSet::new();
+        let mut size = 0;
         for image in &chain {
-            pending.extend(self.files.image(&image.path)?.blocks.keys());
+            let image = self.files.image(&image.path)?;
+            pending.extend(image.blocks.keys());
+            size = size.max(image.virtual_size);
         }
+        let base = self.files.image_mut(&commit.base)?;
+        base.virtual_size = base.virtual_size.max(size);
         let job = Job {
             is_active: commit.is_active,
             top: commit.top.clone(),

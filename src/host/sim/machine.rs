@@ -61,6 +61,8 @@ pub(super) struct Live {
     pub(super) frozen: BTreeSet<DiskTarget>,
     pub(super) jobs: BTreeMap<DiskTarget, Job>,
     pub(super) capture: Option<Capture>,
+    /// The hypervisor believes something else of the chains than is so.
+    pub(super) is_known_wrongly: bool,
 }
 
 /// What a guest has in memory.

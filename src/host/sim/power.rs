@@ -33,10 +33,12 @@ impl World {
         }
     }
 
-    /// Starts a VM from its stored definition, or from a managed save if there is one.
+    /// Starts a VM from its stored definition. A managed save comes first: it has a definition of its own, with the
+    /// images of then, whatever the stored one names by now.
     pub(super) fn boot(&mut self, vm: VmId, paused: bool, extent: Extent) -> Result<()> {
         let machine = self.machine(vm)?;
-        let (disks, memory) = (machine.stored.clone(), machine.managed_save.clone());
+        let memory = machine.managed_save.clone();
+        let disks = memory.as_ref().map_or_else(|| machine.stored.clone(), |saved| saved.sources.clone());
         self.launch(vm, &disks, memory, (paused, PauseReason::User), extent)?;
         self.machine(vm)?.managed_save = None;
         Ok(())
@@ -77,6 +79,7 @@ impl World {
             frozen: BTreeSet::new(),
             jobs: BTreeMap::new(),
             capture: None,
+            is_known_wrongly: false,
         });
         self.emit(HostEvent::VmChanged(vm));
         Ok(())

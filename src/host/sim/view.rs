@@ -24,6 +24,12 @@ impl World {
             // libvirt lets nobody ask QEMU while it captures memory.
             return Err(HostError::Busy("memory is being captured".into()));
         }
+        if machine.live.as_ref().is_some_and(|live| live.is_known_wrongly) {
+            return Err(HostError::Malformed {
+                what: "what libvirt and QEMU say of the disks",
+                cause: "they do not agree".into(),
+            });
+        }
         Ok(VmView {
             id: vm,
             name: machine.name.clone(),
@@ -67,6 +73,13 @@ impl World {
                 .collect(),
             persistent: persistent.filter(|_| machine.is_persistent),
         })
+    }
+
+    /// The hypervisor died before it could note what it has changed.
+    pub(super) fn know_wrongly(&mut self, vm: VmId) {
+        if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
+            live.is_known_wrongly = true;
+        }
     }
 
     /// The chain of a process, if the headers agree with it.

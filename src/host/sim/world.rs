@@ -151,6 +151,7 @@ impl World {
                 Mishap::VmStarts(vm) => drop(self.boot(*vm, false, Extent::Whole)),
                 Mishap::VmPauses(vm, reason) => self.set_run_state(*vm, RunState::Paused(*reason)),
                 Mishap::VmResumes(vm) => self.set_run_state(*vm, RunState::Running),
+                Mishap::VmKnownWrongly(vm) => self.know_wrongly(*vm),
                 Mishap::Agent(vm, behaviour) => self.set_agent(*vm, *behaviour),
             }
         }

@@ -183,5 +183,6 @@ async fn a_template_is_not_written_to() {
     bed.start_commit(VDA, "/golden", true).await.unwrap();
     bed.check_violations(&["the template /golden is written to"]);
     bed.sim.tick();
+    bed.sim.tick();
     assert_eq!(bed.sim.guest_read(other, &target("vda"), 0), Ok(1), "and the other VM sees it");
 }

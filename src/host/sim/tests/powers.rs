@@ -107,6 +107,26 @@ async fn a_managed_save_does_not_bear_other_disks() {
 }
 
 #[tokio::test]
+async fn a_managed_save_has_images_of_its_own() {
+    let bed = Bed::running();
+    bed.sim.someone_saves(bed.vm);
+    bed.overlay("/a", VDA).await;
+    bed.sim.point_disks(bed.vm, &[(target("vda"), qcow2("/a"))]).await.unwrap();
+    bed.sim.start(bed.vm, &StartFrom::Disks, false).await.unwrap();
+    assert_eq!(bed.chain("vda").await, paths(&[VDA]));
+    bed.check_violations(&[]);
+}
+
+#[tokio::test]
+async fn a_hypervisor_that_believes_something_wrong() {
+    let bed = Bed::running();
+    bed.sim.becomes_known_wrongly(bed.vm);
+    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "malformed");
+    assert_eq!(kind(&bed.sim.stop(bed.vm).await), "ok");
+    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "ok");
+}
+
+#[tokio::test]
 async fn one_writer_or_many_readers() {
     let sim = SimHost::new();
     let one = sim.vm("one").disk_over("vda", "/golden").build();

@@ -1,0 +1,112 @@
+//! Image files: made, looked at, removed.
+
+use vmsnap::host::HostError;
+use vmsnap::model::step::{DoomedImage, NewOverlay};
+use vmsnap::model::vm::{Backing, FileIdentity, Format};
+
+use crate::node::{BLOCK, DISK, Node, expect, switch};
+use crate::over_both_nodes;
+
+async fn overlays(node: &dyn Node) {
+    let base = node.image("base", Format::Raw);
+    let new = NewOverlay { virtual_size: 7 * BLOCK, ..node.new_overlay("over", &base) };
+    node.images().create_overlay(&new).await.unwrap();
+    let facts = node.images().inspect(&new.path, Format::Qcow2).await.unwrap();
+    assert_eq!((facts.format, facts.virtual_size), (Format::Qcow2, 7 * BLOCK));
+    assert_eq!(facts.backing, Some(Backing { path: base.path.clone(), format: Some(Format::Raw) }));
+    let below = node.images().inspect(&base.path, Format::Raw).await.unwrap();
+    assert_eq!((below.virtual_size, below.backing), (DISK, None));
+    assert_ne!(below.identity, facts.identity);
+
+    let again = node.images().create_overlay(&new).await;
+    assert!(
+        matches!(&again, Err(HostError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::AlreadyExists),
+        "{again:?}"
+    );
+    let relative = NewOverlay { path: "relative".into(), ..new.clone() };
+    expect(&node.images().create_overlay(&relative).await, "bad image");
+    // The backing file is not opened.
+    let over_nothing = NewOverlay { path: node.path("o"), backing_path: node.path("missing"), ..new };
+    expect(&node.images().create_overlay(&over_nothing).await, "ok");
+}
+
+async fn what_an_image_is_read_as(node: &dyn Node) {
+    let (raw, qcow2) = (node.image("raw", Format::Raw), node.image("qcow2", Format::Qcow2));
+    let check = async |path: &std::path::Path, format, expected| {
+        expect(&node.images().inspect(path, format).await, expected);
+    };
+    check(&raw.path, Format::Raw, "ok").await;
+    check(&raw.path, Format::Qcow2, "bad image").await;
+    check(&qcow2.path, Format::Qcow2, "ok").await;
+    check(&qcow2.path, Format::Raw, "ok").await;
+    check(&node.path("missing"), Format::Raw, "no such image").await;
+    check(&node.path("missing"), Format::Qcow2, "no such image").await;
+    let as_raw = node.images().inspect(&qcow2.path, Format::Raw).await.unwrap();
+    assert_eq!(as_raw.backing, None);
+    assert_ne!(as_raw.virtual_size, DISK);
+    expect(&node.images().memory_image(&raw.path).await, "bad image");
+    assert_eq!(node.images().memory_image(&node.path("missing")).await.unwrap(), None);
+    expect(&node.images().sync(&node.path("missing")).await, "no such image");
+    expect(&node.images().sync(&raw.path).await, "ok");
+    expect(&node.images().is_in_use(&node.path("missing"), Format::Raw).await, "no such image");
+    assert!(node.images().free_space(raw.path.parent().unwrap()).await.unwrap() > 0);
+}
+
+async fn removal(node: &dyn Node) {
+    let base = node.image("base", Format::Qcow2);
+    let over = node.overlay("over", &base).await;
+    let identity = node.images().inspect(&over.path, Format::Qcow2).await.unwrap().identity;
+    let remove = async |identity, expected| {
+        let doomed = DoomedImage { path: over.path.clone(), identity };
+        expect(&node.images().remove(&doomed).await, expected);
+    };
+    let another = FileIdentity { inode: identity.inode + 1, ..identity };
+    remove(Some(another), "bad image").await;
+    expect(&node.images().inspect(&over.path, Format::Qcow2).await, "ok");
+    remove(Some(identity), "ok").await;
+    expect(&node.images().inspect(&over.path, Format::Qcow2).await, "no such image");
+    remove(Some(identity), "ok").await;
+    remove(None, "ok").await;
+    node.check_violations(0);
+}
+
+/// Readers share, a writer does not.
+async fn who_has_an_image_open(node: &dyn Node) {
+    let base = node.image("base", Format::Qcow2);
+    let (one, two) = (node.overlay("one", &base).await, node.overlay("two", &base).await);
+    let (first, second) = (node.running(&one).await, node.running(&two).await);
+    for image in [&base, &one, &two] {
+        assert!(node.images().is_in_use(&image.path, image.format).await.unwrap());
+    }
+    let over_active = node.overlay("over-active", &one).await;
+    let third = node.define(&[("vda", &over_active)]);
+    let start = async |vm| node.hypervisor().start(vm, &vmsnap::host::StartFrom::Disks, false).await;
+    expect(&start(third).await, "refused");
+    let same = node.define(&[("vda", &one)]);
+    expect(&start(same).await, "refused");
+    node.hypervisor().stop(first).await.unwrap();
+    expect(&start(third).await, "ok");
+    // What one reads, no other may write to.
+    expect(&start(same).await, "refused");
+    node.hypervisor().stop(second).await.unwrap();
+    assert!(!node.images().is_in_use(&two.path, two.format).await.unwrap());
+}
+
+/// Nobody stops a removal of what is in use. The simulation says that it is wrong.
+async fn a_removal_of_what_is_open(node: &dyn Node) {
+    let base = node.image("base", Format::Qcow2);
+    let vm = node.running(&base).await;
+    let over = node.overlay("over", &base).await;
+    node.hypervisor().switch_disks(vm, &switch(&[("vda", &over)], &[], None)).await.unwrap();
+    node.remove(&base.path).await;
+    expect(&node.hypervisor().observe(vm).await, "no such image");
+    node.check_violations(2);
+}
+
+over_both_nodes! {
+    overlays
+    what_an_image_is_read_as
+    removal
+    who_has_an_image_open
+    a_removal_of_what_is_open
+}

@@ -9,7 +9,12 @@ if [ "${1:-}" = --with-python ]; then
     options=("$1")
     shift
 fi
-trap '"$here/setup.sh" --stop' EXIT
+finish() {
+    # After an interrupt the guards of guests and daemons are still at work.
+    flock --exclusive --timeout 30 "$here/../../.testbed/guards" true || true
+    "$here/setup.sh" --stop
+}
+trap finish EXIT
 # The command gets an interrupt too; this script lives on to see its end.
 trap : INT TERM
 "$here/setup.sh" "${options[@]}"

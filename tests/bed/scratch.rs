@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::cache;
+
 /// QEMU does not run as root: every directory on the way to an image must let it through, and a checkout may lie
 /// in a home that does not.
 const PLACE: &str = "/var/lib/libvirt/images";
@@ -19,6 +21,9 @@ const PLACE: &str = "/var/lib/libvirt/images";
 const GUARD: &str = r#"
 trap '' INT TERM HUP
 directory=$1 vm= process=
+# Whoever wants to see the end of all guards waits for this lock: see run.sh.
+exec 9>>"$2"
+flock --shared 9
 while read -r kind name; do
     case $kind in
     vm) vm=$name ;;
@@ -60,7 +65,7 @@ impl Scratch {
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o711)).expect("the directory is ours");
         let guard = Command::new("sh")
             .args(["-c", GUARD, "guard"])
-            .arg(&directory)
+            .args([&directory, &cache().join("guards")])
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -62,7 +62,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// without an error. Blocks for as long as the memory takes.
     async fn switch_disks(&self, vm: VmId, switch: &DiskSwitch) -> Result<()>;
 
-    /// Lets the stored definition of a VM that is off name other images.
+    /// Lets the stored definition of a VM name other images: what its next cold start boots. A process that runs goes on
+    /// with the images it has.
     async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()>;
 
     /// Starts a VM that is off.

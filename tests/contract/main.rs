@@ -4,6 +4,7 @@
 //! Real VMs have no guest system: a BIOS that finds nothing to boot is a running VM, and QEMU's monitor writes in its
 //! place. Where no libvirtd answers, only the simulated half runs, and says so.
 
+#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 mod images;

@@ -49,9 +49,6 @@ pub(super) fn switch_disks(line: &Connection, vm: VmId, switch: &DiskSwitch) -> 
 pub(super) fn point_disks(line: &Connection, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
     const CALL: &str = "change the stored definition";
     let domain = vms::lookup(line, vm)?;
-    if vms::is_active(&domain, vm)? {
-        return Err(HostError::Refused { call: CALL, cause: "the VM is not off".into() });
-    }
     let form = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
     let edited = with_sources(&vms::xml(&domain, vm, form)?, &sources(disks)?)?;
     Domain::define_xml_flags(line.connect(), &edited, 0).map_err(on_vm(vm, CALL))?;

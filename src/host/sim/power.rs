@@ -155,9 +155,6 @@ impl World {
     /// See [`crate::host::Hypervisor::point_disks`].
     pub(super) fn point_disks(&mut self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
         let machine = self.machine(vm)?;
-        if machine.live.is_some() {
-            return Err(refused("change the stored definition", "the VM is not off"));
-        }
         if let Some((disk, _)) = disks.iter().find(|(disk, _)| !machine.stored.contains_key(disk)) {
             return Err(HostError::NoSuchDisk(disk.clone()));
         }

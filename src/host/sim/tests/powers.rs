@@ -159,8 +159,8 @@ async fn the_stored_definition() {
     assert_eq!(bed.chain("vda").await, paths(&["/a", VDA]));
     assert_eq!(point("vdz", "/a").await, "no such disk");
     bed.sim.someone_starts(bed.vm);
-    assert_eq!(point("vda", VDA).await, "refused");
-    assert_eq!(bed.stored("vda").await, Some("/a".into()));
+    assert_eq!(point("vda", VDA).await, "ok");
+    assert_eq!(bed.stored("vda").await, Some(VDA.into()));
 }
 
 #[tokio::test]

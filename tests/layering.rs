@@ -65,6 +65,12 @@ fn imports(line: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Whether a line has the word, and not only the end of a longer one: `libvirt::` is not `virt::`.
+fn names(line: &str, word: &str) -> bool {
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
+}
+
 fn check_line(room: &str, allowed: &[&str], line: &str) -> Result<(), String> {
     for import in imports(line) {
         if import != room && !allowed.contains(&import) {
@@ -72,7 +78,7 @@ fn check_line(room: &str, allowed: &[&str], line: &str) -> Result<(), String> {
         }
     }
     for (secret, rooms) in SECRETS {
-        if line.contains(secret) && !rooms.contains(&room) {
+        if names(line, secret) && !rooms.contains(&room) {
             return Err(format!("{room} knows of {secret}"));
         }
     }

@@ -196,20 +196,6 @@ impl Engine {
         Ok(self.0.store.snapshots(filter, page).await?)
     }
 
-    /// The snapshots that VMs are at now: for each VM of `vms`.
-    pub async fn current(
-        &self,
-        vms: impl IntoIterator<Item = VmId> + Send,
-    ) -> Result<HashMap<VmId, SnapshotId>> {
-        let mut current = HashMap::new();
-        for vm in vms.into_iter().collect::<std::collections::BTreeSet<_>>() {
-            if let Some(snapshot) = self.0.store.tree(vm).await?.current {
-                current.insert(vm, snapshot);
-            }
-        }
-        Ok(current)
-    }
-
     /// An operation as it is now.
     pub async fn operation(&self, id: OperationId) -> Result<OperationView> {
         if let Some(watcher) = self.0.board.watch(id) {

@@ -22,34 +22,20 @@ const STORAGE: &str = "storage";
 /// Nothing tells when a disk fills or fails: looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says how each part is.
-pub(super) struct Reporter<H: Health> {
-    reporter: HealthReporter,
-    service: HealthServer<H>,
-}
-
-impl<H: Health> Reporter<H> {
-    /// The service to be served.
-    pub(super) fn service(&self) -> HealthServer<H> {
-        self.service.clone()
-    }
-
-    /// The daemon takes no more work.
-    pub(super) async fn not_serving(&self) {
-        self.reporter.set_service_status("", ServingStatus::NotServing).await;
-        for part in PARTS {
-            self.reporter.set_service_status(part, ServingStatus::NotServing).await;
-        }
-    }
-}
-
-/// Starts to watch the parts.
-pub(super) fn start(engine: &Engine, config: &Config) -> Reporter<impl Health> {
+/// Starts to watch the parts. Gives what they are told to, and the service that tells it on.
+pub(super) fn start(engine: &Engine, config: &Config) -> (HealthReporter, HealthServer<impl Health>) {
     let (reporter, service) = tonic_health::server::health_reporter();
     tokio::spawn(watch_link(engine.clone(), reporter.clone()));
     let directories = vec![config.state_directory.clone(), config.memory_directory()];
     tokio::spawn(watch_disk(engine.clone(), reporter.clone(), directories, config.reserve_bytes));
-    Reporter { reporter, service }
+    (reporter, service)
+}
+
+/// The daemon takes no more work.
+pub(super) async fn not_serving(reporter: &HealthReporter) {
+    for part in [""].into_iter().chain(PARTS) {
+        reporter.set_service_status(part, ServingStatus::NotServing).await;
+    }
 }
 
 async fn watch_link(engine: Engine, reporter: HealthReporter) {

@@ -9,3 +9,4 @@ mod start;
 pub mod telemetry;
 
 pub use args::main;
+pub use start::{Daemon, StartError};

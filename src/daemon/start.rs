@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
 
 use super::config::{Config, ConfigError};
 use super::{health, lock, serve};
@@ -25,7 +27,7 @@ use crate::store::{Store, StoreError};
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
+pub enum StartError {
     /// A directory cannot be made.
     #[error("cannot make directory {}", .path.display())]
     Directory {
@@ -112,13 +114,15 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
     let catalog = config.state_directory.join("catalog.db");
     let store = Store::open(&catalog).map_err(|cause| StartError::Catalog { path: catalog, cause })?;
     let runtime = tokio::runtime::Runtime::new().map_err(StartError::System)?;
-    let result = runtime.block_on(serve_until_told(config, store));
+    let result = runtime.block_on(serve_libvirt(config, store));
     // Calls into libvirt that are still out cannot be called back; the process does not wait for them.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartError> {
+async fn serve_libvirt(config: &Config, store: Store) -> Result<(), StartError> {
+    // Before anything else: a signal while the daemon starts is not lost.
+    let told = told_to_go().map_err(StartError::System)?;
     let libvirt = Libvirt::connect(&config.libvirt_uri, Deadlines::default()).map_err(StartError::Host)?;
     let host = Host {
         hypervisor: Arc::clone(&libvirt) as _,
@@ -126,33 +130,63 @@ async fn serve_until_told(config: &Config, store: Store) -> Result<(), StartErro
         images: HostImages::new(ImageDeadlines::default()).map_err(StartError::Host)?,
         emergency: libvirt.emergency(),
     };
-    let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
-    let recovered = engine.recover().await.map_err(StartError::Recover)?;
-    let listener = serve::listen(config)?;
-    let reporter = health::start(&engine, config);
-    tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
-    tell_systemd(&[NotifyState::Ready]);
+    Daemon::start(host, store, config).await?.run(told).await
+}
 
-    let stop = CancellationToken::new();
-    let api = Api::new(engine.clone(), config.state_directory.clone());
-    let serving = tokio::spawn(serve::serve(listener, api, reporter.service(), stop.clone()));
-    wait_for_signal().await.map_err(StartError::System)?;
+/// A daemon that has recovered and listens. It is the same over libvirt and over a simulated node.
+pub struct Daemon {
+    engine: Engine,
+    health: HealthReporter,
+    stop: CancellationToken,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    socket: PathBuf,
+    patience: Duration,
+}
 
-    tracing::info!(operations = engine.busy(), "vmsnapd goes down");
-    tell_systemd(&[NotifyState::Stopping]);
-    reporter.not_serving().await;
-    let patience = Duration::from_secs(config.drain_seconds);
-    if tokio::time::timeout(patience, engine.drain()).await.is_err() {
-        tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
+impl Daemon {
+    /// Recovers what an earlier life left, then listens. Calls are answered when this returns.
+    pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
+        let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
+        let recovered = engine.recover().await.map_err(StartError::Recover)?;
+        let listener = serve::listen(config)?;
+        let (health, health_service) = health::start(&engine, config);
+        let stop = CancellationToken::new();
+        let api = Api::new(engine.clone(), config.state_directory.clone());
+        let serving = tokio::spawn(serve::serve(listener, api, health_service, stop.clone()));
+        tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
+        tell_systemd(&[NotifyState::Ready]);
+        Ok(Self {
+            engine,
+            health,
+            stop,
+            serving,
+            socket: config.socket.clone(),
+            patience: Duration::from_secs(config.drain_seconds),
+        })
     }
-    stop.cancel();
-    let served = tokio::time::timeout(Duration::from_secs(2), serving).await;
-    // The socket is removed only by the daemon that made it, and only while it still holds the lock.
-    let _ = fs::remove_file(&config.socket);
-    match served {
-        Ok(Ok(result)) => result.map_err(StartError::Serve),
-        // Streams that do not end are cut.
-        Ok(Err(_)) | Err(_) => Ok(()),
+
+    /// Serves until `told` to go; then takes no new work, lets operations come to a durable stop, ends the streams.
+    pub async fn run(mut self, told: impl Future<Output = ()>) -> Result<(), StartError> {
+        tokio::select! {
+            () = told => {}
+            // A server that ends by itself has failed, and a daemon that nobody can reach is none.
+            served = &mut self.serving => return served.unwrap_or(Ok(())).map_err(StartError::Serve),
+        }
+        tracing::info!(operations = self.engine.busy(), "vmsnapd goes down");
+        tell_systemd(&[NotifyState::Stopping]);
+        health::not_serving(&self.health).await;
+        if tokio::time::timeout(self.patience, self.engine.drain()).await.is_err() {
+            tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
+        }
+        self.stop.cancel();
+        let served = tokio::time::timeout(Duration::from_secs(2), self.serving).await;
+        // The socket is removed only by the daemon that made it, and only while it still holds the lock.
+        let _ = fs::remove_file(&self.socket);
+        match served {
+            Ok(Ok(result)) => result.map_err(StartError::Serve),
+            // Streams that do not end are cut.
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -185,14 +219,16 @@ fn take_lock(directory: &Path) -> Result<fs::File, StartError> {
     lock.ok_or_else(|| StartError::AlreadyRunning(directory.to_owned()))
 }
 
-async fn wait_for_signal() -> io::Result<()> {
+/// SIGTERM or SIGINT, from now on.
+fn told_to_go() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Without systemd there is nobody to tell.

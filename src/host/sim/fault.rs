@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::HostError;
 use super::agent::AgentBehaviour;
 use crate::model::vm::PauseReason;
@@ -164,7 +166,7 @@ pub(super) enum Extent {
     Half,
 }
 
-/// What goes wrong. Only the first three end the call themselves.
+/// What goes wrong. Only the first four end the call themselves.
 #[derive(Debug, Clone)]
 pub enum Mishap {
     /// The call gives an error.
@@ -176,6 +178,8 @@ pub enum Mishap {
     },
     /// The call never returns. Whoever waits for it is as good as dead.
     Hang,
+    /// The call has its effect and does not return before it is let go on.
+    Late(Hold),
     /// The link to the hypervisor breaks. It comes back when so many calls have failed over it.
     LinkDown {
         /// How many.
@@ -203,7 +207,7 @@ pub enum Mishap {
 impl Mishap {
     pub(super) fn ends_the_call(&self) -> bool {
         match self {
-            Self::Error(_) | Self::Blind { .. } | Self::Hang => true,
+            Self::Error(_) | Self::Blind { .. } | Self::Hang | Self::Late(_) => true,
             Self::LinkDown { .. }
             | Self::LinkUp
             | Self::NoSpace
@@ -214,6 +218,30 @@ impl Mishap {
             | Self::VmKnownWrongly(_)
             | Self::Agent(..) => false,
         }
+    }
+}
+
+/// Holds a call: a test waits until it is there, looks around, and lets it go on. Clones are the same hold.
+#[derive(Debug, Clone, Default)]
+pub struct Hold {
+    reached: CancellationToken,
+    released: CancellationToken,
+}
+
+impl Hold {
+    /// Until the call is there, its effect included.
+    pub async fn reached(&self) {
+        self.reached.cancelled().await;
+    }
+
+    /// Lets the call return.
+    pub fn release(&self) {
+        self.released.cancel();
+    }
+
+    pub(super) async fn hold(&self) {
+        self.reached.cancel();
+        self.released.cancelled().await;
     }
 }
 

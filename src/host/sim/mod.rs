@@ -40,7 +40,7 @@ mod world;
 
 pub use agent::AgentBehaviour;
 pub use build::{DISK_SIZE, VmBuilder};
-pub use fault::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
+pub use fault::{Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
 pub use files::{BLOCK, Content, GARBAGE};
 pub use guest::GuestError;
 pub use machine::GuestMemory;
@@ -140,6 +140,10 @@ impl SimHost {
         self.moved.notify_waiters();
         match answer {
             Answer::Given(result) => result,
+            Answer::Late(result, hold) => {
+                hold.hold().await;
+                result
+            }
             Answer::Never => std::future::pending().await,
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
 use super::super::{HostError, HostEvent, Link, Result};
-use super::fault::{Extent, Fault, Method, Mishap, Moment, Script};
+use super::fault::{Extent, Fault, Hold, Method, Mishap, Moment, Script};
 use super::files::Files;
 use super::machine::{Live, Machine};
 use crate::model::step::ImageRef;
@@ -42,6 +42,7 @@ pub(super) struct World {
 #[derive(Debug)]
 pub(super) enum Answer<T> {
     Given(Result<T>),
+    Late(Result<T>, Hold),
     Never,
 }
 
@@ -74,13 +75,17 @@ impl World {
             return Answer::Given(Err(error));
         }
         let end = faults.iter().find(|fault| fault.mishap.ends_the_call());
-        let result = match end.map(|fault| fault.moment) {
-            None | Some(Moment::After) => Some(effect(self, Extent::Whole)),
-            Some(Moment::Midway) if method.has_middle() => Some(effect(self, Extent::Half)),
-            Some(Moment::Midway | Moment::Before) => None,
+        let extent = match end {
+            None | Some(Fault { moment: Moment::After, .. } | Fault { mishap: Mishap::Late(_), .. }) => {
+                Some(Extent::Whole)
+            }
+            Some(Fault { moment: Moment::Midway, .. }) if method.has_middle() => Some(Extent::Half),
+            Some(Fault { moment: Moment::Midway | Moment::Before, .. }) => None,
         };
+        let result = extent.map(|extent| effect(self, extent));
         let answer = match (end.map(|fault| fault.mishap.clone()), result) {
             (Some(Mishap::Hang), _) => Answer::Never,
+            (Some(Mishap::Late(hold)), Some(result)) => Answer::Late(result, hold),
             (Some(Mishap::Blind { looks }), _) => {
                 self.script.blind_looks = looks;
                 Answer::Given(Err(no_answer()))
@@ -140,7 +145,7 @@ impl World {
     fn meanwhile(&mut self, faults: &[Fault], is_now: impl Fn(Moment) -> bool) {
         for fault in faults.iter().filter(|fault| is_now(fault.moment)) {
             match &fault.mishap {
-                Mishap::Error(_) | Mishap::Blind { .. } | Mishap::Hang => {}
+                Mishap::Error(_) | Mishap::Blind { .. } | Mishap::Hang | Mishap::Late(_) => {}
                 Mishap::LinkDown { calls } => self.break_link(*calls),
                 Mishap::LinkUp => {
                     self.link.send_replace(Link::Up);

@@ -14,6 +14,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::InvalidArgument => (v1::Reason::InvalidRequest, Code::InvalidArgument),
         Reason::RequestIdReused => (v1::Reason::RequestIdReused, Code::InvalidArgument),
         Reason::ResumeTokenInvalid => (v1::Reason::ResumeTokenInvalid, Code::InvalidArgument),
+        Reason::ResumeTokenExpired => (v1::Reason::ResumeTokenExpired, Code::OutOfRange),
         Reason::PageTokenInvalid => (v1::Reason::PageTokenInvalid, Code::InvalidArgument),
         Reason::VmNotFound => (v1::Reason::VmNotFound, Code::NotFound),
         Reason::SnapshotNotFound => (v1::Reason::SnapshotNotFound, Code::NotFound),

@@ -3,6 +3,7 @@
 //! A watcher that was cut off comes back with its token and misses nothing that still matters: states are kept,
 //! progress is the latest. When the daemon goes down it says so, with a token for the next one.
 
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tonic::Status;
 use super::operation::parse;
 use super::{convert, status};
 use crate::model::Reason;
-use crate::ops::{Engine, OperationView};
+use crate::ops::{Engine, OperationView, OpsError};
 use crate::proto::v1;
 use crate::proto::v1::watch_operation_response::Update;
 
@@ -23,7 +24,10 @@ use crate::proto::v1::watch_operation_response::Update;
 pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchOperationResponse, Status>> + Send>>;
 
 /// Between heartbeats if the client does not say.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// What a client may ask for between heartbeats.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 
 /// Updates closer together than this are one: nobody reads faster.
 const PACE: Duration = Duration::from_millis(100);
@@ -39,6 +43,11 @@ pub(super) async fn start(
     // Before the look at the journal: one that ends in between is found there.
     let watcher = engine.watch(id);
     let present = engine.operation(id).await.map_err(status::of)?;
+    if seen.is_some_and(|seen| seen > present.revision) {
+        // The catalog is an older one now: what the client knows has not happened here.
+        let message = "the resume token is of a state that this catalog does not know";
+        return Err(status::plain(Reason::ResumeTokenExpired, message, "begin again without a resume token"));
+    }
     let (sender, receiver) = mpsc::channel(8);
     let watch = Watch { engine: engine.clone(), sender, heartbeat, seen };
     tokio::spawn(watch.follow(present, watcher));
@@ -58,10 +67,10 @@ fn revision(token: &str) -> Result<Option<u64>, Status> {
 fn heartbeat(request: &v1::WatchOperationRequest) -> Result<Duration, Status> {
     let Some(asked) = request.heartbeat_interval else { return Ok(HEARTBEAT) };
     match Duration::try_from(asked) {
-        Ok(asked) if asked >= Duration::from_millis(100) => Ok(asked),
+        Ok(asked) if HEARTBEATS.contains(&asked) => Ok(asked),
         Ok(_) | Err(_) => {
             let mut violations = status::Violations::default();
-            violations.add("heartbeat_interval", "at least 0.1 s");
+            violations.add("heartbeat_interval", "between 1 second and 5 minutes");
             violations.check().map(|()| HEARTBEAT)
         }
     }
@@ -112,6 +121,8 @@ impl Watch {
         }
         let retry_after = prost_types::Duration { seconds: 1, nanos: 0 };
         self.send(Update::Draining(v1::Draining { retry_after: Some(retry_after) })).await;
+        // The last word counts only for clients that look at nothing else; one that has gone needs none.
+        let _ = self.sender.send(Err(status::of(OpsError::Draining))).await;
     }
 
     /// Shows a state unless the client has it. None if the client is gone.
@@ -129,6 +140,7 @@ impl Watch {
     }
 }
 
+/// A stuck operation does not move before a person acts: there is nothing to follow.
 fn is_over(view: &OperationView) -> bool {
-    view.operation.cursor.has_ended()
+    view.operation.cursor.turn().is_none()
 }

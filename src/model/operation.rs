@@ -226,6 +226,7 @@ pub enum Reason {
     InvalidArgument,
     RequestIdReused,
     ResumeTokenInvalid,
+    ResumeTokenExpired,
     PageTokenInvalid,
     VmNotFound,
     SnapshotNotFound,

@@ -233,14 +233,19 @@ impl Engine {
         self.operation(id).await
     }
 
-    /// Lets a stuck operation try again, or give up where it stands.
+    /// Lets a stuck operation try again, or give up where it stands. Gives it as it is after that.
     pub async fn resolve(&self, id: OperationId, abandon: bool) -> Result<OperationView> {
+        let mut watcher = self.0.board.watch(id);
         let view = self.operation(id).await?;
         if !matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
             return Err(OpsError::NotStuck);
         }
         let command = if abandon { Command::Abandon } else { Command::Retry };
         self.say(id, command, OpsError::NotStuck).await?;
+        if let Some(watcher) = &mut watcher {
+            // It fails when the runner has gone, and then the journal knows.
+            let _ = watcher.wait_for(|now| now.revision > view.revision).await;
+        }
         self.operation(id).await
     }
 

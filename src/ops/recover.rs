@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::host::Link;
-use crate::model::{Finding, Operation};
+use crate::model::Finding;
 use crate::store::FreezeLease;
 
 use super::runner::Runner;
@@ -33,12 +33,22 @@ impl Engine {
             // Whatever becomes of the tasks below, the dead-man goes on with it.
             self.0.dead_man.arm(lease.vm, Duration::ZERO);
         }
-        for (operation, permit) in held {
+        for (mut operation, permit) in held {
+            // What the earlier life published after its last save must not be newer than what this one publishes.
+            operation.generation += 1;
             let lease = leases.iter().find(|lease| lease.operation == operation.id).cloned();
             let engine = self.clone();
+            // At once: it can be watched while the hypervisor is waited for.
+            let runner = Runner::new(self.clone(), operation, permit, false);
             self.0.tasks.spawn(async move {
-                let operation = engine.thaw_before(operation, lease).await;
-                Runner::new(engine, operation, permit, false).run().await;
+                let freeze_was_lost = match &lease {
+                    Some(lease) => engine.honour(lease).await,
+                    None => false,
+                };
+                let lost = Finding::FreezeLost {
+                    reason: "vmsnapd was restarted while the guest was frozen".to_owned(),
+                };
+                runner.knowing(freeze_was_lost.then_some(lost)).run().await;
             });
         }
         for lease in leases {
@@ -48,20 +58,6 @@ impl Engine {
             }
         }
         Ok(count)
-    }
-
-    /// An operation that had frozen its guest goes on with the guest thawed, and knows that the freeze was lost.
-    async fn thaw_before(&self, mut operation: Operation, lease: Option<FreezeLease>) -> Operation {
-        // What the earlier life published after its last save must not be newer than what this one publishes.
-        operation.generation += 1;
-        if let Some(lease) = lease
-            && self.honour(&lease).await
-        {
-            operation.findings.add(Finding::FreezeLost {
-                reason: "vmsnapd was restarted while the guest was frozen".to_owned(),
-            });
-        }
-        operation
     }
 
     /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
-use crate::model::{Failure, Operation, Outcome, SnapshotState, Step, Turn};
+use crate::model::{Failure, Finding, Operation, Outcome, SnapshotState, Step, Turn};
 
 use super::Engine;
 use super::board::{Command, Reporter};
@@ -42,6 +42,14 @@ impl Runner {
         Self { engine, operation, reporter, commands, _permit: permit, is_fresh }
     }
 
+    /// With something that was learned before it runs.
+    pub(super) fn knowing(mut self, finding: Option<Finding>) -> Self {
+        if let Some(finding) = finding {
+            self.operation.findings.add(finding);
+        }
+        self
+    }
+
     /// Runs it to its end, or until the daemon goes down.
     pub(super) async fn run(mut self) {
         let id = self.operation.id;
@@ -49,6 +57,8 @@ impl Runner {
         loop {
             self.take_commands();
             if self.may_stop() {
+                // What the last turn has learned cannot be seen again.
+                self.save().await;
                 tracing::info!(operation = %id, "operation is left for the next start");
                 return;
             }
@@ -153,17 +163,20 @@ impl Runner {
         }
     }
 
-    /// True once the hypervisor can be reached; false if the daemon goes down first.
+    /// True once the hypervisor can be reached; false if the daemon goes down first, which it does not while it holds
+    /// a guest frozen.
     async fn wait_for_link(&mut self) -> bool {
         let mut link = self.engine.0.host.hypervisor.link();
+        let holds_freeze = self.holds_freeze();
         tokio::select! {
+            biased;
             result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
-            () = self.engine.0.stopping.cancelled() => false,
+            () = self.engine.0.stopping.cancelled(), if !holds_freeze => false,
         }
     }
 
     /// Makes the operation durable and shows it. If that fails it is tried again: nothing is done before. False if the
-    /// daemon goes down first.
+    /// daemon goes down first; see [`Self::wait_for_link`].
     async fn save(&mut self) -> bool {
         self.operation.generation += 1;
         self.operation.updated_at = Timestamp::now();
@@ -177,7 +190,7 @@ impl Runner {
                 }
             }
             failures += 1;
-            if self.engine.0.stopping.is_cancelled() {
+            if self.may_stop() {
                 return false;
             }
             self.pause(failures).await;

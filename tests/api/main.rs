@@ -1,0 +1,12 @@
+//! The whole daemon over a simulated node, reached as clients reach it: gRPC over its socket, and the `vmsnap` program.
+//!
+//! Everything is real but the hypervisor. A crash is dropping the daemon's runtime; the node and the catalog stay.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+mod bad_requests;
+mod life;
+mod node;
+mod stuck;
+mod watch;
+mod work;

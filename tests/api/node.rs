@@ -1,0 +1,259 @@
+//! A simulated node with a daemon on it, and the ways to reach it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+use vmsnap::daemon::config::Config;
+use vmsnap::daemon::{Daemon, StartError};
+use vmsnap::host::sim::{Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::model::{DiskTarget, VmId};
+use vmsnap::proto::v1;
+use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
+use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
+use vmsnap::proto::v1::vm_service_client::VmServiceClient;
+use vmsnap::store::Store;
+
+/// What only a broken daemon does not do in time.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node with the VM `web` on it, and a daemon.
+pub struct Node {
+    pub sim: SimHost,
+    pub vm: VmId,
+    store: Store,
+    directory: TempDir,
+    life: Option<Life>,
+}
+
+/// A runtime that can be dropped while another one runs on the thread.
+struct Apart(Option<Runtime>);
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let runtime = self.0.take();
+        // Returns when every task has been dropped where it stood.
+        std::thread::spawn(move || drop(runtime)).join().unwrap();
+    }
+}
+
+/// One life of the daemon.
+struct Life {
+    /// First: dropping it is the crash.
+    runtime: Apart,
+    told: oneshot::Sender<()>,
+    serving: JoinHandle<Result<(), StartError>>,
+}
+
+impl Node {
+    /// One with a running VM of two disks.
+    pub fn start() -> Self {
+        let sim = SimHost::new();
+        let vm = sim.vm("web").disks(2).build();
+        Self::start_with(sim, vm)
+    }
+
+    /// One with a world of its own.
+    pub fn start_with(sim: SimHost, vm: VmId) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("catalog.db")).unwrap();
+        let mut node = Self { sim, vm, store, directory, life: None };
+        node.restart();
+        node
+    }
+
+    /// Another life of the daemon.
+    pub fn restart(&mut self) {
+        assert!(self.life.is_none(), "a daemon runs");
+        let config = self.config();
+        let (host, store) = (self.sim.host(), self.store.clone());
+        let runtime = Runtime::new().unwrap();
+        let starting = runtime.spawn(async move { Daemon::start(host, store, &config).await });
+        let daemon = wait(starting).unwrap().unwrap();
+        let (told, hear) = oneshot::channel::<()>();
+        let serving = runtime.spawn(daemon.run(async { drop(hear.await) }));
+        self.life = Some(Life { runtime: Apart(Some(runtime)), told, serving });
+    }
+
+    /// The daemon dies: every task is dropped where it stands.
+    pub fn crash(&mut self) {
+        assert!(self.life.take().is_some(), "no daemon runs");
+    }
+
+    /// Tells the daemon to go, as SIGTERM does. Gives what waits for its end.
+    pub fn tell_to_go(&mut self) -> Going {
+        let life = self.life.take().unwrap();
+        life.told.send(()).unwrap();
+        Going { runtime: life.runtime, serving: life.serving }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("vmsnapd.sock")
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            socket: self.socket(),
+            state_directory: self.directory.path().to_owned(),
+            drain_seconds: 30,
+            ..Config::default()
+        }
+    }
+
+    pub fn channel(&self) -> Channel {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+    }
+
+    pub fn vms(&self) -> VmServiceClient<Channel> {
+        VmServiceClient::new(self.channel())
+    }
+
+    pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel())
+    }
+
+    pub fn operations(&self) -> OperationServiceClient<Channel> {
+        OperationServiceClient::new(self.channel())
+    }
+
+    pub fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel())
+    }
+
+    /// Begins a snapshot.
+    pub async fn begin(&self, name: &str) -> v1::Operation {
+        let answer = self.snapshots().create_snapshot(create("web", name)).await.unwrap();
+        answer.into_inner().operation.unwrap()
+    }
+
+    /// Takes a snapshot.
+    pub async fn take(&self, name: &str) -> v1::Snapshot {
+        let begun = self.begin(name).await;
+        let ended = self.end_of(&begun.id).await;
+        assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+        self.snapshot(name).await
+    }
+
+    pub async fn snapshot(&self, name: &str) -> v1::Snapshot {
+        let request = v1::GetSnapshotRequest { snapshot: name.to_owned(), vm: "web".to_owned() };
+        self.snapshots().get_snapshot(request).await.unwrap().into_inner().snapshot.unwrap()
+    }
+
+    /// The names of all snapshots, oldest first.
+    pub async fn names(&self) -> Vec<String> {
+        let list = self.snapshots().list_snapshots(v1::ListSnapshotsRequest::default()).await.unwrap();
+        list.into_inner().snapshots.into_iter().map(|snapshot| snapshot.name).collect()
+    }
+
+    pub async fn operation(&self, id: &str) -> v1::Operation {
+        let request = v1::GetOperationRequest { operation_id: id.to_owned() };
+        self.operations().get_operation(request).await.unwrap().into_inner().operation.unwrap()
+    }
+
+    /// Follows an operation until it does not move any more.
+    pub async fn end_of(&self, id: &str) -> v1::Operation {
+        let request = v1::WatchOperationRequest { operation_id: id.to_owned(), ..Default::default() };
+        let follow = async {
+            let mut stream = self.operations().watch_operation(request).await.unwrap().into_inner();
+            let mut last = None;
+            while let Some(message) = stream.message().await.unwrap() {
+                if let Some(v1::watch_operation_response::Update::Operation(operation)) = message.update {
+                    last = Some(operation);
+                }
+            }
+            last.unwrap()
+        };
+        tokio::time::timeout(PATIENCE, follow).await.expect("the operation does not end")
+    }
+
+    /// Every call of a method goes wrong.
+    pub fn strike(&self, method: Method, mishap: Mishap) {
+        self.sim.add_fault(Fault { at: Trigger::Each(method), moment: Moment::Before, mishap });
+    }
+
+    /// The next call of a method has its effect, and is held.
+    pub fn hold(&self, method: Method) -> Hold {
+        let hold = Hold::default();
+        let occurrence = self.sim.calls().iter().filter(|call| call.method == method).count() + 1;
+        let at = Trigger::Call(vmsnap::host::sim::Call { method, occurrence });
+        self.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
+        hold
+    }
+
+    /// What has been done to the world, looks aside.
+    pub fn acts(&self) -> usize {
+        self.sim.calls().iter().filter(|call| !call.method.is_look()).count()
+    }
+
+    pub fn write(&self, block: u64, value: u64) {
+        for disk in disks() {
+            self.sim.guest_write(self.vm, &disk, block, value).unwrap();
+        }
+    }
+
+    pub fn read(&self, block: u64) -> [u64; 2] {
+        disks().map(|disk| self.sim.guest_read(self.vm, &disk, block).unwrap())
+    }
+}
+
+/// A daemon that was told to go.
+pub struct Going {
+    runtime: Apart,
+    serving: JoinHandle<Result<(), StartError>>,
+}
+
+impl Going {
+    /// Waits for its end.
+    pub async fn gone(mut self) {
+        let served = tokio::time::timeout(PATIENCE, &mut self.serving).await.expect("the daemon does not go");
+        served.unwrap().unwrap();
+        drop(self.runtime);
+    }
+}
+
+/// Waits for a task of another runtime.
+fn wait<T: Send + 'static>(task: JoinHandle<T>) -> Result<T, tokio::task::JoinError> {
+    std::thread::spawn(move || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(task))
+        .join()
+        .unwrap()
+}
+
+pub fn disks() -> [DiskTarget; 2] {
+    ["vda", "vdb"].map(|disk| disk.parse().unwrap())
+}
+
+pub fn create(vm: &str, name: &str) -> v1::CreateSnapshotRequest {
+    v1::CreateSnapshotRequest { vm: vm.to_owned(), name: name.to_owned(), ..Default::default() }
+}
+
+pub fn delete(name: &str) -> v1::DeleteSnapshotRequest {
+    v1::DeleteSnapshotRequest { snapshot: name.to_owned(), vm: "web".to_owned(), ..Default::default() }
+}
+
+pub fn revert(name: &str) -> v1::RevertSnapshotRequest {
+    v1::RevertSnapshotRequest { snapshot: name.to_owned(), vm: "web".to_owned(), ..Default::default() }
+}
+
+/// A failed call has this code and this reason.
+#[track_caller]
+pub fn assert_refused(status: &Status, code: Code, reason: &str) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("{status:?} has no reason"));
+    assert_eq!((status.code(), info.reason.as_str()), (code, reason), "{status:?}");
+    assert_eq!(info.domain, "vmsnap");
+    assert_eq!(info.metadata["changed"], "nothing");
+    assert!(!info.metadata["remedy"].is_empty(), "{status:?} says nothing of what to do");
+}

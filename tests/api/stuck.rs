@@ -1,0 +1,141 @@
+//! What does not go by itself: cancelling in time and too late, operations that are stuck and the ways out.
+
+use tonic::Code;
+use vmsnap::host::sim::{Complaint, Method, Mishap, SimHost};
+use vmsnap::proto::v1;
+
+use super::node::{Node, assert_refused, create, delete};
+
+async fn cancel(node: &Node, id: &str) -> Result<v1::Operation, tonic::Status> {
+    let request = v1::CancelOperationRequest { operation_id: id.to_owned(), ..Default::default() };
+    node.operations().cancel_operation(request).await.map(|answer| answer.into_inner().operation.unwrap())
+}
+
+async fn resolve(node: &Node, id: &str, action: v1::Resolution) -> Result<v1::Operation, tonic::Status> {
+    let request = v1::ResolveOperationRequest {
+        operation_id: id.to_owned(),
+        action: action.into(),
+        ..Default::default()
+    };
+    node.operations().resolve_operation(request).await.map(|answer| answer.into_inner().operation.unwrap())
+}
+
+#[tokio::test]
+async fn a_create_is_cancelled_before_the_switch() {
+    let node = Node::start();
+    let files = node.sim.files();
+    let hold = node.hold(Method::Freeze);
+    let begun = node.begin("one").await;
+    hold.reached().await;
+    assert!(node.operation(&begun.id).await.cancellable);
+    cancel(&node, &begun.id).await.unwrap();
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed);
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
+    assert_eq!(node.sim.files(), files, "nothing is left over");
+    assert!(!node.sim.is_guest_frozen(node.vm));
+    assert!(node.names().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_capture_of_memory_is_cancelled() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).slow_capture(1_000_000).build();
+    let node = Node::start_with(sim, vm);
+    let files = node.sim.files();
+    let hold = node.hold(Method::MemoryProgress);
+    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    hold.release();
+    cancel(&node, &begun.id).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
+    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running), "the guest runs on");
+    assert_eq!(node.sim.files(), files, "nothing is left over");
+}
+
+#[tokio::test]
+async fn past_the_point_of_no_return_it_is_too_late() {
+    let node = Node::start();
+    node.take("one").await;
+    let hold = node.hold(Method::StartCommit);
+    let begun =
+        node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    assert!(!node.operation(&begun.id).await.cancellable);
+    let status = cancel(&node, &begun.id).await.unwrap_err();
+    assert_refused(&status, Code::FailedPrecondition, "OPERATION_NOT_CANCELLABLE");
+    hold.release();
+    assert_eq!(node.end_of(&begun.id).await.state(), v1::OperationState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_vm_does_one_thing_at_a_time() {
+    let node = Node::start();
+    node.sim.vm("db").disks(1).build();
+    let hold = node.hold(Method::SwitchDisks);
+    let begun = node.begin("one").await;
+    hold.reached().await;
+    let status = node.snapshots().create_snapshot(create("web", "two")).await.unwrap_err();
+    assert_refused(&status, Code::Aborted, "VM_BUSY");
+    assert!(status.message().contains(&begun.id), "{}", status.message());
+    // Another VM is not held up.
+    let other = node.snapshots().create_snapshot(create("db", "one")).await.unwrap().into_inner();
+    assert_eq!(node.end_of(&other.operation.unwrap().id).await.state(), v1::OperationState::Succeeded);
+    hold.release();
+    node.end_of(&begun.id).await;
+    node.take("two").await;
+}
+
+/// A deletion that is stuck: the pivot is refused again and again.
+async fn stuck(node: &Node) -> v1::Operation {
+    node.take("one").await;
+    node.write(1, 10);
+    node.strike(Method::Pivot, Mishap::Error(Complaint::Refused));
+    let begun =
+        node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
+    let stuck = node.end_of(&begun.id).await;
+    assert_eq!(stuck.state(), v1::OperationState::Stuck, "{stuck:?}");
+    assert!(stuck.error.is_some(), "it says why");
+    stuck
+}
+
+#[tokio::test]
+async fn a_stuck_operation_tries_again_when_it_is_told_to() {
+    let mut node = Node::start();
+    let operation = stuck(&node).await;
+    let status = node.snapshots().create_snapshot(create("web", "two")).await.unwrap_err();
+    assert_refused(&status, Code::FailedPrecondition, "VM_STUCK");
+    // A restart forgets nothing, and does nothing by itself.
+    node.crash();
+    node.restart();
+    assert_eq!(node.operation(&operation.id).await.state(), v1::OperationState::Stuck);
+    let status = resolve(&node, &operation.id, v1::Resolution::TurnBack).await.unwrap_err();
+    assert_refused(&status, Code::FailedPrecondition, "RESOLUTION_NOT_OFFERED");
+    let status = resolve(&node, &operation.id, v1::Resolution::Unspecified).await.unwrap_err();
+    assert_refused(&status, Code::InvalidArgument, "INVALID_REQUEST");
+
+    node.sim.reset_script();
+    let going_on = resolve(&node, &operation.id, v1::Resolution::Retry).await.unwrap();
+    assert_ne!(going_on.state(), v1::OperationState::Stuck, "the answer shows that it moves");
+    let ended = node.end_of(&operation.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert!(node.names().await.is_empty());
+    assert_eq!(node.read(1), [10, 10]);
+}
+
+#[tokio::test]
+async fn a_stuck_operation_is_given_up() {
+    let node = Node::start();
+    let operation = stuck(&node).await;
+    resolve(&node, &operation.id, v1::Resolution::Abandon).await.unwrap();
+    let ended = node.end_of(&operation.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed);
+    assert_ne!(ended.error.unwrap().changed, "nothing", "it says that something was done");
+    let snapshot = node.snapshot("one").await;
+    assert_eq!(snapshot.state(), v1::SnapshotState::Error, "nobody vouches for it");
+    assert_eq!(node.read(1), [10, 10], "the guest has its data");
+}

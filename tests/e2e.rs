@@ -10,6 +10,8 @@ mod bed;
 #[path = "e2e/proxy.rs"]
 mod proxy;
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use bed::{Agent, Client, Daemon, Disk, Format, Guest, Progress, Setup, Spec, eventually};
@@ -323,10 +325,36 @@ fn deleting_a_large_overlay_shows_progress_while_the_guest_writes() {
 }
 
 #[test]
+fn a_client_made_only_from_reflection() {
+    let guest = Guest::boot(&Spec::default());
+    let daemon = Daemon::start();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/client.py");
+    let output = Command::new(bed::python())
+        .arg(script)
+        .arg(daemon.socket())
+        .args([guest.name(), "from-python"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let services: Vec<&str> =
+        told["services"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    for service in ["Event", "Node", "Operation", "Schedule", "Snapshot", "Vm", "Volume"] {
+        let name = format!("vmsnap.v1.{service}Service");
+        assert!(services.contains(&name.as_str()), "{name} is not in {services:?}");
+    }
+    assert_eq!(told["states"].as_array().unwrap().last().unwrap(), "OPERATION_STATE_SUCCEEDED");
+    assert_eq!(told["snapshot"]["name"], "from-python");
+    assert_eq!(told["snapshot"]["state"], "SNAPSHOT_STATE_READY");
+    assert_eq!(told["health"], "SERVING");
+    assert_well(&guest);
+    assert_eq!(names(&daemon.client(), guest.name()), ["from-python"]);
+}
+
+#[test]
 fn a_second_daemon_on_the_same_state_is_refused_and_a_term_ends_the_first() {
     let mut daemon = Daemon::start();
-    let program = std::path::Path::new(env!("CARGO_BIN_EXE_vmsnapd"));
-    let second = std::process::Command::new(program)
+    let second = Command::new(env!("CARGO_BIN_EXE_vmsnapd"))
         .arg("--state-dir")
         .arg(daemon.state_directory())
         .arg("--socket")

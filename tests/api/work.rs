@@ -1,8 +1,9 @@
 //! The main job through the contract: what one asks for is what one sees.
 
 use tonic::Code;
-use vmsnap::host::sim::{AgentBehaviour, SimHost};
+use vmsnap::host::sim::{AgentBehaviour as Agent, SimHost};
 use vmsnap::proto::v1;
+use vmsnap::proto::v1::Quiesce::{Auto, Off, Required};
 
 use super::node::{Node, assert_refused, create, delete, revert};
 
@@ -153,8 +154,6 @@ async fn consistency_is_told_as_it_was_obtained() {
         }
         assert!(!node.sim.is_guest_frozen(vm), "{behaviour:?}");
     };
-    use AgentBehaviour as Agent;
-    use v1::Quiesce::{Auto, Off, Required};
     check(Agent::Obeys, Required, Ok(v1::Consistency::Filesystem)).await;
     check(Agent::Obeys, Auto, Ok(v1::Consistency::Filesystem)).await;
     check(Agent::Obeys, Off, Ok(v1::Consistency::Crash)).await;

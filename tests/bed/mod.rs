@@ -37,6 +37,17 @@ fn cache() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(".testbed")
 }
 
+/// The interpreter with the stock gRPC client that `tests/bed/setup.sh --with-python` made.
+pub fn python() -> PathBuf {
+    let python = cache().join("python/bin/python3");
+    assert!(
+        python.exists(),
+        "there is no {}: run 'make test', or tests/bed/setup.sh --with-python",
+        python.display()
+    );
+    python
+}
+
 /// A program of this package, of the same build as the running test or example.
 fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process knows its own file");

@@ -3,6 +3,9 @@
 PREFIX  ?= /usr
 DESTDIR ?=
 CARGO   ?= cargo
+# A profile of cargo; its programs are in a directory of that name, except for one.
+PROFILE ?= release
+BUILT   := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Guests, images and the daemon need root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
@@ -13,11 +16,11 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 all: build
 
 build:
-	$(CARGO) build --release --bins
+	$(CARGO) build --profile $(PROFILE) --bins
 
 # A real guest, the daemon and the client. Ends with "demo: ok" and leaves nothing behind.
 demo:
-	tests/bed/run.sh sh -c '$(CARGO) build --release --bins --example demo && exec $(AS_ROOT) target/release/examples/demo'
+	tests/bed/run.sh sh -c '$(CARGO) build --profile $(PROFILE) --bins --example demo && exec $(AS_ROOT) $(BUILT)/examples/demo'
 
 # Everything that is tested, end to end on real guests too.
 test:
@@ -41,17 +44,17 @@ run-tests:
 	$(CARGO) test
 
 install: build
-	install -D -m 755 target/release/vmsnapd $(DESTDIR)$(PREFIX)/bin/vmsnapd
-	install -D -m 755 target/release/vmsnap $(DESTDIR)$(PREFIX)/bin/vmsnap
+	install -D -m 755 $(BUILT)/vmsnapd $(DESTDIR)$(PREFIX)/bin/vmsnapd
+	install -D -m 755 $(BUILT)/vmsnap $(DESTDIR)$(PREFIX)/bin/vmsnap
 	install -D -m 644 systemd/vmsnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapd.service
 	install -D -m 644 systemd/vmsnapd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vmsnapd.conf
 	install -D -m 644 systemd/vmsnapd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmsnapd.conf
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \
 	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(DESTDIR)$(PREFIX)/share/man/man1
-	target/release/vmsnap completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsnap
-	target/release/vmsnap completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vmsnap
-	target/release/vmsnap completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmsnap.fish
-	target/release/vmsnap man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	$(BUILT)/vmsnap completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsnap
+	$(BUILT)/vmsnap completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vmsnap
+	$(BUILT)/vmsnap completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmsnap.fish
+	$(BUILT)/vmsnap man --dir $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
 	$(CARGO) clean

@@ -280,7 +280,10 @@ async fn delete_each(
     let all = requests.len();
     let mut failures = Vec::new();
     for request in requests {
-        let name = request.snapshot.clone();
+        let name = match request.vm.as_str() {
+            "" => request.snapshot.clone(),
+            vm => format!("{vm}/{}", request.snapshot),
+        };
         match delete_one(session, request, how).await {
             Ok(()) => {}
             Err(failure) if all == 1 || matches!(failure.code, exit::INTERRUPTED | exit::TIMED_OUT) => {

@@ -3,10 +3,13 @@
 //! Everything is real but the hypervisor. A crash is dropping the daemon's runtime; the node and the catalog stay.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
 mod bad_requests;
+mod client;
 mod life;
 mod node;
+mod readme;
 mod stuck;
 mod watch;
 mod work;

@@ -1,0 +1,168 @@
+//! Any history: a random sequence of writes, snapshots, reverts, deletions, switching on and off, and crashes in the
+//! middle. After each act every snapshot and every disk reads what it must, and what is refused has changed nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+mod simulated;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::TestCaseResult;
+use vmsnap::host::sim::{Fault, Mishap, Moment, Trigger};
+use vmsnap::model::operation::OperationState;
+use vmsnap::model::{Quiesce, Reason, Request, RunState};
+
+use simulated::{Disks, Life, Scene, Truth, disks};
+
+#[derive(Debug, Clone)]
+enum Act {
+    Write { block: u64, value: u64 },
+    Create { quiesce: Quiesce, memory: bool, only: Option<Index> },
+    Revert { which: Index },
+    Delete { which: Index },
+    Power,
+}
+
+/// An act, and the call at which the daemon dies, if it comes to that.
+#[derive(Debug, Clone)]
+struct Moved {
+    act: Act,
+    death: Option<(usize, Moment)>,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    let quiesce = prop_oneof![Just(Quiesce::Auto), Just(Quiesce::Required), Just(Quiesce::Off)];
+    prop_oneof![
+        3 => (0..8_u64, 1..1000_u64).prop_map(|(block, value)| Act::Write { block, value }),
+        3 => (quiesce, prop::bool::weighted(0.2), prop::option::weighted(0.2, any::<Index>()))
+            .prop_map(|(quiesce, memory, only)| {
+                // Memory is consistent by itself, and goes with all disks: anything else is refused.
+                let (quiesce, only) = if memory { (Quiesce::Off, None) } else { (quiesce, only) };
+                Act::Create { quiesce, memory, only }
+            }),
+        2 => any::<Index>().prop_map(|which| Act::Revert { which }),
+        3 => any::<Index>().prop_map(|which| Act::Delete { which }),
+        1 => Just(Act::Power),
+    ]
+}
+
+fn moves() -> impl Strategy<Value = Moved> {
+    let moment = prop_oneof![Just(Moment::Before), Just(Moment::Midway), Just(Moment::After)];
+    let death = prop::option::weighted(0.3, (1..40_usize, moment));
+    (acts(), death).prop_map(|(act, death)| Moved { act, death })
+}
+
+/// A node, its truth, and how many snapshots there have been.
+struct History {
+    scene: Scene,
+    truth: Truth,
+    taken: usize,
+}
+
+impl History {
+    fn new() -> Self {
+        let scene = Scene::new();
+        scene.sim.set_job_notches(2);
+        let truth = Truth { active: scene.active(), ..Truth::default() };
+        Self { scene, truth, taken: 0 }
+    }
+
+    fn go(&mut self, moved: &Moved) -> TestCaseResult {
+        let names: Vec<String> = self.truth.snapshots.keys().cloned().collect();
+        match &moved.act {
+            Act::Write { .. } | Act::Power if self.is_off() => self.scene.sim.someone_starts(self.scene.vm),
+            Act::Write { block, value } => {
+                self.scene.write(*block, *value);
+                self.truth.active = self.scene.active();
+            }
+            Act::Power => self.scene.sim.someone_stops(self.scene.vm),
+            Act::Create { quiesce, memory, only } => {
+                let only: Vec<_> = only.iter().map(|only| only.get(&disks()).clone()).collect();
+                let name = format!("s{}", self.taken);
+                self.taken += 1;
+                let request = self.scene.create(&name, *quiesce, *memory, &only);
+                let is_in = |disk: &_| only.is_empty() || only.contains(disk);
+                let active = self.truth.active.iter().filter(|(disk, _)| is_in(disk));
+                let content: Disks = active.map(|(disk, content)| (disk.clone(), content.clone())).collect();
+                self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
+            }
+            Act::Revert { .. } | Act::Delete { .. } if names.is_empty() => {}
+            Act::Revert { which } => {
+                let name = which.get(&names);
+                let request = self.scene.revert(name);
+                // Disks that are not in the snapshot stay as they are.
+                self.carry_out(request, moved, |truth| truth.active.extend(truth.snapshots[name].clone()))?;
+            }
+            Act::Delete { which } => {
+                let name = which.get(&names);
+                let request = self.scene.delete(name);
+                self.carry_out(request, moved, |truth| drop(truth.snapshots.remove(name)))?;
+            }
+        }
+        self.scene.verify(&self.truth).map_err(|problem| TestCaseError::fail(format!("{moved:?}: {problem}")))
+    }
+
+    fn is_off(&self) -> bool {
+        self.scene.sim.run_state(self.scene.vm) == Some(RunState::Off)
+    }
+
+    /// Submits, dies if it is to, goes on in another life; then notes what must be true now.
+    fn carry_out(
+        &mut self,
+        request: Request,
+        moved: &Moved,
+        done: impl FnOnce(&mut Truth),
+    ) -> TestCaseResult {
+        let sim = &self.scene.sim;
+        sim.reset_script();
+        if let Some((call, moment)) = moved.death {
+            sim.add_fault(Fault { at: Trigger::Number(call), moment, mishap: Mishap::Hang });
+        }
+        let dies = || moved.death.is_some_and(|(call, _)| sim.calls().len() >= call);
+        let life = Life::start(&self.scene);
+        let ended = match life.begin(request, dies) {
+            Some(Err(refusal)) => {
+                let is_expected = is_expected(&moved.act, self.is_off(), refusal.reason());
+                prop_assert!(is_expected, "{:?} is refused: {}", moved, refusal);
+                return Ok(());
+            }
+            Some(Ok(id)) => life.run(id, dies),
+            None => None,
+        };
+        drop(life);
+        sim.reset_script();
+        let ended = ended.or_else(|| {
+            let open = self.scene.open_operation()?;
+            Life::start(&self.scene).run(open, || false)
+        });
+        match ended.map(|operation| operation.cursor.state) {
+            Some(OperationState::Succeeded) => done(&mut self.truth),
+            // It died before the operation was durable, or all is undone.
+            None | Some(OperationState::Failed) => {}
+            Some(state) => prop_assert!(false, "{:?} ended in {:?}", moved, state),
+        }
+        Ok(())
+    }
+}
+
+/// What may be refused: anything else would be refused without need.
+fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
+    match act {
+        Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
+        Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
+        Act::Delete { .. } => reason == Reason::SnapshotIsBranchPoint,
+        Act::Write { .. } | Act::Create { .. } | Act::Revert { .. } | Act::Power => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_reads_what_it_must(history in prop::collection::vec(moves(), 1..24)) {
+        let mut now = History::new();
+        for moved in &history {
+            now.go(moved)?;
+        }
+    }
+}

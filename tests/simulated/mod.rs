@@ -1,0 +1,237 @@
+//! A simulated node with one VM, lives of the engine on it, and the oracle: what every snapshot and disk must read.
+//!
+//! The clock is the test's: it stands still while the catalog's thread works. See `vmsnap::host::sim` for the world.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use vmsnap::host::sim::{Content, SimHost};
+use vmsnap::model::operation::OperationState;
+use vmsnap::model::snapshot::Owner;
+use vmsnap::model::{
+    CreateSnapshot, DeleteSnapshot, DiskTarget, LayerTree, Operation, OperationId, Quiesce, Request,
+    RevertSnapshot, RunStateAfter, SnapshotState, VmId,
+};
+use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
+use vmsnap::plan::Places;
+use vmsnap::store::Store;
+
+/// So many turns of the scheduler are enough for any operation.
+const PATIENCE: usize = 20_000;
+
+/// What disks read.
+pub type Disks = BTreeMap<DiskTarget, Content>;
+
+/// What everything must read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Truth {
+    /// By name, the disks that are in each snapshot.
+    pub snapshots: BTreeMap<String, Disks>,
+    /// What the VM reads.
+    pub active: Disks,
+}
+
+/// A node with the VM `web` and its catalog.
+pub struct Scene {
+    pub sim: SimHost,
+    pub store: Store,
+    pub vm: VmId,
+    /// The images from before the first snapshot: the catalog may not know them, and they never go.
+    first_images: Vec<PathBuf>,
+}
+
+impl Scene {
+    /// A running VM of two disks.
+    pub fn new() -> Self {
+        let sim = SimHost::new();
+        let vm = sim.vm("web").disks(2).build();
+        let first_images = sim.files();
+        Self { sim, store: Store::in_memory().unwrap(), vm, first_images }
+    }
+
+    /// The guest writes one block of each disk.
+    pub fn write(&self, block: u64, value: u64) {
+        for disk in disks() {
+            self.sim.guest_write(self.vm, &disk, block, value).unwrap();
+        }
+    }
+
+    /// What the VM reads now.
+    pub fn active(&self) -> Disks {
+        disks()
+            .into_iter()
+            .map(|disk| (disk.clone(), self.sim.disk_contents(self.vm, &disk).unwrap()))
+            .collect()
+    }
+
+    /// What the catalog says.
+    pub fn tree(&self) -> LayerTree {
+        Builder::new_current_thread().build().unwrap().block_on(self.store.tree(self.vm)).unwrap()
+    }
+
+    pub fn create(&self, name: &str, quiesce: Quiesce, memory: bool, disks: &[DiskTarget]) -> Request {
+        Request::CreateSnapshot(CreateSnapshot {
+            vm: self.vm,
+            name: Some(name.parse().unwrap()),
+            display_name: String::new(),
+            description: String::new(),
+            memory,
+            quiesce,
+            mount_points: Vec::new(),
+            freeze_timeout_ms: 60_000,
+            disks: disks.iter().cloned().collect(),
+            owner: Owner::default(),
+            properties: BTreeMap::new(),
+        })
+    }
+
+    pub fn revert(&self, name: &str) -> Request {
+        Request::RevertSnapshot(RevertSnapshot {
+            snapshot: self.find(name),
+            run_state_after: RunStateAfter::AsItWas,
+            generation: None,
+        })
+    }
+
+    pub fn delete(&self, name: &str) -> Request {
+        Request::DeleteSnapshot(DeleteSnapshot {
+            snapshot: self.find(name),
+            bandwidth: None,
+            generation: None,
+        })
+    }
+
+    fn find(&self, name: &str) -> vmsnap::model::SnapshotId {
+        self.tree().snapshots.iter().find(|snapshot| snapshot.name.as_str() == name).unwrap().id
+    }
+
+    /// The operation that an earlier life left behind.
+    pub fn open_operation(&self) -> Option<OperationId> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let open = runtime.block_on(self.store.open_operations()).unwrap();
+        open.first().map(|operation| operation.id)
+    }
+
+    /// Everything that must hold between operations: all reads right, every snapshot READY, no file too many or too
+    /// few, no guest frozen, nothing done that no correct daemon does.
+    pub fn verify(&self, truth: &Truth) -> Result<(), String> {
+        let tree = self.tree();
+        let known: BTreeSet<&str> = tree.snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+        let names: BTreeSet<&str> = truth.snapshots.keys().map(String::as_str).collect();
+        ensure(known == names, || format!("snapshots are {known:?}, not {names:?}"))?;
+        let mut files: BTreeSet<PathBuf> = self.first_images.iter().cloned().collect();
+        files.extend(tree.layers.values().map(|layer| layer.path.clone()));
+        for snapshot in &tree.snapshots {
+            ensure(snapshot.state == SnapshotState::Ready, || {
+                format!("{} is {:?}", snapshot.name, snapshot.state)
+            })?;
+            files.extend(snapshot.memory.iter().map(|memory| memory.path.clone()));
+            let mut reads = Disks::new();
+            for disk in &snapshot.disks {
+                let path = &tree.layers[&disk.layer].path;
+                let content = self.sim.read_image(path).map_err(|error| error.to_string())?;
+                reads.insert(disk.target.clone(), content);
+            }
+            let wanted = &truth.snapshots[snapshot.name.as_str()];
+            ensure(reads == *wanted, || format!("{} reads {reads:?}, not {wanted:?}", snapshot.name))?;
+        }
+        let active = self.active();
+        ensure(active == truth.active, || format!("the VM reads {active:?}, not {:?}", truth.active))?;
+        let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
+        ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
+        ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;
+        let violations = self.sim.violations();
+        ensure(violations.is_empty(), || violations.join("; "))
+    }
+}
+
+/// An error unless it holds.
+pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+pub fn disks() -> [DiskTarget; 2] {
+    ["vda", "vdb"].map(|disk| disk.parse().unwrap())
+}
+
+/// One life of the daemon. Dropping it is a crash.
+pub struct Life {
+    runtime: Runtime,
+    engine: Engine,
+}
+
+impl Life {
+    /// Recovers what an earlier life left.
+    pub fn start(scene: &Scene) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let settings = Settings {
+            places: Places { memory: "/memory".into(), overlays: None, reserve: 0 },
+            concurrent_merges: 4,
+            concurrent_captures: 2,
+            boot_id: "boot".to_owned(),
+        };
+        let engine = runtime.block_on(async {
+            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
+            engine.recover().await.unwrap();
+            engine
+        });
+        Self { runtime, engine }
+    }
+
+    /// Submits. None if the daemon is to die before it has answered.
+    pub fn begin(&self, request: Request, dies: impl Fn() -> bool) -> Option<Result<OperationId, OpsError>> {
+        let asked = Asked { by: "test".to_owned(), key: None, validate_only: false };
+        let engine = self.engine.clone();
+        let submit = async move {
+            let submitted = match request {
+                Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
+                Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
+                Request::DeleteSnapshot(request) => engine.delete_snapshot(request, asked).await,
+            };
+            submitted.map(|submitted| match submitted {
+                Submitted::Operation(view) => view.operation.id,
+                Submitted::Plan(_) => unreachable!("nobody asked for a plan"),
+            })
+        };
+        self.runtime.block_on(async {
+            let task = tokio::spawn(submit);
+            while !task.is_finished() {
+                if dies() {
+                    return None;
+                }
+                pass_time().await;
+            }
+            Some(task.await.unwrap())
+        })
+    }
+
+    /// Runs until the operation has ended, or the daemon is to die.
+    pub fn run(&self, id: OperationId, dies: impl Fn() -> bool) -> Option<Operation> {
+        self.runtime.block_on(async {
+            for _ in 0..PATIENCE {
+                let operation = self.engine.operation(id).await.unwrap().operation;
+                let is_over = operation.cursor.turn().is_none() && self.engine.busy() == 0;
+                if is_over || matches!(operation.cursor.state, OperationState::Stuck { .. }) {
+                    return Some(operation);
+                }
+                if dies() {
+                    return None;
+                }
+                pass_time().await;
+            }
+            let operation = self.engine.operation(id).await.unwrap().operation;
+            panic!("it does not end: {:?} {:?}", operation.cursor, operation.failure)
+        })
+    }
+}
+
+/// Lets everybody else move.
+async fn pass_time() {
+    tokio::task::yield_now().await;
+    tokio::time::advance(Duration::from_millis(100)).await;
+}

@@ -82,7 +82,14 @@ fn verify(
     let state = scene.sim.run_state(scene.vm).unwrap();
     let from_memory = matches!(wish, Wish::Revert { to: "two" }) && is_done;
     let wanted = if from_memory { RunState::Running } else { run_state };
-    ensure(state == wanted, || format!("the VM is {state:?}, not {wanted:?}"))
+    ensure(state == wanted, || format!("the VM is {state:?}, not {wanted:?}"))?;
+    if state == RunState::Running {
+        // What comes after goes where it should, and nowhere else.
+        scene.write(11, 110);
+        truth.active = scene.active();
+        scene.verify(&truth)?;
+    }
+    Ok(())
 }
 
 /// A wish with something that goes wrong at the n-th call. None once there is no such call any more.

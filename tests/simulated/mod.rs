@@ -142,6 +142,8 @@ impl Scene {
         }
         let active = self.active();
         ensure(active == truth.active, || format!("the VM reads {active:?}, not {:?}", truth.active))?;
+        let boot = self.sim.boot_contents(self.vm);
+        ensure(boot == truth.active, || format!("a cold start would read {boot:?}, not {:?}", truth.active))?;
         let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
         ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
         ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;

@@ -70,13 +70,17 @@ impl World {
             Some(live) => {
                 live.chains.iter().map(|(disk, chain)| (disk.clone(), self.files.content(chain))).collect()
             }
-            None => machine
-                .stored
-                .iter()
-                .filter_map(|(disk, image)| Some((disk.clone(), self.files.chain(image).ok()?)))
-                .map(|(disk, chain)| (disk, self.files.content(&chain)))
-                .collect(),
+            None => self.boot_contents(vm),
         }
+    }
+
+    /// What each disk of a VM would read after a cold start: as the stored definition and the headers say.
+    fn boot_contents(&self, vm: VmId) -> BTreeMap<DiskTarget, Content> {
+        let stored = self.machines.get(&vm).into_iter().flat_map(|machine| &machine.stored);
+        stored
+            .filter_map(|(disk, image)| Some((disk.clone(), self.files.chain(image).ok()?)))
+            .map(|(disk, chain)| (disk, self.files.content(&chain)))
+            .collect()
     }
 }
 
@@ -98,6 +102,12 @@ impl SimHost {
     #[must_use]
     pub fn disk_contents(&self, vm: VmId, disk: &DiskTarget) -> Option<Content> {
         self.world().contents(vm).remove(disk)
+    }
+
+    /// What the guest would read from its disks after a cold start, if all it has written were flushed.
+    #[must_use]
+    pub fn boot_contents(&self, vm: VmId) -> BTreeMap<DiskTarget, Content> {
+        self.world().boot_contents(vm)
     }
 
     /// What the guest has in memory. None if it is off.

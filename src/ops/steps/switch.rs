@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
-use crate::model::vm::{PauseReason, RunState};
+use crate::model::vm::{DiskSource, PauseReason, RunState};
 use crate::model::{DiskTarget, Failure, Finding, LayerId, VmView, VolumeId};
 
 use super::super::board::Phase;
@@ -97,6 +97,9 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
 }
 
 async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<Finding>) -> Performed {
+    if let Err(error) = mend_definition(context, switch).await {
+        return Performed::unknown(error);
+    }
     if let Some(path) = &switch.memory {
         let bytes = match context.host.images.memory_image(path).await {
             Ok(Some(bytes)) => bytes,
@@ -117,6 +120,23 @@ async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<F
         Ok(()) => Performed::learned(findings),
         Err(error) => Performed::unknown(error),
     }
+}
+
+/// libvirt may die between QEMU's switch and its own note of it. The next cold start would then boot the bases, and write
+/// to what snapshots refer to.
+async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
+    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let is_behind = |disk: &PointedDisk| {
+        view.disk(&disk.target).is_some_and(|seen| {
+            matches!(&seen.source, DiskSource::Chain { persistent: Some(path), .. } if *path == disk.from.path)
+        })
+    };
+    if !switch.disks.iter().any(is_behind) {
+        return Ok(());
+    }
+    tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
+    let overlays = targets(&switch.disks, |disk| &disk.to);
+    context.host.hypervisor.point_disks(context.vm(), &overlays).await
 }
 
 /// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O

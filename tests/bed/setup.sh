@@ -141,6 +141,14 @@ process_of() {
     process=$(cat "/run/$1.pid" 2>/dev/null) && [ "$(cat "/proc/$process/comm" 2>/dev/null)" = "$1" ] && echo "$process"
 }
 
+# What udev does for /dev/kvm. Where it did not, QEMU finds a KVM that libvirt thinks it may not use, and libvirt then
+# asks QEMU anew what it can do, for seconds, on each call (virQEMUCapsIsValid in libvirt's qemu_capabilities.c).
+give_kvm_its_group() {
+    [ -e /dev/kvm ] && [ "$(stat --format %G /dev/kvm)" != kvm ] || return 0
+    as_root chgrp kvm /dev/kvm
+    say "gave /dev/kvm to the group kvm, as udev does"
+}
+
 start_by_hand() {
     process_of "$1" >/dev/null && return
     as_root "$1" -d
@@ -149,6 +157,7 @@ start_by_hand() {
 }
 
 start_libvirt() {
+    give_kvm_its_group
     libvirt_answers && return
     if [ -d /run/systemd/system ]; then
         as_root systemctl start virtlogd libvirtd

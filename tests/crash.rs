@@ -26,7 +26,7 @@ impl Wish {
         match self {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
             Self::Revert { to } => scene.revert(to),
-            Self::Delete { name } => scene.delete(name),
+            Self::Delete { name } => scene.delete(&[name]),
         }
     }
 
@@ -220,7 +220,7 @@ fn the_oracle_can_fail() {
     assert!(scene.verify(&truth).unwrap_err().contains("the VM reads"));
     let truth = Truth { active: scene.active(), ..truth };
     let life = Life::start(&scene);
-    let id = life.begin(scene.delete("one"), || false).unwrap().unwrap();
+    let id = life.begin(scene.delete(&["one"]), || false).unwrap().unwrap();
     let ended = life.run(id, || false).unwrap();
     assert!(scene.verify(&truth).unwrap_err().contains("snapshots are"));
     verify(&scene, Wish::Delete { name: "one" }, RunState::Running, truth, &ended).unwrap();

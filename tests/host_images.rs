@@ -206,7 +206,7 @@ async fn a_merge() {
     qemu_io(&top, "write -P 6 8M 4M");
 
     let (progress, seen) = watch::channel((0, 0));
-    bed.images.commit(&middle, &base, &progress).await.unwrap();
+    bed.images.commit(&[middle.clone(), base.clone()], &progress).await.unwrap();
     let (done, total) = *seen.borrow();
     assert!(done == total && total >= 16 << 20, "{done} of {total}");
     qemu_io(&base, "read -P 5 0 16M");
@@ -231,15 +231,15 @@ async fn a_merge_that_must_not_be() {
     let (progress, _) = watch::channel((0, 0));
 
     // Not its direct backing file: what lies between would be garbage afterwards.
-    let skipping = bed.images.commit(&top, &base, &progress).await;
+    let skipping = bed.images.commit(&[top.clone(), base.clone()], &progress).await;
     assert!(matches!(&skipping, Err(HostError::BadImage { path, .. }) if *path == top.path), "{skipping:?}");
     let raw = ImageRef { path: middle.path.clone(), format: Format::Raw };
-    let misread = bed.images.commit(&top, &raw, &progress).await;
+    let misread = bed.images.commit(&[top.clone(), raw.clone()], &progress).await;
     assert!(matches!(misread, Err(HostError::BadImage { .. })), "{misread:?}");
 
     for opened in [&top, &middle] {
         let _vm = Opener::open(opened, false);
-        let busy = bed.images.commit(&top, &middle, &progress).await;
+        let busy = bed.images.commit(&[top.clone(), middle.clone()], &progress).await;
         assert!(matches!(busy, Err(HostError::ImageInUse(_))), "{busy:?}");
     }
     let _vm = Opener::open(&top, false);
@@ -256,10 +256,10 @@ async fn a_merge_that_takes_too_long() {
     qemu_io(&top, "write -P 6 0 64M");
     let impatient = HostImages::new(ImageDeadlines { commit: Duration::ZERO, ..Default::default() }).unwrap();
     let (progress, _) = watch::channel((0, 0));
-    let late = impatient.commit(&top, &base, &progress).await;
+    let late = impatient.commit(&[top.clone(), base.clone()], &progress).await;
     assert!(matches!(late, Err(HostError::TimedOut { .. })), "{late:?}");
     assert!(!bed.images.is_in_use(&top.path, Format::Qcow2).await.unwrap());
-    bed.images.commit(&top, &base, &progress).await.unwrap();
+    bed.images.commit(&[top.clone(), base.clone()], &progress).await.unwrap();
     qemu_io(&base, "read -P 6 0 64M");
 }
 

@@ -11,7 +11,7 @@ use super::status::Violations;
 use super::{Answer, Api, caller, convert, status};
 use crate::model::snapshot::Owner;
 use crate::model::{
-    CreateSnapshot, DeleteSnapshot, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
+    CreateSnapshot, DeleteSnapshots, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
     SnapshotName,
 };
 use crate::ops::{Asked, OpsError, Submitted};
@@ -22,6 +22,8 @@ use crate::proto::v1::snapshot_service_server::SnapshotService;
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest freeze that one can ask for.
 const LONGEST_FREEZE: Duration = Duration::from_secs(300);
+/// Most snapshots of one request.
+const BATCH_LIMIT: usize = 1000;
 /// Most mount points of one request.
 const MOUNT_POINTS_LIMIT: usize = 256;
 
@@ -115,17 +117,56 @@ impl SnapshotService for Api {
         let generation = violations.take("etag", generation(&message.etag)).flatten();
         violations.check()?;
         let snapshot = self.find(&message.snapshot, &message.vm).await?;
-        let limit = message.bandwidth_bytes_per_second;
-        let request =
-            DeleteSnapshot { snapshot: snapshot.id, bandwidth: (limit > 0).then_some(limit), generation };
-        let submitted = self.engine.delete_snapshot(request, asked.clone()).await;
+        let request = DeleteSnapshots {
+            snapshots: vec![snapshot.id],
+            with_children: false,
+            bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            generation,
+        };
+        let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }))
     }
 
+    async fn batch_delete_snapshots(
+        &self,
+        request: Request<v1::BatchDeleteSnapshotsRequest>,
+    ) -> Answer<v1::BatchDeleteSnapshotsResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let rpc = "BatchDeleteSnapshots";
+        let asked = asked(by, rpc, &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            return Ok(Response::new(batch_delete_response(Ok(before), &asked)?));
+        }
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        if message.snapshots.is_empty() {
+            violations.add("snapshots", "it is empty");
+        }
+        if message.snapshots.len() > BATCH_LIMIT {
+            violations.add("snapshots", format!("at most {BATCH_LIMIT}"));
+        }
+        if !message.etag.is_empty() {
+            violations.add("etag", "this version gives VMs no etag");
+        }
+        violations.check()?;
+        let mut snapshots = Vec::with_capacity(message.snapshots.len());
+        for snapshot in &message.snapshots {
+            snapshots.push(self.find(snapshot, &message.vm).await?.id);
+        }
+        let request = DeleteSnapshots {
+            snapshots,
+            with_children: message.include_children,
+            bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            generation: None,
+        };
+        let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
+        Ok(Response::new(batch_delete_response(submitted, &asked)?))
+    }
+
     later! {
         update_snapshot(UpdateSnapshotRequest) -> v1::UpdateSnapshotResponse;
-        batch_delete_snapshots(BatchDeleteSnapshotsRequest) -> v1::BatchDeleteSnapshotsResponse;
         purge_snapshot(PurgeSnapshotRequest) -> v1::PurgeSnapshotResponse;
         reset_snapshot_state(ResetSnapshotStateRequest) -> v1::ResetSnapshotStateResponse;
         add_snapshot_hold(AddSnapshotHoldRequest) -> v1::AddSnapshotHoldResponse;
@@ -142,6 +183,24 @@ type OperationOrPlan = (Option<v1::Operation>, Option<v1::Plan>);
 fn create_response((operation, plan): OperationOrPlan) -> v1::CreateSnapshotResponse {
     let snapshot_id = operation.as_ref().map(|operation| operation.snapshot_id.clone()).unwrap_or_default();
     v1::CreateSnapshotResponse { operation, plan, snapshot_id }
+}
+
+/// The answer names everything that goes, children included.
+fn batch_delete_response(
+    submitted: Result<Submitted, OpsError>,
+    asked: &Asked,
+) -> Result<v1::BatchDeleteSnapshotsResponse, Status> {
+    let snapshot_ids = match &submitted {
+        Ok(Submitted::Operation(view)) => view.operation.snapshots().map(|id| id.to_string()).collect(),
+        Ok(Submitted::Plan(plan)) => plan.removals.iter().map(|removal| removal.id.clone()).collect(),
+        Err(_) => Vec::new(),
+    };
+    let (operation, plan) = answer_or_blocker(submitted, asked, v1::OperationKind::DeleteSnapshot)?;
+    Ok(v1::BatchDeleteSnapshotsResponse { operation, plan, snapshot_ids })
+}
+
+fn bandwidth(limit: u64) -> Option<u64> {
+    (limit > 0).then_some(limit)
 }
 
 /// How a mutation is asked for; its digest tells a repetition from another request under the same id.

@@ -5,6 +5,7 @@ use tonic::{Request, Response};
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, convert, paging, status};
+use crate::model::vm::DiskView;
 use crate::proto::v1;
 use crate::proto::v1::vm_service_server::VmService;
 
@@ -36,7 +37,8 @@ impl VmService for Api {
             v1::ListVmsResponse { total_size, next_page_token, ..v1::ListVmsResponse::default() };
         for vm in vms {
             let tree = self.tree(vm.id).await?;
-            answer.vms.push(convert::vm_summary(&vm, &tree, self.engine.holder(vm.id)));
+            let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
+            answer.vms.push(convert::vm_summary(&vm, &tree, &sizes, self.engine.holder(vm.id)));
         }
         Ok(Response::new(answer))
     }
@@ -47,7 +49,9 @@ impl VmService for Api {
         violations.check()?;
         let found = self.engine.find_vm(&request.get_ref().vm).await.map_err(status::of)?;
         let (view, tree) = self.engine.vm(found.id).await.map_err(status::of)?;
-        let sizes = self.engine.disk_sizes(&view).await;
+        let active = view.disks.iter().filter_map(DiskView::active).map(|image| (&image.path, image.format));
+        let pending = tree.pending().map(|layer| (&layer.path, layer.format));
+        let sizes = self.engine.sizes(active.chain(pending)).await;
         let vm = convert::vm(&view, &tree, &sizes, self.engine.holder(found.id));
         Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))
     }

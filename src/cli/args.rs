@@ -116,7 +116,7 @@ pub(super) enum SnapshotVerb {
     },
     /// Bring the VM back to a snapshot. What was written since the last one is gone
     Revert(RevertArgs),
-    /// Delete snapshots. The guest is not paused
+    /// Delete snapshots, of any tree. The guest is not paused
     #[command(alias = "rm")]
     Delete(DeleteArgs),
 }
@@ -245,6 +245,9 @@ pub(super) struct DeleteArgs {
     /// The VM that names are within
     #[arg(long)]
     pub(super) vm: Option<String>,
+    /// Everything that was made on top of them, too
+    #[arg(long)]
+    pub(super) children: bool,
     /// Most bytes per second that the merge of one disk moves, as in 50M
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(super) bandwidth: Option<u64>,

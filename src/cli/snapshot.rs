@@ -240,57 +240,65 @@ async fn revert(session: &Session, args: RevertArgs) -> Result<u8, Failure> {
 }
 
 async fn delete(session: &Session, args: DeleteArgs) -> Result<u8, Failure> {
-    let mut requests = Vec::new();
-    for snapshot in &args.snapshots {
-        let (snapshot, vm) = locate(&Which { snapshot: snapshot.clone(), vm: args.vm.clone() });
-        requests.push(v1::DeleteSnapshotRequest {
-            snapshot,
-            vm,
-            bandwidth_bytes_per_second: args.bandwidth.unwrap_or(0),
-            request_id: request_id(),
-            ..v1::DeleteSnapshotRequest::default()
-        });
-    }
+    let requests = delete_requests(&args);
     if args.how.dry_run || !args.sure.yes {
-        let mut plans = Vec::new();
+        let mut answers = Vec::new();
         for request in &requests {
-            let look = v1::DeleteSnapshotRequest { validate_only: true, ..request.clone() };
-            let answer = session.daemon.snapshots().delete_snapshot(look).await?.into_inner();
-            plans.push(answer.plan.unwrap_or_default());
+            let look = v1::BatchDeleteSnapshotsRequest { validate_only: true, ..request.clone() };
+            answers.push(session.daemon.snapshots().batch_delete_snapshots(look).await?.into_inner());
         }
         if args.how.dry_run {
             let mut code = 0;
-            for plan in plans {
-                let answer = v1::DeleteSnapshotResponse { plan: Some(plan.clone()), ..Default::default() };
-                code = code.max(show_plan(session, &answer, &plan, "DeleteSnapshotResponse")?);
+            for answer in answers {
+                let plan = answer.plan.clone().unwrap_or_default();
+                code = code.max(show_plan(session, &answer, &plan, "BatchDeleteSnapshotsResponse")?);
             }
             return Ok(code);
         }
+        let plans: Vec<v1::Plan> = answers.into_iter().filter_map(|answer| answer.plan).collect();
         ask(&plans, &format!("Delete {}?", args.snapshots.join(", ")), args.sure)?;
     }
     delete_each(session, requests, args.how).await
 }
 
-/// One after the other; one that fails does not hold up the others.
+/// One request per VM, so that neighbouring layers are merged once.
+fn delete_requests(args: &DeleteArgs) -> Vec<v1::BatchDeleteSnapshotsRequest> {
+    let mut requests: Vec<v1::BatchDeleteSnapshotsRequest> = Vec::new();
+    for snapshot in &args.snapshots {
+        let (snapshot, vm) = locate(&Which { snapshot: snapshot.clone(), vm: args.vm.clone() });
+        if let Some(request) = requests.iter_mut().find(|request| request.vm == vm) {
+            request.snapshots.push(snapshot);
+            continue;
+        }
+        requests.push(v1::BatchDeleteSnapshotsRequest {
+            snapshots: vec![snapshot],
+            vm,
+            include_children: args.children,
+            bandwidth_bytes_per_second: args.bandwidth.unwrap_or(0),
+            request_id: request_id(),
+            ..v1::BatchDeleteSnapshotsRequest::default()
+        });
+    }
+    requests
+}
+
+/// One VM after the other; one that fails does not hold up the others.
 async fn delete_each(
     session: &Session,
-    requests: Vec<v1::DeleteSnapshotRequest>,
+    requests: Vec<v1::BatchDeleteSnapshotsRequest>,
     how: How,
 ) -> Result<u8, Failure> {
     let all = requests.len();
     let mut failures = Vec::new();
     for request in requests {
-        let name = match request.vm.as_str() {
-            "" => request.snapshot.clone(),
-            vm => format!("{vm}/{}", request.snapshot),
-        };
-        match delete_one(session, request, how).await {
+        let vm = request.vm.clone();
+        match delete_of_one_vm(session, request, how).await {
             Ok(()) => {}
             Err(failure) if all == 1 || matches!(failure.code, exit::INTERRUPTED | exit::TIMED_OUT) => {
                 return Err(failure);
             }
             Err(failure) => {
-                output::complaint(&format!("{name}: {failure}"));
+                output::complaint(&format!("{vm}: {failure}"));
                 failures.push(failure.code);
             }
         }
@@ -298,19 +306,33 @@ async fn delete_each(
     if failures.is_empty() {
         return Ok(0);
     }
-    output::complaint(&format!("{} of {all} failed", failures.len()));
+    output::complaint(&format!("{} of {all} VMs failed", failures.len()));
     Ok(if failures.len() < all { exit::PARTLY } else { failures[0] })
 }
 
-async fn delete_one(session: &Session, request: v1::DeleteSnapshotRequest, how: How) -> Result<(), Failure> {
-    let answer = session.daemon.snapshots().delete_snapshot(request).await?.into_inner();
-    let operation = answer.operation.unwrap_or_default();
-    let Some(done) = see_through(session, operation, how).await? else { return Ok(()) };
+async fn delete_of_one_vm(
+    session: &Session,
+    request: v1::BatchDeleteSnapshotsRequest,
+    how: How,
+) -> Result<(), Failure> {
+    let answer = session.daemon.snapshots().batch_delete_snapshots(request).await?.into_inner();
+    let ids = answer.snapshot_ids;
+    let Some(done) = see_through(session, answer.operation.unwrap_or_default(), how).await? else {
+        return Ok(());
+    };
+    let told = match ids.len() {
+        1 => format!("{} deleted", done.snapshot_name),
+        several => format!("{several} snapshots deleted"),
+    };
     session.output.show(&Shown {
-        message: &v1::DeleteSnapshotResponse { operation: Some(done.clone()), ..Default::default() },
-        name: "DeleteSnapshotResponse",
-        ids: vec![done.snapshot_id.clone()],
-        text: Text::Lines(format!("{} deleted", done.snapshot_name)),
+        message: &v1::BatchDeleteSnapshotsResponse {
+            operation: Some(done),
+            snapshot_ids: ids.clone(),
+            plan: None,
+        },
+        name: "BatchDeleteSnapshotsResponse",
+        ids,
+        text: Text::Lines(told),
     })
 }
 

@@ -53,6 +53,10 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
         format!("agent      {}", if vm.agent_connected { "connected" } else { "not connected" }),
         format!("snapshots  {}", vm.snapshot_count),
     ];
+    if let Some(debt) = vm.merge_debt.filter(|debt| debt.layers > 0) {
+        let bytes = words::size(debt.bytes);
+        lines.push(format!("to merge   {} layers with {bytes} that no snapshot needs", debt.layers));
+    }
     if !vm.operation_id.is_empty() {
         lines.push(format!("operation  {}", vm.operation_id));
     }

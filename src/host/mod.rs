@@ -127,9 +127,10 @@ pub trait Images: Send + Sync + 'static {
     /// [`HostError::NoSuchImage`] if there is none.
     async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts>;
 
-    /// Merges `top` into `base`, its direct backing file; no process may have either open. Durable when this returns.
-    /// `progress` gets bytes done and total.
-    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()>;
+    /// Merges the first of `layers` into the last, and all between with it; each lies directly on the next, and no
+    /// process may have any open. The first keeps what it reads; those between read garbage from then on. Durable when
+    /// this returns. `progress` gets bytes done and total.
+    async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()>;
 
     /// Writes another backing file into the header of `image`. What it reads must be the same over both.
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;

@@ -5,7 +5,7 @@
 use super::layer::{Layer, LayerTree, Volume};
 use super::operation::Findings;
 use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
-use super::step::{CatalogChange, MergedLayer};
+use super::step::{CatalogChange, MergedLayers};
 use super::vm::RunState;
 use super::{LayerId, SnapshotId};
 
@@ -33,10 +33,14 @@ impl LayerTree {
                 self.current = Some(*snapshot);
                 self.change_snapshot(*snapshot, |snapshot| snapshot.state = SnapshotState::Ready);
             }
-            CatalogChange::SnapshotDeleted { snapshot, merged, gone } => {
-                self.forget_snapshot(*snapshot);
+            CatalogChange::LayersMerged { merged } => {
                 for merged in merged {
-                    self.merge_layers(*merged);
+                    self.merge_layers(merged);
+                }
+            }
+            CatalogChange::SnapshotsDeleted { snapshots, gone } => {
+                for snapshot in snapshots {
+                    self.forget_snapshot(*snapshot);
                 }
                 self.forget_layers(gone);
             }
@@ -75,15 +79,17 @@ impl LayerTree {
         }
     }
 
-    fn forget_layers(&mut self, gone: &[LayerId]) {
+    /// Removes layers that nothing refers to.
+    pub fn forget_layers(&mut self, gone: &[LayerId]) {
         for id in gone {
             self.layers.remove(id);
         }
     }
 
     /// Whatever refers to the child refers to the base, which holds its content.
-    fn merge_layers(&mut self, merged: MergedLayer) {
+    fn merge_layers(&mut self, merged: &MergedLayers) {
         let Some(child) = self.layers.remove(&merged.child) else { return };
+        self.forget_layers(&merged.between);
         if let Some(base) = self.layers.get_mut(&merged.base) {
             base.virtual_size = child.virtual_size;
         }

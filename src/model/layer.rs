@@ -121,6 +121,20 @@ impl LayerTree {
         })
     }
 
+    /// Whether nothing needs `layer` for its own sake: no snapshot refers to it, the VM does not write to it, and it
+    /// is ours to change. What lies on it may still read through it.
+    #[must_use]
+    pub fn is_free(&self, layer: &Layer) -> bool {
+        layer.ownership == Ownership::Owned
+            && !self.is_active(layer.id)
+            && self.references(layer.id).next().is_none()
+    }
+
+    /// The layers that are to be merged or removed, as soon as the tree allows it: the merge debt.
+    pub fn pending(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.values().filter(|layer| self.is_free(layer))
+    }
+
     /// From `layer` down to the bottom of its chain, `layer` first.
     #[must_use]
     pub fn chain(&self, layer: LayerId) -> Vec<&Layer> {

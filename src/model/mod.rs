@@ -16,7 +16,7 @@ pub mod vm;
 pub use ids::{DiskTarget, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
-pub use request::{CreateSnapshot, DeleteSnapshot, Quiesce, Request, RevertSnapshot, RunStateAfter};
+pub use request::{CreateSnapshot, DeleteSnapshots, Quiesce, Request, RevertSnapshot, RunStateAfter};
 pub use snapshot::{Consistency, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;
 pub use vm::{BlockJob, DiskView, Format, ImageFacts, RunState, VmView};

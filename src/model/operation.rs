@@ -22,10 +22,10 @@ pub struct Operation {
     pub vm: VmId,
     /// The VM's name when it was asked for.
     pub vm_name: String,
-    /// The snapshot that it is about.
-    pub snapshot: SnapshotId,
+    /// The snapshot that it is about; of several the first.
+    pub snapshot: Option<SnapshotId>,
     /// That snapshot's name.
-    pub snapshot_name: SnapshotName,
+    pub snapshot_name: Option<SnapshotName>,
     /// What was asked.
     pub request: Request,
     /// Who asked.
@@ -89,6 +89,16 @@ impl Operation {
     pub fn run_state_before(&self) -> Option<RunState> {
         self.steps.iter().find_map(|step| match step {
             Step::SwitchDisks(switch) => Some(switch.run_state),
+            _ => None,
+        })
+    }
+
+    /// The snapshots that it creates, deletes or goes back to.
+    pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::ReserveSnapshot { snapshot }
+            | Step::MarkDeleting { snapshot }
+            | Step::MarkReverting { snapshot } => Some(*snapshot),
             _ => None,
         })
     }
@@ -249,10 +259,8 @@ pub enum Reason {
     InsufficientSpace,
     ImageMissing,
     ImageChanged,
-    LayerForeign,
     LayerInUse,
     SnapshotNotReady,
-    SnapshotIsBranchPoint,
     EtagMismatch,
     NotCancellable,
     NotStuck,

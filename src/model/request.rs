@@ -15,8 +15,13 @@ pub enum Request {
     CreateSnapshot(CreateSnapshot),
     /// Bring a VM back to a snapshot.
     RevertSnapshot(RevertSnapshot),
-    /// Delete a snapshot.
-    DeleteSnapshot(DeleteSnapshot),
+    /// Delete snapshots of one VM.
+    DeleteSnapshots(DeleteSnapshots),
+    /// Merge and remove what nothing refers to.
+    Collapse {
+        /// The VM.
+        vm: VmId,
+    },
 }
 
 /// Take a snapshot of a VM.
@@ -83,13 +88,15 @@ pub enum RunStateAfter {
     Off,
 }
 
-/// Delete a snapshot.
+/// Delete snapshots of one VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DeleteSnapshot {
-    /// The snapshot.
-    pub snapshot: SnapshotId,
+pub struct DeleteSnapshots {
+    /// The snapshots; at least one.
+    pub snapshots: Vec<SnapshotId>,
+    /// Everything made on top of them, too.
+    pub with_children: bool,
     /// Bytes per second per disk that a merge may move; None for no limit.
     pub bandwidth: Option<u64>,
-    /// The generation of the snapshot that the client has seen; None not to check.
+    /// The generation of the first that the client has seen; None not to check.
     pub generation: Option<u64>,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, LayerId, SnapshotId, VolumeId};
+use super::ids::{DiskTarget, LayerId, SnapshotId};
 use super::layer::{Layer, Volume};
 use super::snapshot::SnapshotDisk;
 use super::vm::{FileIdentity, Format, RunState};
@@ -137,7 +137,7 @@ pub struct ImageRef {
     pub format: Format,
 }
 
-/// Merges of one deletion, one per volume; they run side by side.
+/// Merges that run side by side: one per disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MergeLayers {
     /// Which.
@@ -146,21 +146,17 @@ pub struct MergeLayers {
     pub bandwidth: Option<u64>,
 }
 
-/// A layer to be merged into its parent.
+/// Neighbouring layers that become one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Where the VM has it.
+    /// Where the VM has the disk.
     pub target: DiskTarget,
-    /// The parent: survives, with the child's content.
+    /// The lowest: survives, with the child's content.
     pub base: ImageRef,
-    /// The parent's layer.
-    pub base_layer: LayerId,
-    /// The child: goes away.
+    /// The layers between the two, the one below the child first. They go away.
+    pub between: Vec<ImageRef>,
+    /// The highest: goes away.
     pub child: ImageRef,
-    /// The child's layer.
-    pub child_layer: LayerId,
     /// The overlays that lie on the child, and will lie on the base.
     pub grandchildren: Vec<ImageRef>,
 }
@@ -220,22 +216,34 @@ pub enum CatalogChange {
         /// Layers that went.
         gone: Vec<LayerId>,
     },
-    /// A snapshot is gone.
-    SnapshotDeleted {
-        /// The snapshot.
-        snapshot: SnapshotId,
-        /// What was merged: whatever referred to the child refers to the base.
-        merged: Vec<MergedLayer>,
+    /// Layers were merged.
+    LayersMerged {
+        /// Which.
+        merged: Vec<MergedLayers>,
+    },
+    /// Snapshots are gone, and layers with them.
+    SnapshotsDeleted {
+        /// The snapshots; none if only layers went.
+        snapshots: Vec<SnapshotId>,
         /// Layers that went.
         gone: Vec<LayerId>,
     },
 }
 
-/// A layer that is no more, and the one that holds its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MergedLayer {
-    /// The layer that is no more.
+/// Layers that are no more, and the one that holds the content of the highest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedLayers {
+    /// The highest: whatever referred to it refers to the base.
     pub child: LayerId,
-    /// The layer that holds its content now.
+    /// Those between the two.
+    pub between: Vec<LayerId>,
+    /// The layer that holds the child's content now.
     pub base: LayerId,
+}
+
+impl Merge {
+    /// The images that go away.
+    pub fn gone(&self) -> impl Iterator<Item = &ImageRef> {
+        std::iter::once(&self.child).chain(&self.between)
+    }
 }

@@ -31,6 +31,9 @@ pub enum OpsError {
         /// The ids, each with its VM.
         candidates: Vec<String>,
     },
+    /// One operation is about one VM.
+    #[error("the snapshots are of several VMs")]
+    SeveralVms,
     /// There is no such operation.
     #[error("there is no operation {0:?}")]
     NoSuchOperation(String),
@@ -69,6 +72,7 @@ impl OpsError {
             Self::NoSuchVm(_) => Reason::VmNotFound,
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
             Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
+            Self::SeveralVms => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
@@ -91,6 +95,7 @@ impl OpsError {
             Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
             Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
+            Self::SeveralVms => "delete the snapshots of each VM on their own",
             Self::NoSuchOperation(_) => "list the operations with 'vmsnap op list'",
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
             Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",

@@ -34,6 +34,14 @@ impl Gate {
     }
 }
 
+impl Permit {
+    /// Hands the VM on to another operation, without a gap.
+    pub(super) fn hand_on(self, operation: OperationId) -> Self {
+        self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).insert(self.vm, operation);
+        self
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.vm);

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::host::{Host, VmSummary};
 use crate::model::operation::OperationState;
-use crate::model::vm::DiskView;
+use crate::model::vm::Format;
 use crate::model::{ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
 use crate::plan::Places;
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
@@ -147,12 +147,15 @@ impl Engine {
         Ok((view, self.0.store.tree(vm).await?))
     }
 
-    /// What the active images of a VM say of themselves. One that cannot be read is left out.
-    pub async fn disk_sizes(&self, view: &VmView) -> HashMap<PathBuf, ImageFacts> {
+    /// What images say of themselves. One that cannot be read is left out.
+    pub async fn sizes<'a>(
+        &self,
+        images: impl Iterator<Item = (&'a PathBuf, Format)> + Send,
+    ) -> HashMap<PathBuf, ImageFacts> {
         let mut sizes = HashMap::new();
-        for image in view.disks.iter().filter_map(DiskView::active) {
-            if let Ok(facts) = self.0.host.images.inspect(&image.path, image.format).await {
-                sizes.insert(image.path.clone(), facts);
+        for (path, format) in images {
+            if let Ok(facts) = self.0.host.images.inspect(path, format).await {
+                sizes.insert(path.clone(), facts);
             }
         }
         sizes

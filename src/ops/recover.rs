@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::host::Link;
-use crate::model::Finding;
+use crate::model::{Finding, OperationId, VmId};
 use crate::store::FreezeLease;
 
 use super::runner::Runner;
@@ -57,15 +57,38 @@ impl Engine {
                 self.0.tasks.spawn(async move { engine.honour(&lease).await });
             }
         }
+        for vm in self.0.store.vms().await? {
+            let engine = self.clone();
+            self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });
+        }
         Ok(count)
+    }
+
+    /// The earlier life may have ended before it could merge what it had let go.
+    async fn collapse_when_linked(&self, vm: VmId) {
+        if self.is_settled(vm).await || !self.is_linked().await {
+            return;
+        }
+        // Whoever holds the VM collapses it in the end.
+        let Ok(permit) = self.0.gate.enter(vm, OperationId::new()) else { return };
+        if let Some(runner) = self.collapse(vm, permit).await {
+            runner.run().await;
+        }
+    }
+
+    /// True once the hypervisor can be reached; false if the daemon goes down first.
+    async fn is_linked(&self) -> bool {
+        let mut link = self.0.host.hypervisor.link();
+        tokio::select! {
+            result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
+            () = self.0.stopping.cancelled() => false,
+        }
     }
 
     /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.
     async fn honour(&self, lease: &FreezeLease) -> bool {
-        let mut link = self.0.host.hypervisor.link();
-        tokio::select! {
-            _ = link.wait_for(|link| *link == Link::Up) => {}
-            () = self.0.stopping.cancelled() => return false,
+        if !self.is_linked().await {
+            return false;
         }
         let thawed = prove_thaw(&self.0.host, lease.vm).await;
         let is_proven = matches!(thawed, Ok(Thawed::Proven { .. }));

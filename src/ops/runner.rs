@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
-use crate::model::{Failure, Finding, Operation, Outcome, SnapshotState, Step, Turn};
+use crate::model::{Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn};
 
 use super::Engine;
 use super::board::{Command, Reporter};
@@ -30,7 +30,7 @@ pub(super) struct Runner {
     reporter: Reporter,
     commands: mpsc::Receiver<Command>,
     /// Holds the VM until the operation has ended.
-    _permit: Permit,
+    permit: Permit,
     /// Whether the present turn has never been tried, in this life or an earlier one.
     is_fresh: bool,
 }
@@ -39,7 +39,7 @@ impl Runner {
     /// Takes charge of an operation that the journal has. `is_fresh`: it has never run.
     pub(super) fn new(engine: Engine, operation: Operation, permit: Permit, is_fresh: bool) -> Self {
         let (reporter, commands) = engine.0.board.enter(&operation);
-        Self { engine, operation, reporter, commands, _permit: permit, is_fresh }
+        Self { engine, operation, reporter, commands, permit, is_fresh }
     }
 
     /// With something that was learned before it runs.
@@ -53,7 +53,7 @@ impl Runner {
     /// Runs it to its end, or until the daemon goes down.
     pub(super) async fn run(mut self) {
         let id = self.operation.id;
-        tracing::info!(operation = %id, vm = %self.operation.vm, snapshot = %self.operation.snapshot, "operation runs");
+        tracing::info!(operation = %id, vm = %self.operation.vm, snapshot = ?self.operation.snapshot, "operation runs");
         loop {
             self.take_commands();
             if self.may_stop() {
@@ -74,6 +74,14 @@ impl Runner {
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
         self.log_end();
+        // What was held up by the references that have gone now goes, too.
+        if !matches!(self.operation.request, Request::Collapse { .. }) {
+            let next = self.engine.collapse(self.operation.vm, self.permit).await;
+            drop(self.reporter);
+            if let Some(next) = next {
+                Box::pin(next.run()).await;
+            }
+        }
     }
 
     async fn take_turn(&mut self, turn: Turn) {
@@ -238,10 +246,11 @@ impl Runner {
 
     /// What an abandoned operation was about cannot be vouched for.
     async fn mark_in_error(&self) {
-        let marked = self.engine.0.store.set_state(self.operation.snapshot, SnapshotState::Error).await;
-        if let Err(error) = marked {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
+        for snapshot in self.operation.snapshots() {
+            if let Err(error) = self.engine.0.store.set_state(snapshot, SnapshotState::Error).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
+            }
         }
     }
 
@@ -249,7 +258,7 @@ impl Runner {
         let operation = &self.operation;
         match operation.cursor.state {
             OperationState::Succeeded => tracing::info!(
-                operation = %operation.id, vm = %operation.vm, snapshot = %operation.snapshot,
+                operation = %operation.id, vm = %operation.vm, snapshot = ?operation.snapshot,
                 frozen_ms = operation.findings.frozen_ms, paused_ms = operation.findings.paused_ms,
                 "operation succeeded"
             ),

@@ -7,12 +7,13 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshot, Operation, OperationId, Request, RevertSnapshot, Snapshot, SnapshotId,
+    CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot, Snapshot, SnapshotId,
     SnapshotName, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey};
 
+use super::gate::Permit;
 use super::runner::Runner;
 use super::{Engine, OperationView, OpsError, Result, observe};
 
@@ -49,10 +50,45 @@ impl Engine {
         self.submit(snapshot.vm, Some(snapshot.id), Request::RevertSnapshot(request), asked).await
     }
 
-    /// Deletes a snapshot.
-    pub async fn delete_snapshot(&self, request: DeleteSnapshot, asked: Asked) -> Result<Submitted> {
-        let snapshot = self.existing(request.snapshot).await?;
-        self.submit(snapshot.vm, Some(snapshot.id), Request::DeleteSnapshot(request), asked).await
+    /// Deletes snapshots of one VM.
+    pub async fn delete_snapshots(&self, request: DeleteSnapshots, asked: Asked) -> Result<Submitted> {
+        let mut vm = None;
+        for id in &request.snapshots {
+            let snapshot = self.existing(*id).await?;
+            if *vm.get_or_insert(snapshot.vm) != snapshot.vm {
+                return Err(OpsError::SeveralVms);
+            }
+        }
+        let (Some(vm), first) = (vm, request.snapshots.first().copied()) else {
+            return Err(OpsError::NoSuchSnapshot(String::new()));
+        };
+        self.submit(vm, first, Request::DeleteSnapshots(request), asked).await
+    }
+
+    /// The operation that merges and removes what nothing of a VM refers to any more, if anything can go now.
+    ///
+    /// Nobody asked for it, so nobody is told if it cannot be done: it is tried again after the next operation.
+    pub(super) async fn collapse(&self, vm: VmId, permit: Permit) -> Option<Runner> {
+        if self.0.stopping.is_cancelled() || self.is_settled(vm).await {
+            return None;
+        }
+        let id = OperationId::new();
+        let permit = permit.hand_on(id);
+        let asked = Asked { by: "vmsnapd".to_owned(), key: None, validate_only: false };
+        match self.prepare(id, permit, vm, None, Request::Collapse { vm }, asked).await {
+            Ok((_, runner)) => runner,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::info!(%vm, error, "what nothing refers to waits");
+                None
+            }
+        }
+    }
+
+    /// Whether nothing of a VM's tree could go, as far as the catalog can say.
+    pub(super) async fn is_settled(&self, vm: VmId) -> bool {
+        let tree = self.0.store.tree(vm).await;
+        tree.is_ok_and(|tree| plan::collapse_tree(&tree, |_| false).is_empty())
     }
 
     /// What the same request has begun before, if it was made before. Asked first: what it names may be gone by now.
@@ -107,10 +143,27 @@ impl Engine {
             Ok(permit) => permit,
             Err(holder) => return Err(self.busy_with(holder).await),
         };
+        let (submitted, runner) = self.prepare(id, permit, vm, snapshot, request, asked).await?;
+        if let Some(runner) = runner {
+            self.0.tasks.spawn(runner.run());
+        }
+        Ok(submitted)
+    }
+
+    /// Plans an operation and makes it durable. With the runner, if it is a new one.
+    async fn prepare(
+        &self,
+        id: OperationId,
+        permit: Permit,
+        vm: VmId,
+        snapshot: Option<SnapshotId>,
+        request: Request,
+        asked: Asked,
+    ) -> Result<(Submitted, Option<Runner>)> {
         let world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm).await?;
         let plan = make_plan(&world, snapshot, &request, id, &asked.by)?;
         if asked.validate_only {
-            return Ok(Submitted::Plan(Box::new(plan)));
+            return Ok((Submitted::Plan(Box::new(plan)), None));
         }
         let reservation = match &plan.reservation {
             Some(snapshot) => Some((snapshot.clone(), self.0.host.hypervisor.definition(vm).await?.0)),
@@ -119,12 +172,11 @@ impl Engine {
         let operation = new_operation(id, &world, snapshot, request, plan, &asked)?;
         let begun = self.0.store.begin(operation.clone(), asked.key.clone(), reservation).await?;
         if let Some(before) = self.begun_before(begun, asked.key.as_ref()).await? {
-            return Ok(before);
+            return Ok((before, None));
         }
         let view = OperationView::of(operation.clone());
         let runner = Runner::new(self.clone(), operation, permit, true);
-        self.0.tasks.spawn(runner.run());
-        Ok(Submitted::Operation(Box::new(view)))
+        Ok((Submitted::Operation(Box::new(view)), Some(runner)))
     }
 
     async fn busy_with(&self, holder: OperationId) -> OpsError {
@@ -154,7 +206,11 @@ fn make_plan(
     let plan = match request {
         Request::CreateSnapshot(request) => plan::create(world, request, operation, by, ids)?,
         Request::RevertSnapshot(request) => plan::revert(world, snapshot()?, request, ids)?,
-        Request::DeleteSnapshot(request) => plan::delete(world, snapshot()?, request)?,
+        Request::DeleteSnapshots(request) => {
+            snapshot()?;
+            plan::delete(world, request)?
+        }
+        Request::Collapse { .. } => plan::collapse(world)?,
     };
     Ok(plan)
 }
@@ -167,7 +223,7 @@ fn new_operation(
     plan: Plan,
     asked: &Asked,
 ) -> Result<Operation> {
-    let (snapshot, snapshot_name) = named(world, snapshot, &plan)?;
+    let (snapshot, snapshot_name) = named(world, snapshot, &plan).unzip();
     let cursor = Cursor::start(plan.steps.len(), plan.commit_point).ok_or(Refusal::NoDisks)?;
     let mut findings = Findings::default();
     for finding in plan.findings {
@@ -196,8 +252,7 @@ fn new_operation(
     })
 }
 
-fn named(world: &World, snapshot: Option<SnapshotId>, plan: &Plan) -> Result<(SnapshotId, SnapshotName)> {
+fn named(world: &World, snapshot: Option<SnapshotId>, plan: &Plan) -> Option<(SnapshotId, SnapshotName)> {
     let existing = snapshot.and_then(|id| world.tree.snapshot(id));
-    let named = plan.reservation.as_ref().or(existing).map(|snapshot| (snapshot.id, snapshot.name.clone()));
-    named.ok_or_else(|| OpsError::NoSuchSnapshot(snapshot.map(|id| id.to_string()).unwrap_or_default()))
+    plan.reservation.as_ref().or(existing).map(|snapshot| (snapshot.id, snapshot.name.clone()))
 }

@@ -1,127 +1,145 @@
-//! Deleting a snapshot: its references go, and each layer that nothing refers to any more is merged with its only
-//! child or removed. The content of every other snapshot and of the VM's disks is the same before and after.
+//! Deleting snapshots: their references go, and what the tree has no need of any more goes with them. The content of
+//! every other snapshot and of the VM's disks is the same before and after.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use crate::model::layer::{Layer, Ownership};
 use crate::model::snapshot::{Snapshot, SnapshotState};
-use crate::model::step::{CatalogChange, DoomedImage, ImageRef, Merge, MergeLayers, MergedLayer, Step};
-use crate::model::{DeleteSnapshot, LayerId};
+use crate::model::step::{CatalogChange, DoomedImage, Step};
+use crate::model::{DeleteSnapshots, SnapshotId};
 
-use super::revert::doomed;
+use super::collapse::Collapse;
 use super::{Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm, directory_of};
 
-/// Plans the deletion of `snapshot`, which is in `world.tree`.
-pub fn delete(world: &World, snapshot: &Snapshot, request: &DeleteSnapshot) -> Result<Plan, Refusal> {
+/// Plans the deletion of snapshots of one VM. Any of any tree can be: what cannot be merged yet waits.
+pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal> {
     check_vm(world)?;
-    if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Error) {
-        return Err(Refusal::SnapshotNotReady(snapshot.state));
-    }
-    if request.generation.is_some_and(|seen| seen != snapshot.generation) {
-        return Err(Refusal::EtagMismatch { actual: snapshot.generation });
-    }
-    let mut merges = Vec::new();
-    let mut leaves: Vec<&Layer> = Vec::new();
-    for disk in &snapshot.disks {
-        let Some(layer) = world.tree.layers.get(&disk.layer) else { continue };
-        if world.tree.references(layer.id).any(|other| other.id != snapshot.id)
-            || world.tree.is_active(layer.id)
-        {
-            continue;
-        }
-        let children: Vec<&Layer> = world.tree.children(layer.id).collect();
-        match children.as_slice() {
-            [] => leaves.push(layer),
-            [child] => merges.push(merge(world, disk.volume, layer, child)?),
-            several => {
-                return Err(Refusal::BranchPoint { disk: disk.target.clone(), children: several.len() });
-            }
+    let doomed = doomed_snapshots(world, request);
+    for snapshot in &doomed {
+        if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Error) {
+            return Err(Refusal::SnapshotNotReady(snapshot.state));
         }
     }
-    if let Some(foreign) = leaves.iter().find(|layer| layer.ownership == Ownership::Foreign) {
-        return Err(Refusal::ForeignLayer(foreign.path.clone()));
+    if let (Some(seen), Some(first)) = (request.generation, doomed.first())
+        && seen != first.generation
+    {
+        return Err(Refusal::EtagMismatch { actual: first.generation });
     }
-    check_disks(world, &merges)?;
-    let needs = space_needed(world, &merges);
-    check_space(world, &needs)?;
-    let bytes_to_copy = needs.values().sum();
-
-    let moved: Vec<MergedLayer> =
-        merges.iter().map(|merge| MergedLayer { child: merge.child_layer, base: merge.base_layer }).collect();
-    let gone: Vec<LayerId> = leaves.iter().map(|layer| layer.id).collect();
-    let images = doomed_images(world, snapshot, &merges, &leaves);
-    let mut steps = vec![Step::MarkDeleting { snapshot: snapshot.id }];
-    // Until a merge has started the snapshot can be had back; a removal is recorded before the first file goes.
+    let ids: Vec<SnapshotId> = doomed.iter().map(|snapshot| snapshot.id).collect();
+    let mut changed = world.tree.clone();
+    for id in &ids {
+        changed.forget_snapshot(*id);
+    }
+    let collapse = Collapse::of(world, &changed);
+    let mut steps: Vec<Step> = ids.iter().map(|id| Step::MarkDeleting { snapshot: *id }).collect();
+    // Until a merge has started the snapshots can be had back; a removal is recorded before the first file goes.
     let commit_point = steps.len();
-    if !merges.is_empty() {
-        steps.push(Step::Merge(MergeLayers { merges, bandwidth: request.bandwidth }));
-    }
-    steps.push(Step::Record(CatalogChange::SnapshotDeleted { snapshot: snapshot.id, merged: moved, gone }));
-    if !images.is_empty() {
-        steps.push(Step::RemoveImages { images });
-    }
+    let memory = doomed.iter().filter_map(|snapshot| snapshot.memory.as_ref());
+    let memory = memory.map(|memory| DoomedImage { path: memory.path.clone(), identity: None }).collect();
+    let (collapsing, bytes_to_copy) = settle(world, &collapse, ids, memory, request.bandwidth)?;
+    steps.extend(collapsing);
     Ok(Plan {
         steps,
         commit_point,
         findings: Vec::new(),
         reservation: None,
-        warnings: Vec::new(),
-        removals: vec![removal(world, snapshot)],
+        warnings: warnings(world, &changed),
+        removals: doomed.iter().map(|snapshot| removal(world, snapshot)).collect(),
         bytes_to_copy,
         bytes_needed: bytes_to_copy,
         vm: (world.vm.id, world.vm.name.clone()),
     })
 }
 
-fn merge(
-    world: &World,
-    volume: crate::model::VolumeId,
-    base: &Layer,
-    child: &Layer,
-) -> Result<Merge, Refusal> {
-    for layer in [base, child] {
-        if layer.ownership == Ownership::Foreign {
-            return Err(Refusal::ForeignLayer(layer.path.clone()));
-        }
-        if !world.images.contains_key(&layer.path) {
-            return Err(Refusal::ImageMissing(layer.path.clone()));
-        }
+/// Plans to merge and remove what nothing refers to any more.
+pub fn collapse(world: &World) -> Result<Plan, Refusal> {
+    check_vm(world)?;
+    let collapse = Collapse::of(world, &world.tree);
+    if collapse.is_empty() {
+        return Err(Refusal::NothingToCollapse);
     }
-    let target = world.tree.volume(volume).map(|volume| volume.target.clone());
-    Ok(Merge {
-        volume,
-        target: target.ok_or_else(|| Refusal::ImageMissing(base.path.clone()))?,
-        base: image_ref(base),
-        base_layer: base.id,
-        child: image_ref(child),
-        child_layer: child.id,
-        grandchildren: world.tree.children(child.id).map(image_ref).collect(),
+    let (steps, bytes_to_copy) = settle(world, &collapse, Vec::new(), Vec::new(), None)?;
+    Ok(Plan {
+        steps,
+        commit_point: 0,
+        findings: Vec::new(),
+        reservation: None,
+        warnings: Vec::new(),
+        removals: Vec::new(),
+        bytes_to_copy,
+        bytes_needed: bytes_to_copy,
+        vm: (world.vm.id, world.vm.name.clone()),
     })
 }
 
-fn image_ref(layer: &Layer) -> ImageRef {
-    ImageRef { path: layer.path.clone(), format: layer.format }
+/// Merges, then lets snapshots and layers go. With the bytes that move, at most.
+fn settle(
+    world: &World,
+    collapse: &Collapse,
+    snapshots: Vec<SnapshotId>,
+    mut images: Vec<DoomedImage>,
+    bandwidth: Option<u64>,
+) -> Result<(Vec<Step>, u64), Refusal> {
+    let mut steps = collapse.merge_steps(world, bandwidth);
+    check_disks(world, &steps)?;
+    let needs = space_needed(world, &steps);
+    check_space(world, &needs)?;
+    images.extend(collapse.images(world));
+    steps.push(Step::Record(CatalogChange::SnapshotsDeleted { snapshots, gone: collapse.gone.clone() }));
+    if !images.is_empty() {
+        steps.push(Step::RemoveImages { images });
+    }
+    Ok((steps, needs.values().sum()))
+}
+
+/// Those that were asked for, and everything made on top of them if that was asked for, too.
+fn doomed_snapshots<'a>(world: &'a World, request: &DeleteSnapshots) -> Vec<&'a Snapshot> {
+    let mut wanted: BTreeSet<SnapshotId> = request.snapshots.iter().copied().collect();
+    if request.with_children {
+        // Oldest first: a parent stands before its children.
+        for snapshot in &world.tree.snapshots {
+            if snapshot.parent.is_some_and(|parent| wanted.contains(&parent)) {
+                wanted.insert(snapshot.id);
+            }
+        }
+    }
+    let (mut first, rest): (Vec<_>, Vec<_>) = world
+        .tree
+        .snapshots
+        .iter()
+        .filter(|snapshot| wanted.contains(&snapshot.id))
+        .partition(|snapshot| request.snapshots.first() == Some(&snapshot.id));
+    first.extend(rest);
+    first
 }
 
 /// The disks whose chains are touched must be as the catalog says, and free.
-fn check_disks(world: &World, merges: &[Merge]) -> Result<(), Refusal> {
-    for merge in merges {
-        let disk = world.vm.disks.iter().find(|disk| disk.uses(&merge.base.path));
-        if let Some(disk) = disk {
+fn check_disks(world: &World, steps: &[Step]) -> Result<(), Refusal> {
+    for merge in merges(steps) {
+        if let Some(disk) = world.vm.disks.iter().find(|disk| disk.uses(&merge.base.path)) {
             check_disk(world, disk)?;
         }
     }
     Ok(())
 }
 
-/// A base grows by what its child holds, at most.
-fn space_needed(world: &World, merges: &[Merge]) -> BTreeMap<std::path::PathBuf, u64> {
+/// A base grows by what the layers above it hold, at most.
+fn space_needed(world: &World, steps: &[Step]) -> BTreeMap<PathBuf, u64> {
     let mut needs = BTreeMap::new();
-    for merge in merges {
-        let bytes = world.images.get(&merge.child.path).map_or(0, |facts| facts.allocated);
-        *needs.entry(directory_of(&merge.base.path)).or_insert(0) += bytes;
+    for merge in merges(steps) {
+        let held = merge.gone().filter_map(|image| world.images.get(&image.path));
+        *needs.entry(directory_of(&merge.base.path)).or_insert(0) +=
+            held.map(|facts| facts.allocated).sum::<u64>();
     }
     needs
+}
+
+fn merges(steps: &[Step]) -> impl Iterator<Item = &crate::model::step::Merge> {
+    let layers = steps.iter().filter_map(|step| match step {
+        Step::Merge(layers) => Some(layers),
+        _ => None,
+    });
+    layers.flat_map(|layers| &layers.merges)
 }
 
 fn removal(world: &World, snapshot: &Snapshot) -> Removal {
@@ -136,15 +154,16 @@ fn removal(world: &World, snapshot: &Snapshot) -> Removal {
     }
 }
 
-fn doomed_images(
-    world: &World,
-    snapshot: &Snapshot,
-    merges: &[Merge],
-    leaves: &[&Layer],
-) -> Vec<DoomedImage> {
-    let children = merges.iter().filter_map(|merge| world.tree.layers.get(&merge.child_layer));
-    let layers = children.chain(leaves.iter().copied());
-    let memory =
-        snapshot.memory.iter().map(|memory| DoomedImage { path: memory.path.clone(), identity: None });
-    layers.map(|layer| doomed(world, layer)).chain(memory).collect()
+/// What stays although nothing refers to it.
+fn warnings(world: &World, changed: &crate::model::LayerTree) -> Vec<String> {
+    let waiting = changed.pending().filter(|layer| changed.children(layer.id).count() > 1);
+    let bytes =
+        |layer: &crate::model::layer::Layer| world.images.get(&layer.path).map_or(0, |facts| facts.allocated);
+    let (count, bytes) = waiting.fold((0, 0), |(count, sum), layer| (count + 1, sum + bytes(layer)));
+    if count == 0 {
+        return Vec::new();
+    }
+    vec![format!(
+        "{count} layers with {bytes} bytes are read by several branches and stay until all but one have gone"
+    )]
 }

@@ -117,22 +117,17 @@ fn unmoved(merge: &Merge, seen: &Seen) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::model::step::ImageRef;
     use crate::model::vm::Format;
-    use crate::model::{LayerId, VolumeId};
 
     fn merge(grandchildren: &[&str]) -> Merge {
         let image = |path: &str| ImageRef { path: path.into(), format: Format::Qcow2 };
         Merge {
-            volume: VolumeId(Uuid::nil()),
             target: "vda".parse().unwrap(),
             base: image("/base"),
-            base_layer: LayerId(Uuid::from_u128(1)),
+            between: Vec::new(),
             child: image("/child"),
-            child_layer: LayerId(Uuid::from_u128(2)),
             grandchildren: grandchildren.iter().map(|path| image(path)).collect(),
         }
     }

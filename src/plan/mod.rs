@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::model::vm::{DiskSource, DiskView};
 use crate::model::{Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume};
 
+mod collapse;
 mod create;
 mod delete;
 pub mod merge;
@@ -22,8 +23,9 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
+pub use collapse::collapse as collapse_tree;
 pub use create::create;
-pub use delete::delete;
+pub use delete::{collapse, delete};
 pub use refusal::Refusal;
 pub use revert::revert;
 pub use summary::describe;

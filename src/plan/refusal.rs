@@ -60,12 +60,10 @@ pub enum Refusal {
     NameTaken(SnapshotName),
     #[error("the snapshot is {}", state_name(*.0))]
     SnapshotNotReady(SnapshotState),
+    #[error("nothing can be merged or removed now")]
+    NothingToCollapse,
     #[error("the snapshot was changed since: it is at etag {actual}")]
     EtagMismatch { actual: u64 },
-    #[error("the snapshot is a branch point on disk {disk}: {children} layers lie on it")]
-    BranchPoint { disk: DiskTarget, children: usize },
-    #[error("the layer {} is a foreign image, which is never written", .0.display())]
-    ForeignLayer(PathBuf),
 }
 
 /// A state as the contract spells it.
@@ -100,7 +98,6 @@ impl Refusal {
             | Self::DiskGone(_) => Reason::VmChanged,
             Self::ImageMissing(_) => Reason::ImageMissing,
             Self::ImageChanged { .. } => Reason::ImageChanged,
-            Self::ForeignLayer(_) => Reason::LayerForeign,
             Self::NoSpace { .. } => Reason::InsufficientSpace,
             Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
             Self::MemoryNeedsAllDisks | Self::MemoryNeedsNoQuiesce => Reason::InvalidArgument,
@@ -109,7 +106,7 @@ impl Refusal {
             Self::NameTaken(_) => Reason::SnapshotExists,
             Self::SnapshotNotReady(_) => Reason::SnapshotNotReady,
             Self::EtagMismatch { .. } => Reason::EtagMismatch,
-            Self::BranchPoint { .. } => Reason::SnapshotIsBranchPoint,
+            Self::NothingToCollapse => Reason::Internal,
         }
     }
 
@@ -142,8 +139,7 @@ impl Refusal {
             Self::NameTaken(_) => "choose another name",
             Self::SnapshotNotReady(_) => "wait for its operation; 'vmsnap op list' shows it",
             Self::EtagMismatch { .. } => "look at the snapshot again",
-            Self::BranchPoint { .. } => "delete the snapshots of all but one of its branches first",
-            Self::ForeignLayer(_) => "leave the snapshot where it is",
+            Self::NothingToCollapse => "nothing has to be done",
         }
     }
 }

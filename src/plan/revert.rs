@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 
 use crate::model::layer::{Layer, Ownership, Volume};
 use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotState};
-use crate::model::step::{
-    CatalogChange, DoomedImage, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step,
-};
+use crate::model::step::{CatalogChange, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step};
 use crate::model::vm::{DiskView, Format};
 use crate::model::{LayerId, RevertSnapshot, RunState, RunStateAfter};
 
+use super::collapse::doomed;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
     directory_of, overlay_path,
@@ -201,13 +200,6 @@ fn abandoned<'a>(world: &'a World, part: &Part) -> Option<&'a Layer> {
     let is_leaf = world.tree.children(layer.id).next().is_none();
     let is_free = world.tree.references(layer.id).next().is_none();
     (is_ours && is_leaf && is_free).then_some(layer)
-}
-
-pub(super) fn doomed(world: &World, layer: &Layer) -> DoomedImage {
-    DoomedImage {
-        path: layer.path.clone(),
-        identity: world.images.get(&layer.path).map(|facts| facts.identity),
-    }
 }
 
 fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {

@@ -46,10 +46,20 @@ pub fn describe(step: &Step) -> String {
         }
         Step::Record(CatalogChange::SnapshotTaken { .. }) => "record the snapshot as READY".to_owned(),
         Step::Record(CatalogChange::SnapshotReverted { .. }) => "record the revert".to_owned(),
-        Step::Record(CatalogChange::SnapshotDeleted { .. }) => "record the deletion".to_owned(),
+        Step::Record(CatalogChange::LayersMerged { .. }) => "record the merge".to_owned(),
+        Step::Record(CatalogChange::SnapshotsDeleted { snapshots, .. }) if snapshots.is_empty() => {
+            "record the removal".to_owned()
+        }
+        Step::Record(CatalogChange::SnapshotsDeleted { .. }) => "record the deletion".to_owned(),
     }
 }
 
 fn describe_merge(merge: &Merge) -> String {
-    format!("{} into {} (disk {})", merge.child.path.display(), merge.base.path.display(), merge.target)
+    let between = match merge.between.len() {
+        0 => String::new(),
+        1 => " and the layer below it".to_owned(),
+        several => format!(" and the {several} layers below it"),
+    };
+    let (child, base) = (merge.child.path.display(), merge.base.path.display());
+    format!("{child}{between} into {base} (disk {})", merge.target)
 }

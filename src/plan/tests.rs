@@ -13,7 +13,7 @@ use crate::model::vm::{
     ImageFacts, PauseReason, RefusedDisk,
 };
 use crate::model::{
-    CreateSnapshot, DeleteSnapshot, Findings, OperationId, Quiesce, RevertSnapshot, RunStateAfter,
+    CreateSnapshot, DeleteSnapshots, Findings, OperationId, Quiesce, RevertSnapshot, RunStateAfter,
     SnapshotId, VmId,
 };
 
@@ -104,12 +104,13 @@ impl Paper {
     }
 
     fn plan_delete(&self, name: &str) -> Result<Plan, Refusal> {
-        let snapshot = self.snapshot(name);
-        delete(
-            &self.world,
-            &snapshot,
-            &DeleteSnapshot { snapshot: snapshot.id, bandwidth: None, generation: None },
-        )
+        let request = DeleteSnapshots {
+            snapshots: vec![self.id(name)],
+            with_children: false,
+            bandwidth: None,
+            generation: None,
+        };
+        delete(&self.world, &request)
     }
 
     fn snapshot(&self, name: &str) -> Snapshot {
@@ -418,7 +419,7 @@ fn deletes_of_a_linear_chain() {
             paper.create(name);
         }
         let plan = paper.plan_delete(name).unwrap();
-        assert_eq!(outline(&plan), "deleting merge! record remove");
+        assert_eq!(outline(&plan), "deleting merge! record record remove");
         paper.carry_out(&plan);
         assert_eq!(paper.world.tree.snapshots.len(), 2);
         assert_eq!(paper.world.images.len(), 2 * 3, "one layer per disk went");
@@ -433,17 +434,22 @@ fn deletes_of_a_linear_chain() {
 }
 
 #[test]
-fn a_branch_point_is_refused_until_one_branch_is_left() {
+fn a_branch_point_waits_until_one_branch_is_left() {
     let mut paper = Paper::new();
     paper.create("root");
     paper.create("leaf");
     paper.revert("root");
-    assert!(matches!(paper.plan_delete("root"), Err(Refusal::BranchPoint { children: 2, .. })));
-    let plan = paper.plan_delete("leaf").unwrap();
-    assert_eq!(outline(&plan), "deleting record! remove");
+    let plan = paper.plan_delete("root").unwrap();
+    assert_eq!(outline(&plan), "deleting record!");
+    assert!(plan.warnings[0].starts_with("2 layers with"), "{:?}", plan.warnings);
     paper.carry_out(&plan);
-    assert_eq!(paper.world.tree.current, Some(paper.id("root")));
-    check(paper.plan_delete("root"), Ok("deleting merge! record remove"));
+    assert_eq!(paper.world.tree.pending().count(), 2, "one layer of each disk waits");
+    assert!(matches!(collapse(&paper.world), Err(Refusal::NothingToCollapse)));
+    let plan = paper.plan_delete("leaf").unwrap();
+    assert_eq!(outline(&plan), "deleting merge! record record remove");
+    paper.carry_out(&plan);
+    assert_eq!(paper.world.images.len(), 2, "only the first images are left");
+    assert_eq!(paper.world.tree.layers.len(), 2);
 }
 
 #[test]

@@ -14,6 +14,16 @@ impl Store {
         self.transact(move |transaction| read_tree(transaction, vm)).await
     }
 
+    /// The VMs that have layers in the catalog.
+    pub async fn vms(&self) -> Result<Vec<VmId>> {
+        self.transact(|transaction| {
+            let mut statement = transaction.prepare("SELECT DISTINCT vm FROM layer")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| super::parse(&row?, "VM id")).collect()
+        })
+        .await
+    }
+
     /// One snapshot.
     pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| read_snapshot(transaction, id)).await

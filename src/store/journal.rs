@@ -146,7 +146,7 @@ fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
         params![
             operation.id.to_string(),
             operation.vm.to_string(),
-            operation.snapshot.to_string(),
+            operation.snapshot.map(|id| id.to_string()).unwrap_or_default(),
             !operation.cursor.has_ended(),
             operation.created_at.as_millisecond(),
             to_json(operation, "operation")?,

@@ -11,8 +11,8 @@ use crate::model::snapshot::Owner;
 use crate::model::step::Step;
 use crate::model::vm::RunState;
 use crate::model::{
-    DeleteSnapshot, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot, SnapshotId,
-    SnapshotKind, SnapshotState, Turn, VmId,
+    DeleteSnapshots, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot,
+    SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
 };
 
 const VM: VmId = VmId(Uuid::from_u128(1));
@@ -49,9 +49,14 @@ fn operation(number: u128) -> Operation {
         id: OperationId(Uuid::from_u128(number)),
         vm: VM,
         vm_name: "web".to_owned(),
-        snapshot,
-        snapshot_name: "one".parse().unwrap(),
-        request: Request::DeleteSnapshot(DeleteSnapshot { snapshot, bandwidth: None, generation: None }),
+        snapshot: Some(snapshot),
+        snapshot_name: Some("one".parse().unwrap()),
+        request: Request::DeleteSnapshots(DeleteSnapshots {
+            snapshots: vec![snapshot],
+            with_children: false,
+            bandwidth: None,
+            generation: None,
+        }),
         created_by: "test".to_owned(),
         request_id: String::new(),
         steps: vec![Step::Thaw],

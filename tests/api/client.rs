@@ -70,8 +70,11 @@ async fn exit_codes() {
     check("op show 7", 4, &["OPERATION_NOT_FOUND"]).await;
     check("snapshot create web one", 5, &["SNAPSHOT_EXISTS"]).await;
     check("--socket /nowhere/x.sock vm list", 8, &["vmsnapd cannot be reached", "start vmsnapd"]).await;
-    check("snapshot delete web/one web/two --yes", 3, &["web/two", "1 of 2 failed"]).await;
-    assert!(node.names().await.is_empty(), "the one that could be deleted is");
+    check("snapshot delete web/one web/two --yes", 4, &["SNAPSHOT_NOT_FOUND", "changed: nothing"]).await;
+    assert_eq!(node.names().await, ["one"], "of one VM all or none");
+    node.sim.vm("db").disks(1).build();
+    check("snapshot delete web/one db/two --yes", 3, &["db: error", "1 of 2 VMs failed"]).await;
+    assert!(node.names().await.is_empty(), "what could be deleted is");
 
     node.sim.set_link(Link::Down("libvirtd is gone".to_owned()));
     check("snapshot create web", 8, &["LIBVIRT_UNAVAILABLE", "start libvirtd"]).await;
@@ -121,6 +124,30 @@ async fn results_are_for_people_and_for_scripts() {
     assert!(succeed(&node, "vm show web").await.contains("vdb"));
     assert!(succeed(&node, "vm list").await.contains("running"));
     assert!(succeed(&node, "node show").await.contains("libvirt   ok"));
+}
+
+#[tokio::test]
+async fn any_snapshot_of_a_tree_is_deleted() {
+    let node = Node::start();
+    for name in ["root", "left"] {
+        succeed(&node, &format!("snapshot create web {name}")).await;
+    }
+    succeed(&node, "snapshot revert web/root --yes").await;
+    succeed(&node, "snapshot create web right").await;
+    let told = succeed(&node, "snapshot delete web/root --yes").await;
+    assert_eq!(told, "root deleted\n");
+    let vm = succeed(&node, "vm show web").await;
+    assert!(vm.contains("to merge   2 layers"), "a layer of each disk waits for one of its branches: {vm}");
+    let json: Value = serde_json::from_str(&succeed(&node, "vm list -o json").await).unwrap();
+    assert_eq!(json["vms"][0]["merge_debt"]["layers"], 2);
+    succeed(&node, "snapshot create web leaf").await;
+    let told = succeed(&node, "snapshot delete web/right --children --yes").await;
+    assert_eq!(told, "2 snapshots deleted\n");
+    assert_eq!(node.names().await, ["left"]);
+    // With the VM itself there are still two branches.
+    succeed(&node, "snapshot delete web/left --yes").await;
+    assert!(!succeed(&node, "vm show web").await.contains("to merge"));
+    assert_eq!(node.sim.files().len(), 2, "only the first images are left");
 }
 
 #[tokio::test]

@@ -77,9 +77,9 @@ async fn a_dead_branch(node: &dyn Node) {
     let [base, middle, top] = &layers[..] else { unreachable!() };
     let live = node.overlay("live", base).await;
     let vm = node.running(&live).await;
-    assert!(commit_offline(node, top, middle).await.unwrap());
+    assert!(commit_offline(node, &[top, middle]).await.unwrap());
     assert_eq!(node.read(middle), [3, 2, 3, 0]);
-    expect(&commit_offline(node, middle, base).await, "image in use");
+    expect(&commit_offline(node, &[middle, base]).await, "image in use");
     assert_eq!(node.read(base), [1, 0, 0, 0]);
     assert_eq!(node.chain(vm, "vda").await, paths(&[&live, base]));
     node.check_violations(0);
@@ -226,9 +226,10 @@ async fn a_base_that_another_vm_reads(node: &dyn Node) {
     expect(&node.hypervisor().start_commit(vm, &merge).await, "ok");
 }
 
-async fn commit_offline(node: &dyn Node, top: &ImageRef, base: &ImageRef) -> Result<bool> {
+async fn commit_offline(node: &dyn Node, layers: &[&ImageRef]) -> Result<bool> {
     let (progress, seen) = tokio::sync::watch::channel((0, 0));
-    node.images().commit(top, base, &progress).await?;
+    let layers: Vec<ImageRef> = layers.iter().map(|layer| (*layer).clone()).collect();
+    node.images().commit(&layers, &progress).await?;
     let (done, total) = *seen.borrow();
     Ok(done == total && total > 0)
 }
@@ -237,7 +238,7 @@ async fn offline(node: &dyn Node) {
     let layers = node.layers(&["base", "middle", "top"]).await;
     let [base, middle, top] = &layers[..] else { unreachable!() };
     let vm = node.define(&[("vda", top)]);
-    assert!(commit_offline(node, middle, base).await.unwrap());
+    assert!(commit_offline(node, &[middle, base]).await.unwrap());
     assert_eq!(node.read(base), [2, 2, 0, 0]);
     assert_eq!(node.read(middle), [2, 2, 0, 0], "the merged layer is left as it was");
     assert_eq!(node.chain(vm, "vda").await, paths(&[top, middle, base]));
@@ -245,8 +246,57 @@ async fn offline(node: &dyn Node) {
     assert_eq!(node.read(top), [3, 2, 3, 0]);
     assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]));
     node.remove(&middle.path).await;
-    assert!(commit_offline(node, top, base).await.unwrap());
+    assert!(commit_offline(node, &[top, base]).await.unwrap());
     assert_eq!(node.read(base), [3, 2, 3, 0]);
+    node.check_violations(0);
+}
+
+/// Several layers become one at once: what is higher counts.
+async fn a_range_offline(node: &dyn Node) {
+    let layers = node.layers(&["base", "low", "high", "top"]).await;
+    let [base, low, high, top] = &layers[..] else { unreachable!() };
+    let before = node.read(high);
+    assert!(commit_offline(node, &[high, low, base]).await.unwrap());
+    assert_eq!(node.read(base), before);
+    assert_eq!(node.read(high), before, "the highest is left as it was");
+    node.images().rebase(top, base).await.unwrap();
+    for layer in [high, low] {
+        node.remove(&layer.path).await;
+    }
+    assert_eq!(node.read(base), before);
+    node.check_violations(0);
+}
+
+async fn a_range_of_the_active_layer(node: &dyn Node) {
+    let layers = node.layers(&["base", "low", "high", "top"]).await;
+    let [base, low, high, top] = &layers[..] else { unreachable!() };
+    let before = node.read(top);
+    let vm = node.running(top).await;
+    let events = node.hypervisor().events();
+    node.hypervisor().start_commit(vm, &commit(top, low, true)).await.unwrap();
+    node.finish_job(vm, events).await;
+    assert_eq!(node.chain(vm, "vda").await, paths(&[low, base]));
+    assert_eq!(node.stored(vm, "vda").await, Some(low.path.clone()));
+    assert_eq!(node.read(low), before);
+    for layer in [top, high] {
+        node.remove(&layer.path).await;
+    }
+    node.check_violations(0);
+}
+
+async fn a_range_of_frozen_layers(node: &dyn Node) {
+    let layers = node.layers(&["base", "low", "high", "top"]).await;
+    let [base, low, high, top] = &layers[..] else { unreachable!() };
+    let before = node.read(top);
+    let vm = node.running(top).await;
+    let events = node.hypervisor().events();
+    node.hypervisor().start_commit(vm, &commit(high, base, false)).await.unwrap();
+    node.finish_job(vm, events).await;
+    assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]), "and its header agrees");
+    for layer in [high, low] {
+        node.remove(&layer.path).await;
+    }
+    assert_eq!(node.read(top), before);
     node.check_violations(0);
 }
 
@@ -254,13 +304,13 @@ async fn what_is_refused_offline(node: &dyn Node) {
     let layers = node.layers(&["base", "middle", "top"]).await;
     let [base, middle, top] = &layers[..] else { unreachable!() };
     let missing = ImageRef { path: node.path("missing"), format: Format::Qcow2 };
-    expect(&commit_offline(node, top, base).await, "bad image");
-    expect(&commit_offline(node, &missing, base).await, "no such image");
+    expect(&commit_offline(node, &[top, base]).await, "bad image");
+    expect(&commit_offline(node, &[&missing, base]).await, "no such image");
     let as_raw = ImageRef { path: base.path.clone(), format: Format::Raw };
-    expect(&commit_offline(node, middle, &as_raw).await, "bad image");
+    expect(&commit_offline(node, &[middle, &as_raw]).await, "bad image");
     let vm = node.running(top).await;
-    expect(&commit_offline(node, top, middle).await, "image in use");
-    expect(&commit_offline(node, middle, base).await, "image in use");
+    expect(&commit_offline(node, &[top, middle]).await, "image in use");
+    expect(&commit_offline(node, &[middle, base]).await, "image in use");
     expect(&node.images().rebase(top, base).await, "image in use");
     assert_eq!(node.chain(vm, "vda").await, paths(&[top, middle, base]));
     assert_eq!(node.read(top), [3, 2, 3, 0]);
@@ -284,7 +334,7 @@ async fn a_base_that_is_smaller(node: &dyn Node) {
     node.put_image(&small.path, Format::Qcow2, BLOCK);
     let top = node.overlay("top", &small).await;
     node.write_image(&top, 3, 5);
-    commit_offline(node, &top, &small).await.unwrap();
+    commit_offline(node, &[&top, &small]).await.unwrap();
     assert_eq!(node.images().inspect(&small.path, Format::Qcow2).await.unwrap().virtual_size, DISK);
     assert_eq!(node.read(&small), [0, 0, 0, 5]);
 
@@ -314,6 +364,9 @@ over_both_nodes! {
     what_is_refused
     a_base_that_another_vm_reads
     offline
+    a_range_offline
+    a_range_of_the_active_layer
+    a_range_of_frozen_layers
     what_is_refused_offline
     a_wrong_rebase
     a_base_that_is_smaller

@@ -14,11 +14,11 @@ use vmsnap::host::sim::{Content, SimHost};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
-    CreateSnapshot, DeleteSnapshot, DiskTarget, LayerTree, Operation, OperationId, Quiesce, Request,
+    CreateSnapshot, DeleteSnapshots, DiskTarget, LayerTree, Operation, OperationId, Quiesce, Request,
     RevertSnapshot, RunStateAfter, SnapshotState, VmId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
-use vmsnap::plan::Places;
+use vmsnap::plan::{self, Places};
 use vmsnap::store::Store;
 
 /// So many turns of the scheduler are enough for any operation.
@@ -98,9 +98,10 @@ impl Scene {
         })
     }
 
-    pub fn delete(&self, name: &str) -> Request {
-        Request::DeleteSnapshot(DeleteSnapshot {
-            snapshot: self.find(name),
+    pub fn delete(&self, names: &[&str]) -> Request {
+        Request::DeleteSnapshots(DeleteSnapshots {
+            snapshots: names.iter().map(|name| self.find(name)).collect(),
+            with_children: false,
             bandwidth: None,
             generation: None,
         })
@@ -140,6 +141,8 @@ impl Scene {
             let wanted = &truth.snapshots[snapshot.name.as_str()];
             ensure(reads == *wanted, || format!("{} reads {reads:?}, not {wanted:?}", snapshot.name))?;
         }
+        let left_over = plan::collapse_tree(&tree, |_| false);
+        ensure(left_over.is_empty(), || format!("nothing needs {left_over:?}"))?;
         let active = self.active();
         ensure(active == truth.active, || format!("the VM reads {active:?}, not {:?}", truth.active))?;
         let boot = self.sim.boot_contents(self.vm);
@@ -193,7 +196,8 @@ impl Life {
             let submitted = match request {
                 Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
                 Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
-                Request::DeleteSnapshot(request) => engine.delete_snapshot(request, asked).await,
+                Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
+                Request::Collapse { .. } => unreachable!("nobody asks for it"),
             };
             submitted.map(|submitted| match submitted {
                 Submitted::Operation(view) => view.operation.id,

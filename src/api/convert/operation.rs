@@ -22,8 +22,8 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         state: state(cursor.state).into(),
         vm_id: operation.vm.to_string(),
         vm_name: operation.vm_name.clone(),
-        snapshot_id: operation.snapshot.to_string(),
-        snapshot_name: operation.snapshot_name.to_string(),
+        snapshot_id: operation.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        snapshot_name: operation.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),
         steps: steps(operation),
         current_step: index(current_step(operation)),
         commit_point: index(cursor.commit_point),
@@ -46,7 +46,8 @@ fn kind(request: &Request) -> v1::OperationKind {
     match request {
         Request::CreateSnapshot(_) => v1::OperationKind::CreateSnapshot,
         Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
-        Request::DeleteSnapshot(_) => v1::OperationKind::DeleteSnapshot,
+        Request::DeleteSnapshots(_) => v1::OperationKind::DeleteSnapshot,
+        Request::Collapse { .. } => v1::OperationKind::Collapse,
     }
 }
 

@@ -48,6 +48,7 @@ pub(in crate::api) fn blocked_plan(error: &OpsError, kind: v1::OperationKind) ->
 
 fn summary(plan: &Plan) -> String {
     let change = plan.steps.iter().find_map(|step| match step {
+        Step::Record(CatalogChange::LayersMerged { .. }) => None,
         Step::Record(change) => Some(change),
         _ => None,
     });
@@ -60,11 +61,24 @@ fn summary(plan: &Plan) -> String {
             let targets: Vec<&str> = volumes.iter().map(|volume| volume.target.as_str()).collect();
             format!("bring {} back to the snapshot", targets.join(", "))
         }
-        Some(CatalogChange::SnapshotDeleted { merged, .. }) => {
-            format!("delete the snapshot, merging {} layers", merged.len())
+        Some(CatalogChange::SnapshotsDeleted { snapshots, .. }) => {
+            let what = match snapshots.len() {
+                1 => "the snapshot".to_owned(),
+                several => format!("{several} snapshots"),
+            };
+            format!("delete {what}, merging {} layers", merged_layers(plan))
         }
-        None => String::new(),
+        Some(CatalogChange::LayersMerged { .. }) | None => String::new(),
     }
+}
+
+/// Layers that go away in merges.
+fn merged_layers(plan: &Plan) -> usize {
+    let layers = plan.steps.iter().map(|step| match step {
+        Step::Merge(layers) => layers.merges.iter().map(|merge| merge.gone().count()).sum(),
+        _ => 0,
+    });
+    layers.sum()
 }
 
 fn removal(removal: &Removal) -> v1::Removal {

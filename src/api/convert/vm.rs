@@ -10,7 +10,12 @@ use crate::model::{ImageFacts, LayerTree, OperationId, VmView, VolumeId};
 use crate::proto::v1;
 
 /// A VM in a list: what can be said without looking at its disks.
-pub(in crate::api) fn vm_summary(vm: &VmSummary, tree: &LayerTree, holder: Option<OperationId>) -> v1::Vm {
+pub(in crate::api) fn vm_summary(
+    vm: &VmSummary,
+    tree: &LayerTree,
+    sizes: &HashMap<PathBuf, ImageFacts>,
+    holder: Option<OperationId>,
+) -> v1::Vm {
     v1::Vm {
         id: vm.id.to_string(),
         name: vm.name.clone(),
@@ -18,6 +23,7 @@ pub(in crate::api) fn vm_summary(vm: &VmSummary, tree: &LayerTree, holder: Optio
         current_snapshot_id: tree.current.map(|current| current.to_string()).unwrap_or_default(),
         snapshot_count: u32::try_from(tree.snapshots.len()).unwrap_or(u32::MAX),
         operation_id: holder.map(|holder| holder.to_string()).unwrap_or_default(),
+        merge_debt: Some(merge_debt(tree, sizes)),
         ..v1::Vm::default()
     }
 }
@@ -35,8 +41,17 @@ pub(in crate::api) fn vm(
         agent_connected: view.agent == AgentChannel::Connected,
         memory_bytes: view.memory_bytes,
         persistent: view.persistent,
-        ..vm_summary(&summary, tree, holder)
+        ..vm_summary(&summary, tree, sizes, holder)
     }
+}
+
+fn merge_debt(tree: &LayerTree, sizes: &HashMap<PathBuf, ImageFacts>) -> v1::MergeDebt {
+    let mut debt = v1::MergeDebt::default();
+    for layer in tree.pending() {
+        debt.layers += 1;
+        debt.bytes += sizes.get(&layer.path).map_or(0, |facts| facts.allocated);
+    }
+    debt
 }
 
 fn disk(

@@ -112,9 +112,13 @@ impl Images for HostImages {
         self.on_path("a look at an image", path, move |path| files::inspect(path, format)).await
     }
 
-    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()> {
-        let (checked_top, checked_base) = (top.clone(), base.clone());
-        let check = move || overlay::check_lies_on(&checked_top, &checked_base);
+    async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()> {
+        let [top, .., base] = layers else { return Ok(()) };
+        let checked = layers.to_vec();
+        let check = move || {
+            let links = checked.iter().zip(checked.iter().skip(1));
+            links.map(|(image, below)| overlay::check_lies_on(image, below)).sum::<Result<u64>>()
+        };
         let bytes = self.on_files("a look at an image", check).await?;
         progress.send_replace((0, bytes));
         let merged =

@@ -34,20 +34,21 @@ impl World {
     }
 
     /// Half of it: half of the blocks are in the base.
-    fn commit(
-        &mut self,
-        top: &ImageRef,
-        base: &ImageRef,
-        progress: &ByteProgress,
-        extent: Extent,
-    ) -> Result<()> {
-        self.check_lies_on(top, base)?;
-        if let Some(image) = [top, base].into_iter().find(|image| self.is_open(&image.path)) {
+    fn commit(&mut self, layers: &[ImageRef], progress: &ByteProgress, extent: Extent) -> Result<()> {
+        let [top, .., base] = layers else { return Ok(()) };
+        for (image, below) in layers.iter().zip(layers.iter().skip(1)) {
+            self.check_lies_on(image, below)?;
+        }
+        if let Some(image) = layers.iter().find(|image| self.is_open(&image.path)) {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
         self.note_write(&base.path);
-        let image = self.files.image(&top.path)?;
-        let (blocks, virtual_size) = (image.blocks.clone(), image.virtual_size);
+        let mut blocks = super::Content::new();
+        // From the lowest up: what is higher counts.
+        for image in layers.iter().rev().skip(1) {
+            blocks.extend(self.files.image(&image.path)?.blocks.clone());
+        }
+        let virtual_size = self.files.image(&top.path)?.virtual_size;
         let total = blocks.len() as u64 * BLOCK;
         progress.send_replace((0, total));
         let half = blocks.len().div_ceil(2);
@@ -127,8 +128,8 @@ impl Images for SimHost {
         self.call(Method::Inspect, |world, _| world.files.facts(path, format)).await
     }
 
-    async fn commit(&self, top: &ImageRef, base: &ImageRef, progress: &ByteProgress) -> Result<()> {
-        self.call(Method::Commit, |world, extent| world.commit(top, base, progress, extent)).await
+    async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()> {
+        self.call(Method::Commit, |world, extent| world.commit(layers, progress, extent)).await
     }
 
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::sync::broadcast;
 
 use crate::host::{Commit, HostError, HostEvent, Result};
-use crate::model::step::{Merge, MergeLayers};
+use crate::model::step::{ImageRef, Merge, MergeLayers};
 use crate::model::vm::{DiskSource, Format};
 use crate::plan::merge::{Next, Seen, next};
 
@@ -167,14 +167,15 @@ impl Course {
 }
 
 async fn commit_offline(context: &Context<'_>, merge: &Merge, course: &mut Course) -> Result<()> {
-    for image in [&merge.child, &merge.base] {
+    let layers: Vec<ImageRef> = merge.gone().chain([&merge.base]).cloned().collect();
+    for image in &layers {
         if context.host.images.is_in_use(&image.path, image.format).await? {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
     }
     course.has_begun = true;
     let (progress, mut seen) = tokio::sync::watch::channel((0, 0));
-    let mut commit = std::pin::pin!(context.host.images.commit(&merge.child, &merge.base, &progress));
+    let mut commit = std::pin::pin!(context.host.images.commit(&layers, &progress));
     loop {
         tokio::select! {
             result = &mut commit => return result,

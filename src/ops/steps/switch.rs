@@ -8,7 +8,7 @@ use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
 use crate::model::vm::{DiskSource, PauseReason, RunState};
-use crate::model::{DiskTarget, Failure, Finding, LayerId, VmView, VolumeId};
+use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
 use super::{Context, Performed, leaves_something_under_way, merge};
@@ -189,12 +189,10 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
         .disks
         .iter()
         .map(|disk| Merge {
-            volume: VolumeId(uuid::Uuid::nil()),
             target: disk.target.clone(),
             base: disk.from.clone(),
-            base_layer: LayerId(uuid::Uuid::nil()),
+            between: Vec::new(),
             child: disk.to.clone(),
-            child_layer: LayerId(uuid::Uuid::nil()),
             grandchildren: Vec::new(),
         })
         .collect();

@@ -72,7 +72,7 @@ async fn what_is_left_midway() {
     bed.sim.write_image(Path::new("/a"), 1, 1).unwrap();
     let (progress, _) = tokio::sync::watch::channel((0, 0));
     strike(Method::Commit);
-    bed.sim.commit(&qcow2("/a"), &qcow2(VDA), &progress).await.unwrap_err();
+    bed.sim.commit(&[qcow2("/a"), qcow2(VDA)], &progress).await.unwrap_err();
     assert_eq!(bed.image(VDA), [1, 0, 0, 0]);
 
     bed.sim.someone_starts(bed.vm);

@@ -134,7 +134,7 @@ async fn commits_that_are_refused() {
 
 async fn commit_offline(bed: &Bed, top: &str, base: &str) -> Result<(u64, u64)> {
     let (progress, seen) = tokio::sync::watch::channel((0, 0));
-    bed.sim.commit(&qcow2(top), &qcow2(base), &progress).await?;
+    bed.sim.commit(&[qcow2(top), qcow2(base)], &progress).await?;
     let (done, total) = *seen.borrow();
     Ok((done / BLOCK, total / BLOCK))
 }

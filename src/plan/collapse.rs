@@ -1,0 +1,257 @@
+//! What may go from a tree of layers: everything that nothing needs for its own sake.
+//!
+//! Decides which layers are removed, which become one, and which must wait. Leaves making it so to steps, and whether
+//! the VM reads a layer to `merge`, which finds its own way. Must never know why a reference has gone.
+//!
+//! A free layer (see [`LayerTree::is_free`]) without children goes. With one child, it takes in the child's content
+//! and the child goes: neighbouring ones together, so that each byte moves once. With several it waits: what one of
+//! them writes must not be read by the others. All others are left alone, so what anybody reads never changes.
+
+use crate::model::layer::Layer;
+use crate::model::step::{CatalogChange, DoomedImage, ImageRef, Merge, MergeLayers, MergedLayers, Step};
+use crate::model::vm::DiskView;
+use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
+
+use super::World;
+
+/// What may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collapse {
+    /// Layers that nothing lies on: they go as they are, children before parents.
+    pub gone: Vec<LayerId>,
+    /// Layers that become one.
+    pub ranges: Vec<Range>,
+}
+
+/// Neighbouring layers of a volume that become one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What becomes of them.
+    pub merged: MergedLayers,
+}
+
+/// What may go from `tree`. Layers that `waits` says so of are left for later.
+#[must_use]
+pub fn collapse(tree: &LayerTree, waits: impl Fn(&Layer) -> bool) -> Collapse {
+    let mut tree = tree.clone();
+    let mut gone = Vec::new();
+    while let Some(leaf) = free_leaf(&tree) {
+        gone.push(leaf);
+        tree.forget_layers(&[leaf]);
+    }
+    let starts = tree.pending().filter(|layer| {
+        let below = layer.parent.and_then(|parent| tree.layers.get(&parent));
+        only_child(&tree, layer).is_some() && !below.is_some_and(|below| takes_in_a_child(&tree, below))
+    });
+    let ranges = starts.map(|base| range(&tree, base)).filter(|range| {
+        let layers = range.layers().filter_map(|id| tree.layers.get(&id));
+        layers.clone().all(|layer| layer.ownership == Ownership::Owned && !waits(layer))
+    });
+    Collapse { gone, ranges: ranges.collect() }
+}
+
+fn free_leaf(tree: &LayerTree) -> Option<LayerId> {
+    tree.pending().map(|layer| layer.id).find(|id| tree.children(*id).next().is_none())
+}
+
+fn only_child<'a>(tree: &'a LayerTree, layer: &Layer) -> Option<&'a Layer> {
+    let mut children = tree.children(layer.id);
+    let child = children.next()?;
+    children.next().is_none().then_some(child)
+}
+
+fn takes_in_a_child(tree: &LayerTree, layer: &Layer) -> bool {
+    tree.is_free(layer) && only_child(tree, layer).is_some()
+}
+
+/// From `base` up to the first layer that somebody needs, or that several lie on.
+fn range(tree: &LayerTree, base: &Layer) -> Range {
+    let mut above = Vec::new();
+    let mut top = base;
+    while let Some(child) = only_child(tree, top).filter(|_| tree.is_free(top)) {
+        above.push(child.id);
+        top = child;
+    }
+    let child = above.pop().unwrap_or(base.id);
+    above.reverse();
+    Range { volume: base.volume, merged: MergedLayers { child, between: above, base: base.id } }
+}
+
+impl Range {
+    fn layers(&self) -> impl Iterator<Item = LayerId> + Clone {
+        let MergedLayers { child, between, base } = &self.merged;
+        [*child, *base].into_iter().chain(between.iter().copied())
+    }
+
+    fn merge(&self, world: &World) -> Option<Merge> {
+        let image = |id: &LayerId| world.tree.layers.get(id).map(image_ref);
+        Some(Merge {
+            target: disk_of(world, self.volume)?.target.clone(),
+            base: image(&self.merged.base)?,
+            between: self.merged.between.iter().filter_map(image).collect(),
+            child: image(&self.merged.child)?,
+            grandchildren: world.tree.children(self.merged.child).map(image_ref).collect(),
+        })
+    }
+}
+
+impl Collapse {
+    /// What may go from the world's tree once `changed` is what the catalog says of it.
+    ///
+    /// What waits: images that are not there, and volumes that the VM has no disk for now.
+    #[must_use]
+    pub fn of(world: &World, changed: &LayerTree) -> Self {
+        collapse(changed, |layer| {
+            !world.images.contains_key(&layer.path) || disk_of(world, layer.volume).is_none()
+        })
+    }
+
+    /// Merges, side by side where they are of different disks, each recorded as soon as it is done.
+    #[must_use]
+    pub fn merge_steps(&self, world: &World, bandwidth: Option<u64>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for round in rounds(&self.ranges) {
+            let merges: Vec<Merge> = round.iter().filter_map(|range| range.merge(world)).collect();
+            let change = CatalogChange::LayersMerged {
+                merged: round.iter().map(|range| range.merged.clone()).collect(),
+            };
+            steps.push(Step::Merge(MergeLayers { merges, bandwidth }));
+            steps.push(Step::Record(change));
+        }
+        steps
+    }
+
+    /// The files that nobody reads once all is merged and recorded. What lies on another one stands before it.
+    #[must_use]
+    pub fn images(&self, world: &World) -> Vec<DoomedImage> {
+        let merged = self.ranges.iter().flat_map(|range| {
+            let MergedLayers { child, between, .. } = &range.merged;
+            std::iter::once(child).chain(between)
+        });
+        let layers = self.gone.iter().chain(merged).filter_map(|id| world.tree.layers.get(id));
+        layers.map(|layer| doomed(world, layer)).collect()
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.ranges.is_empty()
+    }
+}
+
+/// A disk has one block job at a time.
+fn rounds(ranges: &[Range]) -> Vec<Vec<&Range>> {
+    let mut rounds: Vec<Vec<&Range>> = Vec::new();
+    for range in ranges {
+        let is_free = |round: &&mut Vec<&Range>| round.iter().all(|other| other.volume != range.volume);
+        match rounds.iter_mut().find(is_free) {
+            Some(round) => round.push(range),
+            None => rounds.push(vec![range]),
+        }
+    }
+    rounds
+}
+
+/// The disk that the VM has a volume as.
+fn disk_of(world: &World, volume: VolumeId) -> Option<&DiskView> {
+    let active = world.tree.layers.get(&world.tree.volume(volume)?.active)?;
+    world.vm.disks.iter().find(|disk| disk.uses(&active.path))
+}
+
+fn image_ref(layer: &Layer) -> ImageRef {
+    ImageRef { path: layer.path.clone(), format: layer.format }
+}
+
+/// The image of a layer, to be removed.
+pub(super) fn doomed(world: &World, layer: &Layer) -> DoomedImage {
+    DoomedImage {
+        path: layer.path.clone(),
+        identity: world.images.get(&layer.path).map(|facts| facts.identity),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::vm::Format;
+    use crate::model::{VmId, Volume};
+
+    const VOLUME: VolumeId = VolumeId(Uuid::nil());
+
+    fn id(number: u128) -> LayerId {
+        LayerId(Uuid::from_u128(number))
+    }
+
+    /// Layers as (number, parent); the VM writes to `active`, and `kept` are children of somebody else's volume, which
+    /// stands for a reference.
+    fn tree(layers: &[(u128, u128)], active: &[u128]) -> LayerTree {
+        let layer = |&(number, parent): &(u128, u128)| Layer {
+            id: id(number),
+            volume: VOLUME,
+            parent: (parent != 0).then(|| id(parent)),
+            path: format!("/images/{number}").into(),
+            format: Format::Qcow2,
+            ownership: if number == 1 { Ownership::Foreign } else { Ownership::Owned },
+            virtual_size: 1,
+        };
+        let volume = |&number: &u128| Volume {
+            id: VolumeId(Uuid::from_u128(number)),
+            target: "vda".parse().unwrap(),
+            active: id(number),
+        };
+        LayerTree {
+            layers: layers.iter().map(layer).map(|layer| (layer.id, layer)).collect::<BTreeMap<_, _>>(),
+            volumes: active.iter().map(volume).collect(),
+            ..LayerTree::empty(VmId(Uuid::nil()))
+        }
+    }
+
+    /// `ranges`: child, between from above, base.
+    fn check(layers: &[(u128, u128)], needed: &[u128], gone: &[u128], ranges: &[&[u128]]) {
+        let range = |numbers: &&[u128]| Range {
+            volume: VOLUME,
+            merged: MergedLayers {
+                child: id(numbers[0]),
+                between: numbers[1..numbers.len() - 1].iter().map(|number| id(*number)).collect(),
+                base: id(numbers[numbers.len() - 1]),
+            },
+        };
+        let expected = Collapse {
+            gone: gone.iter().map(|number| id(*number)).collect(),
+            ranges: ranges.iter().map(range).collect(),
+        };
+        assert_eq!(collapse(&tree(layers, needed), |_| false), expected, "{layers:?} {needed:?}");
+    }
+
+    #[test]
+    fn what_goes() {
+        // 1 is a template; it never goes, and nothing is merged into it.
+        check(&[(1, 0), (2, 1)], &[2], &[], &[]);
+        // A chain: the middle ones go together.
+        check(&[(2, 0), (3, 2), (4, 3), (5, 4)], &[2, 5], &[], &[&[5, 4, 3]]);
+        check(&[(2, 0), (3, 2), (4, 3), (5, 4)], &[5], &[], &[&[5, 4, 3, 2]]);
+        check(&[(2, 0), (3, 2), (4, 3), (5, 4)], &[3, 5], &[], &[&[3, 2], &[5, 4]]);
+        // A dead branch goes from its tip.
+        check(&[(2, 0), (3, 2), (4, 3), (5, 2)], &[2, 5], &[4, 3], &[]);
+        // A branch point waits for all but one of its branches.
+        check(&[(2, 0), (3, 2), (4, 3), (5, 3)], &[2, 4, 5], &[], &[]);
+        check(&[(2, 0), (3, 2), (4, 3), (5, 3)], &[2, 5], &[4], &[&[5, 3]]);
+        // Two that wait become one that waits.
+        check(&[(2, 0), (3, 2), (4, 3), (5, 3)], &[4, 5], &[], &[&[3, 2]]);
+        // On a template.
+        check(&[(1, 0), (2, 1), (3, 2)], &[3], &[], &[&[3, 2]]);
+    }
+
+    #[test]
+    fn what_waits_is_left_alone() {
+        let tree = tree(&[(2, 0), (3, 2)], &[3]);
+        let waiting = collapse(&tree, |layer| layer.id == id(3));
+        assert!(waiting.is_empty(), "{waiting:?}");
+    }
+}

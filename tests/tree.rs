@@ -1,0 +1,172 @@
+//! Snapshot trees on a real guest: any snapshot is deleted while the guest runs, and every other one reads what it
+//! read when it was taken. Digests are of the images, from outside; the daemon is never asked whether it was right.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+#[path = "bed/mod.rs"]
+mod bed;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bed::{Client, Daemon, Format, Guest, Spec, images};
+
+const DISKS: [&str; 2] = ["vda", "vdb"];
+
+/// A guest whose snapshots are known by what their disks read.
+struct Tree {
+    guest: Guest,
+    client: Client,
+    daemon: Daemon,
+    /// Target and image of each disk before the first snapshot.
+    first_images: Vec<(String, PathBuf)>,
+    /// By name, a digest per disk.
+    digests: BTreeMap<String, Vec<String>>,
+}
+
+impl Tree {
+    fn plant() -> Self {
+        let guest = Guest::boot(&Spec::default());
+        let daemon = Daemon::start();
+        let client = daemon.client();
+        let first_images = guest.disks();
+        Self { guest, client, daemon, first_images, digests: BTreeMap::new() }
+    }
+
+    /// Writes a file named after the snapshot on both disks, and takes it.
+    fn take(&mut self, name: &str) {
+        for disk in DISKS {
+            self.guest.write_file(&format!("/mnt/{disk}/{name}"), name.as_bytes());
+        }
+        self.client.json(&["snapshot", "create", self.guest.name(), name, "--quiesce", "required"]);
+        let digests = self.read(name);
+        self.digests.insert(name.to_owned(), digests);
+    }
+
+    fn revert(&self, name: &str) {
+        self.client.json(&["snapshot", "revert", &self.named(name), "--yes"]);
+        self.guest.wait_until_up();
+    }
+
+    fn delete(&mut self, names: &[&str]) {
+        let doomed: Vec<String> = names.iter().map(|name| self.named(name)).collect();
+        let mut arguments = vec!["snapshot", "delete", "--yes"];
+        arguments.extend(doomed.iter().map(String::as_str));
+        self.client.json(&arguments);
+        self.digests.retain(|name, _| !names.contains(&name.as_str()));
+        self.verify();
+    }
+
+    fn named(&self, name: &str) -> String {
+        format!("{}/{name}", self.guest.name())
+    }
+
+    /// What the disks of a snapshot read now.
+    fn read(&self, name: &str) -> Vec<String> {
+        let shown = self.client.json(&["snapshot", "show", &self.named(name)]);
+        let disks = shown["snapshot"]["disks"].as_array().unwrap().iter();
+        disks.map(|disk| digest(Path::new(disk["path"].as_str().unwrap()))).collect()
+    }
+
+    /// Every snapshot that is left reads what it read, and the guest runs on.
+    fn verify(&self) {
+        let list = self.client.json(&["snapshot", "list", self.guest.name()]);
+        let snapshots = list["snapshots"].as_array().unwrap();
+        assert_eq!(snapshots.len(), self.digests.len());
+        for (name, digests) in &self.digests {
+            assert_eq!(self.read(name), *digests, "{name} reads something else");
+        }
+        assert_eq!(self.guest.state(), "running");
+        assert!(self.guest.agent_answers());
+    }
+
+    /// Layers that wait to be merged.
+    fn debt(&self) -> u64 {
+        let vm = self.client.json(&["vm", "show", self.guest.name()]);
+        vm["vm"]["merge_debt"]["layers"].as_u64().unwrap()
+    }
+
+    fn has_file(&self, name: &str) -> bool {
+        DISKS.iter().all(|disk| self.guest.has_file(&format!("/mnt/{disk}/{name}")))
+    }
+
+    /// With the last snapshot every file goes but the first images.
+    fn assert_bare(&self) {
+        assert_eq!(self.guest.disks(), self.first_images);
+        assert_eq!(self.debt(), 0);
+        let left = std::fs::read_dir(self.first_images[0].1.parent().unwrap()).unwrap();
+        let is_overlay = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("vmsnap-");
+        let overlays: Vec<PathBuf> = left.map(|entry| entry.unwrap().path()).filter(is_overlay).collect();
+        assert_eq!(overlays, Vec::<PathBuf>::new(), "nothing needs these");
+    }
+}
+
+#[test]
+fn a_branch_point_is_deleted_while_the_guest_runs() {
+    let mut tree = Tree::plant();
+    for name in ["root", "a", "b"] {
+        tree.take(name);
+    }
+    tree.revert("a");
+    for name in ["c", "d"] {
+        tree.take(name);
+    }
+    // root <- a <- b
+    //          \- c <- d <- the guest
+    tree.delete(&["a"]);
+    assert_eq!(tree.debt(), 2, "a's layer of each disk waits: b and c lie on it");
+    tree.delete(&["b"]);
+    assert_eq!(tree.debt(), 0, "one branch was left, so it was merged");
+    tree.delete(&["c"]);
+    assert_eq!(tree.debt(), 0);
+    for (name, there, gone) in
+        [("root", ["root"].as_slice(), ["a", "c", "d"].as_slice()), ("d", &["root", "a", "c", "d"], &["b"])]
+    {
+        tree.revert(name);
+        tree.verify();
+        assert!(there.iter().all(|file| tree.has_file(file)), "{name}");
+        assert!(!gone.iter().any(|file| tree.has_file(file)), "{name}");
+    }
+    tree.delete(&["root", "d"]);
+    assert!(["root", "a", "c", "d"].iter().all(|file| tree.has_file(file)), "the guest has its data");
+    tree.assert_bare();
+    assert!(tree.daemon.is_running());
+}
+
+fn digest(image: &Path) -> String {
+    let is_raw = image.extension().is_some_and(|extension| extension == "raw");
+    images::digest(image, if is_raw { Format::Raw } else { Format::Qcow2 })
+}
+
+/// The same numbers on each run: a failure can be had again.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        // Knuth's constants for a linear congruential generator.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % sides
+    }
+}
+
+#[test]
+fn a_tree_of_twelve_is_deleted_in_any_order() {
+    let mut dice = Dice(2026);
+    let mut tree = Tree::plant();
+    for number in 0..12 {
+        tree.take(&format!("s{number:02}"));
+        if number % 3 == 2 {
+            tree.revert(&format!("s{:02}", dice.roll(number + 1)));
+        }
+    }
+    while !tree.digests.is_empty() {
+        let names: Vec<String> = tree.digests.keys().cloned().collect();
+        let mut doomed: Vec<&str> = vec![&names[dice.roll(names.len())]];
+        if dice.roll(3) == 0 {
+            doomed.push(&names[dice.roll(names.len())]);
+            doomed.dedup();
+        }
+        tree.delete(&doomed);
+    }
+    tree.assert_bare();
+}

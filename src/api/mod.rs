@@ -15,6 +15,7 @@ use crate::proto::v1;
 use crate::store::RequestKey;
 
 mod convert;
+mod edit;
 mod later;
 mod list;
 mod node;
@@ -76,4 +77,12 @@ fn asked(by: String, request_id: &str, digest: Vec<u8>, validate_only: bool) -> 
         digest,
     });
     Asked { by, key, validate_only }
+}
+
+/// The generation that an etag stands for; None for no etag.
+fn generation(etag: &str) -> Result<Option<u64>, &'static str> {
+    match etag {
+        "" => Ok(None),
+        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a snapshot"),
+    }
 }

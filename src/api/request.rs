@@ -1,6 +1,7 @@
 //! Shapes that several requests share: checked here, all violations at once.
 
 use super::status::Violations;
+use crate::model::edit::PROPERTIES_LIMIT;
 
 /// Longest request id, in bytes.
 const REQUEST_ID_LIMIT: usize = 36;
@@ -10,9 +11,6 @@ const TEXT_LIMIT: usize = 4096;
 
 /// Longest name for people, account, key or value, in bytes.
 const LABEL_LIMIT: usize = 255;
-
-/// Most properties of one snapshot.
-const PROPERTIES_LIMIT: usize = 64;
 
 impl Violations {
     /// A request id is short ASCII, or empty.
@@ -57,7 +55,8 @@ impl Violations {
         self.label(field, text);
     }
 
-    fn limited(&mut self, field: &str, text: &str, limit: usize) {
+    /// A text of so many bytes at most.
+    pub(super) fn limited(&mut self, field: &str, text: &str, limit: usize) {
         if text.len() > limit {
             self.add(field, format!("it has {} bytes, at most {limit} are kept", text.len()));
         }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert::Surroundings;
 use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, caller, convert, status};
+use super::{Answer, Api, caller, convert, generation, status};
 use crate::model::snapshot::Owner;
 use crate::model::{
     CreateSnapshot, DeleteSnapshots, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
@@ -165,15 +165,51 @@ impl SnapshotService for Api {
         Ok(Response::new(batch_delete_response(submitted, &asked)?))
     }
 
+    async fn update_snapshot(
+        &self,
+        request: Request<v1::UpdateSnapshotRequest>,
+    ) -> Answer<v1::UpdateSnapshotResponse> {
+        super::edit::update(self, caller(&request), request.into_inner()).await
+    }
+
+    async fn add_snapshot_hold(
+        &self,
+        request: Request<v1::AddSnapshotHoldRequest>,
+    ) -> Answer<v1::AddSnapshotHoldResponse> {
+        super::edit::add_hold(self, caller(&request), request.into_inner()).await
+    }
+
+    async fn remove_snapshot_hold(
+        &self,
+        request: Request<v1::RemoveSnapshotHoldRequest>,
+    ) -> Answer<v1::RemoveSnapshotHoldResponse> {
+        super::edit::remove_hold(self, caller(&request), request.into_inner()).await
+    }
+
+    async fn add_snapshot_comment(
+        &self,
+        request: Request<v1::AddSnapshotCommentRequest>,
+    ) -> Answer<v1::AddSnapshotCommentResponse> {
+        super::edit::add_comment(self, caller(&request), request.into_inner()).await
+    }
+
+    async fn delete_snapshot_comment(
+        &self,
+        request: Request<v1::DeleteSnapshotCommentRequest>,
+    ) -> Answer<v1::DeleteSnapshotCommentResponse> {
+        super::edit::delete_comment(self, caller(&request), request.into_inner()).await
+    }
+
+    async fn list_snapshot_comments(
+        &self,
+        request: Request<v1::ListSnapshotCommentsRequest>,
+    ) -> Answer<v1::ListSnapshotCommentsResponse> {
+        super::edit::comments(self, request.into_inner()).await
+    }
+
     later! {
-        update_snapshot(UpdateSnapshotRequest) -> v1::UpdateSnapshotResponse;
         purge_snapshot(PurgeSnapshotRequest) -> v1::PurgeSnapshotResponse;
         reset_snapshot_state(ResetSnapshotStateRequest) -> v1::ResetSnapshotStateResponse;
-        add_snapshot_hold(AddSnapshotHoldRequest) -> v1::AddSnapshotHoldResponse;
-        remove_snapshot_hold(RemoveSnapshotHoldRequest) -> v1::RemoveSnapshotHoldResponse;
-        add_snapshot_comment(AddSnapshotCommentRequest) -> v1::AddSnapshotCommentResponse;
-        list_snapshot_comments(ListSnapshotCommentsRequest) -> v1::ListSnapshotCommentsResponse;
-        delete_snapshot_comment(DeleteSnapshotCommentRequest) -> v1::DeleteSnapshotCommentResponse;
     }
 }
 
@@ -331,13 +367,6 @@ fn freeze_timeout(asked: Option<prost_types::Duration>) -> Result<Duration, Stri
     let wanted =
         Duration::try_from(asked).ok().filter(|wanted| !wanted.is_zero() && *wanted <= LONGEST_FREEZE);
     wanted.ok_or_else(|| format!("more than 0 and at most {} s", LONGEST_FREEZE.as_secs()))
-}
-
-fn generation(etag: &str) -> Result<Option<u64>, &'static str> {
-    match etag {
-        "" => Ok(None),
-        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a snapshot"),
-    }
 }
 
 fn run_state_after(asked: v1::RunStateAfter) -> RunStateAfter {

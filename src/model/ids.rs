@@ -61,6 +61,10 @@ identity!(
     LayerId
 );
 identity!(
+    /// A comment under a snapshot.
+    CommentId
+);
+identity!(
     /// The lasting identity of a disk, whatever image is active.
     VolumeId
 );
@@ -84,6 +88,11 @@ pub struct DiskTarget(String);
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(String);
 
+/// Who holds a snapshot: unique within the snapshot.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HoldName(String);
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
@@ -104,16 +113,40 @@ pub enum InvalidName {
     /// A character outside the allowed set.
     #[error("it contains {0:?}; allowed are letters, digits, '.', '_' and '-'")]
     BadCharacter(char),
+    /// It would be taken for an id.
+    #[error("it has the form of an id")]
+    LooksLikeId,
 }
 
 impl SnapshotName {
     /// Longest name, in characters.
-    pub const LIMIT: usize = 64;
+    pub const LIMIT: usize = 63;
+
+    /// A snapshot is asked for by its name or its id, so that one must not be taken for the other.
+    fn check(text: &str) -> Result<(), InvalidName> {
+        if Uuid::parse_str(text).is_ok() {
+            return Err(InvalidName::LooksLikeId);
+        }
+        check_name(text, Self::LIMIT)
+    }
+}
+
+impl HoldName {
+    /// Longest name, in characters.
+    pub const LIMIT: usize = 63;
+
+    fn check(text: &str) -> Result<(), InvalidName> {
+        check_name(text, Self::LIMIT)
+    }
 }
 
 impl DiskTarget {
     /// Longest target, in characters: libvirt's are a bus prefix and a few letters.
     pub const LIMIT: usize = 16;
+
+    fn check(text: &str) -> Result<(), InvalidName> {
+        check_name(text, Self::LIMIT)
+    }
 }
 
 /// Letters, digits, `.`, `_`, `-`; the first is a letter, a digit or `_`.
@@ -146,7 +179,7 @@ macro_rules! name {
             type Error = InvalidName;
 
             fn try_from(text: String) -> Result<Self, Self::Error> {
-                check_name(&text, Self::LIMIT)?;
+                Self::check(&text)?;
                 Ok(Self(text))
             }
         }
@@ -181,6 +214,7 @@ macro_rules! name {
 
 name!(DiskTarget);
 name!(SnapshotName);
+name!(HoldName);
 
 #[cfg(test)]
 mod tests {
@@ -196,7 +230,7 @@ mod tests {
     fn snapshot_names() {
         check("before-upgrade_2.0", Ok(()));
         check("a", Ok(()));
-        check(&"a".repeat(64), Ok(()));
+        check(&"a".repeat(63), Ok(()));
         check("", Err(InvalidName::Empty));
         check(".hidden", Err(InvalidName::BadStart('.')));
         check("-rf", Err(InvalidName::BadStart('-')));
@@ -204,7 +238,8 @@ mod tests {
         check("a\0b", Err(InvalidName::BadCharacter('\0')));
         check("a b", Err(InvalidName::BadCharacter(' ')));
         check("é", Err(InvalidName::BadCharacter('é')));
-        check(&"a".repeat(300), Err(InvalidName::TooLong { actual: 300, limit: 64 }));
+        check(&"a".repeat(300), Err(InvalidName::TooLong { actual: 300, limit: 63 }));
+        check("01a20843-9990-7137-8cd6-1b47d8d6a58d", Err(InvalidName::LooksLikeId));
     }
 
     #[test]

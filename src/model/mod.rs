@@ -5,6 +5,7 @@
 
 pub mod change;
 pub mod cursor;
+pub mod edit;
 pub mod ids;
 pub mod layer;
 pub mod operation;
@@ -13,7 +14,11 @@ pub mod snapshot;
 pub mod step;
 pub mod vm;
 
-pub use ids::{DiskTarget, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
+pub use ids::{
+    CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId,
+    VolumeId,
+};
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{CreateSnapshot, DeleteSnapshots, Quiesce, Request, RevertSnapshot, RunStateAfter};

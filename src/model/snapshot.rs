@@ -8,11 +8,13 @@
 //! ```
 //! `Error` and `Lost` are entered from any state, when what the snapshot reads cannot be vouched for.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::edit::Hold;
 use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::vm::RunState;
 
@@ -53,6 +55,10 @@ pub struct Snapshot {
     pub owner: Owner,
     /// Key and value pairs of the user.
     pub properties: std::collections::BTreeMap<String, String>,
+    /// Why it must not be deleted.
+    pub holds: Vec<Hold>,
+    /// How many comments there are under it.
+    pub comments: u32,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// Who asked for it.
@@ -100,6 +106,19 @@ pub enum SnapshotState {
     Error,
     /// Its VM has left the node; the files are kept.
     Lost,
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "CREATING",
+            Self::Ready => "READY",
+            Self::Reverting => "REVERTING",
+            Self::Deleting => "DELETING",
+            Self::Error => "in ERROR",
+            Self::Lost => "LOST",
+        })
+    }
 }
 
 /// One disk of a snapshot.

@@ -43,9 +43,9 @@ pub enum OpsError {
     /// An operation holds the VM and cannot go on without a person.
     #[error("operation {0} is stuck and holds the VM")]
     VmStuck(OperationId),
-    /// The request id belongs to another request.
-    #[error("the request id {0:?} was used for another request")]
-    RequestIdReused(String),
+    /// There is no such comment.
+    #[error("there is no comment {0:?}")]
+    NoSuchComment(String),
     /// It is past the point of no return, or has ended.
     #[error("the operation is past its point of no return, or has ended")]
     NotCancellable,
@@ -67,8 +67,7 @@ impl OpsError {
         match self {
             Self::Refused(refusal) => refusal.reason(),
             Self::Host(error) => error.reason(),
-            Self::Store(StoreError::NameTaken) => Reason::SnapshotExists,
-            Self::Store(_) => Reason::CatalogFailed,
+            Self::Store(error) => error.reason(),
             Self::NoSuchVm(_) => Reason::VmNotFound,
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
             Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
@@ -76,7 +75,7 @@ impl OpsError {
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
-            Self::RequestIdReused(_) => Reason::RequestIdReused,
+            Self::NoSuchComment(_) => Reason::CommentNotFound,
             Self::NotCancellable => Reason::NotCancellable,
             Self::NotStuck => Reason::NotStuck,
             Self::ResolutionNotOffered => Reason::ResolutionNotOffered,
@@ -91,6 +90,9 @@ impl OpsError {
             Self::Refused(refusal) => refusal.remedy(),
             Self::Host(HostError::Unreachable(_)) => "start libvirtd; vmsnapd connects to it by itself",
             Self::Host(_) => "see the log of vmsnapd",
+            Self::Store(StoreError::NameTaken) => "choose another name",
+            Self::Store(StoreError::KeyReused(_)) => "use a new request id for a new request",
+            Self::Store(StoreError::Edit(refusal)) => refusal.remedy(),
             Self::Store(_) => "see the log of vmsnapd; check the state directory for space and damage",
             Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
@@ -99,7 +101,7 @@ impl OpsError {
             Self::NoSuchOperation(_) => "list the operations with 'vmsnap op list'",
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
             Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",
-            Self::RequestIdReused(_) => "use a new request id for a new request",
+            Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comments'",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",
             Self::ResolutionNotOffered => "use one of the ways that 'vmsnap op show' offers",

@@ -20,6 +20,7 @@ use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
 mod board;
 mod deadman;
+mod edit;
 mod error;
 mod gate;
 mod observe;

@@ -94,20 +94,8 @@ impl Engine {
     /// What the same request has begun before, if it was made before. Asked first: what it names may be gone by now.
     pub async fn repeated(&self, key: Option<&RequestKey>) -> Result<Option<Submitted>> {
         let Some(key) = key else { return Ok(None) };
-        let Some(begun) = self.0.store.find_request(key.clone()).await? else { return Ok(None) };
-        self.begun_before(begun, Some(key)).await
-    }
-
-    async fn begun_before(&self, begun: Begun, key: Option<&RequestKey>) -> Result<Option<Submitted>> {
-        match begun {
-            Begun::New => Ok(None),
-            Begun::Before(operation) => {
-                Ok(Some(Submitted::Operation(Box::new(self.operation(operation.id).await?))))
-            }
-            Begun::KeyReused => {
-                Err(OpsError::RequestIdReused(key.map(|key| key.id.clone()).unwrap_or_default()))
-            }
-        }
+        let Some(before) = self.0.store.find_request(key.clone()).await? else { return Ok(None) };
+        Ok(Some(Submitted::Operation(Box::new(self.operation(before.id).await?))))
     }
 
     async fn existing(&self, id: SnapshotId) -> Result<Snapshot> {
@@ -171,8 +159,9 @@ impl Engine {
         };
         let operation = new_operation(id, &world, snapshot, request, plan, &asked)?;
         let begun = self.0.store.begin(operation.clone(), asked.key.clone(), reservation).await?;
-        if let Some(before) = self.begun_before(begun, asked.key.as_ref()).await? {
-            return Ok((before, None));
+        if let Begun::Before(before) = begun {
+            let before = self.operation(before.id).await?;
+            return Ok((Submitted::Operation(Box::new(before)), None));
         }
         let view = OperationView::of(operation.clone());
         let runner = Runner::new(self.clone(), operation, permit, true);

@@ -110,6 +110,8 @@ pub fn create(
         paused_ms: 0.0,
         owner: request.owner.clone(),
         properties: request.properties.clone(),
+        holds: Vec::new(),
+        comments: 0,
         created_at: world.now,
         created_by: created_by.to_owned(),
         operation,

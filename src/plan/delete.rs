@@ -19,6 +19,7 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
         if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Error) {
             return Err(Refusal::SnapshotNotReady(snapshot.state));
         }
+        snapshot.check_not_held().map_err(Refusal::Held)?;
     }
     if let (Some(seen), Some(first)) = (request.generation, doomed.first())
         && seen != first.generation

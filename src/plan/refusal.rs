@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::model::vm::{ExcludedDisk, RefusedDisk};
-use crate::model::{DiskTarget, Reason, SnapshotName, SnapshotState};
+use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState};
 
 /// Why a request is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,24 +58,14 @@ pub enum Refusal {
     AgentAbsent,
     #[error("the VM has a snapshot {0} already")]
     NameTaken(SnapshotName),
-    #[error("the snapshot is {}", state_name(*.0))]
+    #[error("the snapshot is {0}")]
     SnapshotNotReady(SnapshotState),
+    #[error(transparent)]
+    Held(EditRefusal),
     #[error("nothing can be merged or removed now")]
     NothingToCollapse,
     #[error("the snapshot was changed since: it is at etag {actual}")]
     EtagMismatch { actual: u64 },
-}
-
-/// A state as the contract spells it.
-fn state_name(state: SnapshotState) -> &'static str {
-    match state {
-        SnapshotState::Creating => "CREATING",
-        SnapshotState::Ready => "READY",
-        SnapshotState::Reverting => "REVERTING",
-        SnapshotState::Deleting => "DELETING",
-        SnapshotState::Error => "in ERROR",
-        SnapshotState::Lost => "LOST",
-    }
 }
 
 impl Refusal {
@@ -106,6 +96,7 @@ impl Refusal {
             Self::NameTaken(_) => Reason::SnapshotExists,
             Self::SnapshotNotReady(_) => Reason::SnapshotNotReady,
             Self::EtagMismatch { .. } => Reason::EtagMismatch,
+            Self::Held(held) => held.reason(),
             Self::NothingToCollapse => Reason::Internal,
         }
     }
@@ -139,6 +130,7 @@ impl Refusal {
             Self::NameTaken(_) => "choose another name",
             Self::SnapshotNotReady(_) => "wait for its operation; 'vmsnap op list' shows it",
             Self::EtagMismatch { .. } => "look at the snapshot again",
+            Self::Held(held) => held.remedy(),
             Self::NothingToCollapse => "nothing has to be done",
         }
     }

@@ -48,12 +48,15 @@ impl Store {
         .await
     }
 
-    /// Puts a snapshot into a state. One that is not there stays so.
+    /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
     pub async fn set_state(&self, id: SnapshotId, state: SnapshotState) -> Result<()> {
         self.transact(move |transaction| {
             let Some(mut snapshot) = read_snapshot(transaction, id)? else { return Ok(()) };
             if snapshot.state == state {
                 return Ok(());
+            }
+            if state == SnapshotState::Deleting {
+                snapshot.check_not_held()?;
             }
             snapshot.state = state;
             snapshot.generation += 1;
@@ -168,22 +171,24 @@ fn write_tree(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
     tree.snapshots.iter().try_for_each(|snapshot| write_snapshot(transaction, snapshot))
 }
 
-fn write_snapshot(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<()> {
-    transaction.execute(
-        "UPDATE snapshot SET state = ?2, account = ?3, domain = ?4, project = ?5, body = ?6 WHERE id = ?1",
+pub(super) fn write_snapshot(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<()> {
+    let written = transaction.execute(
+        "UPDATE snapshot SET name = ?2, state = ?3, account = ?4, domain = ?5, project = ?6, body = ?7 WHERE id = ?1",
         params![
             snapshot.id.to_string(),
+            snapshot.name.as_str(),
             state_column(snapshot.state),
             snapshot.owner.account,
             snapshot.owner.domain,
             snapshot.owner.project,
             to_json(snapshot, "snapshot")?,
         ],
-    )?;
+    );
+    written.map_err(StoreError::from_insert)?;
     Ok(())
 }
 
-fn read_snapshot(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<Snapshot>> {
+pub(super) fn read_snapshot(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<Snapshot>> {
     let sql = "SELECT body FROM snapshot WHERE id = ?";
     let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
     body.map(|body| from_json(&body, "snapshot")).transpose()

@@ -2,19 +2,9 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::request::{self, Answer, RequestKey};
 use super::{Result, Store, StoreError, catalog, from_json, to_json};
 use crate::model::{Operation, OperationId, Snapshot, VmId};
-
-/// What makes a request the same request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestKey {
-    /// The client's choice.
-    pub id: String,
-    /// Whose choice.
-    pub principal: String,
-    /// Of the whole request: the same id with another body is a mistake of the client.
-    pub digest: Vec<u8>,
-}
 
 /// What came of beginning an operation.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,13 +13,11 @@ pub enum Begun {
     New,
     /// The same request has begun this one before.
     Before(Box<Operation>),
-    /// The id belongs to another request.
-    KeyReused,
 }
 
 impl Store {
     /// Makes an operation durable, its request's key and its snapshot's reservation with it.
-    /// [`StoreError::NameTaken`] if the snapshot's name is.
+    /// [`StoreError::NameTaken`] if the snapshot's name is, [`StoreError::KeyReused`] if the key is another request's.
     pub async fn begin(
         &self,
         operation: Operation,
@@ -37,21 +25,11 @@ impl Store {
         reservation: Option<(Snapshot, String)>,
     ) -> Result<Begun> {
         self.transact(move |transaction| {
-            if let Some(key) = &key {
-                if let Some(begun) = find_key(transaction, key)? {
-                    return Ok(begun);
-                }
-                transaction.execute(
-                    "INSERT INTO request (id, principal, digest, operation, created_at) VALUES (?, ?, ?, ?, ?)",
-                    params![
-                        key.id,
-                        key.principal,
-                        key.digest,
-                        operation.id.to_string(),
-                        operation.created_at.as_millisecond()
-                    ],
-                )?;
+            if let Some(before) = begun_before(transaction, key.as_ref())? {
+                return Ok(Begun::Before(Box::new(before)));
             }
+            let answer = Answer::Operation(operation.id);
+            request::remember(transaction, key.as_ref(), answer, operation.created_at.as_millisecond())?;
             if let Some((snapshot, definition)) = &reservation {
                 catalog::reserve(transaction, snapshot, definition)?;
             }
@@ -61,9 +39,9 @@ impl Store {
         .await
     }
 
-    /// What the key has begun before, if anything.
-    pub async fn find_request(&self, key: RequestKey) -> Result<Option<Begun>> {
-        self.transact(move |transaction| find_key(transaction, &key)).await
+    /// The operation that the same request has begun before.
+    pub async fn find_request(&self, key: RequestKey) -> Result<Option<Operation>> {
+        self.transact(move |transaction| begun_before(transaction, Some(&key))).await
     }
 
     /// Makes the present state of an operation durable.
@@ -116,20 +94,12 @@ impl Store {
     }
 }
 
-fn find_key(transaction: &Transaction<'_>, key: &RequestKey) -> Result<Option<Begun>> {
-    let found: Option<(Vec<u8>, String)> = transaction
-        .query_row(
-            "SELECT digest, operation FROM request WHERE principal = ? AND id = ?",
-            params![key.principal, key.id],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
-        .optional()?;
-    let Some((digest, operation)) = found else { return Ok(None) };
-    if digest != key.digest {
-        return Ok(Some(Begun::KeyReused));
+fn begun_before(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Result<Option<Operation>> {
+    match request::find(transaction, key)? {
+        Some(Answer::Operation(id)) => read(transaction, id),
+        // The digest covers which call it was, so another answer is never the same request's.
+        Some(Answer::Edit(_) | Answer::Comment(_) | Answer::Uncomment(_)) | None => Ok(None),
     }
-    let operation = read(transaction, super::parse(&operation, "operation id")?)?;
-    Ok(operation.map(|operation| Begun::Before(Box::new(operation))))
 }
 
 fn read(transaction: &Transaction<'_>, id: OperationId) -> Result<Option<Operation>> {

@@ -13,17 +13,22 @@ use std::thread;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
+use crate::model::{EditRefusal, Reason};
+
 mod catalog;
+mod edit;
 mod journal;
 mod lease;
 mod query;
+mod request;
 mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use journal::{Begun, RequestKey};
+pub use journal::Begun;
 pub use lease::FreezeLease;
 pub use query::{Order, Page, SnapshotFilter, SnapshotPage};
+pub use request::RequestKey;
 
 /// A result from the catalog.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -63,6 +68,30 @@ pub enum StoreError {
     /// The name is taken.
     #[error("the VM has a snapshot of that name already")]
     NameTaken,
+    /// The client used the id for something else before.
+    #[error("the request id {0:?} was used for another request")]
+    KeyReused(String),
+    /// The snapshot may not be changed so.
+    #[error(transparent)]
+    Edit(#[from] EditRefusal),
+}
+
+impl StoreError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NameTaken => Reason::SnapshotExists,
+            Self::KeyReused(_) => Reason::RequestIdReused,
+            Self::Edit(refusal) => refusal.reason(),
+            Self::Sqlite(_)
+            | Self::Malformed { .. }
+            | Self::Foreign
+            | Self::TooNew { .. }
+            | Self::Corrupt(_)
+            | Self::Closed => Reason::CatalogFailed,
+        }
+    }
 }
 
 /// A handle on the catalog. Cheap to clone.

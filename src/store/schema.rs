@@ -31,7 +31,7 @@ CREATE TABLE request (
     id          TEXT NOT NULL,
     principal   TEXT NOT NULL,
     digest      BLOB NOT NULL,
-    operation   TEXT NOT NULL,
+    answer      TEXT NOT NULL,
     created_at  INTEGER NOT NULL,
     PRIMARY KEY (principal, id)
 ) STRICT, WITHOUT ROWID;
@@ -74,6 +74,13 @@ CREATE TABLE snapshot (
 ) STRICT;
 CREATE INDEX snapshot_created ON snapshot (created_at, id);
 CREATE INDEX snapshot_owner ON snapshot (account, domain, project);
+
+CREATE TABLE comment (
+    id          TEXT PRIMARY KEY,
+    snapshot    TEXT NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX comment_snapshot ON comment (snapshot, id);
 
 CREATE TABLE lease (
     vm          TEXT PRIMARY KEY,

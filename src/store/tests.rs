@@ -36,6 +36,8 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         paused_ms: 0.0,
         owner: Owner { account: "alice".to_owned(), ..Owner::default() },
         properties: BTreeMap::from([("number".to_owned(), number.to_string())]),
+        holds: Vec::new(),
+        comments: 0,
         created_at: Timestamp::from_millisecond(i64::try_from(number).unwrap() * 1000).unwrap(),
         created_by: "test".to_owned(),
         operation: OperationId(Uuid::from_u128(number)),
@@ -85,8 +87,8 @@ async fn a_request_that_is_repeated_begins_nothing() {
     assert_eq!(begun, Begun::New);
     let begun = store.begin(operation(2), Some(key("r", "body")), None).await.unwrap();
     assert_eq!(begun, Begun::Before(Box::new(first.clone())));
-    let begun = store.begin(operation(3), Some(key("r", "another body")), None).await.unwrap();
-    assert_eq!(begun, Begun::KeyReused);
+    let refused = store.begin(operation(3), Some(key("r", "another body")), None).await;
+    assert!(matches!(refused, Err(StoreError::KeyReused(id)) if id == "r"));
     assert_eq!(store.find_request(key("s", "body")).await.unwrap(), None);
     assert_eq!(store.open_operations().await.unwrap(), vec![first]);
 }

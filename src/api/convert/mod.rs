@@ -8,7 +8,7 @@ mod vm;
 
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};
-pub(super) use snapshot::{Surroundings, snapshot, snapshot_state};
+pub(super) use snapshot::{Surroundings, comment, snapshot, snapshot_state};
 pub(super) use vm::{vm, vm_summary};
 
 use jiff::Timestamp;

@@ -1,7 +1,9 @@
 //! Snapshots.
 
 use super::{consistency, run_state, timestamp};
-use crate::model::{LayerTree, OperationId, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+use crate::model::{
+    Comment, Hold, LayerTree, OperationId, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState,
+};
 use crate::proto::v1;
 
 /// What stands around a snapshot and is shown with it.
@@ -42,6 +44,8 @@ pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -
         domain: snapshot.owner.domain.clone(),
         project: snapshot.owner.project.clone(),
         properties: snapshot.properties.clone(),
+        holds: snapshot.holds.iter().map(hold).collect(),
+        comment_count: snapshot.comments,
         create_time: Some(timestamp(snapshot.created_at)),
         created_by: snapshot.created_by.clone(),
         operation_id: around
@@ -51,6 +55,26 @@ pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -
             .unwrap_or_default(),
         etag: snapshot.generation.to_string(),
         ..v1::Snapshot::default()
+    }
+}
+
+/// A comment as a client sees it.
+pub(in crate::api) fn comment(comment: &Comment) -> v1::Comment {
+    v1::Comment {
+        id: comment.id.to_string(),
+        snapshot_id: comment.snapshot.to_string(),
+        author: comment.author.clone(),
+        text: comment.text.clone(),
+        create_time: Some(timestamp(comment.created_at)),
+    }
+}
+
+fn hold(hold: &Hold) -> v1::Hold {
+    v1::Hold {
+        name: hold.name.to_string(),
+        reason: hold.reason.clone(),
+        create_time: Some(timestamp(hold.created_at)),
+        created_by: hold.created_by.clone(),
     }
 }
 

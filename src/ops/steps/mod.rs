@@ -87,7 +87,7 @@ impl From<HostError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::new(crate::model::Reason::CatalogFailed, &error)
+        Self::new(error.reason(), &error)
     }
 }
 
@@ -155,6 +155,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
 fn stored(result: Result<(), StoreError>) -> Performed {
     match result {
         Ok(()) => Performed::done(),
+        Err(error @ StoreError::Edit(_)) => Performed::not_applied(error),
         Err(error) => Performed::unknown(error),
     }
 }

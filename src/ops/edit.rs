@@ -1,0 +1,46 @@
+//! What people write on snapshots. No operation: nothing but the catalog changes, and it is done when it answers.
+
+use jiff::Timestamp;
+
+use crate::model::{Comment, CommentId, Edit, Snapshot, SnapshotId};
+use crate::store::RequestKey;
+
+use super::{Asked, Engine, OpsError, Result};
+
+impl Engine {
+    /// Changes what people wrote on a snapshot. Gives it as it is then.
+    pub async fn edit_snapshot(&self, id: SnapshotId, edit: Edit, asked: Asked) -> Result<Snapshot> {
+        let edited = self.0.store.edit(id, edit, asked.key, Timestamp::now()).await?;
+        edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
+    }
+
+    /// The snapshot that the same request has changed before, if it was made before.
+    pub async fn edited_before(&self, key: Option<&RequestKey>) -> Result<Option<Snapshot>> {
+        let Some(key) = key else { return Ok(None) };
+        Ok(self.0.store.edited_before(key.clone()).await?)
+    }
+
+    /// Writes a comment under a snapshot.
+    pub async fn add_comment(&self, snapshot: SnapshotId, text: String, asked: Asked) -> Result<Comment> {
+        let id = CommentId::new();
+        let comment = Comment { id, snapshot, author: asked.by, text, created_at: Timestamp::now() };
+        let written = self.0.store.add_comment(comment, asked.key).await?;
+        written.ok_or_else(|| OpsError::NoSuchSnapshot(snapshot.to_string()))
+    }
+
+    /// The comments under a snapshot, oldest first: at most `limit` behind `after`. With the number there are.
+    pub async fn comments(
+        &self,
+        snapshot: SnapshotId,
+        after: Option<CommentId>,
+        limit: u32,
+    ) -> Result<(Vec<Comment>, u64)> {
+        Ok(self.0.store.comments(snapshot, after, limit).await?)
+    }
+
+    /// Deletes a comment.
+    pub async fn delete_comment(&self, id: CommentId, asked: Asked) -> Result<()> {
+        let was_there = self.0.store.delete_comment(id, asked.key, Timestamp::now()).await?;
+        if was_there { Ok(()) } else { Err(OpsError::NoSuchComment(id.to_string())) }
+    }
+}

@@ -10,6 +10,7 @@ use clap::Parser;
 mod args;
 mod ask;
 mod connect;
+mod edit;
 mod failure;
 mod node;
 mod operation;

@@ -8,11 +8,11 @@ use super::connect::request_id;
 use super::failure::{Failure, exit};
 use super::output::{Shown, Text};
 use super::table::Table;
-use super::{Session, operation, output, progress, tree, words};
+use super::{Session, edit, operation, output, progress, tree, words};
 use crate::proto::v1;
 
 /// Most entries that one call gives.
-const PAGE: i32 = 1000;
+pub(super) const PAGE: i32 = 1000;
 
 pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u8, Failure> {
     match verb {
@@ -22,6 +22,11 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
         SnapshotVerb::Show { which } => show(session, &which).await,
         SnapshotVerb::Revert(args) => revert(session, args).await,
         SnapshotVerb::Delete(args) => delete(session, args).await,
+        SnapshotVerb::Set(args) => edit::set(session, *args).await,
+        SnapshotVerb::Hold(args) => edit::hold(session, args).await,
+        SnapshotVerb::Release { which, name } => edit::release(session, &which, name).await,
+        SnapshotVerb::Comment(args) => edit::comment(session, args).await,
+        SnapshotVerb::Uncomment { id } => edit::uncomment(session, id).await,
     }
 }
 
@@ -80,7 +85,7 @@ async fn show(session: &Session, which: &Which) -> Result<u8, Failure> {
 }
 
 /// `VM/NAME`, or a name with `--vm`, or an id.
-fn locate(which: &Which) -> (String, String) {
+pub(super) fn locate(which: &Which) -> (String, String) {
     match (&which.vm, which.snapshot.split_once('/')) {
         (Some(vm), _) => (which.snapshot.clone(), vm.clone()),
         (None, Some((vm, name))) => (name.to_owned(), vm.to_owned()),
@@ -88,7 +93,7 @@ fn locate(which: &Which) -> (String, String) {
     }
 }
 
-fn details(snapshot: &v1::Snapshot) -> String {
+pub(super) fn details(snapshot: &v1::Snapshot) -> String {
     let consistency = match snapshot.consistency_reason.as_str() {
         "" => words::consistency(snapshot.consistency()),
         reason => format!("{} ({reason})", words::consistency(snapshot.consistency())),
@@ -125,6 +130,10 @@ fn details(snapshot: &v1::Snapshot) -> String {
         ("disk", format!("{}  {sizes}  {}", disk.target, disk.path))
     }));
     lines.extend(snapshot.properties.iter().map(|(key, value)| ("property", format!("{key}={value}"))));
+    lines.extend(snapshot.holds.iter().map(|hold| ("held by", words::hold(hold))));
+    if snapshot.comment_count > 0 {
+        lines.push(("comments", snapshot.comment_count.to_string()));
+    }
     let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
     lines.map(|(label, value)| format!("{label:<13} {value}")).collect::<Vec<_>>().join("\n")
 }

@@ -98,6 +98,14 @@ pub(super) fn snapshot_kind(kind: v1::SnapshotKind) -> &'static str {
     }
 }
 
+/// Who holds, and why.
+pub(super) fn hold(hold: &v1::Hold) -> String {
+    match hold.reason.as_str() {
+        "" => hold.name.clone(),
+        reason => format!("{} ({reason})", hold.name),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

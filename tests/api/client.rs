@@ -15,10 +15,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_vmsnap");
 
 /// How a run ended.
 #[derive(Debug)]
-struct Reply {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Reply {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 fn spawn(node: &Node, line: &str) -> Child {
@@ -38,11 +38,11 @@ async fn end(child: Child) -> Reply {
 }
 
 /// Runs `vmsnap LINE`; words are parted by single spaces.
-async fn run(node: &Node, line: &str) -> Reply {
+pub async fn run(node: &Node, line: &str) -> Reply {
     end(spawn(node, line)).await
 }
 
-async fn succeed(node: &Node, line: &str) -> String {
+pub async fn succeed(node: &Node, line: &str) -> String {
     let reply = run(node, line).await;
     assert_eq!(reply.code, 0, "vmsnap {line}: {}", reply.stderr);
     reply.stdout

@@ -1,0 +1,238 @@
+//! `vmsnap snapshot`: what can be said.
+
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+
+use super::units::{bytes, duration, property};
+use super::{How, Sure};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum SnapshotVerb {
+    /// Take a snapshot of a VM
+    Create(Box<CreateArgs>),
+    /// List snapshots
+    #[command(alias = "ls")]
+    List(ListArgs),
+    /// Show a snapshot
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Bring the VM back to a snapshot. What was written since the last one is gone
+    Revert(RevertArgs),
+    /// Delete snapshots, of any tree. The guest is not paused
+    #[command(alias = "rm")]
+    Delete(DeleteArgs),
+    /// Change what is written on a snapshot: names, description, owner, properties
+    Set(Box<SetArgs>),
+    /// Hold a snapshot: it cannot be deleted until it is released
+    Hold(HoldArgs),
+    /// Release a hold
+    Release {
+        #[command(flatten)]
+        which: Which,
+        /// Which hold
+        #[arg(value_name = "HOLD")]
+        name: String,
+    },
+    /// Write a comment under a snapshot; without a text, list what was written
+    Comment(CommentArgs),
+    /// Delete a comment
+    Uncomment {
+        /// The comment's id
+        id: String,
+    },
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct Which {
+    /// Id, NAME, or VM/NAME
+    pub(in crate::cli) snapshot: String,
+    /// The VM that a name is within
+    #[arg(long)]
+    pub(in crate::cli) vm: Option<String>,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct CreateArgs {
+    /// The VM: name or UUID
+    pub(in crate::cli) vm: String,
+    /// The snapshot's name: letters, digits, '.', '_' and '-' [default: made from the time]
+    pub(in crate::cli) name: Option<String>,
+    /// Capture memory, too. The guest is paused meanwhile
+    #[arg(long)]
+    pub(in crate::cli) memory: bool,
+    /// Whether to freeze the guest's file systems [default: auto; off with --memory]
+    #[arg(long, value_enum)]
+    pub(in crate::cli) quiesce: Option<Quiesce>,
+    /// Freeze only what is mounted here; again for more
+    #[arg(long = "mount-point", value_name = "PATH")]
+    pub(in crate::cli) mount_points: Vec<String>,
+    /// Longest freeze: the guest is thawed then, whatever happens
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    pub(in crate::cli) freeze_timeout: Duration,
+    /// Take only this disk; again for more
+    #[arg(long = "disk", value_name = "TARGET")]
+    pub(in crate::cli) disks: Vec<String>,
+    /// A name for people
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) display_name: String,
+    /// Any text
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) description: String,
+    /// A property; again for more
+    #[arg(long = "property", value_name = "KEY=VALUE", value_parser = property)]
+    pub(in crate::cli) properties: Vec<(String, String)>,
+    /// The account it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) account: String,
+    /// The tenant domain it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) domain: String,
+    /// The project it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) project: String,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Quiesce {
+    /// Fail if they cannot be frozen
+    Required,
+    /// Freeze them if the guest agent answers
+    Auto,
+    /// Leave them alone
+    Off,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct ListArgs {
+    /// Only of this VM: name or UUID
+    pub(in crate::cli) vm: Option<String>,
+    /// As a tree that ends in where the VM is now
+    #[arg(long, requires = "vm")]
+    pub(in crate::cli) tree: bool,
+    /// Only of this account
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) account: String,
+    /// Only of this tenant domain
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) domain: String,
+    /// Only of this project
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) project: String,
+    /// Only those whose name starts so
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub(in crate::cli) name_prefix: String,
+    /// Only those with this property, or with any value of it
+    #[arg(long = "property", value_name = "KEY[=VALUE]")]
+    pub(in crate::cli) properties: Vec<String>,
+    /// Newest first
+    #[arg(long)]
+    pub(in crate::cli) newest: bool,
+    /// At most so many [default: all]
+    #[arg(long, value_name = "N")]
+    pub(in crate::cli) limit: Option<usize>,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct RevertArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
+    /// What the VM does afterwards [default: with memory what it did then, without what it does now]
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub(in crate::cli) then: Option<RunState>,
+    #[command(flatten)]
+    pub(in crate::cli) sure: Sure,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum RunState {
+    /// It runs
+    Running,
+    /// It stands still, ready to be resumed
+    Paused,
+    /// It is off
+    Off,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct DeleteArgs {
+    /// Ids, NAMEs, or VM/NAMEs
+    #[arg(required = true)]
+    pub(in crate::cli) snapshots: Vec<String>,
+    /// The VM that names are within
+    #[arg(long)]
+    pub(in crate::cli) vm: Option<String>,
+    /// Everything that was made on top of them, too
+    #[arg(long)]
+    pub(in crate::cli) children: bool,
+    /// Most bytes per second that the merge of one disk moves, as in 50M
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(in crate::cli) bandwidth: Option<u64>,
+    #[command(flatten)]
+    pub(in crate::cli) sure: Sure,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct SetArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
+    /// Another name
+    #[arg(long)]
+    pub(in crate::cli) name: Option<String>,
+    /// Another name for people; "" for none
+    #[arg(long)]
+    pub(in crate::cli) display_name: Option<String>,
+    /// Another text; "" for none
+    #[arg(long)]
+    pub(in crate::cli) description: Option<String>,
+    /// The account it belongs to; "" for none
+    #[arg(long)]
+    pub(in crate::cli) account: Option<String>,
+    /// The tenant domain it belongs to; "" for none
+    #[arg(long)]
+    pub(in crate::cli) domain: Option<String>,
+    /// The project it belongs to; "" for none
+    #[arg(long)]
+    pub(in crate::cli) project: Option<String>,
+    /// Set a property; again for more
+    #[arg(long = "property", value_name = "KEY=VALUE", value_parser = property)]
+    pub(in crate::cli) properties: Vec<(String, String)>,
+    /// Remove a property; again for more
+    #[arg(long = "no-property", value_name = "KEY")]
+    pub(in crate::cli) no_properties: Vec<String>,
+    /// Remove all properties first
+    #[arg(long)]
+    pub(in crate::cli) clear_properties: bool,
+    /// Only if nobody has changed the snapshot since this etag
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    pub(in crate::cli) etag: String,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct HoldArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
+    /// Who holds: letters, digits, '.', '_' and '-'
+    #[arg(value_name = "HOLD")]
+    pub(in crate::cli) name: String,
+    /// Why
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) reason: String,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct CommentArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
+    /// What to write
+    pub(in crate::cli) text: Option<String>,
+}

@@ -1,0 +1,73 @@
+//! Values with units, as a person types them.
+
+use std::time::Duration;
+
+/// A number and a unit: `90`, `90s`, `5m`, `2h`, `500ms`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return Err(format!("{unit:?} is not a unit of time: ms, s, m, h or d")),
+    };
+    let number: f64 = number.parse().map_err(|_| "a number is missing, as in 30s".to_owned())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
+}
+
+/// A number and a unit of 1024: `1000`, `64K`, `50M`, `1G`.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_end_matches("iB").trim_end_matches('B') {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("{unit:?} is not a unit of bytes: K, M, G or T")),
+    };
+    let number: u64 = number.parse().map_err(|_| "a number is missing, as in 50M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "it is too much".to_owned())
+}
+
+pub(super) fn property(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it is KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_duration(text: &str, expected: Option<Duration>) {
+        assert_eq!(duration(text).ok(), expected, "{text:?}");
+    }
+
+    #[test]
+    fn durations() {
+        check_duration("90", Some(Duration::from_secs(90)));
+        check_duration("1.5s", Some(Duration::from_millis(1500)));
+        check_duration("500ms", Some(Duration::from_millis(500)));
+        check_duration("2h", Some(Duration::from_secs(7200)));
+        check_duration("", None);
+        check_duration("5 parsec", None);
+        check_duration("-5s", None);
+    }
+
+    fn check_bytes(text: &str, expected: Option<u64>) {
+        assert_eq!(bytes(text).ok(), expected, "{text:?}");
+    }
+
+    #[test]
+    fn amounts() {
+        check_bytes("1000", Some(1000));
+        check_bytes("64K", Some(65536));
+        check_bytes("50MiB", Some(50 << 20));
+        check_bytes("9999999999T", None);
+        check_bytes("fast", None);
+    }
+}

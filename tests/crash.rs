@@ -9,9 +9,9 @@ mod simulated;
 use vmsnap::host::Link;
 use vmsnap::host::sim::{Complaint, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{Operation, Quiesce, Request, RunState};
+use vmsnap::model::{DiskTarget, Operation, Quiesce, Request, RunState};
 
-use simulated::{Life, Scene, Truth, ensure};
+use simulated::{Disks, Life, Scene, Truth, ensure};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,9 @@ enum Wish {
     Create { quiesce: Quiesce, memory: bool },
     Revert { to: &'static str },
     Delete { name: &'static str },
+    TakeNow,
+    TakeFrom { source: &'static str },
+    RevertVolume { to: &'static str },
 }
 
 impl Wish {
@@ -27,6 +30,9 @@ impl Wish {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
             Self::Revert { to } => scene.revert(to),
             Self::Delete { name } => scene.delete(&[name]),
+            Self::TakeNow => scene.take_now("new", &vdb()),
+            Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
+            Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
         }
     }
 
@@ -36,8 +42,22 @@ impl Wish {
             Self::Create { .. } => drop(truth.snapshots.insert("new".to_owned(), truth.active.clone())),
             Self::Revert { to } => truth.active = truth.snapshots[to].clone(),
             Self::Delete { name } => drop(truth.snapshots.remove(name)),
+            Self::TakeNow => drop(truth.snapshots.insert("new".to_owned(), only_vdb(&truth.active))),
+            Self::TakeFrom { source } => {
+                let taken = only_vdb(&truth.snapshots[source]);
+                truth.snapshots.insert("new".to_owned(), taken);
+            }
+            Self::RevertVolume { to } => truth.active.extend(only_vdb(&truth.snapshots[to])),
         }
     }
+}
+
+fn vdb() -> DiskTarget {
+    "vdb".parse().unwrap()
+}
+
+fn only_vdb(disks: &Disks) -> Disks {
+    Disks::from([(vdb(), disks[&vdb()].clone())])
 }
 
 /// A VM with three snapshots, `two` with memory, and what everything reads.
@@ -142,6 +162,12 @@ fn strike(wish: Wish, run_state: RunState, call: usize, moment: Moment, mishap: 
 }
 
 fn strike_everywhere(wish: Wish, run_state: RunState) {
+    let struck = strike_each(wish, run_state);
+    assert!(struck > 50, "only {struck} faults struck");
+}
+
+/// Gives how many faults struck.
+fn strike_each(wish: Wish, run_state: RunState) -> usize {
     let mishaps = [
         (Moment::Before, Mishap::Hang),
         (Moment::Midway, Mishap::Hang),
@@ -160,7 +186,7 @@ fn strike_everywhere(wish: Wish, run_state: RunState) {
             struck += 1;
         }
     }
-    assert!(struck > 50, "only {struck} faults struck");
+    struck
 }
 
 #[test]
@@ -224,4 +250,25 @@ fn the_oracle_can_fail() {
     let ended = life.run(id, || false).unwrap();
     assert!(scene.verify(&truth).unwrap_err().contains("snapshots are"));
     verify(&scene, Wish::Delete { name: "one" }, RunState::Running, truth, &ended).unwrap();
+}
+
+#[test]
+fn a_snapshot_of_a_volume() {
+    strike_everywhere(Wish::TakeNow, RunState::Running);
+}
+
+#[test]
+fn a_snapshot_of_a_volume_out_of_another() {
+    // It touches nothing: there is little that can be struck.
+    strike_each(Wish::TakeFrom { source: "one" }, RunState::Running);
+}
+
+#[test]
+fn a_revert_of_a_volume() {
+    strike_everywhere(Wish::RevertVolume { to: "one" }, RunState::Running);
+}
+
+#[test]
+fn a_revert_of_a_volume_of_a_vm_that_is_off() {
+    strike_everywhere(Wish::RevertVolume { to: "two" }, RunState::Off);
 }

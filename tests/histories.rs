@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;
-use vmsnap::host::sim::{Fault, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Content, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{Quiesce, Reason, Request, RunState};
+use vmsnap::model::{DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
 
 use simulated::{Disks, Life, Scene, Truth, disks};
 
@@ -21,6 +21,9 @@ enum Act {
     Write { block: u64, value: u64 },
     Create { quiesce: Quiesce, memory: bool, only: Option<Index> },
     Revert { which: Index },
+    TakeNow { disk: Index },
+    TakeFrom { which: Index, disk: Index },
+    RevertVolume { which: Index, disk: Index },
     Delete { which: Vec<Index> },
     Power,
 }
@@ -43,6 +46,9 @@ fn acts() -> impl Strategy<Value = Act> {
                 Act::Create { quiesce, memory, only }
             }),
         2 => any::<Index>().prop_map(|which| Act::Revert { which }),
+        1 => any::<Index>().prop_map(|disk| Act::TakeNow { disk }),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(which, disk)| Act::TakeFrom { which, disk }),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(which, disk)| Act::RevertVolume { which, disk }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
         1 => Just(Act::Power),
     ]
@@ -80,15 +86,35 @@ impl History {
             Act::Power => self.scene.sim.someone_stops(self.scene.vm),
             Act::Create { quiesce, memory, only } => {
                 let only: Vec<_> = only.iter().map(|only| only.get(&disks()).clone()).collect();
-                let name = format!("s{}", self.taken);
-                self.taken += 1;
+                let name = self.new_name();
                 let request = self.scene.create(&name, *quiesce, *memory, &only);
                 let is_in = |disk: &_| only.is_empty() || only.contains(disk);
                 let active = self.truth.active.iter().filter(|(disk, _)| is_in(disk));
                 let content: Disks = active.map(|(disk, content)| (disk.clone(), content.clone())).collect();
                 self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
             }
-            Act::Revert { .. } | Act::Delete { .. } if names.is_empty() => {}
+            Act::TakeNow { disk } => {
+                let (name, disk) = (self.new_name(), disk.get(&disks()).clone());
+                let content = Disks::from([(disk.clone(), self.truth.active[&disk].clone())]);
+                let request = self.scene.take_now(&name, &disk);
+                self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
+            }
+            Act::Revert { .. } | Act::TakeFrom { .. } | Act::RevertVolume { .. } | Act::Delete { .. }
+                if names.is_empty() => {}
+            Act::TakeFrom { which, disk } => {
+                let (name, source) = (self.new_name(), which.get(&names));
+                let (disk, content) = self.disk_of(source, *disk);
+                let request = self.scene.take_from(&name, source, &disk);
+                let content = Disks::from([(disk, content)]);
+                self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
+            }
+            Act::RevertVolume { which, disk } => {
+                let source = which.get(&names);
+                let (disk, content) = self.disk_of(source, *disk);
+                let request = self.scene.revert_volume(source, &disk);
+                self.carry_out(request, moved, |truth| drop(truth.active.insert(disk, content)))?;
+            }
+            Act::Revert { which } if self.is_of_volume(which.get::<String>(&names)) => {}
             Act::Revert { which } => {
                 let name = which.get(&names);
                 let request = self.scene.revert(name);
@@ -105,6 +131,24 @@ impl History {
             }
         }
         self.scene.verify(&self.truth).map_err(|problem| TestCaseError::fail(format!("{moved:?}: {problem}")))
+    }
+
+    fn new_name(&mut self) -> String {
+        self.taken += 1;
+        format!("s{}", self.taken)
+    }
+
+    /// One of the disks that a snapshot holds, and what it reads there.
+    fn disk_of(&self, snapshot: &str, disk: Index) -> (DiskTarget, Content) {
+        let held: Vec<_> = self.truth.snapshots[snapshot].iter().collect();
+        let (disk, content) = held[disk.index(held.len())];
+        (disk.clone(), content.clone())
+    }
+
+    fn is_of_volume(&self, name: &str) -> bool {
+        let tree = self.scene.tree();
+        let found = tree.snapshots.iter().find(|snapshot| snapshot.name.as_str() == name);
+        found.is_some_and(|snapshot| snapshot.kind == SnapshotKind::Volume)
     }
 
     fn is_off(&self) -> bool {
@@ -124,22 +168,22 @@ impl History {
             sim.add_fault(Fault { at: Trigger::Number(call), moment, mishap: Mishap::Hang });
         }
         let dies = || moved.death.is_some_and(|(call, _)| sim.calls().len() >= call);
+        let before = self.scene.last_asked().map(|operation| operation.id);
         let life = Life::start(&self.scene);
-        let ended = match life.begin(request, dies) {
+        match life.begin(request, dies) {
             Some(Err(refusal)) => {
                 let is_expected = is_expected(&moved.act, self.is_off(), refusal.reason());
                 prop_assert!(is_expected, "{:?} is refused: {}", moved, refusal);
                 return Ok(());
             }
-            Some(Ok(id)) => life.run(id, dies),
-            None => None,
-        };
+            Some(Ok(id)) => drop(life.run(id, dies)),
+            None => {}
+        }
         drop(life);
         sim.reset_script();
-        let ended = ended.or_else(|| {
-            let open = self.scene.open_operation()?;
-            Life::start(&self.scene).run(open, || false)
-        });
+        // Whatever was left is seen through by the next life.
+        Life::start(&self.scene).settle(&self.scene);
+        let ended = self.scene.last_asked().filter(|operation| Some(operation.id) != before);
         match ended.map(|operation| operation.cursor.state) {
             Some(OperationState::Succeeded) => done(&mut self.truth),
             // It died before the operation was durable, or all is undone.
@@ -155,9 +199,14 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
     match act {
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
-        Act::Write { .. } | Act::Create { .. } | Act::Revert { .. } | Act::Delete { .. } | Act::Power => {
-            false
-        }
+        Act::Write { .. }
+        | Act::Create { .. }
+        | Act::TakeNow { .. }
+        | Act::TakeFrom { .. }
+        | Act::Revert { .. }
+        | Act::RevertVolume { .. }
+        | Act::Delete { .. }
+        | Act::Power => false,
     }
 }
 

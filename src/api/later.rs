@@ -7,7 +7,6 @@ use super::Api;
 use crate::proto::v1;
 use crate::proto::v1::event_service_server::EventService;
 use crate::proto::v1::schedule_service_server::ScheduleService;
-use crate::proto::v1::volume_service_server::VolumeService;
 
 /// A stream that there is none of yet.
 pub(super) type Never<T> = Empty<Result<T, Status>>;
@@ -31,18 +30,6 @@ macro_rules! later {
 }
 
 pub(super) use later;
-
-impl VolumeService for Api {
-    later! {
-        get_volume(GetVolumeRequest) -> v1::GetVolumeResponse;
-        list_volumes(ListVolumesRequest) -> v1::ListVolumesResponse;
-        create_volume_snapshot(CreateVolumeSnapshotRequest) -> v1::CreateVolumeSnapshotResponse;
-        revert_volume(RevertVolumeRequest) -> v1::RevertVolumeResponse;
-        clone_volume(CloneVolumeRequest) -> v1::CloneVolumeResponse;
-        flatten_volume(FlattenVolumeRequest) -> v1::FlattenVolumeResponse;
-        delete_volume(DeleteVolumeRequest) -> v1::DeleteVolumeResponse;
-    }
-}
 
 impl EventService for Api {
     type WatchEventsStream = Never<v1::WatchEventsResponse>;

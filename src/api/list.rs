@@ -7,7 +7,7 @@ use tonic::{Response, Status};
 
 use super::status::Violations;
 use super::{Answer, Api, convert, paging, status};
-use crate::model::{LayerTree, SnapshotId, SnapshotState, VmId};
+use crate::model::{LayerTree, Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId};
 use crate::ops::OpsError;
 use crate::proto::v1;
 use crate::store::{Order, Page, SnapshotFilter};
@@ -77,8 +77,14 @@ pub(super) async fn tree(
 /// Depth first, siblings oldest first.
 fn in_tree_order(tree: &LayerTree) -> Vec<(SnapshotId, u32)> {
     let is_root = |parent: Option<SnapshotId>| parent.is_none_or(|parent| tree.snapshot(parent).is_none());
-    let roots =
-        tree.snapshots.iter().filter(|snapshot| is_root(snapshot.parent)).map(|snapshot| (snapshot.id, 0));
+    // One of a volume is no place that the VM has been at.
+    let of_vm = |snapshot: &&Snapshot| snapshot.kind != SnapshotKind::Volume;
+    let roots = tree
+        .snapshots
+        .iter()
+        .filter(of_vm)
+        .filter(|snapshot| is_root(snapshot.parent))
+        .map(|snapshot| (snapshot.id, 0));
     let mut open: Vec<(SnapshotId, u32)> = roots.collect();
     open.reverse();
     let mut order = Vec::new();

@@ -16,6 +16,7 @@ use crate::store::RequestKey;
 
 mod convert;
 mod edit;
+mod label;
 mod later;
 mod list;
 mod node;
@@ -26,6 +27,7 @@ mod request;
 mod snapshot;
 mod status;
 mod vm;
+mod volume;
 mod watch;
 
 /// A gRPC answer.

@@ -9,17 +9,16 @@ use super::convert::Surroundings;
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, convert, generation, status};
-use crate::model::snapshot::Owner;
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, DiskTarget, LayerTree, Quiesce, RevertSnapshot, RunStateAfter, Snapshot,
-    SnapshotName,
+    CreateSnapshot, DeleteSnapshots, DiskTarget, Label, LayerTree, Quiesce, RevertSnapshot, RunStateAfter,
+    Snapshot, SnapshotKind,
 };
 use crate::ops::{Asked, OpsError, Submitted};
 use crate::proto::v1;
 use crate::proto::v1::snapshot_service_server::SnapshotService;
 
 /// Longest freeze if the client does not say: Windows' VSS ends one after ten seconds anyhow.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest freeze that one can ask for.
 const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 /// Most snapshots of one request.
@@ -214,7 +213,7 @@ impl SnapshotService for Api {
 }
 
 /// An operation, or a plan.
-type OperationOrPlan = (Option<v1::Operation>, Option<v1::Plan>);
+pub(super) type OperationOrPlan = (Option<v1::Operation>, Option<v1::Plan>);
 
 fn create_response((operation, plan): OperationOrPlan) -> v1::CreateSnapshotResponse {
     let snapshot_id = operation.as_ref().map(|operation| operation.snapshot_id.clone()).unwrap_or_default();
@@ -240,7 +239,7 @@ fn bandwidth(limit: u64) -> Option<u64> {
 }
 
 /// How a mutation is asked for; its digest tells a repetition from another request under the same id.
-fn asked<M: prost::Message>(
+pub(super) fn asked<M: prost::Message>(
     by: String,
     rpc: &str,
     message: &M,
@@ -250,7 +249,7 @@ fn asked<M: prost::Message>(
     super::asked(by, request_id, status::digest(rpc, message), validate_only)
 }
 
-fn answer(submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
+pub(super) fn answer(submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
     match submitted {
         Submitted::Operation(view) => (Some(convert::operation(&view)), None),
         Submitted::Plan(plan) => (None, Some(convert::plan(&plan, kind))),
@@ -258,7 +257,7 @@ fn answer(submitted: Submitted, kind: v1::OperationKind) -> OperationOrPlan {
 }
 
 /// One that only asks is told what is in the way; one that wants it done is refused.
-fn answer_or_blocker(
+pub(super) fn answer_or_blocker(
     submitted: Result<Submitted, OpsError>,
     asked: &Asked,
     kind: v1::OperationKind,
@@ -275,7 +274,7 @@ fn answer_or_blocker(
 }
 
 impl Api {
-    async fn repeated(&self, asked: &Asked) -> Result<Option<Submitted>, Status> {
+    pub(super) async fn repeated(&self, asked: &Asked) -> Result<Option<Submitted>, Status> {
         self.engine.repeated(asked.key.as_ref()).await.map_err(status::of)
     }
 
@@ -299,7 +298,7 @@ impl Api {
 
 /// The fields of a create that are checked for shape.
 struct CreateWish {
-    name: Option<SnapshotName>,
+    label: Label,
     quiesce: Quiesce,
     freeze_timeout: Duration,
     disks: BTreeSet<DiskTarget>,
@@ -310,14 +309,7 @@ impl CreateWish {
         let mut violations = Violations::default();
         violations.required("vm", &message.vm);
         violations.request_id(&message.request_id);
-        violations.label("display_name", &message.display_name);
-        violations.text("description", &message.description);
-        for (field, label) in
-            [("account", &message.account), ("domain", &message.domain), ("project", &message.project)]
-        {
-            violations.label(field, label);
-        }
-        violations.properties(message.properties.iter());
+        let label = violations.take_label(message);
         if message.max_pause.is_some() {
             violations.add("max_pause", "this version cannot bound the pause of a memory capture");
         }
@@ -330,35 +322,32 @@ impl CreateWish {
         if message.mount_points.iter().any(|path| !path.starts_with('/') || path.contains('\0')) {
             violations.add("mount_points", "each is an absolute path in the guest");
         }
-        let name = match message.name.as_str() {
-            "" => None,
-            name => violations.take("name", name.parse()),
-        };
         let disks = message.disks.iter().filter_map(|disk| violations.take("disks", disk.parse())).collect();
         let freeze_timeout = violations.take("freeze_timeout", freeze_timeout(message.freeze_timeout));
-        let quiesce = match message.quiesce() {
-            v1::Quiesce::Required => Quiesce::Required,
-            v1::Quiesce::Auto | v1::Quiesce::Unspecified => Quiesce::Auto,
-            v1::Quiesce::Off => Quiesce::Off,
-        };
+        let quiesce = quiesce(message.quiesce());
         violations.check()?;
-        Ok(Self { name, quiesce, freeze_timeout: freeze_timeout.unwrap_or(FREEZE_TIMEOUT), disks })
+        Ok(Self { label, quiesce, freeze_timeout: freeze_timeout.unwrap_or(FREEZE_TIMEOUT), disks })
     }
 
     fn request(self, vm: crate::model::VmId, message: v1::CreateSnapshotRequest) -> CreateSnapshot {
         CreateSnapshot {
             vm,
-            name: self.name,
-            display_name: message.display_name,
-            description: message.description,
-            memory: message.memory,
+            kind: if message.memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
+            label: self.label,
             quiesce: self.quiesce,
             mount_points: message.mount_points,
             freeze_timeout_ms: u64::try_from(self.freeze_timeout.as_millis()).unwrap_or(u64::MAX),
             disks: self.disks,
-            owner: Owner { account: message.account, domain: message.domain, project: message.project },
-            properties: message.properties.into_iter().collect(),
         }
+    }
+}
+
+/// How far to quiesce.
+pub(super) fn quiesce(asked: v1::Quiesce) -> Quiesce {
+    match asked {
+        v1::Quiesce::Required => Quiesce::Required,
+        v1::Quiesce::Auto | v1::Quiesce::Unspecified => Quiesce::Auto,
+        v1::Quiesce::Off => Quiesce::Off,
     }
 }
 

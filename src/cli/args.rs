@@ -7,11 +7,14 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod snapshot;
 mod units;
+mod volume;
 
 pub(super) use snapshot::{
     CommentArgs, CreateArgs, DeleteArgs, HoldArgs, ListArgs, Quiesce, RevertArgs, RunState, SetArgs,
     SnapshotVerb, Which,
 };
+
+pub(super) use volume::{CreateVolumeSnapshotArgs, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb};
 
 use units::duration;
 
@@ -73,6 +76,9 @@ pub(super) enum Command {
     /// Snapshots of VMs
     #[command(subcommand, alias = "snap")]
     Snapshot(SnapshotVerb),
+    /// Volumes: single disks
+    #[command(subcommand, alias = "vol")]
+    Volume(VolumeVerb),
     /// Operations: what is under way and what has been
     #[command(subcommand, alias = "operation")]
     Op(OpVerb),

@@ -11,6 +11,7 @@ use crate::proto::v1::node_service_client::NodeServiceClient;
 use crate::proto::v1::operation_service_client::OperationServiceClient;
 use crate::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use crate::proto::v1::vm_service_client::VmServiceClient;
+use crate::proto::v1::volume_service_client::VolumeServiceClient;
 
 /// The daemon. Connects with the first call, and again after each break.
 pub(super) struct Daemon {
@@ -40,6 +41,10 @@ impl Daemon {
 
     pub(super) fn snapshots(&self) -> SnapshotServiceClient<Channel> {
         SnapshotServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(super) fn volumes(&self) -> VolumeServiceClient<Channel> {
+        VolumeServiceClient::new(self.channel.clone())
     }
 
     pub(super) fn operations(&self) -> OperationServiceClient<Channel> {

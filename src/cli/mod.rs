@@ -20,6 +20,7 @@ mod snapshot;
 mod table;
 mod tree;
 mod vm;
+mod volume;
 mod words;
 
 pub use args::Args;
@@ -65,6 +66,7 @@ impl Session {
         match command {
             Command::Vm(verb) => vm::carry_out(self, verb).await,
             Command::Snapshot(verb) => snapshot::carry_out(self, verb).await,
+            Command::Volume(verb) => volume::carry_out(self, verb).await,
             Command::Op(verb) => operation::carry_out(self, verb).await,
             Command::Node(verb) => node::carry_out(self, verb).await,
             // Taken care of before a daemon was needed.

@@ -31,26 +31,20 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
 }
 
 async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
-    let quiesce = match args.quiesce {
-        None => v1::Quiesce::Unspecified,
-        Some(Quiesce::Required) => v1::Quiesce::Required,
-        Some(Quiesce::Auto) => v1::Quiesce::Auto,
-        Some(Quiesce::Off) => v1::Quiesce::Off,
-    };
     let request = v1::CreateSnapshotRequest {
         vm: args.vm,
         name: args.name.unwrap_or_default(),
-        display_name: args.display_name,
-        description: args.description,
+        display_name: args.label.display_name,
+        description: args.label.description,
         memory: args.memory,
-        quiesce: quiesce.into(),
+        quiesce: quiesce(args.quiesce).into(),
         mount_points: args.mount_points,
         freeze_timeout: args.freeze_timeout.try_into().ok(),
         disks: args.disks,
-        account: args.account,
-        domain: args.domain,
-        project: args.project,
-        properties: args.properties.into_iter().collect(),
+        account: args.label.account,
+        domain: args.label.domain,
+        project: args.label.project,
+        properties: args.label.properties.into_iter().collect(),
         request_id: request_id(),
         validate_only: args.how.dry_run,
         ..v1::CreateSnapshotRequest::default()
@@ -70,7 +64,17 @@ async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
     show(session, &Which { snapshot: done.snapshot_id, vm: None }).await
 }
 
-async fn show(session: &Session, which: &Which) -> Result<u8, Failure> {
+/// How far to quiesce, as the contract spells it.
+pub(super) fn quiesce(asked: Option<Quiesce>) -> v1::Quiesce {
+    match asked {
+        None => v1::Quiesce::Unspecified,
+        Some(Quiesce::Required) => v1::Quiesce::Required,
+        Some(Quiesce::Auto) => v1::Quiesce::Auto,
+        Some(Quiesce::Off) => v1::Quiesce::Off,
+    }
+}
+
+pub(super) async fn show(session: &Session, which: &Which) -> Result<u8, Failure> {
     let (snapshot, vm) = locate(which);
     let request = v1::GetSnapshotRequest { snapshot, vm };
     let answer = session.daemon.snapshots().get_snapshot(request).await?.into_inner();
@@ -346,7 +350,7 @@ async fn delete_of_one_vm(
 }
 
 /// Waits for the end. None if nobody wanted to wait; the operation has been printed then.
-async fn see_through(
+pub(super) async fn see_through(
     session: &Session,
     begun: v1::Operation,
     how: How,
@@ -364,7 +368,7 @@ async fn see_through(
 }
 
 /// A plan as the result. One that is blocked fails with the exit code that the call would have had.
-fn show_plan<M: prost::Message>(
+pub(super) fn show_plan<M: prost::Message>(
     session: &Session,
     answer: &M,
     plan: &v1::Plan,

@@ -77,6 +77,10 @@ pub(super) fn step_state(state: v1::StepState) -> String {
     short(state.as_str_name(), "STEP_STATE_")
 }
 
+pub(super) fn volume_state(state: v1::VolumeState) -> String {
+    short(state.as_str_name(), "VOLUME_STATE_")
+}
+
 pub(super) fn consistency(consistency: v1::Consistency) -> String {
     short(consistency.as_str_name(), "CONSISTENCY_")
 }

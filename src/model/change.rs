@@ -15,11 +15,16 @@ impl LayerTree {
         match change {
             CatalogChange::SnapshotTaken { snapshot, disks, layers, volumes } => {
                 self.take_in(layers, volumes);
-                self.current = Some(*snapshot);
+                if self.snapshot(*snapshot).is_some_and(|snapshot| snapshot.kind != SnapshotKind::Volume) {
+                    self.current = Some(*snapshot);
+                }
                 self.change_snapshot(*snapshot, |snapshot| {
                     snapshot.disks.clone_from(disks);
                     snapshot.state = SnapshotState::Ready;
-                    snapshot.consistency = Some(consistency(snapshot, findings));
+                    // One that is taken out of another is as good as that one, whatever was learned.
+                    snapshot
+                        .consistency
+                        .get_or_insert_with(|| consistency(snapshot.kind, snapshot.run_state, findings));
                     snapshot.frozen_ms = findings.frozen_ms;
                     snapshot.paused_ms = findings.paused_ms;
                     if let (Some(memory), Some(bytes)) = (&mut snapshot.memory, findings.memory_bytes) {
@@ -27,10 +32,12 @@ impl LayerTree {
                     }
                 });
             }
-            CatalogChange::SnapshotReverted { snapshot, layers, volumes, gone } => {
+            CatalogChange::SnapshotReverted { snapshot, is_current, layers, volumes, gone } => {
                 self.take_in(layers, volumes);
                 self.forget_layers(gone);
-                self.current = Some(*snapshot);
+                if *is_current {
+                    self.current = Some(*snapshot);
+                }
                 self.change_snapshot(*snapshot, |snapshot| snapshot.state = SnapshotState::Ready);
             }
             CatalogChange::LayersMerged { merged } => {
@@ -107,12 +114,13 @@ impl LayerTree {
     }
 }
 
-fn consistency(snapshot: &Snapshot, findings: &Findings) -> Consistency {
-    match (snapshot.kind, snapshot.run_state) {
+fn consistency(kind: SnapshotKind, run_state: RunState, findings: &Findings) -> Consistency {
+    match (kind, run_state) {
         (SnapshotKind::VmDisksAndMemory, _) => Consistency::Memory,
-        (SnapshotKind::VmDisks, RunState::Off) => Consistency::Off,
-        (SnapshotKind::VmDisks, RunState::Running | RunState::Paused(_) | RunState::Unsettled) => {
-            findings.disk_consistency()
-        }
+        (SnapshotKind::VmDisks | SnapshotKind::Volume, RunState::Off) => Consistency::Off,
+        (
+            SnapshotKind::VmDisks | SnapshotKind::Volume,
+            RunState::Running | RunState::Paused(_) | RunState::Unsettled,
+        ) => findings.disk_consistency(),
     }
 }

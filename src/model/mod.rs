@@ -21,7 +21,10 @@ pub use ids::{
 };
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
-pub use request::{CreateSnapshot, DeleteSnapshots, Quiesce, Request, RevertSnapshot, RunStateAfter};
-pub use snapshot::{Consistency, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+pub use request::{
+    CreateSnapshot, DeleteSnapshots, Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter,
+    TakeFromSnapshot,
+};
+pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;
 pub use vm::{BlockJob, DiskView, Format, ImageFacts, RunState, VmView};

@@ -97,7 +97,7 @@ impl Operation {
     pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> {
         self.steps.iter().filter_map(|step| match step {
             Step::ReserveSnapshot { snapshot }
-            | Step::MarkDeleting { snapshot }
+            | Step::MarkDeleting { snapshot, .. }
             | Step::MarkReverting { snapshot } => Some(*snapshot),
             _ => None,
         })
@@ -260,6 +260,10 @@ pub enum Reason {
     ImageMissing,
     ImageChanged,
     LayerInUse,
+    VolumeInUse,
+    VolumeNotFound,
+    VolumeExists,
+    PathNotAllowed,
     SnapshotNotReady,
     EtagMismatch,
     SnapshotHeld,

@@ -1,20 +1,24 @@
 //! What a client asks for, checked for shape. Decides nothing; `plan` answers it with steps or with a refusal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, SnapshotId, SnapshotName, VmId};
-use super::snapshot::Owner;
+use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VolumeId};
+use super::snapshot::{Label, SnapshotKind};
 
 /// A mutation that becomes an operation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
+#[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
-    /// Take a snapshot of a VM.
+    /// Take a snapshot of a VM, or of one of its volumes.
     CreateSnapshot(CreateSnapshot),
+    /// Take a snapshot of a volume out of a snapshot of its VM.
+    TakeFromSnapshot(TakeFromSnapshot),
     /// Bring a VM back to a snapshot.
     RevertSnapshot(RevertSnapshot),
+    /// Bring one volume back to a snapshot.
+    RevertVolume(RevertVolume),
     /// Delete snapshots of one VM.
     DeleteSnapshots(DeleteSnapshots),
     /// Merge and remove what nothing refers to.
@@ -29,14 +33,10 @@ pub enum Request {
 pub struct CreateSnapshot {
     /// The VM.
     pub vm: VmId,
-    /// Its name; None to have one made from the time.
-    pub name: Option<SnapshotName>,
-    /// A name for people.
-    pub display_name: String,
-    /// Any text.
-    pub description: String,
-    /// Whether to capture memory, too.
-    pub memory: bool,
+    /// What it is to hold. Of a volume: one disk is named.
+    pub kind: SnapshotKind,
+    /// What is written on it.
+    pub label: Label,
     /// Whether to freeze the guest's file systems.
     pub quiesce: Quiesce,
     /// The mount points to freeze; empty for all.
@@ -45,10 +45,17 @@ pub struct CreateSnapshot {
     pub freeze_timeout_ms: u64,
     /// The disks to take; empty for all.
     pub disks: BTreeSet<DiskTarget>,
-    /// Who owns it.
-    pub owner: Owner,
-    /// Key and value pairs of the user.
-    pub properties: BTreeMap<String, String>,
+}
+
+/// Take a snapshot of a volume out of a snapshot of its VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TakeFromSnapshot {
+    /// The VM's snapshot.
+    pub snapshot: SnapshotId,
+    /// The disk; None if the snapshot holds one only.
+    pub disk: Option<DiskTarget>,
+    /// What is written on the new one.
+    pub label: Label,
 }
 
 /// Whether to freeze the guest's file systems around the switch.
@@ -72,6 +79,19 @@ pub struct RevertSnapshot {
     pub run_state_after: RunStateAfter,
     /// The generation of the snapshot that the client has seen; None not to check.
     pub generation: Option<u64>,
+}
+
+/// Bring one volume back to a snapshot; the other disks of its VM are left alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RevertVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot: of the volume, or of its VM.
+    pub snapshot: SnapshotId,
+    /// Stop a VM that runs, and start it afterwards.
+    pub stop: bool,
+    /// The layer that the client has seen the VM write to; None not to check.
+    pub active: Option<LayerId>,
 }
 
 /// What a VM does after a revert.

@@ -37,8 +37,10 @@ pub struct Snapshot {
     pub kind: SnapshotKind,
     /// Where it is in its life.
     pub state: SnapshotState,
-    /// The snapshot that the VM descended from when this one was taken.
+    /// The snapshot that the VM descended from when this one was taken; None for one of a volume.
     pub parent: Option<SnapshotId>,
+    /// The VM's snapshot that this one, of a volume, was taken out of.
+    pub source: Option<SnapshotId>,
     /// The disks it holds. Empty until it is ready.
     pub disks: Vec<SnapshotDisk>,
     /// The memory image it holds.
@@ -69,6 +71,21 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
+/// What people write on a snapshot when they ask for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// Its name; None to have one made from the time.
+    pub name: Option<SnapshotName>,
+    /// A name for people.
+    pub display_name: String,
+    /// Any text.
+    pub description: String,
+    /// Who owns it.
+    pub owner: Owner,
+    /// Key and value pairs of the user.
+    pub properties: std::collections::BTreeMap<String, String>,
+}
+
 /// The account, domain and project of a cloud that a snapshot belongs to. Each may be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -88,6 +105,8 @@ pub enum SnapshotKind {
     VmDisks,
     /// Disks of a VM and its memory, of one instant.
     VmDisksAndMemory,
+    /// One volume.
+    Volume,
 }
 
 /// Where a snapshot is in its life.

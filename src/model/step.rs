@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{DiskTarget, LayerId, SnapshotId};
 use super::layer::{Layer, Volume};
-use super::snapshot::SnapshotDisk;
+use super::snapshot::{SnapshotDisk, SnapshotState};
 use super::vm::{FileIdentity, Format, RunState};
 
 /// One thing to make so, or to unmake.
@@ -36,10 +36,12 @@ pub enum Step {
     Thaw,
     /// The file systems stood still from before the switch until after it. Never so again once it is not.
     ConfirmQuiesce,
-    /// The snapshot is DELETING. Undone: READY.
+    /// The snapshot is DELETING. Undone: it is what it was.
     MarkDeleting {
         /// The snapshot.
         snapshot: SnapshotId,
+        /// READY or ERROR.
+        was: SnapshotState,
     },
     /// Layers are merged into their parents, and nothing refers to them. Only ever rolls forward.
     Merge(MergeLayers),
@@ -205,10 +207,12 @@ pub enum CatalogChange {
         /// The volumes with their new active layers.
         volumes: Vec<Volume>,
     },
-    /// A VM is back at a snapshot.
+    /// A VM, or one volume of it, is back at a snapshot.
     SnapshotReverted {
         /// The snapshot.
         snapshot: SnapshotId,
+        /// Whether the VM's state descends from it now: not when only one volume went back.
+        is_current: bool,
         /// The new overlays.
         layers: Vec<Layer>,
         /// The volumes with their new active layers.

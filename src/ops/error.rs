@@ -23,6 +23,9 @@ pub enum OpsError {
     /// No snapshot answers to the name or id.
     #[error("there is no snapshot {0:?}")]
     NoSuchSnapshot(String),
+    /// No volume answers to the name or id.
+    #[error("there is no volume {0:?}")]
+    NoSuchVolume(String),
     /// Several do.
     #[error("several snapshots are called {name:?}: {}", .candidates.join(", "))]
     AmbiguousSnapshot {
@@ -70,6 +73,7 @@ impl OpsError {
             Self::Store(error) => error.reason(),
             Self::NoSuchVm(_) => Reason::VmNotFound,
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
+            Self::NoSuchVolume(_) => Reason::VolumeNotFound,
             Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
             Self::SeveralVms => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
@@ -96,12 +100,13 @@ impl OpsError {
             Self::Store(_) => "see the log of vmsnapd; check the state directory for space and damage",
             Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
+            Self::NoSuchVolume(_) => "list the volumes with 'vmsnap volume list'",
             Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
             Self::SeveralVms => "delete the snapshots of each VM on their own",
             Self::NoSuchOperation(_) => "list the operations with 'vmsnap op list'",
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
             Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",
-            Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comments'",
+            Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comment'",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",
             Self::ResolutionNotOffered => "use one of the ways that 'vmsnap op show' offers",

@@ -28,10 +28,12 @@ mod recover;
 mod runner;
 mod steps;
 mod submit;
+mod volumes;
 
 pub use board::{OperationView, Phase, Progress};
 pub use error::OpsError;
 pub use submit::{Asked, Submitted};
+pub use volumes::VolumeView;
 
 use board::{Board, Command};
 use deadman::DeadMan;

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot, Snapshot, SnapshotId,
-    SnapshotName, VmId,
+    CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot, RevertVolume, Snapshot,
+    SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey};
@@ -42,6 +42,18 @@ impl Engine {
     pub async fn create_snapshot(&self, request: CreateSnapshot, asked: Asked) -> Result<Submitted> {
         let vm = request.vm;
         self.submit(vm, None, Request::CreateSnapshot(request), asked).await
+    }
+
+    /// Takes a snapshot of a volume out of a snapshot of its VM.
+    pub async fn take_from_snapshot(&self, request: TakeFromSnapshot, asked: Asked) -> Result<Submitted> {
+        let source = self.existing(request.snapshot).await?;
+        self.submit(source.vm, Some(source.id), Request::TakeFromSnapshot(request), asked).await
+    }
+
+    /// Brings one volume back to a snapshot.
+    pub async fn revert_volume(&self, request: RevertVolume, asked: Asked) -> Result<Submitted> {
+        let snapshot = self.existing(request.snapshot).await?;
+        self.submit(snapshot.vm, Some(snapshot.id), Request::RevertVolume(request), asked).await
     }
 
     /// Brings a VM back to a snapshot.
@@ -194,7 +206,11 @@ fn make_plan(
     };
     let plan = match request {
         Request::CreateSnapshot(request) => plan::create(world, request, operation, by, ids)?,
+        Request::TakeFromSnapshot(request) => {
+            plan::take_from_snapshot(world, snapshot()?, request, operation, by, ids)?
+        }
         Request::RevertSnapshot(request) => plan::revert(world, snapshot()?, request, ids)?,
+        Request::RevertVolume(request) => plan::revert_volume(world, snapshot()?, request, ids)?,
         Request::DeleteSnapshots(request) => {
             snapshot()?;
             plan::delete(world, request)?

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::model::layer::{Layer, Ownership, Volume};
-use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind};
 use crate::model::step::{CatalogChange, Freeze, ImageRef, NewOverlay, PointedDisk, Step, SwitchDisks};
 use crate::model::vm::{AgentChannel, DiskSource, DiskView, Format, PauseReason};
 use crate::model::{
-    CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, SnapshotName,
-    VolumeId,
+    CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, VolumeId,
 };
 
+use super::reserve::reserve;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
     overlay_path,
@@ -30,15 +30,14 @@ pub fn create(
     ids: NewIds<'_>,
 ) -> Result<Plan, Refusal> {
     check_vm(world)?;
-    if request.memory {
+    if holds_memory(request) {
         check_memory(world, request)?;
     }
-    let name = choose_name(world, request)?;
     let disks = choose_disks(world, request)?;
     let freeze = decide_freeze(world, request)?;
     let snapshot = SnapshotId(ids());
     let parts: Vec<Part> = disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
-    let memory = request.memory.then(|| memory_path(world, snapshot));
+    let memory = holds_memory(request).then(|| memory_path(world, snapshot));
     let needs = space_needed(world, &parts, memory.as_ref());
     check_space(world, &needs)?;
     let bytes_needed = needs.values().sum();
@@ -92,30 +91,11 @@ pub fn create(
             | Finding::Memory { .. } => None,
         })
         .collect();
+    let is_of_volume = request.kind == SnapshotKind::Volume;
     let reservation = Snapshot {
-        id: snapshot,
-        vm: world.vm.id,
-        vm_name: world.vm.name.clone(),
-        name,
-        display_name: request.display_name.clone(),
-        description: request.description.clone(),
-        kind: if request.memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
-        state: SnapshotState::Creating,
-        parent: world.tree.current,
-        disks: Vec::new(),
+        parent: if is_of_volume { None } else { world.tree.current },
         memory: memory.map(|path| MemoryImage { path, bytes: 0 }),
-        run_state: world.vm.run_state,
-        consistency: None,
-        frozen_ms: 0.0,
-        paused_ms: 0.0,
-        owner: request.owner.clone(),
-        properties: request.properties.clone(),
-        holds: Vec::new(),
-        comments: 0,
-        created_at: world.now,
-        created_by: created_by.to_owned(),
-        operation,
-        generation: 1,
+        ..reserve(world, snapshot, request.kind, &request.label, (operation, created_by))?
     };
     Ok(Plan {
         steps,
@@ -128,6 +108,10 @@ pub fn create(
         bytes_needed,
         vm: (world.vm.id, world.vm.name.clone()),
     })
+}
+
+fn holds_memory(request: &CreateSnapshot) -> bool {
+    request.kind == SnapshotKind::VmDisksAndMemory
 }
 
 /// A disk to be taken, with the names of all that is made for it.
@@ -247,21 +231,6 @@ fn check_memory(world: &World, request: &CreateSnapshot) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// The name asked for, or one made from the time; unique within the VM either way.
-fn choose_name(world: &World, request: &CreateSnapshot) -> Result<SnapshotName, Refusal> {
-    let taken = |name: &SnapshotName| world.tree.snapshots.iter().any(|snapshot| snapshot.name == *name);
-    if let Some(name) = &request.name {
-        return if taken(name) { Err(Refusal::NameTaken(name.clone())) } else { Ok(name.clone()) };
-    }
-    let stem = format!("snap-{}", world.now.strftime("%Y%m%d-%H%M%S"));
-    let candidates = std::iter::once(stem.clone()).chain((2..).map(|number| format!("{stem}-{number}")));
-    let name = candidates
-        .map(|text| SnapshotName::try_from(text).expect("digits and dashes make a name"))
-        .find(|name| !taken(name))
-        .expect("an endless row of names has a free one");
-    Ok(name)
-}
-
 fn choose_disks<'a>(world: &'a World, request: &CreateSnapshot) -> Result<Vec<&'a DiskView>, Refusal> {
     if let Some(missing) = request.disks.iter().find(|target| world.vm.disk(target).is_none()) {
         return Err(Refusal::NoSuchDisk(missing.clone()));
@@ -301,7 +270,7 @@ enum Freezing {
 }
 
 fn decide_freeze(world: &World, request: &CreateSnapshot) -> Result<Freezing, Refusal> {
-    if request.memory || world.vm.run_state == RunState::Off {
+    if holds_memory(request) || world.vm.run_state == RunState::Off {
         return Ok(Freezing::NoNeed);
     }
     let required = match request.quiesce {

@@ -27,12 +27,13 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
         return Err(Refusal::EtagMismatch { actual: first.generation });
     }
     let ids: Vec<SnapshotId> = doomed.iter().map(|snapshot| snapshot.id).collect();
+    let mark = |snapshot: &&Snapshot| Step::MarkDeleting { snapshot: snapshot.id, was: snapshot.state };
+    let mut steps: Vec<Step> = doomed.iter().map(mark).collect();
     let mut changed = world.tree.clone();
     for id in &ids {
         changed.forget_snapshot(*id);
     }
     let collapse = Collapse::of(world, &changed);
-    let mut steps: Vec<Step> = ids.iter().map(|id| Step::MarkDeleting { snapshot: *id }).collect();
     // Until a merge has started the snapshots can be had back; a removal is recorded before the first file goes.
     let commit_point = steps.len();
     let memory = doomed.iter().filter_map(|snapshot| snapshot.memory.as_ref());

@@ -17,8 +17,10 @@ mod create;
 mod delete;
 pub mod merge;
 mod refusal;
+mod reserve;
 mod revert;
 mod summary;
+mod take;
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +29,9 @@ pub use collapse::collapse as collapse_tree;
 pub use create::create;
 pub use delete::{collapse, delete};
 pub use refusal::Refusal;
-pub use revert::revert;
+pub use revert::{revert, revert_volume};
 pub use summary::describe;
+pub use take::take_from_snapshot;
 
 /// All that a decision may look at.
 #[derive(Debug, Clone)]

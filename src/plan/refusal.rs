@@ -36,6 +36,18 @@ pub enum Refusal {
     ChainDiffers { disk: DiskTarget, expected: String, actual: String },
     #[error("the VM no longer has disk {0} of the snapshot")]
     DiskGone(DiskTarget),
+    #[error("the snapshot holds several disks ({}): one must be named", targets(.0))]
+    WhichDisk(Vec<DiskTarget>),
+    #[error("snapshot {snapshot} does not hold disk {disk}")]
+    NotInSnapshot { disk: DiskTarget, snapshot: SnapshotName },
+    #[error("snapshot {0} does not hold the volume")]
+    VolumeNotInSnapshot(SnapshotName),
+    #[error("the snapshot is of a volume, not of the VM")]
+    IsOfVolume,
+    #[error("VM {0} is using the volume")]
+    VolumeInUse(String),
+    #[error("the volume was changed since: its disk writes to another image now")]
+    VolumeChanged,
     #[error("there is no image {}", .0.display())]
     ImageMissing(PathBuf),
     #[error("the image {} is not what it was: {problem}", .path.display())]
@@ -68,6 +80,10 @@ pub enum Refusal {
     EtagMismatch { actual: u64 },
 }
 
+fn targets(disks: &[DiskTarget]) -> String {
+    disks.iter().map(DiskTarget::as_str).collect::<Vec<_>>().join(", ")
+}
+
 impl Refusal {
     /// The stable reason.
     #[must_use]
@@ -76,7 +92,10 @@ impl Refusal {
             Self::VmUnsettled => Reason::VmUnsettled,
             Self::VmTransient => Reason::VmTransient,
             Self::ManagedSave => Reason::ManagedSavePresent,
-            Self::NoSuchDisk(_) => Reason::DiskNotFound,
+            Self::NoSuchDisk(_) | Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
+                Reason::DiskNotFound
+            }
+            Self::VolumeInUse(_) => Reason::VolumeInUse,
             Self::DiskExcluded { .. } | Self::DiskRefused { .. } | Self::NoOverlayDirectory(_) => {
                 Reason::DiskNotSupported
             }
@@ -90,12 +109,15 @@ impl Refusal {
             Self::ImageChanged { .. } => Reason::ImageChanged,
             Self::NoSpace { .. } => Reason::InsufficientSpace,
             Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
-            Self::MemoryNeedsAllDisks | Self::MemoryNeedsNoQuiesce => Reason::InvalidArgument,
+            Self::MemoryNeedsAllDisks
+            | Self::MemoryNeedsNoQuiesce
+            | Self::WhichDisk(_)
+            | Self::IsOfVolume => Reason::InvalidArgument,
             Self::QuiesceWhilePaused => Reason::QuiesceFailed,
             Self::AgentDisconnected | Self::AgentAbsent => Reason::AgentUnavailable,
             Self::NameTaken(_) => Reason::SnapshotExists,
             Self::SnapshotNotReady(_) => Reason::SnapshotNotReady,
-            Self::EtagMismatch { .. } => Reason::EtagMismatch,
+            Self::EtagMismatch { .. } | Self::VolumeChanged => Reason::EtagMismatch,
             Self::Held(held) => held.reason(),
             Self::NothingToCollapse => Reason::Internal,
         }
@@ -130,6 +152,13 @@ impl Refusal {
             Self::NameTaken(_) => "choose another name",
             Self::SnapshotNotReady(_) => "wait for its operation; 'vmsnap op list' shows it",
             Self::EtagMismatch { .. } => "look at the snapshot again",
+            Self::VolumeChanged => "look at the volume again",
+            Self::WhichDisk(_) => "name one with --disk",
+            Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
+                "'vmsnap snapshot show' lists its disks"
+            }
+            Self::IsOfVolume => "use 'vmsnap volume revert'",
+            Self::VolumeInUse(_) => "shut the VM down first, or let it be stopped with --stop",
             Self::Held(held) => held.remedy(),
             Self::NothingToCollapse => "nothing has to be done",
         }

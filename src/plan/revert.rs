@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::model::layer::{Layer, Ownership, Volume};
-use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotState};
+use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 use crate::model::step::{CatalogChange, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step};
 use crate::model::vm::{DiskView, Format};
-use crate::model::{LayerId, RevertSnapshot, RunState, RunStateAfter};
+use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfter};
 
 use super::collapse::doomed;
 use super::{
@@ -32,14 +32,67 @@ pub fn revert(
     if request.generation.is_some_and(|seen| seen != snapshot.generation) {
         return Err(Refusal::EtagMismatch { actual: snapshot.generation });
     }
+    if snapshot.kind == SnapshotKind::Volume {
+        return Err(Refusal::IsOfVolume);
+    }
     let parts: Vec<Part> =
         snapshot.disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
+    let start = decide_start(world, snapshot, request, &parts)?;
+    go_back(world, snapshot, &parts, start, Scope::Vm)
+}
+
+/// Plans a revert of one volume to `snapshot`, which is in `world.tree`. The VM's other disks are left alone, and so is
+/// what it descends from.
+pub fn revert_volume(
+    world: &World,
+    snapshot: &Snapshot,
+    request: &RevertVolume,
+    ids: NewIds<'_>,
+) -> Result<Plan, Refusal> {
+    check_vm(world)?;
+    if snapshot.state != SnapshotState::Ready {
+        return Err(Refusal::SnapshotNotReady(snapshot.state));
+    }
+    let volume = world.tree.volume(request.volume);
+    let held = snapshot.disks.iter().find(|disk| disk.volume == request.volume);
+    let disk = held.ok_or_else(|| Refusal::VolumeNotInSnapshot(snapshot.name.clone()))?;
+    if request.active.is_some() && request.active != volume.map(|volume| volume.active) {
+        return Err(Refusal::VolumeChanged);
+    }
+    let is_live = world.vm.run_state.is_live();
+    if is_live && !request.stop {
+        return Err(Refusal::VolumeInUse(world.vm.name.clone()));
+    }
+    if is_live && !world.vm.persistent {
+        return Err(Refusal::VmTransient);
+    }
+    let parts = vec![Part::new(world, disk, ids)?];
+    let paused = matches!(world.vm.run_state, RunState::Paused(_));
+    let disks = parts.iter().map(Part::pointed).collect();
+    let start = is_live.then_some(Start { from_memory: None, paused, disks });
+    go_back(world, snapshot, &parts, start, Scope::Volume)
+}
+
+/// What goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Vm,
+    Volume,
+}
+
+/// The steps of going back, once it is known which disks go, and how the VM is started again.
+fn go_back(
+    world: &World,
+    snapshot: &Snapshot,
+    parts: &[Part],
+    start: Option<Start>,
+    scope: Scope,
+) -> Result<Plan, Refusal> {
     let mut needs = BTreeMap::new();
-    for part in &parts {
+    for part in parts {
         *needs.entry(directory_of(&part.layer.path)).or_insert(0) += NEW_OVERLAY_BYTES;
     }
     check_space(world, &needs)?;
-    let start = decide_start(world, snapshot, request, &parts)?;
 
     let mut steps = vec![Step::MarkReverting { snapshot: snapshot.id }];
     steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay())));
@@ -58,6 +111,7 @@ pub fn revert(
     let gone: Vec<&Layer> = parts.iter().filter_map(|part| abandoned(world, part)).collect();
     steps.push(Step::Record(CatalogChange::SnapshotReverted {
         snapshot: snapshot.id,
+        is_current: scope == Scope::Vm,
         layers: parts.iter().map(|part| part.layer.clone()).collect(),
         volumes: parts.iter().map(Part::volume).collect(),
         gone: gone.iter().map(|layer| layer.id).collect(),
@@ -72,8 +126,11 @@ pub fn revert(
         commit_point,
         findings: Vec::new(),
         reservation: None,
-        warnings: warnings(world, snapshot),
-        removals: removals(world, &parts),
+        warnings: match scope {
+            Scope::Vm => warnings(world, snapshot),
+            Scope::Volume => Vec::new(),
+        },
+        removals: removals(world, parts),
         bytes_to_copy: 0,
         bytes_needed: needs.values().sum(),
         vm: (world.vm.id, world.vm.name.clone()),

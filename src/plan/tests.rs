@@ -1,20 +1,19 @@
 //! Plans as data: a world, a request, the steps or the refusal.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::snapshot::Owner;
 use crate::model::vm::{
     AgentChannel, Backing, BlockJob, BlockJobKind, ChainImage, ExcludedDisk, FileIdentity, Format,
     ImageFacts, PauseReason, RefusedDisk,
 };
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, Findings, OperationId, Quiesce, RevertSnapshot, RunStateAfter,
-    SnapshotId, VmId,
+    CreateSnapshot, DeleteSnapshots, Findings, Label, OperationId, Quiesce, RevertSnapshot, RevertVolume,
+    RunStateAfter, SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
 };
 
 /// A world that plans are carried out in, on paper.
@@ -83,23 +82,25 @@ impl Paper {
         self.world.vm.disks.iter_mut().find(|disk| disk.target.as_str() == target).unwrap()
     }
 
+    /// Ids that no other plan has been given.
+    fn ids(&mut self) -> impl FnMut() -> Uuid + use<> {
+        self.next_id += 1000;
+        let mut next = self.next_id;
+        move || {
+            next += 1;
+            Uuid::from_u128(next)
+        }
+    }
+
     fn plan_create(&mut self, request: &CreateSnapshot) -> Result<Plan, Refusal> {
-        let next = &mut self.next_id;
-        let mut ids = || {
-            *next += 1;
-            Uuid::from_u128(*next)
-        };
+        let mut ids = self.ids();
         create(&self.world, request, OperationId(Uuid::from_u128(2)), "test", &mut ids)
     }
 
     fn plan_revert(&mut self, name: &str, after: RunStateAfter) -> Result<Plan, Refusal> {
         let snapshot = self.snapshot(name);
         let request = RevertSnapshot { snapshot: snapshot.id, run_state_after: after, generation: None };
-        let next = &mut self.next_id;
-        let mut ids = || {
-            *next += 1;
-            Uuid::from_u128(*next)
-        };
+        let mut ids = self.ids();
         revert(&self.world, &snapshot, &request, &mut ids)
     }
 
@@ -194,16 +195,12 @@ fn image(path: &Path) -> ChainImage {
 fn named(name: &str) -> CreateSnapshot {
     CreateSnapshot {
         vm: VmId(Uuid::from_u128(1)),
-        name: Some(name.parse().unwrap()),
-        display_name: String::new(),
-        description: String::new(),
-        memory: false,
+        kind: SnapshotKind::VmDisks,
+        label: Label { name: Some(name.parse().unwrap()), ..Label::default() },
         quiesce: Quiesce::Auto,
         mount_points: Vec::new(),
         freeze_timeout_ms: 10_000,
         disks: BTreeSet::new(),
-        owner: Owner::default(),
-        properties: BTreeMap::new(),
     }
 }
 
@@ -267,7 +264,7 @@ fn a_create_in_its_kinds() {
     check_create(|paper| paper.world.vm.run_state = RunState::Paused(PauseReason::User), |_| {}, Ok(plain));
     check_create(
         |_| {},
-        |request| request.memory = true,
+        |request| request.kind = SnapshotKind::VmDisksAndMemory,
         Ok("reserve overlay overlay memory switch! record"),
     );
     let one = |request: &mut CreateSnapshot| request.disks = BTreeSet::from(["vdb".parse().unwrap()]);
@@ -321,17 +318,17 @@ fn a_create_that_is_refused() {
     );
     refuse(
         |paper| paper.world.vm.run_state = RunState::Off,
-        |request| request.memory = true,
+        |request| request.kind = SnapshotKind::VmDisksAndMemory,
         "the VM is off: it has no memory to capture",
     );
     refuse(
         |paper| paper.world.vm.memory_blocker = Some("the VM has a passed-through device".to_owned()),
-        |request| request.memory = true,
+        |request| request.kind = SnapshotKind::VmDisksAndMemory,
         "memory cannot be captured: the VM has a passed-through device",
     );
     refuse(
         |paper| paper.world.free_space = HashMap::from([("/memory".into(), 1 << 20)]),
-        |request| request.memory = true,
+        |request| request.kind = SnapshotKind::VmDisksAndMemory,
         "/memory has 1048576 bytes free, 1073741824 are needed",
     );
     refuse(
@@ -385,7 +382,8 @@ fn reverts() {
         Ok("reverting overlay overlay point start! record remove"),
     );
     paper.world.vm.run_state = RunState::Running;
-    let plan = paper.plan_create(&CreateSnapshot { memory: true, ..named("two") }).unwrap();
+    let plan =
+        paper.plan_create(&CreateSnapshot { kind: SnapshotKind::VmDisksAndMemory, ..named("two") }).unwrap();
     paper.carry_out(&plan);
     check(
         paper.plan_revert("two", RunStateAfter::AsItWas),
@@ -491,4 +489,58 @@ fn applying_a_change_twice_is_applying_it_once() {
         }
         assert_eq!(tree, again);
     }
+}
+
+#[test]
+fn one_volume_goes_back() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let vdb = paper.snapshot("one").disks[1].volume;
+    let plan = |paper: &mut Paper, stop, active| {
+        let snapshot = paper.snapshot("one").clone();
+        let request = RevertVolume { volume: vdb, snapshot: snapshot.id, stop, active };
+        let mut ids = paper.ids();
+        revert_volume(&paper.world, &snapshot, &request, &mut ids)
+    };
+    check(plan(&mut paper, false, None), Err("VM web is using the volume"));
+    check(plan(&mut paper, true, None), Ok("reverting overlay stop point start! record remove"));
+    let stale = Some(paper.snapshot("one").disks[1].layer);
+    check(
+        plan(&mut paper, true, stale),
+        Err("the volume was changed since: its disk writes to another image now"),
+    );
+    paper.world.vm.run_state = RunState::Off;
+    let done = plan(&mut paper, false, None).unwrap();
+    assert_eq!(outline(&done), "reverting overlay point! record remove");
+    let current = paper.world.tree.current;
+    paper.carry_out(&done);
+    assert_eq!(paper.world.tree.current, current, "the VM as a whole has not gone anywhere");
+}
+
+#[test]
+fn a_volume_is_taken_out_of_a_snapshot() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let plan = |paper: &mut Paper, disk: Option<&str>| {
+        let source = paper.snapshot("one").clone();
+        let disk = disk.map(|disk| disk.parse().unwrap());
+        let request = TakeFromSnapshot { snapshot: source.id, disk, label: named("taken").label };
+        let mut ids = paper.ids();
+        take_from_snapshot(&paper.world, &source, &request, OperationId::new(), "test", &mut ids)
+    };
+    check(plan(&mut paper, None), Err("the snapshot holds several disks (vda, vdb): one must be named"));
+    check(plan(&mut paper, Some("vdz")), Err("snapshot one does not hold disk vdz"));
+    let taken = plan(&mut paper, Some("vdb")).unwrap();
+    assert_eq!(outline(&taken), "reserve record!");
+    paper.carry_out(&taken);
+    assert_eq!(paper.snapshot("taken").consistency, paper.snapshot("one").consistency);
+    let gone = paper.plan_delete("one").unwrap();
+    paper.carry_out(&gone);
+    let layer = paper.snapshot("taken").disks[0].layer;
+    assert!(paper.world.tree.layers.contains_key(&layer), "it stays whole without the other");
+    assert_eq!(paper.world.images.len(), 3, "vda is one image again, vdb is two");
+    check(
+        paper.plan_revert("taken", RunStateAfter::AsItWas),
+        Err("the snapshot is of a volume, not of the VM"),
+    );
 }

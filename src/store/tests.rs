@@ -28,6 +28,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         kind: SnapshotKind::VmDisks,
         state: SnapshotState::Creating,
         parent: None,
+        source: None,
         disks: Vec::new(),
         memory: None,
         run_state: RunState::Running,

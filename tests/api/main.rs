@@ -12,5 +12,6 @@ mod life;
 mod node;
 mod readme;
 mod stuck;
+mod volumes;
 mod watch;
 mod work;

@@ -12,10 +12,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{Content, SimHost};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
-    CreateSnapshot, DeleteSnapshots, DiskTarget, LayerTree, Operation, OperationId, Quiesce, Request,
-    RevertSnapshot, RunStateAfter, SnapshotState, VmId,
+    CreateSnapshot, DeleteSnapshots, DiskTarget, Label, LayerTree, Operation, OperationId, Quiesce, Request,
+    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, Places};
@@ -77,16 +76,12 @@ impl Scene {
     pub fn create(&self, name: &str, quiesce: Quiesce, memory: bool, disks: &[DiskTarget]) -> Request {
         Request::CreateSnapshot(CreateSnapshot {
             vm: self.vm,
-            name: Some(name.parse().unwrap()),
-            display_name: String::new(),
-            description: String::new(),
-            memory,
+            kind: if memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
+            label: Label { name: Some(name.parse().unwrap()), ..Label::default() },
             quiesce,
             mount_points: Vec::new(),
             freeze_timeout_ms: 60_000,
             disks: disks.iter().cloned().collect(),
-            owner: Owner::default(),
-            properties: BTreeMap::new(),
         })
     }
 
@@ -96,6 +91,33 @@ impl Scene {
             run_state_after: RunStateAfter::AsItWas,
             generation: None,
         })
+    }
+
+    /// One disk, as it is now.
+    pub fn take_now(&self, name: &str, disk: &DiskTarget) -> Request {
+        let Request::CreateSnapshot(request) =
+            self.create(name, Quiesce::Auto, false, std::slice::from_ref(disk))
+        else {
+            unreachable!("it is a create");
+        };
+        Request::CreateSnapshot(CreateSnapshot { kind: SnapshotKind::Volume, ..request })
+    }
+
+    /// One disk, as it was in a snapshot.
+    pub fn take_from(&self, name: &str, source: &str, disk: &DiskTarget) -> Request {
+        Request::TakeFromSnapshot(TakeFromSnapshot {
+            snapshot: self.find(source),
+            disk: Some(disk.clone()),
+            label: Label { name: Some(name.parse().unwrap()), ..Label::default() },
+        })
+    }
+
+    /// One disk goes back to a snapshot that holds it.
+    pub fn revert_volume(&self, name: &str, disk: &DiskTarget) -> Request {
+        let (tree, snapshot) = (self.tree(), self.find(name));
+        let held = &tree.snapshot(snapshot).unwrap().disks;
+        let volume = held.iter().find(|held| held.target == *disk).unwrap().volume;
+        Request::RevertVolume(RevertVolume { volume, snapshot, stop: true, active: None })
     }
 
     pub fn delete(&self, names: &[&str]) -> Request {
@@ -116,6 +138,13 @@ impl Scene {
         let runtime = Builder::new_current_thread().build().unwrap();
         let open = runtime.block_on(self.store.open_operations()).unwrap();
         open.first().map(|operation| operation.id)
+    }
+
+    /// The newest operation that somebody asked for.
+    pub fn last_asked(&self) -> Option<Operation> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (newest, _) = runtime.block_on(self.store.operations(None, false, None, 3)).unwrap();
+        newest.into_iter().find(|operation| !matches!(operation.request, Request::Collapse { .. }))
     }
 
     /// Everything that must hold between operations: all reads right, every snapshot READY, no file too many or too
@@ -195,7 +224,9 @@ impl Life {
         let submit = async move {
             let submitted = match request {
                 Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
+                Request::TakeFromSnapshot(request) => engine.take_from_snapshot(request, asked).await,
                 Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
+                Request::RevertVolume(request) => engine.revert_volume(request, asked).await,
                 Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
                 Request::Collapse { .. } => unreachable!("nobody asks for it"),
             };
@@ -233,6 +264,21 @@ impl Life {
             let operation = self.engine.operation(id).await.unwrap().operation;
             panic!("it does not end: {:?} {:?}", operation.cursor, operation.failure)
         })
+    }
+}
+
+impl Life {
+    /// Runs until nothing is under way, and what nothing needs has gone.
+    pub fn settle(&self, scene: &Scene) {
+        self.runtime.block_on(async {
+            for _ in 0..PATIENCE {
+                let tree = scene.store.tree(scene.vm).await.unwrap();
+                if self.engine.busy() == 0 && plan::collapse_tree(&tree, |_| false).is_empty() {
+                    return;
+                }
+                pass_time().await;
+            }
+        });
     }
 }
 

@@ -5,16 +5,18 @@ mod operation;
 mod plan;
 mod snapshot;
 mod vm;
+mod volume;
 
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};
 pub(super) use snapshot::{Surroundings, comment, snapshot, snapshot_state};
 pub(super) use vm::{vm, vm_summary};
+pub(super) use volume::volume;
 
 use jiff::Timestamp;
 use prost_types::Timestamp as ProtoTimestamp;
 
-use crate::model::{Consistency, RunState};
+use crate::model::{Consistency, Format, RunState};
 use crate::proto::v1;
 
 /// A time.
@@ -29,6 +31,14 @@ pub(super) fn run_state(state: RunState) -> v1::RunState {
         RunState::Paused(_) => v1::RunState::Paused,
         RunState::Off => v1::RunState::Off,
         RunState::Unsettled => v1::RunState::Unknown,
+    }
+}
+
+/// A format.
+fn image_format(format: Format) -> v1::ImageFormat {
+    match format {
+        Format::Raw => v1::ImageFormat::Raw,
+        Format::Qcow2 => v1::ImageFormat::Qcow2,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{consistency, timestamp};
 use crate::api::status;
 use crate::model::operation::{Direction, OperationState};
-use crate::model::{Consistency, Operation, Request, RunState};
+use crate::model::{Consistency, Operation, Request, RunState, SnapshotKind};
 use crate::ops::{OperationView, Phase, Progress};
 use crate::plan::describe;
 use crate::proto::v1;
@@ -22,6 +22,7 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         state: state(cursor.state).into(),
         vm_id: operation.vm.to_string(),
         vm_name: operation.vm_name.clone(),
+        volume_id: volume(&operation.request),
         snapshot_id: operation.snapshot.map(|id| id.to_string()).unwrap_or_default(),
         snapshot_name: operation.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),
         steps: steps(operation),
@@ -42,9 +43,26 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
     }
 }
 
+/// The volume that an operation is about.
+fn volume(request: &Request) -> String {
+    match request {
+        Request::RevertVolume(request) => request.volume.to_string(),
+        Request::CreateSnapshot(_)
+        | Request::TakeFromSnapshot(_)
+        | Request::RevertSnapshot(_)
+        | Request::DeleteSnapshots(_)
+        | Request::Collapse { .. } => String::new(),
+    }
+}
+
 fn kind(request: &Request) -> v1::OperationKind {
     match request {
+        Request::CreateSnapshot(request) if request.kind == SnapshotKind::Volume => {
+            v1::OperationKind::CreateVolumeSnapshot
+        }
         Request::CreateSnapshot(_) => v1::OperationKind::CreateSnapshot,
+        Request::TakeFromSnapshot(_) => v1::OperationKind::CreateVolumeSnapshot,
+        Request::RevertVolume(_) => v1::OperationKind::RevertVolume,
         Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
         Request::DeleteSnapshots(_) => v1::OperationKind::DeleteSnapshot,
         Request::Collapse { .. } => v1::OperationKind::Collapse,
@@ -134,13 +152,15 @@ fn resolutions(state: OperationState) -> Vec<i32> {
 fn findings(operation: &Operation) -> v1::Findings {
     let findings = &operation.findings;
     let consistency_of_create = match (&operation.request, operation.cursor.state) {
-        (Request::CreateSnapshot(request), OperationState::Succeeded) => Some(if request.memory {
-            Consistency::Memory
-        } else if operation.run_state_before() == Some(RunState::Off) {
-            Consistency::Off
-        } else {
-            findings.disk_consistency()
-        }),
+        (Request::CreateSnapshot(request), OperationState::Succeeded) => {
+            Some(if request.kind == SnapshotKind::VmDisksAndMemory {
+                Consistency::Memory
+            } else if operation.run_state_before() == Some(RunState::Off) {
+                Consistency::Off
+            } else {
+                findings.disk_consistency()
+            })
+        }
         (_, _) => None,
     };
     let (level, reason) = consistency_of_create.as_ref().map(consistency).unwrap_or_default();

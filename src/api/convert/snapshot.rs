@@ -53,6 +53,7 @@ pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -
             .filter(|_| is_moving)
             .map(|holder| holder.to_string())
             .unwrap_or_default(),
+        source_snapshot_id: snapshot.source.map(|source| source.to_string()).unwrap_or_default(),
         etag: snapshot.generation.to_string(),
         ..v1::Snapshot::default()
     }
@@ -99,6 +100,7 @@ fn kind(kind: SnapshotKind) -> v1::SnapshotKind {
     match kind {
         SnapshotKind::VmDisks => v1::SnapshotKind::VmDisks,
         SnapshotKind::VmDisksAndMemory => v1::SnapshotKind::VmDisksAndMemory,
+        SnapshotKind::Volume => v1::SnapshotKind::Volume,
     }
 }
 

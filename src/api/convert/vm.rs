@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::run_state;
+use super::{image_format, run_state};
 use crate::host::VmSummary;
-use crate::model::vm::{AgentChannel, DiskSource, DiskView, Format};
+use crate::model::vm::{AgentChannel, DiskSource, DiskView};
 use crate::model::{ImageFacts, LayerTree, OperationId, VmView, VolumeId};
 use crate::proto::v1;
 
@@ -71,11 +71,7 @@ fn disk(
     let known = tree.volume_writing(&active.path).map(|volume| volume.id);
     let unknown = || VolumeId::of_unknown_disk(view.id, &seen.target, &path);
     disk.volume_id = known.unwrap_or_else(unknown).to_string();
-    disk.format = match active.format {
-        Format::Raw => v1::ImageFormat::Raw,
-        Format::Qcow2 => v1::ImageFormat::Qcow2,
-    }
-    .into();
+    disk.format = image_format(active.format).into();
     if let Some(facts) = sizes.get(&active.path) {
         disk.virtual_size_bytes = facts.virtual_size;
         disk.allocated_bytes = facts.allocated;

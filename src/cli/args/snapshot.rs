@@ -76,6 +76,15 @@ pub(in crate::cli) struct CreateArgs {
     /// Take only this disk; again for more
     #[arg(long = "disk", value_name = "TARGET")]
     pub(in crate::cli) disks: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) label: LabelArgs,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+/// What is written on a new snapshot.
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct LabelArgs {
     /// A name for people
     #[arg(long, default_value = "")]
     pub(in crate::cli) display_name: String,
@@ -94,8 +103,6 @@ pub(in crate::cli) struct CreateArgs {
     /// The project it belongs to
     #[arg(long, default_value = "")]
     pub(in crate::cli) project: String,
-    #[command(flatten)]
-    pub(in crate::cli) how: How,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

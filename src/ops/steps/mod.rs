@@ -116,7 +116,7 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::Stop { .. } => power::stop(context).await,
         Step::PointDisks { disks } => power::point(context, disks, power::Way::Forth).await,
         Step::Start(start) => power::start(context, start).await,
-        Step::MarkDeleting { snapshot } => {
+        Step::MarkDeleting { snapshot, .. } => {
             stored(context.store.set_state(*snapshot, SnapshotState::Deleting).await)
         }
         Step::MarkReverting { snapshot } => {
@@ -136,7 +136,8 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
         Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
         Step::SwitchDisks(switch) => switch::switch_back(context, switch).await,
-        Step::MarkDeleting { snapshot } | Step::MarkReverting { snapshot } => {
+        Step::MarkDeleting { snapshot, was } => stored(context.store.set_state(*snapshot, *was).await),
+        Step::MarkReverting { snapshot } => {
             stored(context.store.set_state(*snapshot, SnapshotState::Ready).await)
         }
         Step::Stop { was } => power::start_again(context, *was).await,

@@ -1,0 +1,189 @@
+//! `VolumeService`: single disks, their snapshots and their reverts.
+
+use std::collections::BTreeSet;
+
+use tonic::{Request, Response, Status};
+
+use super::later::later;
+use super::snapshot::{FREEZE_TIMEOUT, answer, answer_or_blocker, asked, quiesce};
+use super::status::Violations;
+use super::{Answer, Api, caller, convert, paging, status};
+use crate::model::{
+    CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot,
+};
+use crate::ops::{Asked, Submitted};
+use crate::proto::v1;
+use crate::proto::v1::create_volume_snapshot_request::Source;
+use crate::proto::v1::volume_service_server::VolumeService;
+
+#[tonic::async_trait]
+impl VolumeService for Api {
+    async fn get_volume(&self, request: Request<v1::GetVolumeRequest>) -> Answer<v1::GetVolumeResponse> {
+        let wanted = request.into_inner().volume;
+        let mut violations = Violations::default();
+        violations.required("volume", &wanted);
+        violations.check()?;
+        let volume = self.engine.find_volume(&wanted).await.map_err(status::of)?;
+        Ok(Response::new(v1::GetVolumeResponse { volume: Some(convert::volume(&volume)) }))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<v1::ListVolumesRequest>,
+    ) -> Answer<v1::ListVolumesResponse> {
+        list(self, request.into_inner()).await
+    }
+
+    async fn create_volume_snapshot(
+        &self,
+        request: Request<v1::CreateVolumeSnapshotRequest>,
+    ) -> Answer<v1::CreateVolumeSnapshotResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::CreateVolumeSnapshot;
+        let asked = asked(by, "CreateVolumeSnapshot", &message, &message.request_id, message.validate_only);
+        let submitted = match self.repeated(&asked).await? {
+            Some(before) => Ok(before),
+            None => self.take(message, asked.clone()).await?,
+        };
+        let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
+        let snapshot_id =
+            operation.as_ref().map(|operation| operation.snapshot_id.clone()).unwrap_or_default();
+        Ok(Response::new(v1::CreateVolumeSnapshotResponse { operation, plan, snapshot_id }))
+    }
+
+    async fn revert_volume(
+        &self,
+        request: Request<v1::RevertVolumeRequest>,
+    ) -> Answer<v1::RevertVolumeResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::RevertVolume;
+        let asked = asked(by, "RevertVolume", &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            let (operation, plan) = answer(before, kind);
+            return Ok(Response::new(v1::RevertVolumeResponse { operation, plan }));
+        }
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        violations.required("volume", &message.volume);
+        violations.required("snapshot", &message.snapshot);
+        let active = violations.take("etag", layer(&message.etag)).flatten();
+        violations.check()?;
+        let volume = self.engine.find_volume(&message.volume).await.map_err(status::of)?;
+        let snapshot =
+            self.engine.find_snapshot(&message.snapshot, Some(volume.vm.id)).await.map_err(status::of)?;
+        let request = RevertVolume { volume: volume.id, snapshot: snapshot.id, stop: message.stop, active };
+        let submitted = self.engine.revert_volume(request, asked.clone()).await;
+        let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
+        Ok(Response::new(v1::RevertVolumeResponse { operation, plan }))
+    }
+
+    later! {
+        clone_volume(CloneVolumeRequest) -> v1::CloneVolumeResponse;
+        flatten_volume(FlattenVolumeRequest) -> v1::FlattenVolumeResponse;
+        delete_volume(DeleteVolumeRequest) -> v1::DeleteVolumeResponse;
+    }
+}
+
+/// The layer that a volume's etag stands for; None for no etag.
+fn layer(etag: &str) -> Result<Option<LayerId>, &'static str> {
+    match etag {
+        "" => Ok(None),
+        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a volume"),
+    }
+}
+
+type Taken = Result<Submitted, crate::ops::OpsError>;
+
+impl Api {
+    async fn take(&self, message: v1::CreateVolumeSnapshotRequest, asked: Asked) -> Result<Taken, Status> {
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        let label = violations.take_label(&message);
+        if message.expire_time.is_some() {
+            violations.add("expire_time", "this version does not expire snapshots");
+        }
+        let disk = match &message.source {
+            None => {
+                violations.add("volume", "name a volume, or a disk of a snapshot");
+                None
+            }
+            Some(Source::Volume(volume)) => {
+                violations.required("volume", volume);
+                None
+            }
+            Some(Source::SnapshotDisk(source)) => {
+                violations.required("snapshot_disk.snapshot", &source.snapshot);
+                match source.disk.as_str() {
+                    "" => None,
+                    disk => violations.take("snapshot_disk.disk", disk.parse::<DiskTarget>()),
+                }
+            }
+        };
+        violations.check()?;
+        match message.source {
+            Some(Source::SnapshotDisk(source)) => {
+                let snapshot = self.find(&source.snapshot, &source.vm).await?;
+                let request = TakeFromSnapshot { snapshot: snapshot.id, disk, label };
+                Ok(self.engine.take_from_snapshot(request, asked).await)
+            }
+            Some(Source::Volume(ref volume)) => self.take_now(&message, volume, label, asked).await,
+            None => unreachable!("a request without a source was refused"),
+        }
+    }
+
+    async fn take_now(
+        &self,
+        message: &v1::CreateVolumeSnapshotRequest,
+        volume: &str,
+        label: Label,
+        asked: Asked,
+    ) -> Result<Taken, Status> {
+        let volume = self.engine.find_volume(volume).await.map_err(status::of)?;
+        let request = CreateSnapshot {
+            vm: volume.vm.id,
+            kind: SnapshotKind::Volume,
+            label,
+            quiesce: quiesce(message.quiesce()),
+            mount_points: Vec::new(),
+            freeze_timeout_ms: u64::try_from(FREEZE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+            disks: BTreeSet::from([volume.target]),
+        };
+        Ok(self.engine.create_snapshot(request, asked).await)
+    }
+}
+
+/// A page of volumes, by name.
+async fn list(api: &Api, mut request: v1::ListVolumesRequest) -> Answer<v1::ListVolumesResponse> {
+    let limit = usize::try_from(paging::size(request.page_size)?).unwrap_or(usize::MAX);
+    let token = std::mem::take(&mut request.page_token);
+    request.page_size = 0;
+    let query = status::digest("ListVolumes", &request);
+    let after = paging::position(&query, &token)?.unwrap_or_default();
+    let filter = request.filter.unwrap_or_default();
+    let known = v1::VolumeFilter {
+        vm: filter.vm.clone(),
+        name_prefix: filter.name_prefix.clone(),
+        ..v1::VolumeFilter::default()
+    };
+    if filter != known || !matches!(request.order_by.as_str(), "" | "name") {
+        return Err(status::not_implemented(
+            "a filter of volumes by more than vm and name_prefix, or another order",
+        ));
+    }
+    let vm = match filter.vm.as_str() {
+        "" => None,
+        vm => Some(api.engine.find_vm(vm).await.map_err(status::of)?),
+    };
+    let mut volumes = api.engine.volumes(vm.as_ref()).await.map_err(status::of)?;
+    volumes.retain(|volume| volume.name.starts_with(&filter.name_prefix));
+    let total_size = i64::try_from(volumes.len()).unwrap_or(i64::MAX);
+    volumes.retain(|volume| volume.name.as_str() > after);
+    let next_page_token = match volumes.get(limit.saturating_sub(1)) {
+        Some(last) if volumes.len() > limit => paging::token(&query, &last.name),
+        Some(_) | None => String::new(),
+    };
+    let page = volumes.iter().take(limit).map(convert::volume);
+    Ok(Response::new(v1::ListVolumesResponse { volumes: page.collect(), next_page_token, total_size }))
+}

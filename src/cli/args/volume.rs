@@ -1,0 +1,70 @@
+//! `vmsnap volume`: what can be said.
+
+use clap::{Args as ClapArgs, Subcommand};
+
+use super::snapshot::{LabelArgs, Quiesce};
+use super::{How, Sure};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum VolumeVerb {
+    /// List volumes
+    #[command(alias = "ls")]
+    List {
+        /// Only of this VM: name or UUID
+        vm: Option<String>,
+    },
+    /// Show a volume
+    Show {
+        /// VM/TARGET, a name, or an id
+        volume: String,
+    },
+    /// Snapshots of single volumes. 'vmsnap snapshot' lists, shows and deletes them
+    #[command(subcommand, alias = "snap")]
+    Snapshot(VolumeSnapshotVerb),
+    /// Bring one volume back to a snapshot. What was written to it since the last one is gone
+    Revert(RevertVolumeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum VolumeSnapshotVerb {
+    /// Take a snapshot of one volume: as it is now, or as it was in a VM's snapshot
+    Create(Box<CreateVolumeSnapshotArgs>),
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["volume", "from"])))]
+pub(in crate::cli) struct CreateVolumeSnapshotArgs {
+    /// The snapshot's name: letters, digits, '.', '_' and '-' [default: made from the time]
+    pub(in crate::cli) name: Option<String>,
+    /// Of this volume, as it is now: VM/TARGET, a name, or an id
+    #[arg(long)]
+    pub(in crate::cli) volume: Option<String>,
+    /// Out of this snapshot of a VM: id, NAME, or VM/NAME. No byte is copied
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(in crate::cli) from: Option<String>,
+    /// Which disk of the snapshot, as in vda; needed if it holds several
+    #[arg(long, value_name = "TARGET", requires = "from", default_value = "")]
+    pub(in crate::cli) disk: String,
+    /// Whether to freeze the guest's file systems [default: auto]
+    #[arg(long, value_enum, conflicts_with = "from")]
+    pub(in crate::cli) quiesce: Option<Quiesce>,
+    #[command(flatten)]
+    pub(in crate::cli) label: LabelArgs,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct RevertVolumeArgs {
+    /// VM/TARGET, a name, or an id
+    pub(in crate::cli) volume: String,
+    /// The snapshot, of the volume or of its VM: its name or id
+    pub(in crate::cli) snapshot: String,
+    /// Stop the VM if it runs, and start it afterwards
+    #[arg(long)]
+    pub(in crate::cli) stop: bool,
+    #[command(flatten)]
+    pub(in crate::cli) sure: Sure,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}

@@ -1,0 +1,143 @@
+//! `vmsnap volume`: single disks.
+
+use super::args::{CreateVolumeSnapshotArgs, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb, Which};
+use super::ask::ask;
+use super::connect::request_id;
+use super::failure::Failure;
+use super::output::{Shown, Text};
+use super::snapshot::{PAGE, locate, quiesce, see_through, show_plan};
+use super::table::Table;
+use super::{Session, snapshot, words};
+use crate::proto::v1;
+use crate::proto::v1::create_volume_snapshot_request::Source;
+
+pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8, Failure> {
+    match verb {
+        VolumeVerb::List { vm } => list(session, vm).await,
+        VolumeVerb::Show { volume } => show(session, volume).await,
+        VolumeVerb::Snapshot(VolumeSnapshotVerb::Create(args)) => create_snapshot(session, *args).await,
+        VolumeVerb::Revert(args) => revert(session, args).await,
+    }
+}
+
+async fn list(session: &Session, vm: Option<String>) -> Result<u8, Failure> {
+    let filter = v1::VolumeFilter { vm: vm.unwrap_or_default(), ..v1::VolumeFilter::default() };
+    let mut request =
+        v1::ListVolumesRequest { filter: Some(filter), page_size: PAGE, ..v1::ListVolumesRequest::default() };
+    let mut answer = session.daemon.volumes().list_volumes(request.clone()).await?.into_inner();
+    while !answer.next_page_token.is_empty() {
+        request.page_token.clone_from(&answer.next_page_token);
+        let mut page = session.daemon.volumes().list_volumes(request.clone()).await?.into_inner();
+        answer.volumes.append(&mut page.volumes);
+        answer.next_page_token = page.next_page_token;
+    }
+    let mut table = Table::new(&["NAME", "STATE", "FORMAT", "SIZE", "USED", "SNAPSHOTS", "ID"]);
+    for volume in &answer.volumes {
+        table.row(vec![
+            volume.name.clone(),
+            words::volume_state(volume.state()),
+            words::image_format(volume.format()),
+            words::size(volume.virtual_size_bytes),
+            words::size(volume.allocated_bytes),
+            volume.snapshot_count.to_string(),
+            volume.id.clone(),
+        ]);
+    }
+    session.output.show(&Shown {
+        message: &answer,
+        name: "ListVolumesResponse",
+        ids: answer.volumes.iter().map(|volume| volume.id.clone()).collect(),
+        text: Text::Table(table),
+    })?;
+    Ok(0)
+}
+
+async fn show(session: &Session, volume: String) -> Result<u8, Failure> {
+    let request = v1::GetVolumeRequest { volume };
+    let answer = session.daemon.volumes().get_volume(request).await?.into_inner();
+    let volume = answer.volume.clone().unwrap_or_default();
+    let lines = [
+        ("id", volume.id.clone()),
+        ("name", volume.name.clone()),
+        ("state", words::volume_state(volume.state())),
+        ("vm", volume.vm_name.clone()),
+        ("target", volume.target.clone()),
+        ("image", volume.path.clone()),
+        ("format", words::image_format(volume.format())),
+        ("size", words::size(volume.virtual_size_bytes)),
+        ("used", words::size(volume.allocated_bytes)),
+        ("snapshots", volume.snapshot_count.to_string()),
+        ("clone of", volume.source_snapshot_id.clone()),
+        ("account", volume.account.clone()),
+        ("domain", volume.domain.clone()),
+        ("project", volume.project.clone()),
+        ("created", words::time(volume.create_time)),
+        ("operation", volume.operation_id.clone()),
+        ("etag", volume.etag.clone()),
+    ];
+    let properties = volume.properties.iter().map(|(key, value)| ("property", format!("{key}={value}")));
+    let lines = lines.into_iter().chain(properties).filter(|(_, value)| !value.is_empty());
+    let lines: Vec<String> = lines.map(|(label, value)| format!("{label:<10} {value}")).collect();
+    session.output.show(&Shown {
+        message: &answer,
+        name: "GetVolumeResponse",
+        ids: vec![volume.id],
+        text: Text::Lines(lines.join("\n")),
+    })?;
+    Ok(0)
+}
+
+async fn create_snapshot(session: &Session, args: CreateVolumeSnapshotArgs) -> Result<u8, Failure> {
+    let source = match (args.volume, args.from) {
+        (_, Some(from)) => {
+            let (snapshot, vm) = locate(&Which { snapshot: from, vm: None });
+            Source::SnapshotDisk(v1::SnapshotDiskReference { snapshot, vm, disk: args.disk })
+        }
+        (volume, None) => Source::Volume(volume.unwrap_or_default()),
+    };
+    let request = v1::CreateVolumeSnapshotRequest {
+        source: Some(source),
+        name: args.name.unwrap_or_default(),
+        display_name: args.label.display_name,
+        description: args.label.description,
+        quiesce: quiesce(args.quiesce).into(),
+        account: args.label.account,
+        domain: args.label.domain,
+        project: args.label.project,
+        properties: args.label.properties.into_iter().collect(),
+        request_id: request_id(),
+        validate_only: args.how.dry_run,
+        ..v1::CreateVolumeSnapshotRequest::default()
+    };
+    let answer = session.daemon.volumes().create_volume_snapshot(request).await?.into_inner();
+    if let Some(plan) = &answer.plan {
+        return show_plan(session, &answer, plan, "CreateVolumeSnapshotResponse");
+    }
+    let Some(done) = see_through(session, answer.operation.unwrap_or_default(), args.how).await? else {
+        return Ok(0);
+    };
+    snapshot::show(session, &Which { snapshot: done.snapshot_id, vm: None }).await
+}
+
+async fn revert(session: &Session, args: RevertVolumeArgs) -> Result<u8, Failure> {
+    let mut request = v1::RevertVolumeRequest {
+        volume: args.volume.clone(),
+        snapshot: args.snapshot.clone(),
+        stop: args.stop,
+        request_id: request_id(),
+        validate_only: true,
+        ..v1::RevertVolumeRequest::default()
+    };
+    let answer = session.daemon.volumes().revert_volume(request.clone()).await?.into_inner();
+    let plan = answer.plan.clone().unwrap_or_default();
+    if args.how.dry_run {
+        return show_plan(session, &answer, &plan, "RevertVolumeResponse");
+    }
+    ask(&[plan], &format!("Bring {} back to {}?", args.volume, args.snapshot), args.sure)?;
+    request.validate_only = false;
+    let answer = session.daemon.volumes().revert_volume(request).await?.into_inner();
+    match see_through(session, answer.operation.unwrap_or_default(), args.how).await? {
+        Some(done) => show(session, done.volume_id).await,
+        None => Ok(0),
+    }
+}

@@ -9,7 +9,7 @@ mod simulated;
 use vmsnap::host::Link;
 use vmsnap::host::sim::{Complaint, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{DiskTarget, Operation, Quiesce, Request, RunState};
+use vmsnap::model::{CloneMode, DiskTarget, Operation, Quiesce, Request, RunState};
 
 use simulated::{Disks, Life, Scene, Truth, ensure};
 
@@ -22,6 +22,10 @@ enum Wish {
     TakeNow,
     TakeFrom { source: &'static str },
     RevertVolume { to: &'static str },
+    Clone { mode: CloneMode },
+    Flatten,
+    DeleteClone,
+    Deploy { mode: CloneMode },
 }
 
 impl Wish {
@@ -33,6 +37,10 @@ impl Wish {
             Self::TakeNow => scene.take_now("new", &vdb()),
             Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
             Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
+            Self::Clone { mode } => scene.clone_volume("new", "one", &vdb(), mode),
+            Self::Flatten => scene.flatten("clone"),
+            Self::DeleteClone => scene.delete_volume("clone"),
+            Self::Deploy { mode } => scene.deploy("new", "one", mode),
         }
     }
 
@@ -46,6 +54,18 @@ impl Wish {
             Self::TakeFrom { source } => {
                 let taken = only_vdb(&truth.snapshots[source]);
                 truth.snapshots.insert("new".to_owned(), taken);
+            }
+            Self::Clone { .. } => {
+                let content = truth.snapshots["one"][&vdb()].clone();
+                truth.clones.insert("new".to_owned(), content);
+            }
+            Self::Flatten => {}
+            Self::DeleteClone => drop(truth.clones.remove("clone")),
+            Self::Deploy { .. } => {
+                let disks = truth.snapshots["one"].clone();
+                truth
+                    .clones
+                    .extend(disks.into_iter().map(|(disk, content)| (format!("new-{disk}"), content)));
             }
             Self::RevertVolume { to } => truth.active.extend(only_vdb(&truth.snapshots[to])),
         }
@@ -73,6 +93,12 @@ fn set_up(run_state: RunState) -> (Scene, Truth) {
         assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
         truth.snapshots.insert(name.to_owned(), scene.active());
     }
+    let life = Life::start(&scene);
+    let request = scene.clone_volume("clone", "two", &vdb(), CloneMode::Linked);
+    let id = life.begin(request, || false).unwrap().unwrap();
+    assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+    truth.clones.insert("clone".to_owned(), truth.snapshots["two"][&vdb()].clone());
+    drop(life);
     scene.write(9, 90);
     truth.active = scene.active();
     if run_state == RunState::Off {
@@ -99,6 +125,7 @@ fn verify(
         wish.apply(&mut truth);
     }
     scene.verify(&truth)?;
+    verify_new_vm(scene, wish, is_done)?;
     let state = scene.sim.run_state(scene.vm).unwrap();
     let from_memory = matches!(wish, Wish::Revert { to: "two" }) && is_done;
     let wanted = if from_memory { RunState::Running } else { run_state };
@@ -110,6 +137,17 @@ fn verify(
         scene.verify(&truth)?;
     }
     Ok(())
+}
+
+/// A VM that was to be made is there with its disks, and runs; or it is not there.
+fn verify_new_vm(scene: &Scene, wish: Wish, is_done: bool) -> Result<(), String> {
+    if !matches!(wish, Wish::Deploy { .. }) {
+        return Ok(());
+    }
+    let new = scene.sim.find_vm("new");
+    ensure(new.is_some() == is_done, || format!("done: {is_done}, but the VM is there: {}", new.is_some()))?;
+    let state = new.and_then(|vm| scene.sim.run_state(vm));
+    ensure(!is_done || state == Some(RunState::Running), || format!("the new VM is {state:?}"))
 }
 
 /// A wish with something that goes wrong at the n-th call. None once there is no such call any more.
@@ -271,4 +309,34 @@ fn a_revert_of_a_volume() {
 #[test]
 fn a_revert_of_a_volume_of_a_vm_that_is_off() {
     strike_everywhere(Wish::RevertVolume { to: "two" }, RunState::Off);
+}
+
+#[test]
+fn a_linked_clone() {
+    strike_each(Wish::Clone { mode: CloneMode::Linked }, RunState::Running);
+}
+
+#[test]
+fn a_full_clone() {
+    strike_each(Wish::Clone { mode: CloneMode::Full }, RunState::Running);
+}
+
+#[test]
+fn a_clone_that_is_flattened() {
+    strike_each(Wish::Flatten, RunState::Running);
+}
+
+#[test]
+fn a_clone_that_is_deleted() {
+    strike_each(Wish::DeleteClone, RunState::Running);
+}
+
+#[test]
+fn a_new_vm() {
+    strike_everywhere(Wish::Deploy { mode: CloneMode::Linked }, RunState::Running);
+}
+
+#[test]
+fn a_new_vm_of_full_copies() {
+    strike_everywhere(Wish::Deploy { mode: CloneMode::Full }, RunState::Off);
 }

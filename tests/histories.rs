@@ -12,7 +12,7 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;
 use vmsnap::host::sim::{Content, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
+use vmsnap::model::{CloneMode, DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
 
 use simulated::{Disks, Life, Scene, Truth, disks};
 
@@ -24,6 +24,9 @@ enum Act {
     TakeNow { disk: Index },
     TakeFrom { which: Index, disk: Index },
     RevertVolume { which: Index, disk: Index },
+    Clone { which: Index, disk: Index, mode: CloneMode },
+    Flatten { which: Index },
+    DeleteClone { which: Index },
     Delete { which: Vec<Index> },
     Power,
 }
@@ -49,6 +52,12 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => any::<Index>().prop_map(|disk| Act::TakeNow { disk }),
         1 => (any::<Index>(), any::<Index>()).prop_map(|(which, disk)| Act::TakeFrom { which, disk }),
         1 => (any::<Index>(), any::<Index>()).prop_map(|(which, disk)| Act::RevertVolume { which, disk }),
+        1 => (any::<Index>(), any::<Index>(), any::<bool>()).prop_map(|(which, disk, is_full)| {
+            let mode = if is_full { CloneMode::Full } else { CloneMode::Linked };
+            Act::Clone { which, disk, mode }
+        }),
+        1 => any::<Index>().prop_map(|which| Act::Flatten { which }),
+        1 => any::<Index>().prop_map(|which| Act::DeleteClone { which }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
         1 => Just(Act::Power),
     ]
@@ -77,6 +86,7 @@ impl History {
 
     fn go(&mut self, moved: &Moved) -> TestCaseResult {
         let names: Vec<String> = self.truth.snapshots.keys().cloned().collect();
+        let clones: Vec<String> = self.truth.clones.keys().cloned().collect();
         match &moved.act {
             Act::Write { .. } | Act::Power if self.is_off() => self.scene.sim.someone_starts(self.scene.vm),
             Act::Write { block, value } => {
@@ -99,8 +109,28 @@ impl History {
                 let request = self.scene.take_now(&name, &disk);
                 self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
             }
-            Act::Revert { .. } | Act::TakeFrom { .. } | Act::RevertVolume { .. } | Act::Delete { .. }
+            Act::Revert { .. }
+            | Act::TakeFrom { .. }
+            | Act::RevertVolume { .. }
+            | Act::Clone { .. }
+            | Act::Delete { .. }
                 if names.is_empty() => {}
+            Act::Clone { which, disk, mode } => {
+                let (name, source) = (self.new_name(), which.get(&names));
+                let (disk, content) = self.disk_of(source, *disk);
+                let request = self.scene.clone_volume(&name, source, &disk, *mode);
+                self.carry_out(request, moved, |truth| drop(truth.clones.insert(name, content)))?;
+            }
+            Act::Flatten { .. } | Act::DeleteClone { .. } if clones.is_empty() => {}
+            Act::Flatten { which } => {
+                let request = self.scene.flatten(which.get::<String>(&clones));
+                self.carry_out(request, moved, |_| {})?;
+            }
+            Act::DeleteClone { which } => {
+                let name = which.get::<String>(&clones);
+                let request = self.scene.delete_volume(name);
+                self.carry_out(request, moved, |truth| drop(truth.clones.remove(name)))?;
+            }
             Act::TakeFrom { which, disk } => {
                 let (name, source) = (self.new_name(), which.get(&names));
                 let (disk, content) = self.disk_of(source, *disk);
@@ -198,6 +228,8 @@ impl History {
 fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
     match act {
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
+        // It stands alone already.
+        Act::Flatten { .. } => reason == Reason::InvalidArgument,
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
         Act::Write { .. }
         | Act::Create { .. }
@@ -205,6 +237,8 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         | Act::TakeFrom { .. }
         | Act::Revert { .. }
         | Act::RevertVolume { .. }
+        | Act::Clone { .. }
+        | Act::DeleteClone { .. }
         | Act::Delete { .. }
         | Act::Power => false,
     }

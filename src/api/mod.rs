@@ -14,6 +14,7 @@ use crate::ops::{Asked, Engine};
 use crate::proto::v1;
 use crate::store::RequestKey;
 
+mod clone;
 mod convert;
 mod edit;
 mod label;

@@ -39,6 +39,8 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::VolumeInUse => (v1::Reason::VolumeInUse, Code::FailedPrecondition),
         Reason::VolumeNotFound => (v1::Reason::VolumeNotFound, Code::NotFound),
         Reason::VolumeExists => (v1::Reason::VolumeExists, Code::AlreadyExists),
+        Reason::VmExists => (v1::Reason::VmExists, Code::AlreadyExists),
+        Reason::FileExists => (v1::Reason::FileExists, Code::AlreadyExists),
         Reason::PathNotAllowed => (v1::Reason::PathNotAllowed, Code::PermissionDenied),
         Reason::LayerInUse => (v1::Reason::LayerInUse, Code::FailedPrecondition),
         Reason::SnapshotNotReady => (v1::Reason::SnapshotNotReady, Code::FailedPrecondition),

@@ -234,7 +234,7 @@ fn batch_delete_response(
     Ok(v1::BatchDeleteSnapshotsResponse { operation, plan, snapshot_ids })
 }
 
-fn bandwidth(limit: u64) -> Option<u64> {
+pub(super) fn bandwidth(limit: u64) -> Option<u64> {
     (limit > 0).then_some(limit)
 }
 

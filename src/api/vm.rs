@@ -4,7 +4,7 @@ use tonic::{Request, Response};
 
 use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, convert, paging, status};
+use super::{Answer, Api, caller, clone, convert, paging, status};
 use crate::model::vm::DiskView;
 use crate::proto::v1;
 use crate::proto::v1::vm_service_server::VmService;
@@ -56,10 +56,14 @@ impl VmService for Api {
         Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))
     }
 
+    async fn deploy_vm(&self, request: Request<v1::DeployVmRequest>) -> Answer<v1::DeployVmResponse> {
+        let by = caller(&request);
+        clone::deploy_vm(self, by, request.into_inner()).await
+    }
+
     later! {
         check_vm(CheckVmRequest) -> v1::CheckVmResponse;
         resolve_vm(ResolveVmRequest) -> v1::ResolveVmResponse;
-        deploy_vm(DeployVmRequest) -> v1::DeployVmResponse;
         resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
     }
 }

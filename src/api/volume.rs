@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 
 use tonic::{Request, Response, Status};
 
-use super::later::later;
 use super::snapshot::{FREEZE_TIMEOUT, answer, answer_or_blocker, asked, quiesce};
 use super::status::Violations;
-use super::{Answer, Api, caller, convert, paging, status};
+use super::{Answer, Api, caller, clone, convert, paging, status};
 use crate::model::{
     CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot,
 };
-use crate::ops::{Asked, Submitted};
+use crate::ops::{Asked, Submitted, VolumePlace, VolumeView};
 use crate::proto::v1;
 use crate::proto::v1::create_volume_snapshot_request::Source;
 use crate::proto::v1::volume_service_server::VolumeService;
@@ -71,18 +70,36 @@ impl VolumeService for Api {
         let active = violations.take("etag", layer(&message.etag)).flatten();
         violations.check()?;
         let volume = self.engine.find_volume(&message.volume).await.map_err(status::of)?;
-        let snapshot =
-            self.engine.find_snapshot(&message.snapshot, Some(volume.vm.id)).await.map_err(status::of)?;
+        let vm = used(&volume)?.vm.id;
+        let snapshot = self.engine.find_snapshot(&message.snapshot, Some(vm)).await.map_err(status::of)?;
         let request = RevertVolume { volume: volume.id, snapshot: snapshot.id, stop: message.stop, active };
         let submitted = self.engine.revert_volume(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(v1::RevertVolumeResponse { operation, plan }))
     }
 
-    later! {
-        clone_volume(CloneVolumeRequest) -> v1::CloneVolumeResponse;
-        flatten_volume(FlattenVolumeRequest) -> v1::FlattenVolumeResponse;
-        delete_volume(DeleteVolumeRequest) -> v1::DeleteVolumeResponse;
+    async fn clone_volume(
+        &self,
+        request: Request<v1::CloneVolumeRequest>,
+    ) -> Answer<v1::CloneVolumeResponse> {
+        let by = caller(&request);
+        clone::clone_volume(self, by, request.into_inner()).await
+    }
+
+    async fn flatten_volume(
+        &self,
+        request: Request<v1::FlattenVolumeRequest>,
+    ) -> Answer<v1::FlattenVolumeResponse> {
+        let by = caller(&request);
+        clone::flatten_volume(self, by, request.into_inner()).await
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<v1::DeleteVolumeRequest>,
+    ) -> Answer<v1::DeleteVolumeResponse> {
+        let by = caller(&request);
+        clone::delete_volume(self, by, request.into_inner()).await
     }
 }
 
@@ -92,6 +109,12 @@ fn layer(etag: &str) -> Result<Option<LayerId>, &'static str> {
         "" => Ok(None),
         etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a volume"),
     }
+}
+
+/// Where a VM has the volume. This version does nothing about volumes that no VM has but make and remove them.
+fn used(volume: &VolumeView) -> Result<&VolumePlace, Status> {
+    let refusal = || status::not_implemented("snapshots and reverts of a volume that no VM has");
+    volume.user.as_ref().ok_or_else(refusal)
 }
 
 type Taken = Result<Submitted, crate::ops::OpsError>;
@@ -141,14 +164,15 @@ impl Api {
         asked: Asked,
     ) -> Result<Taken, Status> {
         let volume = self.engine.find_volume(volume).await.map_err(status::of)?;
+        let place = used(&volume)?;
         let request = CreateSnapshot {
-            vm: volume.vm.id,
+            vm: place.vm.id,
             kind: SnapshotKind::Volume,
             label,
             quiesce: quiesce(message.quiesce()),
             mount_points: Vec::new(),
             freeze_timeout_ms: u64::try_from(FREEZE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
-            disks: BTreeSet::from([volume.target]),
+            disks: BTreeSet::from([place.target.clone()]),
         };
         Ok(self.engine.create_snapshot(request, asked).await)
     }

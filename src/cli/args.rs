@@ -14,7 +14,9 @@ pub(super) use snapshot::{
     SnapshotVerb, Which,
 };
 
-pub(super) use volume::{CreateVolumeSnapshotArgs, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb};
+pub(super) use volume::{
+    CloneArgs, CreateVolumeSnapshotArgs, Mode, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb,
+};
 
 use units::duration;
 
@@ -110,6 +112,27 @@ pub(super) enum VmVerb {
         /// Name or UUID
         vm: String,
     },
+    /// Make a new VM out of a snapshot. The VM that the snapshot is of goes on
+    Deploy(DeployArgs),
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct DeployArgs {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// The new VM's name: letters, digits, '.', '_' and '-'
+    #[arg(long)]
+    pub(super) name: String,
+    #[command(flatten)]
+    pub(super) mode: Mode,
+    /// What it does afterwards
+    #[arg(long, value_enum, value_name = "STATE", default_value_t = RunState::Off)]
+    pub(super) then: RunState,
+    /// Give its disks new serial numbers
+    #[arg(long)]
+    pub(super) new_serials: bool,
+    #[command(flatten)]
+    pub(super) how: How,
 }
 
 #[derive(Debug, Subcommand)]

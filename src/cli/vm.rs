@@ -1,9 +1,12 @@
 //! `vmsnap vm`: VMs and their disks.
 
-use super::args::VmVerb;
+use super::args::{DeployArgs, RunState, VmVerb};
+use super::connect::request_id;
 use super::failure::Failure;
 use super::output::{Shown, Text};
+use super::snapshot::{locate, see_through, show_plan};
 use super::table::Table;
+use super::volume::mode;
 use super::{Session, words};
 use crate::proto::v1;
 
@@ -11,6 +14,35 @@ pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Fai
     match verb {
         VmVerb::List => list(session).await,
         VmVerb::Show { vm } => show(session, vm).await,
+        VmVerb::Deploy(args) => deploy(session, args).await,
+    }
+}
+
+async fn deploy(session: &Session, args: DeployArgs) -> Result<u8, Failure> {
+    let (snapshot, vm) = locate(&args.which);
+    let then = match args.then {
+        RunState::Running => v1::RunState::Running,
+        RunState::Paused => v1::RunState::Paused,
+        RunState::Off => v1::RunState::Off,
+    };
+    let request = v1::DeployVmRequest {
+        snapshot,
+        vm,
+        name: args.name,
+        mode: mode(args.mode).into(),
+        run_state_after: then.into(),
+        new_serials: args.new_serials,
+        bandwidth_bytes_per_second: args.mode.bandwidth.unwrap_or(0),
+        request_id: request_id(),
+        validate_only: args.how.dry_run,
+    };
+    let answer = session.daemon.vms().deploy_vm(request).await?.into_inner();
+    if let Some(plan) = &answer.plan {
+        return show_plan(session, &answer, plan, "DeployVmResponse");
+    }
+    match see_through(session, answer.operation.unwrap_or_default(), args.how).await? {
+        Some(_) => show(session, answer.vm_id).await,
+        None => Ok(0),
     }
 }
 

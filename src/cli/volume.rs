@@ -1,6 +1,9 @@
 //! `vmsnap volume`: single disks.
 
-use super::args::{CreateVolumeSnapshotArgs, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb, Which};
+use super::args::{
+    CloneArgs, CreateVolumeSnapshotArgs, How, Mode, RevertVolumeArgs, Sure, VolumeSnapshotVerb, VolumeVerb,
+    Which,
+};
 use super::ask::ask;
 use super::connect::request_id;
 use super::failure::Failure;
@@ -16,6 +19,9 @@ pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8,
         VolumeVerb::List { vm } => list(session, vm).await,
         VolumeVerb::Show { volume } => show(session, volume).await,
         VolumeVerb::Snapshot(VolumeSnapshotVerb::Create(args)) => create_snapshot(session, *args).await,
+        VolumeVerb::Clone(args) => clone(session, *args).await,
+        VolumeVerb::Flatten { volume, how } => flatten(session, volume, how).await,
+        VolumeVerb::Delete { volume, sure, how } => delete(session, volume, sure, how).await,
         VolumeVerb::Revert(args) => revert(session, args).await,
     }
 }
@@ -119,6 +125,85 @@ async fn create_snapshot(session: &Session, args: CreateVolumeSnapshotArgs) -> R
     snapshot::show(session, &Which { snapshot: done.snapshot_id, vm: None }).await
 }
 
+async fn clone(session: &Session, args: CloneArgs) -> Result<u8, Failure> {
+    let (snapshot, vm) = locate(&args.which);
+    let request = v1::CloneVolumeRequest {
+        source: Some(v1::SnapshotDiskReference { snapshot, vm, disk: args.disk }),
+        path: args.to,
+        name: args.name,
+        mode: mode(args.mode).into(),
+        bandwidth_bytes_per_second: args.mode.bandwidth.unwrap_or(0),
+        account: args.account,
+        domain: args.domain,
+        project: args.project,
+        properties: args.properties.into_iter().collect(),
+        request_id: request_id(),
+        validate_only: args.how.dry_run,
+    };
+    let answer = session.daemon.volumes().clone_volume(request).await?.into_inner();
+    if let Some(plan) = &answer.plan {
+        return show_plan(session, &answer, plan, "CloneVolumeResponse");
+    }
+    show_when_done(session, answer.operation, args.how).await
+}
+
+/// How clones relate to the snapshot, as the contract spells it.
+pub(super) fn mode(mode: Mode) -> v1::CloneMode {
+    if mode.full { v1::CloneMode::Full } else { v1::CloneMode::Linked }
+}
+
+async fn flatten(session: &Session, volume: String, how: How) -> Result<u8, Failure> {
+    let request = v1::FlattenVolumeRequest {
+        volume,
+        request_id: request_id(),
+        validate_only: how.dry_run,
+        ..v1::FlattenVolumeRequest::default()
+    };
+    let answer = session.daemon.volumes().flatten_volume(request).await?.into_inner();
+    if let Some(plan) = &answer.plan {
+        return show_plan(session, &answer, plan, "FlattenVolumeResponse");
+    }
+    show_when_done(session, answer.operation, how).await
+}
+
+async fn delete(session: &Session, volume: String, sure: Sure, how: How) -> Result<u8, Failure> {
+    let mut request = v1::DeleteVolumeRequest {
+        volume: volume.clone(),
+        request_id: request_id(),
+        validate_only: true,
+        ..v1::DeleteVolumeRequest::default()
+    };
+    let answer = session.daemon.volumes().delete_volume(request.clone()).await?.into_inner();
+    let plan = answer.plan.clone().unwrap_or_default();
+    if how.dry_run {
+        return show_plan(session, &answer, &plan, "DeleteVolumeResponse");
+    }
+    ask(&[plan], &format!("Delete {volume}?"), sure)?;
+    request.validate_only = false;
+    let answer = session.daemon.volumes().delete_volume(request).await?.into_inner();
+    let Some(done) = see_through(session, answer.operation.unwrap_or_default(), how).await? else {
+        return Ok(0);
+    };
+    session.output.show(&Shown {
+        ids: vec![done.volume_id.clone()],
+        message: &v1::DeleteVolumeResponse { operation: Some(done), plan: None },
+        name: "DeleteVolumeResponse",
+        text: Text::Lines(format!("{volume} deleted")),
+    })?;
+    Ok(0)
+}
+
+async fn show_when_done(
+    session: &Session,
+    operation: Option<v1::Operation>,
+    how: How,
+) -> Result<u8, Failure> {
+    match see_through(session, operation.unwrap_or_default(), how).await? {
+        Some(done) => show(session, done.volume_id).await,
+        None => Ok(0),
+    }
+}
+
 async fn revert(session: &Session, args: RevertVolumeArgs) -> Result<u8, Failure> {
     let mut request = v1::RevertVolumeRequest {
         volume: args.volume.clone(),
@@ -136,8 +221,5 @@ async fn revert(session: &Session, args: RevertVolumeArgs) -> Result<u8, Failure
     ask(&[plan], &format!("Bring {} back to {}?", args.volume, args.snapshot), args.sure)?;
     request.validate_only = false;
     let answer = session.daemon.volumes().revert_volume(request).await?.into_inner();
-    match see_through(session, answer.operation.unwrap_or_default(), args.how).await? {
-        Some(done) => show(session, done.volume_id).await,
-        None => Ok(0),
-    }
+    show_when_done(session, answer.operation, args.how).await
 }

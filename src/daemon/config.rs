@@ -18,6 +18,8 @@ pub struct Config {
     pub state_directory: PathBuf,
     /// Where memory images go. Unset: `memory` under the state directory.
     pub memory_directory: Option<PathBuf>,
+    /// Directories that clones may be made in.
+    pub image_directories: Vec<PathBuf>,
     /// Where overlays over block devices go. Unset: such disks are refused.
     pub overlay_directory: Option<PathBuf>,
     /// Bytes to leave free wherever we write.
@@ -41,6 +43,7 @@ impl Default for Config {
             socket_mode: "0660".to_owned(),
             state_directory: "/var/lib/vmsnapd".into(),
             memory_directory: None,
+            image_directories: vec!["/var/lib/libvirt/images".into()],
             overlay_directory: None,
             reserve_bytes: 256 << 20,
             libvirt_uri: "qemu:///system".to_owned(),

@@ -195,6 +195,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
     Ok(Settings {
         places: Places {
             memory: config.memory_directory(),
+            images: config.image_directories.clone(),
             overlays: config.overlay_directory.clone(),
             reserve: config.reserve_bytes,
         },

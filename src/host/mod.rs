@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
-use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
 
@@ -68,6 +68,13 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Starts a VM that is off.
     async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()>;
+
+    /// Defines a VM: `definition`, another VM's, under the name, identity and disks of `new`. Addresses that must be
+    /// unique are new; disks that `new` does not name are left out, but for drives that nobody writes to.
+    async fn define(&self, definition: &Definition, new: &NewVm) -> Result<()>;
+
+    /// Lets a VM that is off be unknown. Its images stay. None there is success.
+    async fn undefine(&self, vm: VmId) -> Result<()>;
 
     /// Ends the VM's process, letting it flush what it holds. The guest is not asked.
     async fn stop(&self, vm: VmId) -> Result<()>;
@@ -134,6 +141,17 @@ pub trait Images: Send + Sync + 'static {
 
     /// Writes another backing file into the header of `image`. What it reads must be the same over both.
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;
+
+    /// Makes a qcow2 image that reads what `source` reads, and lies on nothing; durable when this returns. A file that
+    /// stands there already is an error; one that is half made may stand there after any other.
+    async fn copy(&self, copy: &NewCopy, progress: &ByteProgress) -> Result<()>;
+
+    /// Gives a file another name in the same file system, never that of a file that exists. Durable when this returns.
+    async fn publish(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Copies into an image all that it reads from others, then lets it lie on nothing. No process may have it open. It
+    /// reads the same at each moment. Durable when this returns.
+    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()>;
 
     /// Removes a file if it is the one meant. None there is success.
     async fn remove(&self, image: &DoomedImage) -> Result<()>;

@@ -2,7 +2,10 @@
 //!
 //! Applying a change twice is applying it once, because a step may be repeated.
 
-use super::layer::{Layer, LayerTree, Volume};
+use std::path::Path;
+
+use super::clone::CloneState;
+use super::layer::{Layer, LayerTree, Ownership, Volume};
 use super::operation::Findings;
 use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
 use super::step::{CatalogChange, MergedLayers};
@@ -45,6 +48,20 @@ impl LayerTree {
                     self.merge_layers(merged);
                 }
             }
+            CatalogChange::ClonesMade { clones } => {
+                for clone in self.clones.iter_mut().filter(|clone| clones.contains(&clone.id)) {
+                    clone.state = CloneState::Available;
+                    clone.generation += 1;
+                }
+            }
+            CatalogChange::CloneFlattened { volume, path, source: _ } => {
+                for clone in self.clones.iter_mut().filter(|clone| clone.id == *volume) {
+                    clone.layer = None;
+                    clone.generation += 1;
+                }
+                self.cut_below(path);
+            }
+            CatalogChange::CloneDeleted { volume } => self.clones.retain(|clone| clone.id != *volume),
             CatalogChange::SnapshotsDeleted { snapshots, gone } => {
                 for snapshot in snapshots {
                     self.forget_snapshot(*snapshot);
@@ -90,6 +107,20 @@ impl LayerTree {
     pub fn forget_layers(&mut self, gone: &[LayerId]) {
         for id in gone {
             self.layers.remove(id);
+        }
+    }
+
+    /// The layer at `path` lies on nothing any more; what others made, and only it lay on, is none of this VM's.
+    fn cut_below(&mut self, path: &Path) {
+        let Some(layer) = self.layers.values_mut().find(|layer| layer.path == path) else { return };
+        let mut below = layer.parent.take();
+        while let Some(layer) = below.and_then(|id| self.layers.get(&id)) {
+            if layer.ownership == Ownership::Owned || self.children(layer.id).next().is_some() {
+                return;
+            }
+            let (gone, next) = (layer.id, layer.parent);
+            self.layers.remove(&gone);
+            below = next;
         }
     }
 

@@ -88,6 +88,16 @@ pub struct DiskTarget(String);
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(String);
 
+/// The name of a volume that was cloned: unique on the node.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+/// The name of a VM that we make.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmName(String);
+
 /// Who holds a snapshot: unique within the snapshot.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -123,6 +133,32 @@ impl SnapshotName {
     pub const LIMIT: usize = 63;
 
     /// A snapshot is asked for by its name or its id, so that one must not be taken for the other.
+    fn check(text: &str) -> Result<(), InvalidName> {
+        if Uuid::parse_str(text).is_ok() {
+            return Err(InvalidName::LooksLikeId);
+        }
+        check_name(text, Self::LIMIT)
+    }
+}
+
+impl VolumeName {
+    /// Longest name, in characters: room for a VM's name and a disk target.
+    pub const LIMIT: usize = 127;
+
+    /// A volume is asked for by its name or its id, so that one must not be taken for the other.
+    fn check(text: &str) -> Result<(), InvalidName> {
+        if Uuid::parse_str(text).is_ok() {
+            return Err(InvalidName::LooksLikeId);
+        }
+        check_name(text, Self::LIMIT)
+    }
+}
+
+impl VmName {
+    /// Longest name, in characters.
+    pub const LIMIT: usize = 63;
+
+    /// A VM is asked for by its name or its id, so that one must not be taken for the other.
     fn check(text: &str) -> Result<(), InvalidName> {
         if Uuid::parse_str(text).is_ok() {
             return Err(InvalidName::LooksLikeId);
@@ -215,6 +251,8 @@ macro_rules! name {
 name!(DiskTarget);
 name!(SnapshotName);
 name!(HoldName);
+name!(VolumeName);
+name!(VmName);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 //! Decides what a reference is and which layers nothing refers to. Leaves what to do about it to `plan`.
 //! Must never know whether a file exists.
 //!
-//! A layer is *active* (the VM writes to it), *frozen* (a snapshot refers to it) or *pending* (nothing refers to it,
+//! A layer is *active* (the VM writes to it), *frozen* (a snapshot or a clone refers to it) or *pending* (nothing refers to it,
 //! and it has not gone yet). None of the three is stored: each follows from the references.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::clone::ClonedVolume;
 use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VolumeId};
 use super::snapshot::{Snapshot, SnapshotState};
 use super::vm::Format;
@@ -66,6 +67,8 @@ pub struct LayerTree {
     pub layers: BTreeMap<LayerId, Layer>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// The clones made out of its snapshots.
+    pub clones: Vec<ClonedVolume>,
     /// The snapshot that the VM's present state descends from.
     pub current: Option<SnapshotId>,
 }
@@ -74,7 +77,14 @@ impl LayerTree {
     /// The tree of a VM that the catalog does not know.
     #[must_use]
     pub fn empty(vm: VmId) -> Self {
-        Self { vm, volumes: Vec::new(), layers: BTreeMap::new(), snapshots: Vec::new(), current: None }
+        Self {
+            vm,
+            volumes: Vec::new(),
+            layers: BTreeMap::new(),
+            snapshots: Vec::new(),
+            clones: Vec::new(),
+            current: None,
+        }
     }
 
     /// The volume with this identity.
@@ -121,12 +131,19 @@ impl LayerTree {
         })
     }
 
-    /// Whether nothing needs `layer` for its own sake: no snapshot refers to it, the VM does not write to it, and it
-    /// is ours to change. What lies on it may still read through it.
+    /// Whether a linked clone lies on `layer`.
+    #[must_use]
+    pub fn is_cloned(&self, layer: LayerId) -> bool {
+        self.clones.iter().any(|clone| clone.layer == Some(layer))
+    }
+
+    /// Whether nothing needs `layer` for its own sake: no snapshot and no clone refers to it, the VM does not write to
+    /// it, and it is ours to change. What lies on it may still read through it.
     #[must_use]
     pub fn is_free(&self, layer: &Layer) -> bool {
         layer.ownership == Ownership::Owned
             && !self.is_active(layer.id)
+            && !self.is_cloned(layer.id)
             && self.references(layer.id).next().is_none()
     }
 

@@ -4,6 +4,7 @@
 //! seen, to `store` how they last. Must never know a file descriptor, a clock, libvirt or gRPC.
 
 pub mod change;
+pub mod clone;
 pub mod cursor;
 pub mod edit;
 pub mod ids;
@@ -14,16 +15,17 @@ pub mod snapshot;
 pub mod step;
 pub mod vm;
 
+pub use clone::{CloneMode, CloneState, ClonedVolume};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use ids::{
     CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId,
-    VolumeId,
+    VmName, VolumeId, VolumeName,
 };
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{
-    CreateSnapshot, DeleteSnapshots, Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter,
-    TakeFromSnapshot,
+    CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, FlattenVolume, Quiesce, Request,
+    RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;

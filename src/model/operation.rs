@@ -5,10 +5,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::cursor::Cursor;
-use super::ids::{OperationId, SnapshotId, SnapshotName, VmId};
+use super::ids::{OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::request::Request;
 use super::snapshot::Consistency;
-use super::step::Step;
+use super::step::{NewVm, Step};
 use super::vm::RunState;
 
 pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
@@ -99,6 +99,23 @@ impl Operation {
             Step::ReserveSnapshot { snapshot }
             | Step::MarkDeleting { snapshot, .. }
             | Step::MarkReverting { snapshot } => Some(*snapshot),
+            _ => None,
+        })
+    }
+
+    /// The volumes that it makes.
+    pub fn new_volumes(&self) -> impl Iterator<Item = &VolumeId> {
+        self.steps.iter().flat_map(|step| match step {
+            Step::ReserveClones { clones } => clones.as_slice(),
+            _ => &[],
+        })
+    }
+
+    /// The VM that it makes.
+    #[must_use]
+    pub fn new_vm(&self) -> Option<&NewVm> {
+        self.steps.iter().find_map(|step| match step {
+            Step::DefineVm(new) => Some(new),
             _ => None,
         })
     }
@@ -263,6 +280,8 @@ pub enum Reason {
     VolumeInUse,
     VolumeNotFound,
     VolumeExists,
+    VmExists,
+    FileExists,
     PathNotAllowed,
     SnapshotNotReady,
     EtagMismatch,

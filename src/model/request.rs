@@ -1,11 +1,13 @@
 //! What a client asks for, checked for shape. Decides nothing; `plan` answers it with steps or with a refusal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VolumeId};
-use super::snapshot::{Label, SnapshotKind};
+use super::clone::CloneMode;
+use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VmName, VolumeId, VolumeName};
+use super::snapshot::{Label, Owner, SnapshotKind};
 
 /// A mutation that becomes an operation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,14 @@ pub enum Request {
     RevertVolume(RevertVolume),
     /// Delete snapshots of one VM.
     DeleteSnapshots(DeleteSnapshots),
+    /// Make a volume out of a disk of a snapshot.
+    CloneVolume(CloneVolume),
+    /// Let a linked clone stand alone.
+    FlattenVolume(FlattenVolume),
+    /// Remove a clone.
+    DeleteVolume(DeleteVolume),
+    /// Make a VM out of a snapshot.
+    DeployVm(DeployVm),
     /// Merge and remove what nothing refers to.
     Collapse {
         /// The VM.
@@ -92,6 +102,74 @@ pub struct RevertVolume {
     pub stop: bool,
     /// The layer that the client has seen the VM write to; None not to check.
     pub active: Option<LayerId>,
+}
+
+/// Make a volume out of a disk of a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CloneVolume {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The disk; None if the snapshot holds one only.
+    pub disk: Option<DiskTarget>,
+    /// The file to make: absolute.
+    pub path: PathBuf,
+    /// The new volume's name.
+    pub name: VolumeName,
+    /// How it relates to the snapshot.
+    pub mode: CloneMode,
+    /// Bytes per second that a copy may move; None for no limit.
+    pub bandwidth: Option<u64>,
+    /// Who owns it.
+    pub owner: Owner,
+    /// Key and value pairs of the user.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Let a linked clone stand alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlattenVolume {
+    /// The clone.
+    pub volume: VolumeId,
+    /// The generation of the clone that the client has seen; None not to check.
+    pub generation: Option<u64>,
+}
+
+/// Remove a clone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeleteVolume {
+    /// The clone.
+    pub volume: VolumeId,
+    /// The generation of the clone that the client has seen; None not to check.
+    pub generation: Option<u64>,
+}
+
+/// Make a VM out of a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployVm {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The new VM's name.
+    pub name: VmName,
+    /// How its disks relate to the snapshot's.
+    pub mode: CloneMode,
+    /// What it does afterwards.
+    pub then: NewVmState,
+    /// Give its disks new serial numbers.
+    pub new_serials: bool,
+    /// Bytes per second that a copy may move; None for no limit.
+    pub bandwidth: Option<u64>,
+}
+
+/// What a new VM does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewVmState {
+    /// It is off.
+    Off,
+    /// It has started, and stands still.
+    Paused,
+    /// It runs.
+    Running,
 }
 
 /// What a VM does after a revert.

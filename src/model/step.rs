@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, LayerId, SnapshotId};
+use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VmName, VolumeId};
 use super::layer::{Layer, Volume};
 use super::snapshot::{SnapshotDisk, SnapshotState};
 use super::vm::{FileIdentity, Format, RunState};
@@ -74,6 +74,39 @@ pub enum Step {
     },
     /// The VM is live. Undone: it is off.
     Start(Start),
+    /// Clones are in the catalog as being made. Undone: they are not.
+    ReserveClones {
+        /// Which.
+        clones: Vec<VolumeId>,
+    },
+    /// An image stands that reads what another one reads, and lies on nothing. Undone: it is gone.
+    CopyImage(NewCopy),
+    /// A file that we made has the name that its user chose. Undone: it has its former name.
+    PublishImage {
+        /// The name that it was made under: absolute, from a UUID.
+        from: PathBuf,
+        /// The user's choice: absolute.
+        to: PathBuf,
+    },
+    /// No process has the image open. Only looks.
+    CheckUnused {
+        /// Which.
+        image: ImageRef,
+    },
+    /// The image lies on nothing and reads what it read. Undone: it may lie on what it lay on, or not; it reads the same.
+    FlattenImage {
+        /// Which.
+        image: ImageRef,
+    },
+    /// A VM is defined. Undone: it is not.
+    DefineVm(NewVm),
+    /// The VM that was defined is live. Undone: it is off.
+    StartNewVm {
+        /// Which.
+        vm: VmId,
+        /// Leave its processors stopped.
+        paused: bool,
+    },
     /// The catalog says what has happened, in one transaction.
     Record(CatalogChange),
 }
@@ -91,6 +124,36 @@ pub struct NewOverlay {
     pub backing_format: Format,
     /// Size that the guest sees, in bytes.
     pub virtual_size: u64,
+}
+
+/// A copy to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCopy {
+    /// The disk it is for.
+    pub target: DiskTarget,
+    /// What is copied, with all that it lies on.
+    pub source: ImageRef,
+    /// Where to make it: absolute, named from a UUID.
+    pub path: PathBuf,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// Bytes per second; None for no limit.
+    pub bandwidth: Option<u64>,
+}
+
+/// A VM to be defined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVm {
+    /// The snapshot whose definition is taken.
+    pub snapshot: SnapshotId,
+    /// Its identity.
+    pub vm: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// Its disks' images. Others of the definition are left out, but for drives that nobody writes to.
+    pub disks: Vec<(DiskTarget, ImageRef)>,
+    /// Give its disks new serial numbers.
+    pub new_serials: bool,
 }
 
 /// How to freeze.
@@ -224,6 +287,25 @@ pub enum CatalogChange {
     LayersMerged {
         /// Which.
         merged: Vec<MergedLayers>,
+    },
+    /// Clones are complete.
+    ClonesMade {
+        /// Which.
+        clones: Vec<VolumeId>,
+    },
+    /// A clone stands alone, and holds nothing any more.
+    CloneFlattened {
+        /// Which.
+        volume: VolumeId,
+        /// Its image.
+        path: PathBuf,
+        /// The VM whose snapshot it was made out of. Another VM may have it as a disk.
+        source: VmId,
+    },
+    /// A clone is gone.
+    CloneDeleted {
+        /// Which.
+        volume: VolumeId,
     },
     /// Snapshots are gone, and layers with them.
     SnapshotsDeleted {

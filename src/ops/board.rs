@@ -43,6 +43,8 @@ pub enum Phase {
     CaptureMemory,
     /// Layers are merged.
     Merge,
+    /// An image is copied.
+    Copy,
 }
 
 /// What one can say to an operation under way.

@@ -26,6 +26,18 @@ pub enum OpsError {
     /// No volume answers to the name or id.
     #[error("there is no volume {0:?}")]
     NoSuchVolume(String),
+    /// It was not made out of a snapshot.
+    #[error("volume {0:?} is not a clone of ours")]
+    NotAClone(String),
+    /// It may be using what the request is about, and nobody can tell.
+    #[error("VM {vm} cannot be looked at, and may be using the volume")]
+    VmUnreadable {
+        /// Its name.
+        vm: String,
+        /// Why.
+        #[source]
+        cause: HostError,
+    },
     /// Several do.
     #[error("several snapshots are called {name:?}: {}", .candidates.join(", "))]
     AmbiguousSnapshot {
@@ -73,9 +85,10 @@ impl OpsError {
             Self::Store(error) => error.reason(),
             Self::NoSuchVm(_) => Reason::VmNotFound,
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
+            Self::VmUnreadable { cause, .. } => cause.reason(),
             Self::NoSuchVolume(_) => Reason::VolumeNotFound,
             Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
-            Self::SeveralVms => Reason::InvalidArgument,
+            Self::NotAClone(_) | Self::SeveralVms => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
@@ -94,12 +107,14 @@ impl OpsError {
             Self::Refused(refusal) => refusal.remedy(),
             Self::Host(HostError::Unreachable(_)) => "start libvirtd; vmsnapd connects to it by itself",
             Self::Host(_) => "see the log of vmsnapd",
-            Self::Store(StoreError::NameTaken) => "choose another name",
+            Self::Store(StoreError::NameTaken | StoreError::VolumeNameTaken(_)) => "choose another name",
             Self::Store(StoreError::KeyReused(_)) => "use a new request id for a new request",
             Self::Store(StoreError::Edit(refusal)) => refusal.remedy(),
             Self::Store(_) => "see the log of vmsnapd; check the state directory for space and damage",
             Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
+            Self::NotAClone(_) => "'vmsnap volume list' shows which are",
+            Self::VmUnreadable { .. } => "bring its images back, or undefine it",
             Self::NoSuchVolume(_) => "list the volumes with 'vmsnap volume list'",
             Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
             Self::SeveralVms => "delete the snapshots of each VM on their own",

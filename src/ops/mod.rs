@@ -19,6 +19,7 @@ use crate::plan::Places;
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
 mod board;
+mod clones;
 mod deadman;
 mod edit;
 mod error;
@@ -33,7 +34,7 @@ mod volumes;
 pub use board::{OperationView, Phase, Progress};
 pub use error::OpsError;
 pub use submit::{Asked, Submitted};
-pub use volumes::VolumeView;
+pub use volumes::{VolumePlace, VolumeView};
 
 use board::{Board, Command};
 use deadman::DeadMan;
@@ -109,6 +110,12 @@ impl Engine {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Where clones may be made by name; the first is meant when only a file is named.
+    #[must_use]
+    pub fn image_directories(&self) -> &[PathBuf] {
+        &self.0.places.images
     }
 
     /// How many operations are under way or stuck.

@@ -27,6 +27,7 @@ pub(super) async fn observe(
     let mut directories: BTreeSet<&Path> = images.keys().filter_map(|path| path.parent()).collect();
     directories.insert(&places.memory);
     directories.extend(places.overlays.as_deref());
+    directories.extend(places.images.iter().map(PathBuf::as_path));
     let mut free_space = HashMap::new();
     for directory in directories {
         // A directory that cannot be asked is found out when it is written to.
@@ -39,6 +40,8 @@ pub(super) async fn observe(
         tree,
         images,
         memory_images,
+        cloned: store.clones().await?.into_iter().map(|clone| (clone.path, clone.id)).collect(),
+        users: Vec::new(),
         free_space,
         places: places.clone(),
         now: Timestamp::now(),
@@ -52,7 +55,9 @@ async fn inspect_all(
     tree: &LayerTree,
 ) -> Result<HashMap<PathBuf, ImageFacts>, OpsError> {
     let of_vm = view.disks.iter().flat_map(DiskView::chain).map(|image| (&image.path, image.format));
-    let of_catalog = tree.layers.values().map(|layer| (&layer.path, layer.format));
+    let layers = tree.layers.values().map(|layer| (&layer.path, layer.format));
+    let clones = tree.clones.iter().map(|clone| (&clone.path, Format::Qcow2));
+    let of_catalog = layers.chain(clones);
     let wanted: HashMap<&PathBuf, Format> = of_catalog.chain(of_vm).collect();
     let mut images = HashMap::new();
     for (path, format) in wanted {

@@ -65,7 +65,7 @@ impl Engine {
     }
 
     /// The earlier life may have ended before it could merge what it had let go.
-    async fn collapse_when_linked(&self, vm: VmId) {
+    pub(super) async fn collapse_when_linked(&self, vm: VmId) {
         if self.is_settled(vm).await || !self.is_linked().await {
             return;
         }

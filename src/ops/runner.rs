@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
+use crate::model::step::CatalogChange;
 use crate::model::{Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn};
 
 use super::Engine;
@@ -76,11 +77,24 @@ impl Runner {
         self.log_end();
         // What was held up by the references that have gone now goes, too.
         if !matches!(self.operation.request, Request::Collapse { .. }) {
+            self.settle_source();
             let next = self.engine.collapse(self.operation.vm, self.permit).await;
             drop(self.reporter);
             if let Some(next) = next {
                 Box::pin(next.run()).await;
             }
+        }
+    }
+
+    /// A clone that stands alone holds nothing of the VM any more that it was made out of.
+    fn settle_source(&self) {
+        let source = self.operation.steps.iter().find_map(|step| match step {
+            Step::Record(CatalogChange::CloneFlattened { source, .. }) => Some(*source),
+            _ => None,
+        });
+        if let Some(source) = source.filter(|source| *source != self.operation.vm) {
+            let engine = self.engine.clone();
+            self.engine.0.tasks.spawn(async move { engine.collapse_when_linked(source).await });
         }
     }
 

@@ -7,11 +7,11 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot, RevertVolume, Snapshot,
-    SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
+    ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot,
+    RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
-use crate::store::{Begun, RequestKey};
+use crate::store::{Begun, RequestKey, Reservation};
 
 use super::gate::Permit;
 use super::runner::Runner;
@@ -110,13 +110,13 @@ impl Engine {
         Ok(Some(Submitted::Operation(Box::new(self.operation(before.id).await?))))
     }
 
-    async fn existing(&self, id: SnapshotId) -> Result<Snapshot> {
+    pub(super) async fn existing(&self, id: SnapshotId) -> Result<Snapshot> {
         let snapshot = self.0.store.snapshot(id).await?;
         snapshot.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
     }
 
     /// Carried through on a task of its own: a client that leaves half way changes nothing.
-    async fn submit(
+    pub(super) async fn submit(
         &self,
         vm: VmId,
         snapshot: Option<SnapshotId>,
@@ -160,14 +160,21 @@ impl Engine {
         request: Request,
         asked: Asked,
     ) -> Result<(Submitted, Option<Runner>)> {
-        let world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm).await?;
-        let plan = make_plan(&world, snapshot, &request, id, &asked.by)?;
+        let mut world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm).await?;
+        self.look_around(&mut world, &request).await?;
+        let clone = self.clone_of(&request).await?;
+        let subject = Subject { snapshot, clone: clone.as_ref() };
+        let plan = make_plan(&world, subject, &request, id, &asked.by)?;
         if asked.validate_only {
             return Ok((Submitted::Plan(Box::new(plan)), None));
         }
         let reservation = match &plan.reservation {
-            Some(snapshot) => Some((snapshot.clone(), self.0.host.hypervisor.definition(vm).await?.0)),
-            None => None,
+            Some(snapshot) => {
+                let definition = self.0.host.hypervisor.definition(vm).await?.0;
+                Reservation::Snapshot(Box::new(snapshot.clone()), definition)
+            }
+            None if plan.clones.is_empty() => Reservation::None,
+            None => Reservation::Clones(plan.clones.clone()),
         };
         let operation = new_operation(id, &world, snapshot, request, plan, &asked)?;
         let begun = self.0.store.begin(operation.clone(), asked.key.clone(), reservation).await?;
@@ -190,9 +197,16 @@ impl Engine {
     }
 }
 
+/// What a request is about.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    snapshot: Option<SnapshotId>,
+    clone: Option<&'a ClonedVolume>,
+}
+
 fn make_plan(
     world: &World,
-    snapshot: Option<SnapshotId>,
+    subject: Subject<'_>,
     request: &Request,
     operation: OperationId,
     by: &str,
@@ -200,10 +214,11 @@ fn make_plan(
     let ids = &mut Uuid::now_v7;
     // Between the look at the snapshot and the gate it may have gone.
     let snapshot = || -> Result<&Snapshot> {
-        let id = snapshot.map(|id| id.to_string()).unwrap_or_default();
-        let found = snapshot.and_then(|id| world.tree.snapshot(id));
+        let id = subject.snapshot.map(|id| id.to_string()).unwrap_or_default();
+        let found = subject.snapshot.and_then(|id| world.tree.snapshot(id));
         found.ok_or(OpsError::NoSuchSnapshot(id))
     };
+    let clone = || subject.clone.ok_or_else(|| OpsError::NoSuchVolume(String::new()));
     let plan = match request {
         Request::CreateSnapshot(request) => plan::create(world, request, operation, by, ids)?,
         Request::TakeFromSnapshot(request) => {
@@ -215,6 +230,10 @@ fn make_plan(
             snapshot()?;
             plan::delete(world, request)?
         }
+        Request::CloneVolume(request) => plan::clone_volume(world, snapshot()?, request, ids)?,
+        Request::FlattenVolume(request) => plan::flatten_volume(world, clone()?, request)?,
+        Request::DeleteVolume(request) => plan::delete_volume(world, clone()?, request)?,
+        Request::DeployVm(request) => plan::deploy_vm(world, snapshot()?, request, ids)?,
         Request::Collapse { .. } => plan::collapse(world)?,
     };
     Ok(plan)

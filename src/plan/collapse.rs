@@ -48,12 +48,19 @@ pub fn collapse(tree: &LayerTree, waits: impl Fn(&Layer) -> bool) -> Collapse {
     let ranges = starts.map(|base| range(&tree, base)).filter(|range| {
         let layers = range.layers().filter_map(|id| tree.layers.get(&id));
         layers.clone().all(|layer| layer.ownership == Ownership::Owned && !waits(layer))
+            && !is_read_by_a_clone(&tree, range.merged.child)
     });
     Collapse { gone, ranges: ranges.collect() }
 }
 
 fn free_leaf(tree: &LayerTree) -> Option<LayerId> {
     tree.pending().map(|layer| layer.id).find(|id| tree.children(*id).next().is_none())
+}
+
+/// Whether a clone reads through `layer`. Its VM has the whole chain open, or may open it at any time, and would not
+/// follow when a file of it goes.
+fn is_read_by_a_clone(tree: &LayerTree, layer: LayerId) -> bool {
+    tree.is_cloned(layer) || tree.children(layer).any(|child| is_read_by_a_clone(tree, child.id))
 }
 
 fn only_child<'a>(tree: &'a LayerTree, layer: &Layer) -> Option<&'a Layer> {

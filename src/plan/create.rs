@@ -98,15 +98,11 @@ pub fn create(
         ..reserve(world, snapshot, request.kind, &request.label, (operation, created_by))?
     };
     Ok(Plan {
-        steps,
-        commit_point,
         findings,
         reservation: Some(reservation),
         warnings,
-        removals: Vec::new(),
-        bytes_to_copy: 0,
         bytes_needed,
-        vm: (world.vm.id, world.vm.name.clone()),
+        ..Plan::new(world, steps, commit_point)
     })
 }
 
@@ -195,7 +191,10 @@ impl Part {
 /// Takes a disk into the catalog: its active image is ours from now on, all below it are somebody else's.
 fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeId, LayerId, Vec<Layer>) {
     let active = disk.active().map(|image| image.path.display().to_string()).unwrap_or_default();
-    let volume = VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active);
+    // A clone that became a disk is the volume that it was.
+    let cloned = disk.active().and_then(|image| world.cloned.get(&image.path)).copied();
+    let unknown = || VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active);
+    let volume = cloned.unwrap_or_else(unknown);
     let mut layers: Vec<Layer> = Vec::new();
     for (depth, image) in disk.chain().iter().enumerate().rev() {
         layers.push(Layer {

@@ -41,15 +41,11 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
     let (collapsing, bytes_to_copy) = settle(world, &collapse, ids, memory, request.bandwidth)?;
     steps.extend(collapsing);
     Ok(Plan {
-        steps,
-        commit_point,
-        findings: Vec::new(),
-        reservation: None,
         warnings: warnings(world, &changed),
         removals: doomed.iter().map(|snapshot| removal(world, snapshot)).collect(),
         bytes_to_copy,
         bytes_needed: bytes_to_copy,
-        vm: (world.vm.id, world.vm.name.clone()),
+        ..Plan::new(world, steps, commit_point)
     })
 }
 
@@ -61,17 +57,7 @@ pub fn collapse(world: &World) -> Result<Plan, Refusal> {
         return Err(Refusal::NothingToCollapse);
     }
     let (steps, bytes_to_copy) = settle(world, &collapse, Vec::new(), Vec::new(), None)?;
-    Ok(Plan {
-        steps,
-        commit_point: 0,
-        findings: Vec::new(),
-        reservation: None,
-        warnings: Vec::new(),
-        removals: Vec::new(),
-        bytes_to_copy,
-        bytes_needed: bytes_to_copy,
-        vm: (world.vm.id, world.vm.name.clone()),
-    })
+    Ok(Plan { bytes_to_copy, bytes_needed: bytes_to_copy, ..Plan::new(world, steps, 0) })
 }
 
 /// Merges, then lets snapshots and layers go. With the bytes that move, at most.

@@ -10,11 +10,15 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::model::vm::{DiskSource, DiskView};
-use crate::model::{Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume};
+use crate::model::{
+    ClonedVolume, Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume, VolumeId,
+};
 
+mod clone;
 mod collapse;
 mod create;
 mod delete;
+mod deploy;
 pub mod merge;
 mod refusal;
 mod reserve;
@@ -25,9 +29,11 @@ mod take;
 #[cfg(test)]
 mod tests;
 
+pub use clone::{clone_volume, delete_volume, flatten_volume};
 pub use collapse::collapse as collapse_tree;
 pub use create::create;
 pub use delete::{collapse, delete};
+pub use deploy::deploy_vm;
 pub use refusal::Refusal;
 pub use revert::{revert, revert_volume};
 pub use summary::describe;
@@ -44,6 +50,10 @@ pub struct World {
     pub images: HashMap<PathBuf, ImageFacts>,
     /// Complete memory images of the VM's snapshots, with their sizes in bytes.
     pub memory_images: HashMap<PathBuf, u64>,
+    /// Volumes that the catalog knows as clones, by image.
+    pub cloned: HashMap<PathBuf, VolumeId>,
+    /// Who has the clone that the request is about.
+    pub users: Vec<VolumeUser>,
     /// Bytes free, per directory.
     pub free_space: HashMap<PathBuf, u64>,
     /// Where things go.
@@ -52,11 +62,22 @@ pub struct World {
     pub now: Timestamp,
 }
 
+/// A VM that has a volume among its disks, or in its snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeUser {
+    /// Its name.
+    pub name: String,
+    /// Whether it has a process.
+    pub is_live: bool,
+}
+
 /// Where new files go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// Directory of memory images.
     pub memory: PathBuf,
+    /// Directories that clones may be made in by name.
+    pub images: Vec<PathBuf>,
     /// Directory of overlays over block devices; those over files stand beside them.
     pub overlays: Option<PathBuf>,
     /// Bytes to leave free wherever we write.
@@ -77,6 +98,8 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// The snapshot as it will be reserved; for a create.
     pub reservation: Option<Snapshot>,
+    /// The clones as they will be reserved.
+    pub clones: Vec<ClonedVolume>,
     /// What a person should know before saying yes.
     pub warnings: Vec<String>,
     /// What will be gone for good.
@@ -87,6 +110,24 @@ pub struct Plan {
     pub bytes_needed: u64,
     /// The VM and its name.
     pub vm: (VmId, String),
+}
+
+impl Plan {
+    /// A plan of these steps, that costs nothing and removes nothing.
+    fn new(world: &World, steps: Vec<Step>, commit_point: usize) -> Self {
+        Self {
+            steps,
+            commit_point,
+            findings: Vec::new(),
+            reservation: None,
+            clones: Vec::new(),
+            warnings: Vec::new(),
+            removals: Vec::new(),
+            bytes_to_copy: 0,
+            bytes_needed: 0,
+            vm: (world.vm.id, world.vm.name.clone()),
+        }
+    }
 }
 
 /// Something that will be gone for good.
@@ -111,6 +152,8 @@ pub enum RemovalKind {
     ActiveState,
     /// What the guest has in memory.
     GuestMemory,
+    /// A volume that was cloned.
+    Volume,
 }
 
 /// Free space is demanded where a new overlay goes: enough for its first moments, so that it is seen to work.
@@ -124,7 +167,11 @@ fn overlay_path(world: &World, disk: &DiskView, id: Uuid) -> Result<PathBuf, Ref
     } else {
         active.path.parent().unwrap_or(Path::new("/"))
     };
-    Ok(directory.join(format!("vmsnap-{}.qcow2", id.as_hyphenated())))
+    Ok(new_image_path(directory, id))
+}
+
+fn new_image_path(directory: &Path, id: Uuid) -> PathBuf {
+    directory.join(format!("vmsnap-{}.qcow2", id.as_hyphenated()))
 }
 
 /// Refuses a VM that may not be touched now.

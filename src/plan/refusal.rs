@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::model::vm::{ExcludedDisk, RefusedDisk};
-use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState};
+use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState, VmName, VolumeName};
 
 /// Why a request is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,18 @@ pub enum Refusal {
     IsOfVolume,
     #[error("VM {0} is using the volume")]
     VolumeInUse(String),
+    #[error("volume {0} is not complete yet")]
+    VolumeNotReady(VolumeName),
+    #[error("volume {0} stands alone already")]
+    NotLinked(VolumeName),
+    #[error("{} may not be made; {} may hold clones", .path.display(), show_places(.allowed))]
+    PlaceNotAllowed { path: PathBuf, allowed: Vec<String> },
+    #[error("there is a file {} already", .0.display())]
+    FileExists(PathBuf),
+    #[error("there is a VM {0} already")]
+    VmNameTaken(VmName),
+    #[error("the snapshot is of a volume: there is no VM in it")]
+    NoVmInSnapshot,
     #[error("the volume was changed since: its disk writes to another image now")]
     VolumeChanged,
     #[error("there is no image {}", .0.display())]
@@ -80,6 +92,10 @@ pub enum Refusal {
     EtagMismatch { actual: u64 },
 }
 
+fn show_places(allowed: &[String]) -> String {
+    if allowed.is_empty() { "no directory".to_owned() } else { format!("only {}", allowed.join(", ")) }
+}
+
 fn targets(disks: &[DiskTarget]) -> String {
     disks.iter().map(DiskTarget::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -95,7 +111,10 @@ impl Refusal {
             Self::NoSuchDisk(_) | Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
                 Reason::DiskNotFound
             }
-            Self::VolumeInUse(_) => Reason::VolumeInUse,
+            Self::VolumeInUse(_) | Self::VolumeNotReady(_) => Reason::VolumeInUse,
+            Self::PlaceNotAllowed { .. } => Reason::PathNotAllowed,
+            Self::FileExists(_) => Reason::FileExists,
+            Self::VmNameTaken(_) => Reason::VmExists,
             Self::DiskExcluded { .. } | Self::DiskRefused { .. } | Self::NoOverlayDirectory(_) => {
                 Reason::DiskNotSupported
             }
@@ -112,6 +131,8 @@ impl Refusal {
             Self::MemoryNeedsAllDisks
             | Self::MemoryNeedsNoQuiesce
             | Self::WhichDisk(_)
+            | Self::NotLinked(_)
+            | Self::NoVmInSnapshot
             | Self::IsOfVolume => Reason::InvalidArgument,
             Self::QuiesceWhilePaused => Reason::QuiesceFailed,
             Self::AgentDisconnected | Self::AgentAbsent => Reason::AgentUnavailable,
@@ -149,18 +170,24 @@ impl Refusal {
             Self::QuiesceWhilePaused => "resume the VM, or use --quiesce auto or off",
             Self::AgentDisconnected => "start qemu-guest-agent in the guest, or use --quiesce auto or off",
             Self::AgentAbsent => "add a guest agent channel to the VM, or use --quiesce auto or off",
-            Self::NameTaken(_) => "choose another name",
-            Self::SnapshotNotReady(_) => "wait for its operation; 'vmsnap op list' shows it",
+            Self::NameTaken(_) | Self::FileExists(_) | Self::VmNameTaken(_) => "choose another name",
+            Self::SnapshotNotReady(_) | Self::VolumeNotReady(_) => {
+                "wait for its operation; 'vmsnap op list' shows it"
+            }
             Self::EtagMismatch { .. } => "look at the snapshot again",
             Self::VolumeChanged => "look at the volume again",
             Self::WhichDisk(_) => "name one with --disk",
             Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
                 "'vmsnap snapshot show' lists its disks"
             }
+            Self::PlaceNotAllowed { .. } => {
+                "choose another place, or set image_directories in the configuration of vmsnapd"
+            }
+            Self::NoVmInSnapshot => "use 'vmsnap volume clone'",
             Self::IsOfVolume => "use 'vmsnap volume revert'",
             Self::VolumeInUse(_) => "shut the VM down first, or let it be stopped with --stop",
             Self::Held(held) => held.remedy(),
-            Self::NothingToCollapse => "nothing has to be done",
+            Self::NotLinked(_) | Self::NothingToCollapse => "nothing has to be done",
         }
     }
 }

@@ -122,18 +122,13 @@ fn go_back(
         });
     }
     Ok(Plan {
-        steps,
-        commit_point,
-        findings: Vec::new(),
-        reservation: None,
         warnings: match scope {
             Scope::Vm => warnings(world, snapshot),
             Scope::Volume => Vec::new(),
         },
         removals: removals(world, parts),
-        bytes_to_copy: 0,
         bytes_needed: needs.values().sum(),
-        vm: (world.vm.id, world.vm.name.clone()),
+        ..Plan::new(world, steps, commit_point)
     })
 }
 
@@ -202,7 +197,7 @@ fn find_disk<'a>(world: &'a World, active: &Layer) -> Option<&'a DiskView> {
 }
 
 /// Every layer that the snapshot reads must exist and lie on the one that the catalog says.
-fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
+pub(super) fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
     let chain = world.tree.chain(top);
     for (depth, layer) in chain.iter().enumerate() {
         let facts = world.images.get(&layer.path).ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;
@@ -255,7 +250,7 @@ fn abandoned<'a>(world: &'a World, part: &Part) -> Option<&'a Layer> {
     let layer = world.tree.layers.get(&part.was_layer)?;
     let is_ours = layer.ownership == Ownership::Owned;
     let is_leaf = world.tree.children(layer.id).next().is_none();
-    let is_free = world.tree.references(layer.id).next().is_none();
+    let is_free = world.tree.references(layer.id).next().is_none() && !world.tree.is_cloned(layer.id);
     (is_ours && is_leaf && is_free).then_some(layer)
 }
 

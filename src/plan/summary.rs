@@ -44,6 +44,25 @@ pub fn describe(step: &Step) -> String {
             let paused = if start.paused { ", paused" } else { "" };
             format!("start the VM {from}{paused}")
         }
+        Step::ReserveClones { clones } => format!("enter {} volumes into the catalog", clones.len()),
+        Step::CopyImage(copy) => {
+            format!("copy {} to {} for disk {}", copy.source.path.display(), copy.path.display(), copy.target)
+        }
+        Step::PublishImage { from, to } => format!("rename {} to {}", from.display(), to.display()),
+        Step::CheckUnused { image } => format!("check that nobody has {} open", image.path.display()),
+        Step::FlattenImage { image } => {
+            format!("copy into {} all that it reads from others", image.path.display())
+        }
+        Step::DefineVm(new) => format!("define VM {}", new.name),
+        Step::StartNewVm { paused, .. } => {
+            let paused = if *paused { ", paused" } else { "" };
+            format!("start the new VM{paused}")
+        }
+        Step::Record(CatalogChange::ClonesMade { .. }) => "record the volumes as complete".to_owned(),
+        Step::Record(CatalogChange::CloneFlattened { .. }) => {
+            "record that the volume stands alone".to_owned()
+        }
+        Step::Record(CatalogChange::CloneDeleted { .. }) => "record that the volume is gone".to_owned(),
         Step::Record(CatalogChange::SnapshotTaken { .. }) => "record the snapshot as READY".to_owned(),
         Step::Record(CatalogChange::SnapshotReverted { .. }) => "record the revert".to_owned(),
         Step::Record(CatalogChange::LayersMerged { .. }) => "record the merge".to_owned(),

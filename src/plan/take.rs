@@ -37,17 +37,8 @@ pub fn take_from_snapshot(
         layers: Vec::new(),
         volumes: Vec::new(),
     };
-    Ok(Plan {
-        steps: vec![Step::ReserveSnapshot { snapshot }, Step::Record(taken)],
-        commit_point: 1,
-        findings: Vec::new(),
-        reservation: Some(reservation),
-        warnings: Vec::new(),
-        removals: Vec::new(),
-        bytes_to_copy: 0,
-        bytes_needed: 0,
-        vm: (world.vm.id, world.vm.name.clone()),
-    })
+    let steps = vec![Step::ReserveSnapshot { snapshot }, Step::Record(taken)];
+    Ok(Plan { reservation: Some(reservation), ..Plan::new(world, steps, 1) })
 }
 
 /// The disk of a snapshot that is named; the only one if none is.

@@ -1,20 +1,25 @@
 //! Plans as data: a world, a request, the steps or the refusal.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::*;
+use crate::model::request::NewVmState;
+use crate::model::snapshot::Owner;
 use crate::model::vm::{
     AgentChannel, Backing, BlockJob, BlockJobKind, ChainImage, ExcludedDisk, FileIdentity, Format,
     ImageFacts, PauseReason, RefusedDisk,
 };
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, Findings, Label, OperationId, Quiesce, RevertSnapshot, RevertVolume,
-    RunStateAfter, SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
+    CloneMode, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, Findings, FlattenVolume,
+    Label, OperationId, Quiesce, RevertSnapshot, RevertVolume, RunStateAfter, SnapshotId, SnapshotKind,
+    TakeFromSnapshot, VmId,
 };
+
+mod volumes;
 
 /// A world that plans are carried out in, on paper.
 struct Paper {
@@ -40,9 +45,16 @@ impl Paper {
             tree: LayerTree::empty(vm.id),
             vm,
             images: HashMap::new(),
+            cloned: HashMap::new(),
+            users: Vec::new(),
             memory_images: HashMap::new(),
             free_space: HashMap::new(),
-            places: Places { memory: "/memory".into(), overlays: None, reserve: 0 },
+            places: Places {
+                memory: "/memory".into(),
+                images: vec!["/images".into()],
+                overlays: None,
+                reserve: 0,
+            },
             now: Timestamp::UNIX_EPOCH,
         };
         let mut paper = Self { world, next_id: 100 };
@@ -125,6 +137,7 @@ impl Paper {
     /// Lets the steps be so, on paper.
     fn carry_out(&mut self, plan: &Plan) {
         self.world.tree.snapshots.extend(plan.reservation.clone());
+        self.world.tree.clones.extend(plan.clones.clone());
         let findings = Findings { memory_bytes: Some(5), ..Findings::default() };
         for step in &plan.steps {
             match step {
@@ -138,6 +151,14 @@ impl Paper {
                     if let Some(path) = &switch.memory {
                         self.world.memory_images.insert(path.clone(), 5);
                     }
+                }
+                Step::PublishImage { from, to } => {
+                    let facts = self.world.images.remove(from).unwrap();
+                    self.world.images.insert(to.clone(), facts);
+                }
+                Step::CopyImage(copy) => self.add_image(&copy.path, None),
+                Step::FlattenImage { image } => {
+                    self.world.images.get_mut(&image.path).unwrap().backing = None;
                 }
                 Step::PointDisks { disks } => {
                     for disk in disks {
@@ -207,7 +228,7 @@ fn named(name: &str) -> CreateSnapshot {
 /// The steps by name, the commit point marked.
 fn outline(plan: &Plan) -> String {
     let name = |step: &Step| match step {
-        Step::ReserveSnapshot { .. } => "reserve",
+        Step::ReserveSnapshot { .. } | Step::ReserveClones { .. } => "reserve",
         Step::CreateOverlay(_) => "overlay",
         Step::PrepareMemoryImage { .. } => "memory",
         Step::Freeze(_) => "freeze",
@@ -221,7 +242,12 @@ fn outline(plan: &Plan) -> String {
         Step::CheckMemoryImage { .. } => "check",
         Step::Stop { .. } => "stop",
         Step::PointDisks { .. } => "point",
-        Step::Start(_) => "start",
+        Step::Start(_) | Step::StartNewVm { .. } => "start",
+        Step::CopyImage(_) => "copy",
+        Step::PublishImage { .. } => "publish",
+        Step::CheckUnused { .. } => "unused",
+        Step::FlattenImage { .. } => "flatten",
+        Step::DefineVm(_) => "define",
         Step::Record(_) => "record",
     };
     let mark = |index| if index == plan.commit_point { "!" } else { "" };
@@ -489,58 +515,4 @@ fn applying_a_change_twice_is_applying_it_once() {
         }
         assert_eq!(tree, again);
     }
-}
-
-#[test]
-fn one_volume_goes_back() {
-    let mut paper = Paper::new();
-    paper.create("one");
-    let vdb = paper.snapshot("one").disks[1].volume;
-    let plan = |paper: &mut Paper, stop, active| {
-        let snapshot = paper.snapshot("one").clone();
-        let request = RevertVolume { volume: vdb, snapshot: snapshot.id, stop, active };
-        let mut ids = paper.ids();
-        revert_volume(&paper.world, &snapshot, &request, &mut ids)
-    };
-    check(plan(&mut paper, false, None), Err("VM web is using the volume"));
-    check(plan(&mut paper, true, None), Ok("reverting overlay stop point start! record remove"));
-    let stale = Some(paper.snapshot("one").disks[1].layer);
-    check(
-        plan(&mut paper, true, stale),
-        Err("the volume was changed since: its disk writes to another image now"),
-    );
-    paper.world.vm.run_state = RunState::Off;
-    let done = plan(&mut paper, false, None).unwrap();
-    assert_eq!(outline(&done), "reverting overlay point! record remove");
-    let current = paper.world.tree.current;
-    paper.carry_out(&done);
-    assert_eq!(paper.world.tree.current, current, "the VM as a whole has not gone anywhere");
-}
-
-#[test]
-fn a_volume_is_taken_out_of_a_snapshot() {
-    let mut paper = Paper::new();
-    paper.create("one");
-    let plan = |paper: &mut Paper, disk: Option<&str>| {
-        let source = paper.snapshot("one").clone();
-        let disk = disk.map(|disk| disk.parse().unwrap());
-        let request = TakeFromSnapshot { snapshot: source.id, disk, label: named("taken").label };
-        let mut ids = paper.ids();
-        take_from_snapshot(&paper.world, &source, &request, OperationId::new(), "test", &mut ids)
-    };
-    check(plan(&mut paper, None), Err("the snapshot holds several disks (vda, vdb): one must be named"));
-    check(plan(&mut paper, Some("vdz")), Err("snapshot one does not hold disk vdz"));
-    let taken = plan(&mut paper, Some("vdb")).unwrap();
-    assert_eq!(outline(&taken), "reserve record!");
-    paper.carry_out(&taken);
-    assert_eq!(paper.snapshot("taken").consistency, paper.snapshot("one").consistency);
-    let gone = paper.plan_delete("one").unwrap();
-    paper.carry_out(&gone);
-    let layer = paper.snapshot("taken").disks[0].layer;
-    assert!(paper.world.tree.layers.contains_key(&layer), "it stays whole without the other");
-    assert_eq!(paper.world.images.len(), 3, "vda is one image again, vdb is two");
-    check(
-        paper.plan_revert("taken", RunStateAfter::AsItWas),
-        Err("the snapshot is of a volume, not of the VM"),
-    );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, StoreError, from_json, parse, to_json};
+use super::{Result, Store, StoreError, clone, from_json, parse, to_json};
 use crate::model::step::CatalogChange;
 use crate::model::{Findings, Layer, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
 
@@ -41,9 +41,17 @@ impl Store {
     /// Lets a change of a step be so.
     pub async fn apply(&self, vm: VmId, change: CatalogChange, findings: Findings) -> Result<()> {
         self.transact(move |transaction| {
-            let mut tree = read_tree(transaction, vm)?;
-            tree.apply(&change, &findings);
-            write_tree(transaction, &tree)
+            // A clone may be a disk of another VM than the one it was made out of.
+            let source = match &change {
+                CatalogChange::CloneFlattened { source, .. } => Some(*source),
+                _ => None,
+            };
+            for vm in [Some(vm), source.filter(|source| *source != vm)].into_iter().flatten() {
+                let mut tree = read_tree(transaction, vm)?;
+                tree.apply(&change, &findings);
+                write_tree(transaction, &tree)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -133,7 +141,8 @@ fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
             .iter()
             .map(|body| from_json(body, "snapshot"))
             .collect::<Result<_>>()?;
-    Ok(LayerTree { vm, volumes, layers, snapshots, current })
+    let clones = clone::read_of_vm(transaction, vm)?;
+    Ok(LayerTree { vm, volumes, layers, snapshots, clones, current })
 }
 
 fn bodies(transaction: &Transaction<'_>, sql: &str, key: &str) -> Result<Vec<String>> {
@@ -168,6 +177,7 @@ fn write_tree(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
         "DELETE FROM snapshot WHERE vm = ?1 AND id NOT IN (SELECT value FROM json_each(?2))",
         params![key, to_json(&kept, "list of ids")?],
     )?;
+    clone::write_of_vm(transaction, tree)?;
     tree.snapshots.iter().try_for_each(|snapshot| write_snapshot(transaction, snapshot))
 }
 

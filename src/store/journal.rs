@@ -3,8 +3,8 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, catalog, from_json, to_json};
-use crate::model::{Operation, OperationId, Snapshot, VmId};
+use super::{Result, Store, StoreError, catalog, clone, from_json, to_json};
+use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
 /// What came of beginning an operation.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,17 @@ pub enum Begun {
     Before(Box<Operation>),
 }
 
+/// What is entered into the catalog together with an operation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reservation {
+    /// Nothing.
+    None,
+    /// A snapshot, and the definition that belongs to it.
+    Snapshot(Box<Snapshot>, String),
+    /// Clones.
+    Clones(Vec<ClonedVolume>),
+}
+
 impl Store {
     /// Makes an operation durable, its request's key and its snapshot's reservation with it.
     /// [`StoreError::NameTaken`] if the snapshot's name is, [`StoreError::KeyReused`] if the key is another request's.
@@ -22,7 +33,7 @@ impl Store {
         &self,
         operation: Operation,
         key: Option<RequestKey>,
-        reservation: Option<(Snapshot, String)>,
+        reservation: Reservation,
     ) -> Result<Begun> {
         self.transact(move |transaction| {
             if let Some(before) = begun_before(transaction, key.as_ref())? {
@@ -30,8 +41,14 @@ impl Store {
             }
             let answer = Answer::Operation(operation.id);
             request::remember(transaction, key.as_ref(), answer, operation.created_at.as_millisecond())?;
-            if let Some((snapshot, definition)) = &reservation {
-                catalog::reserve(transaction, snapshot, definition)?;
+            match &reservation {
+                Reservation::None => {}
+                Reservation::Snapshot(snapshot, definition) => {
+                    catalog::reserve(transaction, snapshot, definition)?;
+                }
+                Reservation::Clones(clones) => {
+                    clones.iter().try_for_each(|new| clone::reserve(transaction, new))?;
+                }
             }
             write(transaction, &operation)?;
             Ok(Begun::New)

@@ -13,9 +13,10 @@ use std::thread;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use crate::model::{EditRefusal, Reason};
+use crate::model::{EditRefusal, Reason, VolumeName};
 
 mod catalog;
+mod clone;
 mod edit;
 mod journal;
 mod lease;
@@ -25,7 +26,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use journal::Begun;
+pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;
 pub use query::{Order, Page, SnapshotFilter, SnapshotPage};
 pub use request::RequestKey;
@@ -68,6 +69,9 @@ pub enum StoreError {
     /// The name is taken.
     #[error("the VM has a snapshot of that name already")]
     NameTaken,
+    /// The name is taken.
+    #[error("there is a volume {0} already")]
+    VolumeNameTaken(VolumeName),
     /// The client used the id for something else before.
     #[error("the request id {0:?} was used for another request")]
     KeyReused(String),
@@ -82,6 +86,7 @@ impl StoreError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NameTaken => Reason::SnapshotExists,
+            Self::VolumeNameTaken(_) => Reason::VolumeExists,
             Self::KeyReused(_) => Reason::RequestIdReused,
             Self::Edit(refusal) => refusal.reason(),
             Self::Sqlite(_)

@@ -75,6 +75,14 @@ CREATE TABLE snapshot (
 CREATE INDEX snapshot_created ON snapshot (created_at, id);
 CREATE INDEX snapshot_owner ON snapshot (account, domain, project);
 
+CREATE TABLE clone (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    name        TEXT NOT NULL UNIQUE,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX clone_vm ON clone (vm);
+
 CREATE TABLE comment (
     id          TEXT PRIMARY KEY,
     snapshot    TEXT NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,

@@ -46,6 +46,10 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
     }
 }
 
+fn reserved(name: &str, number: u128) -> Reservation {
+    Reservation::Snapshot(Box::new(snapshot(name, number)), "definition".to_owned())
+}
+
 fn operation(number: u128) -> Operation {
     let snapshot = SnapshotId(Uuid::from_u128(number));
     Operation {
@@ -84,11 +88,11 @@ fn key(id: &str, body: &str) -> RequestKey {
 async fn a_request_that_is_repeated_begins_nothing() {
     let store = Store::in_memory().unwrap();
     let first = operation(1);
-    let begun = store.begin(first.clone(), Some(key("r", "body")), None).await.unwrap();
+    let begun = store.begin(first.clone(), Some(key("r", "body")), Reservation::None).await.unwrap();
     assert_eq!(begun, Begun::New);
-    let begun = store.begin(operation(2), Some(key("r", "body")), None).await.unwrap();
+    let begun = store.begin(operation(2), Some(key("r", "body")), Reservation::None).await.unwrap();
     assert_eq!(begun, Begun::Before(Box::new(first.clone())));
-    let refused = store.begin(operation(3), Some(key("r", "another body")), None).await;
+    let refused = store.begin(operation(3), Some(key("r", "another body")), Reservation::None).await;
     assert!(matches!(refused, Err(StoreError::KeyReused(id)) if id == "r"));
     assert_eq!(store.find_request(key("s", "body")).await.unwrap(), None);
     assert_eq!(store.open_operations().await.unwrap(), vec![first]);
@@ -97,7 +101,7 @@ async fn a_request_that_is_repeated_begins_nothing() {
 #[tokio::test]
 async fn a_name_that_is_taken_begins_nothing() {
     let store = Store::in_memory().unwrap();
-    let reservation = |number| Some((snapshot("one", number), "definition".to_owned()));
+    let reservation = |number| reserved("one", number);
     store.begin(operation(1), None, reservation(1)).await.unwrap();
     let begun = store.begin(operation(2), Some(key("r", "body")), reservation(2)).await;
     assert!(matches!(begun, Err(StoreError::NameTaken)), "{begun:?}");
@@ -111,7 +115,7 @@ async fn what_was_written_is_there_after_a_restart() {
     let path = directory.path().join("catalog.db");
     let mut operation = operation(1);
     let store = Store::open(&path).unwrap();
-    store.begin(operation.clone(), None, Some((snapshot("one", 1), "definition".to_owned()))).await.unwrap();
+    store.begin(operation.clone(), None, reserved("one", 1)).await.unwrap();
     operation.record(Turn::Ensure(0), Outcome::Unknown, Vec::new(), None);
     store.save(operation.clone()).await.unwrap();
     drop(store);
@@ -130,7 +134,7 @@ async fn what_was_written_is_there_after_a_restart() {
 async fn a_reservation_is_taken_back_only_while_it_is_one() {
     let store = Store::in_memory().unwrap();
     let id = SnapshotId(Uuid::from_u128(1));
-    store.begin(operation(1), None, Some((snapshot("one", 1), String::new()))).await.unwrap();
+    store.begin(operation(1), None, reserved("one", 1)).await.unwrap();
     store.set_state(id, SnapshotState::Ready).await.unwrap();
     store.forget_reservation(id).await.unwrap();
     assert_eq!(store.snapshot(id).await.unwrap().map(|snapshot| snapshot.generation), Some(2));
@@ -166,7 +170,7 @@ async fn check(store: &Store, filter: SnapshotFilter, expected: &[&str]) {
 async fn shelf() -> Store {
     let store = Store::in_memory().unwrap();
     for (number, name) in (1..).zip(["alpha", "beta", "betb", "gamma"]) {
-        store.begin(operation(number), None, Some((snapshot(name, number), String::new()))).await.unwrap();
+        store.begin(operation(number), None, reserved(name, number)).await.unwrap();
     }
     store
 }

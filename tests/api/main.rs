@@ -7,6 +7,7 @@
 
 mod bad_requests;
 mod client;
+mod clones;
 mod edit;
 mod life;
 mod node;

@@ -103,6 +103,7 @@ impl Node {
         Config {
             socket: self.socket(),
             state_directory: self.directory.path().to_owned(),
+            image_directories: vec!["/images".into()],
             drain_seconds: 30,
             ..Config::default()
         }

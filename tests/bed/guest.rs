@@ -53,6 +53,17 @@ impl Guest {
         Self { scratch, agent: spec.agent, slot }
     }
 
+    /// A guest that somebody else defines while `make` runs, under the name that it is told. It has an agent; it counts
+    /// as one with this.
+    #[track_caller]
+    pub fn made_by(&self, make: impl FnOnce(&str)) -> Self {
+        let mut scratch = Scratch::new();
+        let name = scratch.name().to_owned();
+        scratch.owns_vm(&name);
+        make(&name);
+        Self { scratch, agent: Agent::Answers, slot: Arc::clone(&self.slot) }
+    }
+
     /// The VM's name.
     pub fn name(&self) -> &str {
         self.scratch.name()

@@ -24,6 +24,15 @@ pub fn create(image: &Path, format: Format, size_mib: u64) {
     run(Command::new("qemu-img").args(["create", "-q", "-f", format.name()]).arg(image).arg(size));
 }
 
+/// Makes an overlay in the place of an image.
+#[track_caller]
+pub fn cover(image: &Path, base: &Path, base_format: Format) {
+    fs::remove_file(image).expect("the image is ours");
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", base_format.name(), "-b"]).arg(base).arg(image);
+    run(&mut command);
+}
+
 /// The chain of an image, the image first. Works while a VM has it open.
 pub fn chain(image: &Path, format: Format) -> Vec<PathBuf> {
     let mut command = Command::new("qemu-img");

@@ -1,7 +1,7 @@
 //! Image files: made, looked at, removed.
 
 use vmsnap::host::HostError;
-use vmsnap::model::step::{DoomedImage, NewOverlay};
+use vmsnap::model::step::{DoomedImage, NewCopy, NewOverlay};
 use vmsnap::model::vm::{Backing, FileIdentity, Format};
 
 use crate::node::{BLOCK, DISK, Node, expect, switch};
@@ -103,7 +103,67 @@ async fn a_removal_of_what_is_open(node: &dyn Node) {
     node.check_violations(2);
 }
 
+async fn copies(node: &dyn Node) {
+    let base = node.image("base", Format::Raw);
+    let over = node.overlay("over", &base).await;
+    let progress = tokio::sync::watch::channel((0, 0)).0;
+    let copy = NewCopy {
+        target: "vda".parse().unwrap(),
+        source: over.clone(),
+        path: node.path("copy"),
+        virtual_size: DISK,
+        bandwidth: None,
+    };
+    node.images().copy(&copy, &progress).await.unwrap();
+    let facts = node.images().inspect(&copy.path, Format::Qcow2).await.unwrap();
+    assert_eq!((facts.virtual_size, facts.backing), (DISK, None));
+    let (done, total) = *progress.borrow();
+    assert!(done <= total, "{done} of {total}");
+    let again = node.images().copy(&copy, &progress).await;
+    assert!(
+        matches!(&again, Err(HostError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::AlreadyExists),
+        "{again:?}"
+    );
+    let vm = node.running(&over).await;
+    let of_active = NewCopy { path: node.path("of-active"), ..copy };
+    expect(&node.images().copy(&of_active, &progress).await, "image in use");
+    node.hypervisor().stop(vm).await.unwrap();
+    node.check_violations(0);
+}
+
+async fn names(node: &dyn Node) {
+    let (one, two) = (node.image("one", Format::Qcow2), node.image("two", Format::Qcow2));
+    let taken = node.images().publish(&one.path, &two.path).await;
+    assert!(
+        matches!(&taken, Err(HostError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::AlreadyExists),
+        "{taken:?}"
+    );
+    expect(&node.images().inspect(&one.path, Format::Qcow2).await, "ok");
+    expect(&node.images().publish(&one.path, &node.path("three")).await, "ok");
+    expect(&node.images().inspect(&one.path, Format::Qcow2).await, "no such image");
+    expect(&node.images().inspect(&node.path("three"), Format::Qcow2).await, "ok");
+    expect(&node.images().publish(&one.path, &node.path("four")).await, "no such image");
+    node.check_violations(0);
+}
+
+async fn flattening(node: &dyn Node) {
+    let base = node.image("base", Format::Qcow2);
+    let over = node.overlay("over", &base).await;
+    let progress = tokio::sync::watch::channel((0, 0)).0;
+    let vm = node.running(&over).await;
+    expect(&node.images().flatten(&over, &progress).await, "image in use");
+    node.hypervisor().stop(vm).await.unwrap();
+    node.images().flatten(&over, &progress).await.unwrap();
+    let facts = node.images().inspect(&over.path, Format::Qcow2).await.unwrap();
+    assert_eq!((facts.virtual_size, facts.backing), (DISK, None));
+    expect(&node.images().flatten(&over, &progress).await, "ok");
+    node.check_violations(0);
+}
+
 over_both_nodes! {
+    copies
+    names
+    flattening
     overlays
     what_an_image_is_read_as
     removal

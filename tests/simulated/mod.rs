@@ -12,9 +12,12 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{Content, SimHost};
 use vmsnap::model::operation::OperationState;
+use vmsnap::model::request::NewVmState;
+use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
-    CreateSnapshot, DeleteSnapshots, DiskTarget, Label, LayerTree, Operation, OperationId, Quiesce, Request,
-    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
+    CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, DiskTarget,
+    FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request, RevertSnapshot, RevertVolume,
+    RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, Places};
@@ -33,6 +36,8 @@ pub struct Truth {
     pub snapshots: BTreeMap<String, Disks>,
     /// What the VM reads.
     pub active: Disks,
+    /// By name, what each clone reads.
+    pub clones: BTreeMap<String, Content>,
 }
 
 /// A node with the VM `web` and its catalog.
@@ -120,6 +125,44 @@ impl Scene {
         Request::RevertVolume(RevertVolume { volume, snapshot, stop: true, active: None })
     }
 
+    /// A volume out of one disk of a snapshot, in a file of its name.
+    pub fn clone_volume(&self, name: &str, source: &str, disk: &DiskTarget, mode: CloneMode) -> Request {
+        Request::CloneVolume(CloneVolume {
+            snapshot: self.find(source),
+            disk: Some(disk.clone()),
+            path: clone_path(name),
+            name: name.parse().unwrap(),
+            mode,
+            bandwidth: None,
+            owner: Owner::default(),
+            properties: BTreeMap::new(),
+        })
+    }
+
+    pub fn flatten(&self, name: &str) -> Request {
+        Request::FlattenVolume(FlattenVolume { volume: self.find_clone(name), generation: None })
+    }
+
+    pub fn delete_volume(&self, name: &str) -> Request {
+        Request::DeleteVolume(DeleteVolume { volume: self.find_clone(name), generation: None })
+    }
+
+    /// A running VM out of a snapshot.
+    pub fn deploy(&self, name: &str, source: &str, mode: CloneMode) -> Request {
+        Request::DeployVm(DeployVm {
+            snapshot: self.find(source),
+            name: name.parse().unwrap(),
+            mode,
+            then: NewVmState::Running,
+            new_serials: false,
+            bandwidth: None,
+        })
+    }
+
+    fn find_clone(&self, name: &str) -> VolumeId {
+        self.tree().clones.iter().find(|clone| clone.name.as_str() == name).unwrap().id
+    }
+
     pub fn delete(&self, names: &[&str]) -> Request {
         Request::DeleteSnapshots(DeleteSnapshots {
             snapshots: names.iter().map(|name| self.find(name)).collect(),
@@ -170,6 +213,16 @@ impl Scene {
             let wanted = &truth.snapshots[snapshot.name.as_str()];
             ensure(reads == *wanted, || format!("{} reads {reads:?}, not {wanted:?}", snapshot.name))?;
         }
+        let clones: BTreeSet<&str> = tree.clones.iter().map(|clone| clone.name.as_str()).collect();
+        let wanted: BTreeSet<&str> = truth.clones.keys().map(String::as_str).collect();
+        ensure(clones == wanted, || format!("clones are {clones:?}, not {wanted:?}"))?;
+        for clone in &tree.clones {
+            ensure(clone.state == CloneState::Available, || format!("{} is not complete", clone.name))?;
+            let reads = self.sim.read_image(&clone.path).map_err(|error| error.to_string())?;
+            let wanted = &truth.clones[clone.name.as_str()];
+            ensure(reads == *wanted, || format!("clone {} reads {reads:?}, not {wanted:?}", clone.name))?;
+            files.insert(clone.path.clone());
+        }
         let left_over = plan::collapse_tree(&tree, |_| false);
         ensure(left_over.is_empty(), || format!("nothing needs {left_over:?}"))?;
         let active = self.active();
@@ -182,6 +235,11 @@ impl Scene {
         let violations = self.sim.violations();
         ensure(violations.is_empty(), || violations.join("; "))
     }
+}
+
+/// Where a clone is made.
+fn clone_path(name: &str) -> PathBuf {
+    PathBuf::from(format!("/images/{name}"))
 }
 
 /// An error unless it holds.
@@ -204,7 +262,12 @@ impl Life {
     pub fn start(scene: &Scene) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let settings = Settings {
-            places: Places { memory: "/memory".into(), overlays: None, reserve: 0 },
+            places: Places {
+                memory: "/memory".into(),
+                images: vec!["/images".into()],
+                overlays: None,
+                reserve: 0,
+            },
             concurrent_merges: 4,
             concurrent_captures: 2,
             boot_id: "boot".to_owned(),
@@ -228,6 +291,10 @@ impl Life {
                 Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
                 Request::RevertVolume(request) => engine.revert_volume(request, asked).await,
                 Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
+                Request::CloneVolume(request) => engine.clone_volume(request, asked).await,
+                Request::FlattenVolume(request) => engine.flatten_volume(request, asked).await,
+                Request::DeleteVolume(request) => engine.delete_volume(request, asked).await,
+                Request::DeployVm(request) => engine.deploy_vm(request, asked).await,
                 Request::Collapse { .. } => unreachable!("nobody asks for it"),
             };
             submitted.map(|submitted| match submitted {

@@ -11,7 +11,7 @@ pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};
 pub(super) use snapshot::{Surroundings, comment, snapshot, snapshot_state};
 pub(super) use vm::{vm, vm_summary};
-pub(super) use volume::volume;
+pub(super) use volume::{clone_mode, volume};
 
 use jiff::Timestamp;
 use prost_types::Timestamp as ProtoTimestamp;

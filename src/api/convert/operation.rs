@@ -22,7 +22,8 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         state: state(cursor.state).into(),
         vm_id: operation.vm.to_string(),
         vm_name: operation.vm_name.clone(),
-        volume_id: volume(&operation.request),
+        volume_id: volume(operation),
+        new_vm_id: operation.new_vm().map(|new| new.vm.to_string()).unwrap_or_default(),
         snapshot_id: operation.snapshot.map(|id| id.to_string()).unwrap_or_default(),
         snapshot_name: operation.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),
         steps: steps(operation),
@@ -44,9 +45,14 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
 }
 
 /// The volume that an operation is about.
-fn volume(request: &Request) -> String {
-    match request {
+fn volume(operation: &Operation) -> String {
+    match &operation.request {
         Request::RevertVolume(request) => request.volume.to_string(),
+        Request::FlattenVolume(request) => request.volume.to_string(),
+        Request::DeleteVolume(request) => request.volume.to_string(),
+        Request::CloneVolume(_) | Request::DeployVm(_) => {
+            operation.new_volumes().next().map(ToString::to_string).unwrap_or_default()
+        }
         Request::CreateSnapshot(_)
         | Request::TakeFromSnapshot(_)
         | Request::RevertSnapshot(_)
@@ -63,6 +69,10 @@ fn kind(request: &Request) -> v1::OperationKind {
         Request::CreateSnapshot(_) => v1::OperationKind::CreateSnapshot,
         Request::TakeFromSnapshot(_) => v1::OperationKind::CreateVolumeSnapshot,
         Request::RevertVolume(_) => v1::OperationKind::RevertVolume,
+        Request::CloneVolume(_) => v1::OperationKind::CloneVolume,
+        Request::FlattenVolume(_) => v1::OperationKind::FlattenVolume,
+        Request::DeleteVolume(_) => v1::OperationKind::DeleteVolume,
+        Request::DeployVm(_) => v1::OperationKind::DeployVm,
         Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
         Request::DeleteSnapshots(_) => v1::OperationKind::DeleteSnapshot,
         Request::Collapse { .. } => v1::OperationKind::Collapse,
@@ -187,6 +197,7 @@ fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
         phase: match progress.phase {
             Phase::CaptureMemory => v1::ProgressPhase::SaveMemory,
             Phase::Merge => v1::ProgressPhase::Commit,
+            Phase::Copy => v1::ProgressPhase::Copy,
         }
         .into(),
         disk: progress.disk.as_ref().map(ToString::to_string).unwrap_or_default(),

@@ -68,6 +68,15 @@ fn summary(plan: &Plan) -> String {
             };
             format!("delete {what}, merging {} layers", merged_layers(plan))
         }
+        Some(CatalogChange::ClonesMade { clones }) => {
+            let new = plan.steps.iter().find_map(|step| match step {
+                Step::DefineVm(new) => Some(format!("make VM {} out of the snapshot", new.name)),
+                _ => None,
+            });
+            new.unwrap_or_else(|| format!("make {} volume out of the snapshot", clones.len()))
+        }
+        Some(CatalogChange::CloneFlattened { .. }) => "let the volume stand alone".to_owned(),
+        Some(CatalogChange::CloneDeleted { .. }) => "delete the volume".to_owned(),
         Some(CatalogChange::LayersMerged { .. }) | None => String::new(),
     }
 }
@@ -87,6 +96,7 @@ fn removal(removal: &Removal) -> v1::Removal {
             RemovalKind::Snapshot => v1::RemovalKind::Snapshot,
             RemovalKind::ActiveState => v1::RemovalKind::ActiveState,
             RemovalKind::GuestMemory => v1::RemovalKind::GuestMemory,
+            RemovalKind::Volume => v1::RemovalKind::Volume,
         }
         .into(),
         id: removal.id.clone(),

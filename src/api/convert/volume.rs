@@ -1,25 +1,60 @@
 //! Volumes.
 
-use super::image_format;
+use super::{image_format, timestamp};
+use crate::model::{CloneMode, CloneState};
 use crate::ops::VolumeView;
 use crate::proto::v1;
 
 /// A volume as a client sees it.
 pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
-    v1::Volume {
+    let shown = v1::Volume {
         id: volume.id.to_string(),
         name: volume.name.clone(),
-        state: v1::VolumeState::InUse.into(),
-        vm_id: volume.vm.id.to_string(),
-        vm_name: volume.vm.name.clone(),
-        target: volume.target.to_string(),
+        state: state(volume).into(),
         path: volume.image.path.display().to_string(),
         format: image_format(volume.image.format).into(),
         virtual_size_bytes: volume.facts.as_ref().map_or(0, |facts| facts.virtual_size),
         allocated_bytes: volume.facts.as_ref().map_or(0, |facts| facts.allocated),
         snapshot_count: u32::try_from(volume.snapshots).unwrap_or(u32::MAX),
         operation_id: volume.holder.map(|holder| holder.to_string()).unwrap_or_default(),
-        etag: volume.active.map(|layer| layer.to_string()).unwrap_or_default(),
         ..v1::Volume::default()
+    };
+    let shown = match &volume.user {
+        None => shown,
+        Some(place) => v1::Volume {
+            vm_id: place.vm.id.to_string(),
+            vm_name: place.vm.name.clone(),
+            target: place.target.to_string(),
+            etag: place.active.map(|layer| layer.to_string()).unwrap_or_default(),
+            ..shown
+        },
+    };
+    let Some(clone) = &volume.clone else { return shown };
+    let linked = clone.layer.map(|_| clone.source.to_string());
+    v1::Volume {
+        source_snapshot_id: linked.unwrap_or_default(),
+        account: clone.owner.account.clone(),
+        domain: clone.owner.domain.clone(),
+        project: clone.owner.project.clone(),
+        properties: clone.properties.clone(),
+        create_time: Some(timestamp(clone.created_at)),
+        etag: if shown.etag.is_empty() { clone.generation.to_string() } else { shown.etag },
+        ..shown
+    }
+}
+
+fn state(volume: &VolumeView) -> v1::VolumeState {
+    match (&volume.user, &volume.clone) {
+        (_, Some(clone)) if clone.state == CloneState::Creating => v1::VolumeState::Creating,
+        (Some(_), _) => v1::VolumeState::InUse,
+        (None, _) => v1::VolumeState::Available,
+    }
+}
+
+/// How a clone relates to its snapshot.
+pub(in crate::api) fn clone_mode(mode: v1::CloneMode) -> CloneMode {
+    match mode {
+        v1::CloneMode::Unspecified | v1::CloneMode::Linked => CloneMode::Linked,
+        v1::CloneMode::Full => CloneMode::Full,
     }
 }

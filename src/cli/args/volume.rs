@@ -2,7 +2,8 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::snapshot::{LabelArgs, Quiesce};
+use super::snapshot::{LabelArgs, Quiesce, Which};
+use super::units::{bytes, property};
 use super::{How, Sure};
 
 #[derive(Debug, Subcommand)]
@@ -21,6 +22,25 @@ pub(in crate::cli) enum VolumeVerb {
     /// Snapshots of single volumes. 'vmsnap snapshot' lists, shows and deletes them
     #[command(subcommand, alias = "snap")]
     Snapshot(VolumeSnapshotVerb),
+    /// Make a volume out of a disk of a snapshot: linked to it, or a full copy
+    Clone(Box<CloneArgs>),
+    /// Let a linked clone stand alone. No VM may be running on it
+    Flatten {
+        /// Its name, or id
+        volume: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Delete a clone
+    #[command(alias = "rm")]
+    Delete {
+        /// Its name, or id
+        volume: String,
+        #[command(flatten)]
+        sure: Sure,
+        #[command(flatten)]
+        how: How,
+    },
     /// Bring one volume back to a snapshot. What was written to it since the last one is gone
     Revert(RevertVolumeArgs),
 }
@@ -52,6 +72,51 @@ pub(in crate::cli) struct CreateVolumeSnapshotArgs {
     pub(in crate::cli) label: LabelArgs,
     #[command(flatten)]
     pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct CloneArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
+    /// Which disk of the snapshot, as in vda; needed if it holds several
+    #[arg(long, value_name = "TARGET", default_value = "")]
+    pub(in crate::cli) disk: String,
+    /// The file to make: a path, or a name in the first of the directories that vmsnapd is configured for
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) to: String,
+    /// The volume's name [default: the file's]
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) name: String,
+    #[command(flatten)]
+    pub(in crate::cli) mode: Mode,
+    /// A property; again for more
+    #[arg(long = "property", value_name = "KEY=VALUE", value_parser = property)]
+    pub(in crate::cli) properties: Vec<(String, String)>,
+    /// The account it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) account: String,
+    /// The tenant domain it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) domain: String,
+    /// The project it belongs to
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) project: String,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+/// How clones relate to the snapshot.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub(in crate::cli) struct Mode {
+    /// Lie on the snapshot's layer, and hold it: made at once [default]
+    #[arg(long, conflicts_with = "full")]
+    pub(in crate::cli) linked: bool,
+    /// Copy everything, and stand alone
+    #[arg(long)]
+    pub(in crate::cli) full: bool,
+    /// Most bytes per second that a copy moves, as in 50M
+    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "full")]
+    pub(in crate::cli) bandwidth: Option<u64>,
 }
 
 #[derive(Debug, Clone, ClapArgs)]

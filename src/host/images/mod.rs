@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use super::workers::Workers;
 use super::{ByteProgress, HostError, Images, Result};
 use crate::model::ImageFacts;
-use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
 
 mod files;
@@ -39,7 +39,7 @@ pub struct ImageDeadlines {
     pub file: Duration,
     /// A `qemu-img` that only writes a header.
     pub header: Duration,
-    /// A merge of two images.
+    /// A merge of two images, or a copy of one.
     pub commit: Duration,
 }
 
@@ -136,6 +136,45 @@ impl Images for HostImages {
         let check = move || overlay::check_lies_on(&checked_image, &checked_base).map(|_| ());
         self.on_files("a look at an image", check).await?;
         self.sync(&image.path).await
+    }
+
+    async fn copy(&self, copy: &NewCopy, progress: &ByteProgress) -> Result<()> {
+        self.on_path("the creation of a file", &copy.path, files::create_new).await?;
+        let source = copy.source.clone();
+        let look = move || files::inspect(&source.path, source.format).map(|facts| facts.virtual_size);
+        let bytes = self.on_files("a look at an image", look).await?;
+        progress.send_replace((0, bytes));
+        let copied =
+            self.qemu_img.convert(&self.workers, copy, (progress, bytes), self.deadlines.commit).await;
+        self.explain(copied, [&copy.source, &copy.source]).await?;
+        let made = copy.clone();
+        self.on_files("the check of a copy", move || {
+            overlay::check_stands_alone(&made.path, made.virtual_size)
+        })
+        .await?;
+        self.sync(&copy.path).await?;
+        progress.send_replace((bytes, bytes));
+        Ok(())
+    }
+
+    async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = to.to_owned();
+        self.on_path("the naming of a file", from, move |from| files::publish(from, &to)).await
+    }
+
+    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {
+        let looked_at = image.clone();
+        let look = move || files::inspect(&looked_at.path, looked_at.format).map(|facts| facts.virtual_size);
+        let bytes = self.on_files("a look at an image", look).await?;
+        progress.send_replace((0, bytes));
+        let flattened =
+            self.qemu_img.flatten(&self.workers, image, (progress, bytes), self.deadlines.commit).await;
+        self.explain(flattened, [image, image]).await?;
+        let made = image.path.clone();
+        self.on_files("the check of a copy", move || overlay::check_stands_alone(&made, bytes)).await?;
+        self.sync(&image.path).await?;
+        progress.send_replace((bytes, bytes));
+        Ok(())
     }
 
     async fn remove(&self, image: &DoomedImage) -> Result<()> {

@@ -4,6 +4,7 @@
 //! size or backing name would show at the next cold start only. Every function here blocks.
 
 use std::fs::File;
+use std::path::Path;
 
 use super::files::{backing, bad, identity, open_image, sync, usable_header};
 use super::qcow2;
@@ -34,6 +35,18 @@ pub(super) fn finish(overlay: &NewOverlay, reserved: FileIdentity) -> Result<()>
     }
     drop(file);
     sync(path)
+}
+
+/// Checks that an image lies on nothing, and has the size that it should have.
+pub(super) fn check_stands_alone(path: &Path, virtual_size: u64) -> Result<()> {
+    let header = usable_header(&open_image(path)?, path)?;
+    if header.virtual_size != virtual_size {
+        return Err(bad(path, format!("its size is {}, not {virtual_size}", header.virtual_size)));
+    }
+    match backing(&header, path)? {
+        None => Ok(()),
+        Some(backing) => Err(bad(path, format!("it lies on {}", backing.path.display()))),
+    }
 }
 
 /// Checks that `top` lies directly on `base`. Gives the bytes that `top` takes on the host.

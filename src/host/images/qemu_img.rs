@@ -12,7 +12,7 @@ use super::program::{Output, Program};
 use crate::host::paths::plain;
 use crate::host::workers::Workers;
 use crate::host::{ByteProgress, Result};
-use crate::model::step::{ImageRef, NewOverlay};
+use crate::model::step::{ImageRef, NewCopy, NewOverlay};
 
 /// The program, found once.
 #[derive(Debug)]
@@ -67,6 +67,54 @@ impl QemuImg {
             }
         };
         self.0.run(workers, &arguments, deadline, Output::Lines(&report), &base.path).await
+    }
+
+    /// Copies what an image reads into a file that exists. Holes stay holes.
+    pub(super) async fn convert(
+        &self,
+        workers: &Workers,
+        copy: &NewCopy,
+        (progress, bytes): (&ByteProgress, u64),
+        deadline: Duration,
+    ) -> Result<()> {
+        let rate = copy.bandwidth.map(|bandwidth| bandwidth.to_string());
+        let mut arguments = vec!["convert", "-p"];
+        if let Some(rate) = &rate {
+            arguments.extend(["-r", rate]);
+        }
+        arguments.extend([
+            "-f",
+            copy.source.format.as_str(),
+            "-O",
+            "qcow2",
+            "-o",
+            "compat=1.1,lazy_refcounts=off,preallocation=off",
+            plain(&copy.source.path)?,
+            plain(&copy.path)?,
+        ]);
+        let report = |line: &[u8]| {
+            if let Some(done) = done(line, bytes) {
+                progress.send_replace((done, bytes));
+            }
+        };
+        self.0.run(workers, &arguments, deadline, Output::Lines(&report), &copy.path).await
+    }
+
+    /// Copies into an image all that it reads from others, then lets its header name none.
+    pub(super) async fn flatten(
+        &self,
+        workers: &Workers,
+        image: &ImageRef,
+        (progress, bytes): (&ByteProgress, u64),
+        deadline: Duration,
+    ) -> Result<()> {
+        let arguments = ["rebase", "-p", "-f", image.format.as_str(), "-b", "", plain(&image.path)?];
+        let report = |line: &[u8]| {
+            if let Some(done) = done(line, bytes) {
+                progress.send_replace((done, bytes));
+            }
+        };
+        self.0.run(workers, &arguments, deadline, Output::Lines(&report), &image.path).await
     }
 
     /// Writes another backing file into a header, and nothing else.

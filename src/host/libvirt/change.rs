@@ -13,12 +13,12 @@ use virt::sys;
 use super::connection::Connection;
 use super::description::Description;
 use super::edit::{NewSource, with_sources};
-use super::refusal::on_vm;
+use super::refusal::{of_node, on_vm};
 use super::snapshot_xml::snapshot_xml;
-use super::{ffi, monitor, vms};
+use super::{ffi, monitor, new_vm, vms};
 use crate::host::paths::plain;
-use crate::host::{DiskSwitch, HostError, Result, StartFrom};
-use crate::model::step::ImageRef;
+use crate::host::{Definition, DiskSwitch, HostError, Result, StartFrom};
+use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::RunState;
 use crate::model::{DiskTarget, VmId};
 
@@ -65,6 +65,26 @@ pub(super) fn point_disks(line: &Connection, vm: VmId, disks: &[(DiskTarget, Ima
         }
     }
     Ok(())
+}
+
+/// See [`crate::host::Hypervisor::define`].
+pub(super) fn define(line: &Connection, definition: &Definition, new: &NewVm) -> Result<()> {
+    let xml = new_vm::definition(&definition.0, new, &sources(&new.disks)?)?;
+    Domain::define_xml_flags(line.connect(), &xml, 0).map_err(of_node("define the VM"))?;
+    Ok(())
+}
+
+/// See [`crate::host::Hypervisor::undefine`].
+///
+/// Firmware variables and TPM state are only this VM's: libvirt refuses to leave them behind unsaid.
+pub(super) fn undefine(line: &Connection, vm: VmId) -> Result<()> {
+    let flags = sys::VIR_DOMAIN_UNDEFINE_NVRAM | sys::VIR_DOMAIN_UNDEFINE_TPM;
+    let undefined = vms::lookup(line, vm)
+        .and_then(|domain| domain.undefine_flags(flags).map_err(on_vm(vm, "undefine the VM")));
+    match undefined {
+        Ok(()) | Err(HostError::NoSuchVm(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// See [`crate::host::Hypervisor::start`].

@@ -35,7 +35,7 @@ pub(super) fn with_sources(xml: &str, sources: &[NewSource<'_>]) -> Result<Strin
 }
 
 /// A range of the text, and what is to stand there.
-type Splice = (Range<usize>, String);
+pub(super) type Splice = (Range<usize>, String);
 
 fn disk<'a>(domain: Node<'a, 'a>, target: &DiskTarget) -> Result<Node<'a, 'a>> {
     for disk in disks(domain) {
@@ -46,7 +46,11 @@ fn disk<'a>(domain: Node<'a, 'a>, target: &DiskTarget) -> Result<Node<'a, 'a>> {
     Err(HostError::NoSuchDisk(target.clone()))
 }
 
-fn splice_disk<'a>(disk: Node<'a, 'a>, new: &NewSource<'_>, splices: &mut Vec<Splice>) -> Result<()> {
+pub(super) fn splice_disk<'a>(
+    disk: Node<'a, 'a>,
+    new: &NewSource<'_>,
+    splices: &mut Vec<Splice>,
+) -> Result<()> {
     let lacks = |what: &str| malformed(format!("disk {} has no {what} to replace", new.target));
     let (kind, path_attribute) = if new.is_block_device { ("block", "dev") } else { ("file", "file") };
     let kind_now = disk.attribute_node("type").ok_or_else(|| lacks("type"))?;
@@ -65,7 +69,7 @@ fn splice_disk<'a>(disk: Node<'a, 'a>, new: &NewSource<'_>, splices: &mut Vec<Sp
     Ok(())
 }
 
-fn apply(text: &str, mut splices: Vec<Splice>) -> String {
+pub(super) fn apply(text: &str, mut splices: Vec<Splice>) -> String {
     splices.sort_by_key(|(range, _)| range.start);
     let mut result = String::with_capacity(text.len());
     let mut at = 0;

@@ -25,7 +25,7 @@ use super::{
     About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Result,
     StartFrom, VmSummary,
 };
-use crate::model::step::ImageRef;
+use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::BlockJob;
 use crate::model::{DiskTarget, VmId, VmView};
 
@@ -42,6 +42,7 @@ mod jobs;
 mod lane;
 mod memory_blocker;
 mod monitor;
+mod new_vm;
 mod observe;
 mod refusal;
 mod snapshot_xml;
@@ -172,6 +173,17 @@ impl Hypervisor for Libvirt {
         let disks = disks.to_vec();
         let point = move |line: &_| change::point_disks(line, vm, &disks);
         self.change.run("the change of the definition", self.deadlines.change, point).await
+    }
+
+    async fn define(&self, definition: &Definition, new: &NewVm) -> Result<()> {
+        let (definition, new) = (definition.clone(), new.clone());
+        let define = move |line: &_| change::define(line, &definition, &new);
+        self.change.run("the definition of a VM", self.deadlines.change, define).await
+    }
+
+    async fn undefine(&self, vm: VmId) -> Result<()> {
+        let undefine = move |line: &_| change::undefine(line, vm);
+        self.change.run("the removal of a definition", self.deadlines.change, undefine).await
     }
 
     async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()> {

@@ -42,6 +42,8 @@ methods! {
     PointDisks "point_disks",
     Start "start",
     Stop "stop",
+    Define "define",
+    Undefine "undefine",
     Resume "resume",
     MemoryProgress "memory_progress",
     AbortMemoryCapture "abort_memory_capture",
@@ -56,6 +58,9 @@ methods! {
     Inspect "inspect",
     Commit "commit",
     Rebase "rebase",
+    Copy "copy",
+    Publish "publish",
+    Flatten "flatten",
     Remove "remove",
     IsInUse "is_in_use",
     FreeSpace "free_space",
@@ -83,6 +88,8 @@ impl Method {
             | Self::PointDisks
             | Self::Start
             | Self::Stop
+            | Self::Define
+            | Self::Undefine
             | Self::Resume
             | Self::AbortMemoryCapture
             | Self::StartCommit
@@ -93,6 +100,9 @@ impl Method {
             | Self::CreateOverlay
             | Self::Commit
             | Self::Rebase
+            | Self::Copy
+            | Self::Publish
+            | Self::Flatten
             | Self::Remove
             | Self::Sync => false,
         }
@@ -100,7 +110,16 @@ impl Method {
 
     /// Whether [`Moment::Midway`] means anything to it.
     pub(super) fn has_middle(self) -> bool {
-        matches!(self, Self::SwitchDisks | Self::Start | Self::Pivot | Self::CreateOverlay | Self::Commit)
+        matches!(
+            self,
+            Self::SwitchDisks
+                | Self::Start
+                | Self::Pivot
+                | Self::CreateOverlay
+                | Self::Commit
+                | Self::Copy
+                | Self::Flatten
+        )
     }
 
     /// Whether it goes over the link to the hypervisor. The calls on files do not.

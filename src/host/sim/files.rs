@@ -141,6 +141,17 @@ impl Files {
         Ok(())
     }
 
+    /// Gives a file another name. One that stands there is an error.
+    pub(super) fn rename(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if self.by_path.contains_key(to) {
+            let cause = io::ErrorKind::AlreadyExists.into();
+            return Err(HostError::Io { action: "give a file the name", path: to.to_owned(), cause });
+        }
+        let file = self.by_path.remove(from).ok_or_else(|| HostError::NoSuchImage(from.to_owned()))?;
+        self.by_path.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     pub(super) fn remove(&mut self, path: &Path) {
         self.by_path.remove(path);
     }

@@ -132,6 +132,12 @@ impl SimHost {
         live.is_some_and(|live| !live.frozen.is_empty())
     }
 
+    /// The VM of this name.
+    #[must_use]
+    pub fn find_vm(&self, name: &str) -> Option<VmId> {
+        self.world().machines.iter().find(|(_, machine)| machine.name == name).map(|(id, _)| *id)
+    }
+
     /// What the VM does, whatever the link says. None if there is no such VM.
     #[must_use]
     pub fn run_state(&self, vm: VmId) -> Option<RunState> {

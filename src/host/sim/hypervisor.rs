@@ -9,7 +9,7 @@ use super::super::{
 use super::SimHost;
 use super::capture::Switch;
 use super::fault::{Extent, Method};
-use crate::model::step::ImageRef;
+use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::BlockJob;
 use crate::model::{DiskTarget, VmId, VmView};
 
@@ -46,6 +46,14 @@ impl Hypervisor for SimHost {
 
     async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
         self.call(Method::PointDisks, |world, _| world.point_disks(vm, disks)).await
+    }
+
+    async fn define(&self, definition: &Definition, new: &NewVm) -> Result<()> {
+        self.call(Method::Define, |world, _| world.define(definition, new)).await
+    }
+
+    async fn undefine(&self, vm: VmId) -> Result<()> {
+        self.call(Method::Undefine, |world, _| world.undefine(vm)).await
     }
 
     async fn start(&self, vm: VmId, how: &StartFrom, paused: bool) -> Result<()> {

@@ -13,7 +13,7 @@ use super::fault::{Extent, Method};
 use super::files::{BLOCK, FileKind, Image, bad};
 use super::world::World;
 use crate::model::ImageFacts;
-use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
 
 impl World {
@@ -88,6 +88,55 @@ impl World {
         self.check_lies_on(image, base)
     }
 
+    /// Half of it: half of the blocks are in a file.
+    fn copy(&mut self, copy: &NewCopy, progress: &ByteProgress, extent: Extent) -> Result<()> {
+        let chain = self.files.chain(&copy.source)?;
+        if let Some(written) = chain.iter().find(|image| self.is_written(&image.path)) {
+            return Err(HostError::ImageInUse(written.path.clone()));
+        }
+        let mut blocks = self.files.content(&chain);
+        let total = blocks.len() as u64 * BLOCK;
+        progress.send_replace((total / 2, total));
+        if extent == Extent::Half {
+            let half = blocks.len() / 2;
+            blocks = blocks.into_iter().take(half).collect();
+        }
+        let image = Image {
+            format: Format::Qcow2,
+            virtual_size: self.files.image(&copy.source.path)?.virtual_size,
+            blocks,
+            backing: None,
+            is_template: false,
+        };
+        self.files.create(&copy.path, FileKind::Image(image))
+    }
+
+    fn publish(&mut self, from: &Path, to: &Path) -> Result<()> {
+        self.files.get(from)?;
+        if let Some(need) = self.needs(from).first() {
+            self.violate(format!("{} is renamed, but {need}", from.display()));
+        }
+        self.files.rename(from, to)
+    }
+
+    /// Half of it: half of what is read from below is copied, and it lies where it lay.
+    fn flatten(&mut self, image: &ImageRef, progress: &ByteProgress, extent: Extent) -> Result<()> {
+        if self.is_open(&image.path) {
+            return Err(HostError::ImageInUse(image.path.clone()));
+        }
+        let content = self.files.content(&self.files.chain(image)?);
+        let total = content.len() as u64 * BLOCK;
+        progress.send_replace((total / 2, total));
+        let copied = if extent == Extent::Whole { content.len() } else { content.len() / 2 };
+        for (block, value) in content.into_iter().take(copied) {
+            self.files.write(&image.path, block, value)?;
+        }
+        if extent == Extent::Whole {
+            self.files.image_mut(&image.path)?.backing = None;
+        }
+        Ok(())
+    }
+
     fn remove(&mut self, image: &DoomedImage) -> Result<()> {
         let path = &image.path;
         let Ok(file) = self.files.get(path) else { return Ok(()) };
@@ -134,6 +183,18 @@ impl Images for SimHost {
 
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {
         self.call(Method::Rebase, |world, _| world.rebase(image, base)).await
+    }
+
+    async fn copy(&self, copy: &NewCopy, progress: &ByteProgress) -> Result<()> {
+        self.call(Method::Copy, |world, extent| world.copy(copy, progress, extent)).await
+    }
+
+    async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
+        self.call(Method::Publish, |world, _| world.publish(from, to)).await
+    }
+
+    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {
+        self.call(Method::Flatten, |world, extent| world.flatten(image, progress, extent)).await
     }
 
     async fn remove(&self, image: &DoomedImage) -> Result<()> {

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Definition, HostError, HostEvent, Result, StartFrom};
+use super::agent::AgentBehaviour;
 use super::fault::Extent;
 use super::files::MemoryFile;
-use super::machine::{Described, GuestMemory, Live};
+use super::machine::{Described, GuestMemory, Live, Machine, Slot, SlotKind};
 use super::world::{World, refused};
-use crate::model::step::ImageRef;
+use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{Format, PauseReason, RunState};
 use crate::model::{DiskTarget, VmId};
 
@@ -160,6 +161,48 @@ impl World {
         }
         machine.stored.extend(disks.iter().cloned());
         self.emit(HostEvent::VmChanged(vm));
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::define`]. Who has a definition here has disks that are chains, and an agent.
+    pub(super) fn define(&mut self, definition: &Definition, new: &NewVm) -> Result<()> {
+        const CALL: &str = "define the VM";
+        let described: Described =
+            serde_json::from_str(&definition.0).map_err(|error| malformed(error.into()))?;
+        let is_taken = |(id, machine): (&VmId, &Machine)| *id == new.vm || machine.name == new.name.as_str();
+        if self.machines.iter().any(is_taken) {
+            return Err(refused(CALL, "there is such a VM already"));
+        }
+        if let Some((disk, _)) = new.disks.iter().find(|(disk, _)| !described.disks.contains_key(disk)) {
+            return Err(HostError::NoSuchDisk(disk.clone()));
+        }
+        let slot =
+            |(target, _): &(DiskTarget, ImageRef)| Slot { target: target.clone(), kind: SlotKind::Chain };
+        let machine = Machine {
+            name: new.name.to_string(),
+            is_persistent: true,
+            memory_bytes: 256 << 20,
+            memory_blocker: None,
+            agent: AgentBehaviour::Obeys,
+            slots: new.disks.iter().map(slot).collect(),
+            stored: new.disks.iter().cloned().collect(),
+            managed_save: None,
+            live: None,
+            capture_notches: 0,
+        };
+        self.machines.insert(new.vm, machine);
+        self.emit(HostEvent::VmChanged(new.vm));
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::undefine`].
+    pub(super) fn undefine(&mut self, vm: VmId) -> Result<()> {
+        if self.machines.get(&vm).is_some_and(|machine| machine.live.is_some()) {
+            return Err(refused("undefine the VM", "it is live"));
+        }
+        if self.machines.remove(&vm).is_some() {
+            self.emit(HostEvent::VmChanged(vm));
+        }
         Ok(())
     }
 

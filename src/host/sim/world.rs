@@ -203,13 +203,12 @@ impl World {
 
     /// Whether the process of another VM than this one writes to an image.
     pub(super) fn is_written_elsewhere(&self, path: &Path, vm: VmId) -> bool {
-        self.machines.iter().any(|(id, machine)| {
-            *id != vm
-                && machine.live.as_ref().is_some_and(|live| {
-                    live.chains.values().any(|chain| chain.first().is_some_and(|image| image.path == path))
-                        || live.jobs.values().any(|job| job.base == path)
-                })
-        })
+        self.machines.iter().any(|(id, machine)| *id != vm && writes(machine, path))
+    }
+
+    /// Whether the process of any VM writes to an image.
+    pub(super) fn is_written(&self, path: &Path) -> bool {
+        self.machines.values().any(|machine| writes(machine, path))
     }
 
     /// Who needs an image, in words.
@@ -249,6 +248,13 @@ impl World {
             self.emit(HostEvent::VmChanged(vm));
         }
     }
+}
+
+fn writes(machine: &Machine, path: &Path) -> bool {
+    machine.live.as_ref().is_some_and(|live| {
+        live.chains.values().any(|chain| chain.first().is_some_and(|image| image.path == path))
+            || live.jobs.values().any(|job| job.base == path)
+    })
 }
 
 fn uses(machine: &Machine, path: &Path) -> bool {

@@ -16,6 +16,7 @@ use super::Limits;
 use super::board::Reporter;
 use super::deadman::DeadMan;
 
+mod clone;
 mod images;
 mod merge;
 mod power;
@@ -103,7 +104,13 @@ pub(super) async fn perform(context: &Context<'_>, turn: Turn) -> Performed {
 async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
     match step {
         // Entered together with the operation.
-        Step::ReserveSnapshot { .. } => Performed::done(),
+        Step::ReserveSnapshot { .. } | Step::ReserveClones { .. } => Performed::done(),
+        Step::CopyImage(copy) => clone::copy(context, copy).await,
+        Step::PublishImage { from, to } => clone::publish(context, from, to).await,
+        Step::CheckUnused { image } => clone::check_unused(context, image).await,
+        Step::FlattenImage { image } => clone::flatten(context, image).await,
+        Step::DefineVm(new) => clone::define(context, new).await,
+        Step::StartNewVm { vm, paused } => clone::start(context, *vm, *paused).await,
         Step::CreateOverlay(overlay) => images::create_overlay(context, overlay).await,
         Step::PrepareMemoryImage { path } => images::prepare_memory(context, path).await,
         Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
@@ -132,6 +139,11 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
 async fn undo(context: &Context<'_>, step: &Step) -> Performed {
     match step {
         Step::ReserveSnapshot { snapshot } => stored(context.store.forget_reservation(*snapshot).await),
+        Step::ReserveClones { clones } => stored(context.store.forget_clones(clones.clone()).await),
+        Step::CopyImage(copy) => images::remove_unused(context, &copy.path).await,
+        Step::PublishImage { from, to } => clone::take_back(context, from, to).await,
+        Step::DefineVm(new) => clone::undefine(context, new.vm).await,
+        Step::StartNewVm { vm, .. } => clone::stop(context, *vm).await,
         Step::CreateOverlay(overlay) => images::remove_unused(context, &overlay.path).await,
         Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
         Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
@@ -143,8 +155,11 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         Step::Stop { was } => power::start_again(context, *was).await,
         Step::PointDisks { disks } => power::point(context, disks, power::Way::Back).await,
         Step::Start(_) => power::stop(context).await,
-        // Nothing to take back: they only look, or they stand behind every commit point.
+        // Nothing to take back: they only look, nothing reads otherwise for them, or they stand behind every commit
+        // point.
         Step::CheckMemoryImage { .. }
+        | Step::CheckUnused { .. }
+        | Step::FlattenImage { .. }
         | Step::ConfirmQuiesce
         | Step::Merge(_)
         | Step::RemoveImages { .. }

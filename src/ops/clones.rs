@@ -1,0 +1,118 @@
+//! Clones and the VMs made of them: what is asked for, and what must be seen for it beyond the VM itself.
+
+use crate::host::HostError;
+use crate::model::vm::Format;
+use crate::model::{
+    CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, Request, VmId, VolumeId,
+};
+use crate::plan::{Refusal, VolumeUser, World};
+
+use super::{Asked, Engine, OpsError, Result, Submitted};
+
+impl Engine {
+    /// Makes a volume out of a disk of a snapshot.
+    pub async fn clone_volume(&self, request: CloneVolume, asked: Asked) -> Result<Submitted> {
+        let snapshot = self.existing(request.snapshot).await?;
+        self.submit(snapshot.vm, Some(snapshot.id), Request::CloneVolume(request), asked).await
+    }
+
+    /// Makes a VM out of a snapshot.
+    pub async fn deploy_vm(&self, request: DeployVm, asked: Asked) -> Result<Submitted> {
+        let snapshot = self.existing(request.snapshot).await?;
+        self.submit(snapshot.vm, Some(snapshot.id), Request::DeployVm(request), asked).await
+    }
+
+    /// Lets a clone stand alone. It holds the VM that has the clone; the other one only loses a reference.
+    pub async fn flatten_volume(&self, request: FlattenVolume, asked: Asked) -> Result<Submitted> {
+        let clone = self.existing_clone(request.volume).await?;
+        let user = self.users(&clone).await?.into_iter().find_map(|(vm, _)| vm);
+        self.submit(user.unwrap_or(clone.vm), None, Request::FlattenVolume(request), asked).await
+    }
+
+    /// Removes a clone.
+    pub async fn delete_volume(&self, request: DeleteVolume, asked: Asked) -> Result<Submitted> {
+        let clone = self.existing_clone(request.volume).await?;
+        self.submit(clone.vm, None, Request::DeleteVolume(request), asked).await
+    }
+
+    /// The clone that a request is about, if it is about one that exists.
+    pub(super) async fn clone_of(&self, request: &Request) -> Result<Option<ClonedVolume>> {
+        match request {
+            Request::FlattenVolume(FlattenVolume { volume, .. })
+            | Request::DeleteVolume(DeleteVolume { volume, .. }) => {
+                self.existing_clone(*volume).await.map(Some)
+            }
+            Request::CreateSnapshot(_)
+            | Request::TakeFromSnapshot(_)
+            | Request::RevertSnapshot(_)
+            | Request::RevertVolume(_)
+            | Request::DeleteSnapshots(_)
+            | Request::CloneVolume(_)
+            | Request::DeployVm(_)
+            | Request::Collapse { .. } => Ok(None),
+        }
+    }
+
+    /// Sees what only this request asks about.
+    pub(super) async fn look_around(&self, world: &mut World, request: &Request) -> Result<()> {
+        match request {
+            Request::CloneVolume(request) => {
+                match self.0.host.images.inspect(&request.path, Format::Raw).await {
+                    Ok(facts) => drop(world.images.insert(request.path.clone(), facts)),
+                    Err(HostError::NoSuchImage(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Request::DeployVm(request) => {
+                if self.vms().await?.iter().any(|vm| vm.name == request.name.as_str()) {
+                    return Err(Refusal::VmNameTaken(request.name.clone()).into());
+                }
+            }
+            Request::FlattenVolume(_) | Request::DeleteVolume(_) => {
+                if let Some(clone) = self.clone_of(request).await? {
+                    let users = self.users(&clone).await?;
+                    world.users = users.into_iter().map(|(_, user)| user).collect();
+                }
+            }
+            Request::CreateSnapshot(_)
+            | Request::TakeFromSnapshot(_)
+            | Request::RevertSnapshot(_)
+            | Request::RevertVolume(_)
+            | Request::DeleteSnapshots(_)
+            | Request::Collapse { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The VMs that have a clone among their disks, or in their snapshots; those that are defined with their ids.
+    async fn users(&self, clone: &ClonedVolume) -> Result<Vec<(Option<VmId>, VolumeUser)>> {
+        let mut users = Vec::new();
+        let mut seen = Vec::new();
+        for vm in self.vms().await? {
+            seen.push(vm.id);
+            let seen = self.0.host.hypervisor.observe(vm.id).await;
+            // Gone since it was listed.
+            if matches!(seen, Err(HostError::NoSuchVm(_))) {
+                continue;
+            }
+            let view = seen.map_err(|cause| OpsError::VmUnreadable { vm: vm.name.clone(), cause })?;
+            let tree = self.0.store.tree(vm.id).await?;
+            if view.disks.iter().any(|disk| disk.uses(&clone.path)) || tree.layer_at(&clone.path).is_some() {
+                let is_live = view.run_state.is_live();
+                users.push((Some(vm.id), VolumeUser { name: vm.name, is_live }));
+            }
+        }
+        for vm in self.0.store.vms().await?.into_iter().filter(|vm| !seen.contains(vm)) {
+            if self.0.store.tree(vm).await?.layer_at(&clone.path).is_some() {
+                users.push((None, VolumeUser { name: vm.to_string(), is_live: false }));
+            }
+        }
+        Ok(users)
+    }
+
+    async fn existing_clone(&self, id: VolumeId) -> Result<ClonedVolume> {
+        let clones = self.0.store.clones().await?;
+        let found = clones.into_iter().find(|clone| clone.id == id);
+        found.ok_or_else(|| OpsError::NoSuchVolume(id.to_string()))
+    }
+}

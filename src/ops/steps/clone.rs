@@ -1,0 +1,154 @@
+//! Steps of clones and of new VMs: copied, named, flattened, defined, started.
+
+use std::path::Path;
+
+use tokio::sync::watch;
+
+use crate::host::{Definition, HostError, Result, StartFrom};
+use crate::model::step::{ImageRef, NewCopy, NewVm};
+use crate::model::vm::{Format, RunState};
+use crate::model::{DiskTarget, Failure, Reason, VmId};
+
+use super::super::board::Phase;
+use super::{Context, Performed, images, make_so};
+
+/// The copy is made anew with each attempt: what a broken one left says nothing of itself.
+pub(super) async fn copy(context: &Context<'_>, copy: &NewCopy) -> Performed {
+    match images::remove_unused(context, &copy.path).await {
+        Performed::Seen { failure: None, .. } => {}
+        failed => return failed,
+    }
+    let (progress, seen) = watch::channel((0, 0));
+    let copying = context.host.images.copy(copy, &progress);
+    see_through(context, Some(&copy.target), seen, copying).await
+}
+
+/// Whether it lies on something can be seen; until it does not, an attempt costs time and nothing else.
+pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performed {
+    match context.host.images.inspect(&image.path, image.format).await {
+        Ok(facts) if facts.backing.is_none() => return Performed::done(),
+        Ok(_) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    let (progress, seen) = watch::channel((0, 0));
+    let flattening = context.host.images.flatten(image, &progress);
+    see_through(context, None, seen, flattening).await
+}
+
+/// Shows how far it is. A wish to cancel, or the end of the daemon, ends it where it is.
+async fn see_through(
+    context: &Context<'_>,
+    disk: Option<&DiskTarget>,
+    mut progress: watch::Receiver<(u64, u64)>,
+    copying: impl Future<Output = Result<()>>,
+) -> Performed {
+    let mut copying = std::pin::pin!(copying);
+    loop {
+        tokio::select! {
+            result = &mut copying => return match result {
+                Ok(()) => Performed::done(),
+                Err(error) => Performed::unknown(error),
+            },
+            () = context.cancelled.cancelled() => return Performed::not_applied(Failure {
+                reason: Reason::Cancelled,
+                message: "the operation was cancelled".to_owned(),
+                causes: Vec::new(),
+            }),
+            () = context.stopping.cancelled() => return Performed::Interrupted,
+            Ok(()) = progress.changed() => {
+                let (done, total) = *progress.borrow_and_update();
+                context.reporter.progress(Phase::Copy, disk, done, total);
+            }
+        }
+    }
+}
+
+/// The file has its user's name: it was made under another one, so it is the one that is not there any more.
+pub(super) async fn publish(context: &Context<'_>, from: &Path, to: &Path) -> Performed {
+    let images = &context.host.images;
+    make_so(|| is_renamed(context, from, to), || images.publish(from, to)).await
+}
+
+/// The file has the name again that it was made under.
+pub(super) async fn take_back(context: &Context<'_>, from: &Path, to: &Path) -> Performed {
+    match is_renamed(context, from, to).await {
+        // It was never renamed, or neither is there.
+        Ok(false) | Err(HostError::NoSuchImage(_)) => return Performed::done(),
+        Ok(true) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    let images = &context.host.images;
+    make_so(|| async { Ok(!is_renamed(context, from, to).await?) }, || images.publish(to, from)).await
+}
+
+async fn is_renamed(context: &Context<'_>, from: &Path, to: &Path) -> Result<bool> {
+    let images = &context.host.images;
+    match images.inspect(from, Format::Qcow2).await {
+        Ok(_) => return Ok(false),
+        Err(HostError::NoSuchImage(_)) => {}
+        Err(error) => return Err(error),
+    }
+    images.inspect(to, Format::Qcow2).await.map(|_| true)
+}
+
+/// No process has the image open. One that is not there is open to nobody.
+pub(super) async fn check_unused(context: &Context<'_>, image: &ImageRef) -> Performed {
+    match context.host.images.is_in_use(&image.path, image.format).await {
+        Ok(false) | Err(HostError::NoSuchImage(_)) => Performed::done(),
+        Ok(true) => Performed::not_applied(HostError::ImageInUse(image.path.clone())),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// The VM is defined.
+pub(super) async fn define(context: &Context<'_>, new: &NewVm) -> Performed {
+    let definition = match context.store.definition(new.snapshot).await {
+        Ok(Some(definition)) => Definition(definition),
+        Ok(None) => {
+            return Performed::not_applied(HostError::Malformed {
+                what: "the snapshot",
+                cause: "no definition is stored with it".into(),
+            });
+        }
+        Err(error) => return Performed::unknown(error),
+    };
+    let hypervisor = &context.host.hypervisor;
+    make_so(|| is_defined(context, new.vm), || hypervisor.define(&definition, new)).await
+}
+
+/// The VM is not defined.
+pub(super) async fn undefine(context: &Context<'_>, vm: VmId) -> Performed {
+    let hypervisor = &context.host.hypervisor;
+    make_so(|| async { Ok(!is_defined(context, vm).await?) }, || hypervisor.undefine(vm)).await
+}
+
+async fn is_defined(context: &Context<'_>, vm: VmId) -> Result<bool> {
+    Ok(run_state(context, vm).await?.is_some())
+}
+
+async fn run_state(context: &Context<'_>, vm: VmId) -> Result<Option<RunState>> {
+    let vms = context.host.hypervisor.vms().await?;
+    Ok(vms.into_iter().find(|summary| summary.id == vm).map(|summary| summary.run_state))
+}
+
+/// The VM that was defined is live, and runs or stands still as it should.
+pub(super) async fn start(context: &Context<'_>, vm: VmId, paused: bool) -> Performed {
+    let hypervisor = &context.host.hypervisor;
+    let is_started = || async {
+        match run_state(context, vm).await? {
+            None => Err(HostError::NoSuchVm(vm)),
+            Some(RunState::Off) => Ok(false),
+            // Started by an earlier attempt that died before it could let it run.
+            Some(RunState::Paused(_)) if !paused => hypervisor.resume(vm).await.map(|()| true),
+            Some(RunState::Running | RunState::Paused(_) | RunState::Unsettled) => Ok(true),
+        }
+    };
+    make_so(is_started, || hypervisor.start(vm, &StartFrom::Disks, paused)).await
+}
+
+/// The VM that was defined is off.
+pub(super) async fn stop(context: &Context<'_>, vm: VmId) -> Performed {
+    let hypervisor = &context.host.hypervisor;
+    let is_off = || async { Ok(run_state(context, vm).await?.is_none_or(|state| !state.is_live())) };
+    make_so(is_off, || hypervisor.stop(vm)).await
+}

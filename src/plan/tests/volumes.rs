@@ -1,0 +1,158 @@
+//! Single volumes: taken, put back, cloned; and VMs made of clones.
+
+use super::*;
+
+#[test]
+fn one_volume_goes_back() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let vdb = paper.snapshot("one").disks[1].volume;
+    let plan = |paper: &mut Paper, stop, active| {
+        let snapshot = paper.snapshot("one").clone();
+        let request = RevertVolume { volume: vdb, snapshot: snapshot.id, stop, active };
+        let mut ids = paper.ids();
+        revert_volume(&paper.world, &snapshot, &request, &mut ids)
+    };
+    check(plan(&mut paper, false, None), Err("VM web is using the volume"));
+    check(plan(&mut paper, true, None), Ok("reverting overlay stop point start! record remove"));
+    let stale = Some(paper.snapshot("one").disks[1].layer);
+    check(
+        plan(&mut paper, true, stale),
+        Err("the volume was changed since: its disk writes to another image now"),
+    );
+    paper.world.vm.run_state = RunState::Off;
+    let done = plan(&mut paper, false, None).unwrap();
+    assert_eq!(outline(&done), "reverting overlay point! record remove");
+    let current = paper.world.tree.current;
+    paper.carry_out(&done);
+    assert_eq!(paper.world.tree.current, current, "the VM as a whole has not gone anywhere");
+}
+
+#[test]
+fn a_volume_is_taken_out_of_a_snapshot() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let plan = |paper: &mut Paper, disk: Option<&str>| {
+        let source = paper.snapshot("one").clone();
+        let disk = disk.map(|disk| disk.parse().unwrap());
+        let request = TakeFromSnapshot { snapshot: source.id, disk, label: named("taken").label };
+        let mut ids = paper.ids();
+        take_from_snapshot(&paper.world, &source, &request, OperationId::new(), "test", &mut ids)
+    };
+    check(plan(&mut paper, None), Err("the snapshot holds several disks (vda, vdb): one must be named"));
+    check(plan(&mut paper, Some("vdz")), Err("snapshot one does not hold disk vdz"));
+    let taken = plan(&mut paper, Some("vdb")).unwrap();
+    assert_eq!(outline(&taken), "reserve record!");
+    paper.carry_out(&taken);
+    assert_eq!(paper.snapshot("taken").consistency, paper.snapshot("one").consistency);
+    let gone = paper.plan_delete("one").unwrap();
+    paper.carry_out(&gone);
+    let layer = paper.snapshot("taken").disks[0].layer;
+    assert!(paper.world.tree.layers.contains_key(&layer), "it stays whole without the other");
+    assert_eq!(paper.world.images.len(), 3, "vda is one image again, vdb is two");
+    check(
+        paper.plan_revert("taken", RunStateAfter::AsItWas),
+        Err("the snapshot is of a volume, not of the VM"),
+    );
+}
+
+fn clone_of(snapshot: SnapshotId, path: &str, mode: CloneMode) -> CloneVolume {
+    CloneVolume {
+        snapshot,
+        disk: Some("vda".parse().unwrap()),
+        path: path.into(),
+        name: "copy".parse().unwrap(),
+        mode,
+        bandwidth: None,
+        owner: Owner::default(),
+        properties: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn clones() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let plan = |paper: &mut Paper, path: &str, mode| {
+        let snapshot = paper.snapshot("one");
+        let mut ids = paper.ids();
+        clone_volume(&paper.world, &snapshot, &clone_of(snapshot.id, path, mode), &mut ids)
+    };
+    let linked = plan(&mut paper, "/images/copy", CloneMode::Linked);
+    check(linked.clone(), Ok("reserve overlay publish record!"));
+    check(plan(&mut paper, "/images/copy", CloneMode::Full), Ok("reserve copy publish record!"));
+    let elsewhere = "/etc/copy may not be made; only /images may hold clones";
+    check(plan(&mut paper, "/etc/copy", CloneMode::Full), Err(elsewhere));
+    let climbing = "/images/../etc/copy may not be made; only /images may hold clones";
+    check(plan(&mut paper, "/images/../etc/copy", CloneMode::Full), Err(climbing));
+    let taken = "there is a file /images/vda.qcow2 already";
+    check(plan(&mut paper, "/images/vda.qcow2", CloneMode::Full), Err(taken));
+    paper.carry_out(&linked.unwrap());
+    let base = paper.snapshot("one").disks[0].layer;
+    assert!(paper.world.tree.is_cloned(base));
+
+    // The snapshot goes, and the layer stays.
+    let gone = paper.plan_delete("one").unwrap();
+    paper.carry_out(&gone);
+    assert!(paper.world.tree.layers.contains_key(&base), "a clone reads it");
+    check(collapse(&paper.world), Err("nothing can be merged or removed now"));
+    let clone = paper.world.tree.clones[0].clone();
+    let flatten = flatten_volume(&paper.world, &clone, &FlattenVolume { volume: clone.id, generation: None });
+    check(flatten.clone(), Ok("unused flatten record!"));
+    paper.carry_out(&flatten.unwrap());
+    check(collapse(&paper.world), Ok("merge! record record remove"));
+    let alone = paper.world.tree.clones[0].clone();
+    let again = flatten_volume(&paper.world, &alone, &FlattenVolume { volume: alone.id, generation: None });
+    check(again, Err("volume copy stands alone already"));
+    let request = DeleteVolume { volume: alone.id, generation: Some(1) };
+    check(
+        delete_volume(&paper.world, &alone, &request),
+        Err("the volume was changed since: its disk writes to another image now"),
+    );
+    let request = DeleteVolume { volume: alone.id, generation: None };
+    check(delete_volume(&paper.world, &alone, &request), Ok("unused record! remove"));
+    paper.world.users = vec![VolumeUser { name: "db".to_owned(), is_live: false }];
+    check(delete_volume(&paper.world, &alone, &request), Err("VM db is using the volume"));
+}
+
+#[test]
+fn what_a_clone_reads_through_is_not_merged_away() {
+    let mut paper = Paper::new();
+    for name in ["one", "two"] {
+        paper.create(name);
+    }
+    let two = paper.snapshot("two");
+    let mut ids = paper.ids();
+    let clone =
+        clone_volume(&paper.world, &two, &clone_of(two.id, "/images/copy", CloneMode::Linked), &mut ids);
+    paper.carry_out(&clone.unwrap());
+    let gone = paper.plan_delete("one").unwrap();
+    // vdb is free to go; vda's layers are below the clone.
+    assert_eq!(outline(&gone), "deleting merge! record record remove");
+    paper.carry_out(&gone);
+    assert_eq!(paper.world.tree.pending().count(), 1, "it waits for the clone");
+}
+
+#[test]
+fn new_vms() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    let plan = |paper: &mut Paper, mode, then| {
+        let snapshot = paper.snapshot("one");
+        let request = DeployVm {
+            snapshot: snapshot.id,
+            name: "copy".parse().unwrap(),
+            mode,
+            then,
+            new_serials: false,
+            bandwidth: None,
+        };
+        let mut ids = paper.ids();
+        deploy_vm(&paper.world, &snapshot, &request, &mut ids)
+    };
+    check(plan(&mut paper, CloneMode::Linked, NewVmState::Off), Ok("reserve overlay overlay define! record"));
+    check(
+        plan(&mut paper, CloneMode::Full, NewVmState::Running),
+        Ok("reserve copy copy define start! record"),
+    );
+}

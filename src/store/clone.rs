@@ -1,0 +1,78 @@
+//! Clones: entered when they are begun, changed with the tree of the VM whose snapshot they were made out of.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Result, Store, StoreError, from_json, to_json};
+use crate::model::{CloneState, ClonedVolume, LayerTree, VmId, VolumeId};
+
+impl Store {
+    /// All clones of the node, by name.
+    pub async fn clones(&self) -> Result<Vec<ClonedVolume>> {
+        self.transact(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT body FROM clone ORDER BY name")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?, "clone")).collect()
+        })
+        .await
+    }
+
+    /// Takes reservations back.
+    pub async fn forget_clones(&self, ids: Vec<VolumeId>) -> Result<()> {
+        self.transact(move |transaction| {
+            for id in ids {
+                let is_unfinished = |clone: &ClonedVolume| clone.state == CloneState::Creating;
+                if read(transaction, id)?.as_ref().is_some_and(is_unfinished) {
+                    transaction.execute("DELETE FROM clone WHERE id = ?", [id.to_string()])?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Enters a clone that is being made. [`StoreError::VolumeNameTaken`] if its name is.
+pub(super) fn reserve(transaction: &Transaction<'_>, clone: &ClonedVolume) -> Result<()> {
+    let inserted = transaction.execute(
+        "INSERT INTO clone (id, vm, name, body) VALUES (?, ?, ?, ?)",
+        params![clone.id.to_string(), clone.vm.to_string(), clone.name.as_str(), to_json(clone, "clone")?],
+    );
+    match inserted {
+        Ok(_) => Ok(()),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
+            Err(StoreError::VolumeNameTaken(clone.name.clone()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Those made out of snapshots of a VM.
+pub(super) fn read_of_vm(transaction: &Transaction<'_>, vm: VmId) -> Result<Vec<ClonedVolume>> {
+    let mut statement = transaction.prepare_cached("SELECT body FROM clone WHERE vm = ? ORDER BY id")?;
+    let rows = statement.query_map([vm.to_string()], |row| row.get::<_, String>(0))?;
+    rows.map(|row| from_json(&row?, "clone")).collect()
+}
+
+/// Writes back what has changed of them.
+pub(super) fn write_of_vm(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
+    for before in read_of_vm(transaction, tree.vm)? {
+        match tree.clones.iter().find(|clone| clone.id == before.id) {
+            Some(clone) if *clone == before => {}
+            Some(clone) => {
+                let body = to_json(clone, "clone")?;
+                transaction.execute(
+                    "UPDATE clone SET body = ?2 WHERE id = ?1",
+                    params![clone.id.to_string(), body],
+                )?;
+            }
+            None => drop(transaction.execute("DELETE FROM clone WHERE id = ?", [before.id.to_string()])?),
+        }
+    }
+    Ok(())
+}
+
+fn read(transaction: &Transaction<'_>, id: VolumeId) -> Result<Option<ClonedVolume>> {
+    let sql = "SELECT body FROM clone WHERE id = ?";
+    let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
+    body.map(|body| from_json(&body, "clone")).transpose()
+}

@@ -1,0 +1,100 @@
+//! Volumes and VMs out of snapshots, through the contract and the client.
+
+use serde_json::Value;
+use vmsnap::model::RunState;
+use vmsnap::proto::v1;
+
+use super::client::{run, succeed};
+use super::node::{Node, delete};
+
+async fn json(node: &Node, line: &str) -> Value {
+    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
+}
+
+#[tokio::test]
+async fn a_linked_clone_holds_its_layer_until_it_is_flattened() {
+    let mut node = Node::start();
+    node.write(1, 10);
+    let source = node.take("one").await;
+    node.write(1, 20);
+    let line = "volume clone web/one --disk vda --to copy --name mine --account acme --property a=1";
+    let made = json(&node, line).await;
+    let volume = &made["volume"];
+    assert_eq!((&volume["name"], &volume["path"]), (&"mine".into(), &"/images/copy".into()));
+    assert_eq!((&volume["state"], &volume["account"]), (&"VOLUME_STATE_AVAILABLE".into(), &"acme".into()));
+    assert_eq!((&volume["source_snapshot_id"], &volume["properties"]["a"]), (&source.id.into(), &"1".into()));
+
+    let begun = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
+    assert_eq!(node.end_of(&begun.operation.unwrap().id).await.state(), v1::OperationState::Succeeded);
+    node.crash();
+    node.restart();
+    let read = node.sim.read_image("/images/copy".as_ref()).unwrap();
+    assert_eq!(read.get(&1), Some(&10), "it reads what the snapshot read, which is gone");
+    let held = node.sim.files().len();
+    let flat = json(&node, "volume flatten mine").await;
+    assert_eq!(flat["volume"]["source_snapshot_id"], "");
+    assert_eq!(run(&node, "volume flatten mine").await.code, 2, "it stands alone already");
+    assert_eq!(node.sim.read_image("/images/copy".as_ref()).unwrap(), read);
+    succeed(&node, "volume delete mine --yes").await;
+    assert!(node.sim.files().len() < held && !node.sim.files().contains(&"/images/copy".into()));
+    assert_eq!(run(&node, "volume show mine").await.code, 4);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_vm_is_deployed_and_its_volumes_are_its_own() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let plan = succeed(&node, "vm deploy web/one --name copy --then running --dry-run").await;
+    assert!(plan.contains("define VM copy") && plan.contains("start the new VM"), "{plan}");
+    let shown = json(&node, "vm deploy web/one --name copy --then running").await;
+    assert_eq!(
+        (&shown["vm"]["name"], &shown["vm"]["run_state"]),
+        (&"copy".into(), &"RUN_STATE_RUNNING".into())
+    );
+    let copy = node.sim.find_vm("copy").unwrap();
+    assert_eq!(node.sim.guest_read(copy, &"vda".parse().unwrap(), 1).unwrap(), 10);
+    assert_eq!(node.read(1), [20, 20], "the source goes on");
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+
+    let volumes = succeed(&node, "volume list copy").await;
+    assert!(volumes.contains("copy-vda") && volumes.contains("IN_USE"), "{volumes}");
+    let refused = run(&node, "volume delete copy-vda --yes").await;
+    assert_eq!(
+        (refused.code, refused.stderr.contains("VM copy is using the volume")),
+        (6, true),
+        "{refused:?}"
+    );
+    let refused = run(&node, "volume flatten copy-vda").await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    succeed(&node, "snapshot create copy mine").await;
+    let shown = json(&node, "volume show copy-vda").await;
+    assert_eq!((&shown["volume"]["target"], &shown["volume"]["snapshot_count"]), (&"vda".into(), &1.into()));
+    assert_eq!(run(&node, "vm deploy web/one --name copy").await.code, 5, "the name is taken");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn bad_requests_change_nothing() {
+    let node = Node::start();
+    node.take("one").await;
+    let acts = node.acts();
+    let check = async |line: &str, code, word: &str| {
+        let reply = run(&node, line).await;
+        assert_eq!(reply.code, code, "{line}: {reply:?}");
+        assert!(reply.stderr.contains(word), "{line}: {reply:?}");
+    };
+    check("volume clone web/one --disk vda --to /etc/passwd", 7, "PATH_NOT_ALLOWED").await;
+    check("volume clone web/one --disk vda --to /images/../etc/x", 7, "PATH_NOT_ALLOWED").await;
+    check("volume clone web/one --disk vda --to ../x", 2, "path").await;
+    check("volume clone web/one --disk vda --to web-vda", 5, "FILE_EXISTS").await;
+    check("volume clone web/one --to x", 2, "vda, vdb").await;
+    check("volume clone web/two --disk vda --to x", 4, "SNAPSHOT_NOT_FOUND").await;
+    check("volume clone web/one --disk vda --to x --bandwidth 5M", 2, "--full").await;
+    check("volume delete web/vda --yes", 2, "not a clone of ours").await;
+    check("vm deploy web/one --name a/b", 2, "name").await;
+    check("vm deploy web/one --name web", 5, "VM_EXISTS").await;
+    assert_eq!(node.acts(), acts);
+}

@@ -5,7 +5,6 @@ use tonic::Status;
 
 use super::Api;
 use crate::proto::v1;
-use crate::proto::v1::event_service_server::EventService;
 use crate::proto::v1::schedule_service_server::ScheduleService;
 
 /// A stream that there is none of yet.
@@ -30,15 +29,6 @@ macro_rules! later {
 }
 
 pub(super) use later;
-
-impl EventService for Api {
-    type WatchEventsStream = Never<v1::WatchEventsResponse>;
-
-    later! {
-        list_events(ListEventsRequest) -> v1::ListEventsResponse;
-        watch_events(WatchEventsRequest) -> Self::WatchEventsStream;
-    }
-}
 
 impl ScheduleService for Api {
     later! {

@@ -17,6 +17,7 @@ use crate::store::RequestKey;
 mod clone;
 mod convert;
 mod edit;
+mod event;
 mod label;
 mod later;
 mod list;

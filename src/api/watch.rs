@@ -39,7 +39,7 @@ pub(super) async fn start(
 ) -> Result<WatchStream, Status> {
     let id = parse(&request.operation_id)?;
     let seen = revision(&request.resume_token)?;
-    let heartbeat = heartbeat(&request)?;
+    let heartbeat = heartbeat(request.heartbeat_interval)?;
     // Before the look at the journal: one that ends in between is found there.
     let watcher = engine.watch(id);
     let present = engine.operation(id).await.map_err(status::of)?;
@@ -64,8 +64,9 @@ fn revision(token: &str) -> Result<Option<u64>, Status> {
     })
 }
 
-fn heartbeat(request: &v1::WatchOperationRequest) -> Result<Duration, Status> {
-    let Some(asked) = request.heartbeat_interval else { return Ok(HEARTBEAT) };
+/// The longest silence of a watch.
+pub(super) fn heartbeat(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(asked) = asked else { return Ok(HEARTBEAT) };
     match Duration::try_from(asked) {
         Ok(asked) if HEARTBEATS.contains(&asked) => Ok(asked),
         Ok(_) | Err(_) => {

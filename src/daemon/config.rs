@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 /// Everything that can be set. Every default works unset.
@@ -30,6 +31,8 @@ pub struct Config {
     pub concurrent_merges: usize,
     /// Memory captures at once.
     pub concurrent_captures: usize,
+    /// Days that events are kept.
+    pub event_days: u32,
     /// Seconds that open operations get to come to a durable stop.
     pub drain_seconds: u64,
     /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter of tracing-subscriber.
@@ -49,6 +52,7 @@ impl Default for Config {
             libvirt_uri: "qemu:///system".to_owned(),
             concurrent_merges: 4,
             concurrent_captures: 2,
+            event_days: 90,
             drain_seconds: 60,
             log: "info".to_owned(),
         }
@@ -106,6 +110,12 @@ impl Config {
         Ok(config)
     }
 
+    /// How long events are kept.
+    #[must_use]
+    pub fn event_retention(&self) -> SignedDuration {
+        SignedDuration::from_hours(24 * i64::from(self.event_days))
+    }
+
     /// Refuses values that make no sense.
     pub fn check(&self) -> Result<(), ConfigError> {
         let directories = [
@@ -114,10 +124,15 @@ impl Config {
             ("memory_directory", self.memory_directory.as_ref()),
             ("overlay_directory", self.overlay_directory.as_ref()),
         ];
-        for (key, path) in directories {
+        let images = self.image_directories.iter().map(|path| ("image_directories", Some(path)));
+        for (key, path) in directories.into_iter().chain(images) {
             if path.is_some_and(|path| !path.is_absolute()) {
                 return Err(ConfigError::BadValue { key, problem: "the path is not absolute".to_owned() });
             }
+        }
+        if self.event_days == 0 {
+            let problem = "at least one day".to_owned();
+            return Err(ConfigError::BadValue { key: "event_days", problem });
         }
         for (key, value) in
             [("concurrent_merges", self.concurrent_merges), ("concurrent_captures", self.concurrent_captures)]

@@ -54,6 +54,25 @@ pub struct Update {
     pub set_properties: BTreeMap<String, String>,
 }
 
+impl Update {
+    /// What it changes, in the contract's words.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&'static str> {
+        let changes_properties =
+            self.clear_properties || !self.remove_properties.is_empty() || !self.set_properties.is_empty();
+        let fields = [
+            ("name", self.name.is_some()),
+            ("display_name", self.display_name.is_some()),
+            ("description", self.description.is_some()),
+            ("account", self.account.is_some()),
+            ("domain", self.domain.is_some()),
+            ("project", self.project.is_some()),
+            ("properties", changes_properties),
+        ];
+        fields.into_iter().filter(|(_, is_changed)| *is_changed).map(|(field, _)| field).collect()
+    }
+}
+
 /// A reason why a snapshot must stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {

@@ -7,6 +7,7 @@ pub mod change;
 pub mod clone;
 pub mod cursor;
 pub mod edit;
+pub mod event;
 pub mod ids;
 pub mod layer;
 pub mod operation;
@@ -17,6 +18,7 @@ pub mod vm;
 
 pub use clone::{CloneMode, CloneState, ClonedVolume};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
+pub use event::{Cause, Event};
 pub use ids::{
     CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId,
     VmName, VolumeId, VolumeName,

@@ -38,6 +38,26 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// What it asks for, in words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CreateSnapshot(request) if request.kind == SnapshotKind::Volume => "create volume snapshot",
+            Self::CreateSnapshot(_) => "create snapshot",
+            Self::TakeFromSnapshot(_) => "create volume snapshot",
+            Self::RevertSnapshot(_) => "revert snapshot",
+            Self::RevertVolume(_) => "revert volume",
+            Self::DeleteSnapshots(_) => "delete snapshot",
+            Self::CloneVolume(_) => "clone volume",
+            Self::FlattenVolume(_) => "flatten volume",
+            Self::DeleteVolume(_) => "delete volume",
+            Self::DeployVm(_) => "deploy vm",
+            Self::Collapse { .. } => "collapse",
+        }
+    }
+}
+
 /// Take a snapshot of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CreateSnapshot {

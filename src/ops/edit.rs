@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::model::{Comment, CommentId, Edit, Snapshot, SnapshotId};
+use crate::model::{Cause, Comment, CommentId, Edit, Snapshot, SnapshotId};
 use crate::store::RequestKey;
 
 use super::{Asked, Engine, OpsError, Result};
@@ -10,7 +10,8 @@ use super::{Asked, Engine, OpsError, Result};
 impl Engine {
     /// Changes what people wrote on a snapshot. Gives it as it is then.
     pub async fn edit_snapshot(&self, id: SnapshotId, edit: Edit, asked: Asked) -> Result<Snapshot> {
-        let edited = self.0.store.edit(id, edit, asked.key, Timestamp::now()).await?;
+        let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
+        let edited = self.0.store.edit(id, edit, asked.key, cause).await?;
         edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
     }
 
@@ -40,7 +41,8 @@ impl Engine {
 
     /// Deletes a comment.
     pub async fn delete_comment(&self, id: CommentId, asked: Asked) -> Result<()> {
-        let was_there = self.0.store.delete_comment(id, asked.key, Timestamp::now()).await?;
+        let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
+        let was_there = self.0.store.delete_comment(id, asked.key, cause).await?;
         if was_there { Ok(()) } else { Err(OpsError::NoSuchComment(id.to_string())) }
     }
 }

@@ -23,6 +23,7 @@ mod clones;
 mod deadman;
 mod edit;
 mod error;
+mod events;
 mod gate;
 mod observe;
 mod recover;
@@ -126,6 +127,7 @@ impl Engine {
 
     /// Takes no new work, lets each operation come to a durable stop, no guest frozen.
     pub async fn drain(&self) {
+        self.tell_stop().await;
         self.0.stopping.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;

@@ -19,6 +19,7 @@ impl Engine {
         let operations = self.0.store.open_operations().await?;
         let leases = self.0.store.leases().await?;
         let count = operations.len();
+        self.tell_start(count).await;
         let held: Vec<_> = operations
             .into_iter()
             .filter_map(|operation| match self.0.gate.enter(operation.vm, operation.id) {

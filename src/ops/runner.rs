@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
 use crate::model::step::CatalogChange;
-use crate::model::{Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn};
+use crate::model::{Cause, Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn};
 
 use super::Engine;
 use super::board::{Command, Reporter};
@@ -261,7 +261,9 @@ impl Runner {
     /// What an abandoned operation was about cannot be vouched for.
     async fn mark_in_error(&self) {
         for snapshot in self.operation.snapshots() {
-            if let Err(error) = self.engine.0.store.set_state(snapshot, SnapshotState::Error).await {
+            let (id, actor) = (self.operation.id, self.operation.created_by.clone());
+            let cause = Cause { operation: Some(id), actor, at: Timestamp::now() };
+            if let Err(error) = self.engine.0.store.set_state(snapshot, SnapshotState::Error, cause).await {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
             }

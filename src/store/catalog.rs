@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, StoreError, clone, from_json, parse, to_json};
+use super::{Result, Store, StoreError, clone, event, from_json, parse, to_json};
+use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
 use crate::model::{Findings, Layer, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
 
@@ -39,7 +40,13 @@ impl Store {
     }
 
     /// Lets a change of a step be so.
-    pub async fn apply(&self, vm: VmId, change: CatalogChange, findings: Findings) -> Result<()> {
+    pub async fn apply(
+        &self,
+        vm: VmId,
+        change: CatalogChange,
+        findings: Findings,
+        cause: Cause,
+    ) -> Result<()> {
         self.transact(move |transaction| {
             // A clone may be a disk of another VM than the one it was made out of.
             let source = match &change {
@@ -47,9 +54,11 @@ impl Store {
                 _ => None,
             };
             for vm in [Some(vm), source.filter(|source| *source != vm)].into_iter().flatten() {
-                let mut tree = read_tree(transaction, vm)?;
+                let before = read_tree(transaction, vm)?;
+                let mut tree = before.clone();
                 tree.apply(&change, &findings);
                 write_tree(transaction, &tree)?;
+                event::insert_all(transaction, of_tree(&before, &tree, &cause))?;
             }
             Ok(())
         })
@@ -57,30 +66,33 @@ impl Store {
     }
 
     /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
-    pub async fn set_state(&self, id: SnapshotId, state: SnapshotState) -> Result<()> {
+    pub async fn set_state(&self, id: SnapshotId, state: SnapshotState, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
-            let Some(mut snapshot) = read_snapshot(transaction, id)? else { return Ok(()) };
-            if snapshot.state == state {
+            let Some(before) = read_snapshot(transaction, id)? else { return Ok(()) };
+            if before.state == state {
                 return Ok(());
             }
+            let mut snapshot = before.clone();
             if state == SnapshotState::Deleting {
                 snapshot.check_not_held()?;
             }
             snapshot.state = state;
             snapshot.generation += 1;
-            write_snapshot(transaction, &snapshot)
+            write_snapshot(transaction, &snapshot)?;
+            event::insert_all(transaction, of_snapshot(Some(&before), Some(&snapshot), &cause))
         })
         .await
     }
 
     /// Takes a reservation back.
-    pub async fn forget_reservation(&self, id: SnapshotId) -> Result<()> {
+    pub async fn forget_reservation(&self, id: SnapshotId, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute(
-                "DELETE FROM snapshot WHERE id = ? AND state = ?",
-                params![id.to_string(), state_column(SnapshotState::Creating)],
-            )?;
-            Ok(())
+            let reserved = read_snapshot(transaction, id)?;
+            let Some(reserved) = reserved.filter(|found| found.state == SnapshotState::Creating) else {
+                return Ok(());
+            };
+            transaction.execute("DELETE FROM snapshot WHERE id = ?", [id.to_string()])?;
+            event::insert_all(transaction, of_snapshot(Some(&reserved), None, &cause))
         })
         .await
     }

@@ -2,7 +2,8 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, StoreError, from_json, to_json};
+use super::{Result, Store, StoreError, event, from_json, to_json};
+use crate::model::event::{Cause, of_clone};
 use crate::model::{CloneState, ClonedVolume, LayerTree, VmId, VolumeId};
 
 impl Store {
@@ -17,12 +18,13 @@ impl Store {
     }
 
     /// Takes reservations back.
-    pub async fn forget_clones(&self, ids: Vec<VolumeId>) -> Result<()> {
+    pub async fn forget_clones(&self, ids: Vec<VolumeId>, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
             for id in ids {
-                let is_unfinished = |clone: &ClonedVolume| clone.state == CloneState::Creating;
-                if read(transaction, id)?.as_ref().is_some_and(is_unfinished) {
+                let reserved = read(transaction, id)?.filter(|clone| clone.state == CloneState::Creating);
+                if reserved.is_some() {
                     transaction.execute("DELETE FROM clone WHERE id = ?", [id.to_string()])?;
+                    event::insert_all(transaction, of_clone(reserved.as_ref(), None, &cause))?;
                 }
             }
             Ok(())

@@ -1,11 +1,11 @@
 //! What people write on snapshots, and the comments under them.
 
-use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::catalog::{read_snapshot, write_snapshot};
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, from_json, to_json};
+use super::{Result, Store, event, from_json, to_json};
+use crate::model::event::{Cause, of_comment, of_edit};
 use crate::model::{Comment, CommentId, Edit, Snapshot, SnapshotId};
 
 impl Store {
@@ -16,16 +16,18 @@ impl Store {
         id: SnapshotId,
         edit: Edit,
         key: Option<RequestKey>,
-        now: Timestamp,
+        cause: Cause,
     ) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| {
             if request::find(transaction, key.as_ref())?.is_some() {
                 return read_snapshot(transaction, id);
             }
             let Some(snapshot) = read_snapshot(transaction, id)? else { return Ok(None) };
-            let snapshot = snapshot.edited(edit)?;
+            let event = |after: &Snapshot| of_edit(&edit, after, &cause);
+            let snapshot = snapshot.edited(edit.clone())?;
+            event::insert(transaction, &event(&snapshot))?;
             write_snapshot(transaction, &snapshot)?;
-            request::remember(transaction, key.as_ref(), Answer::Edit(id), now.as_millisecond())?;
+            request::remember(transaction, key.as_ref(), Answer::Edit(id), cause.at.as_millisecond())?;
             Ok(Some(snapshot))
         })
         .await
@@ -47,9 +49,9 @@ impl Store {
             if let Some(Answer::Comment(before)) = request::find(transaction, key.as_ref())? {
                 return read_comment(transaction, before);
             }
-            if !count(transaction, comment.snapshot, 1)? {
-                return Ok(None);
-            }
+            let Some(snapshot) = count(transaction, comment.snapshot, 1)? else { return Ok(None) };
+            let cause = Cause { operation: None, actor: comment.author.clone(), at: comment.created_at };
+            event::insert(transaction, &of_comment(&comment, true, &snapshot, &cause))?;
             transaction.execute(
                 "INSERT INTO comment (id, snapshot, body) VALUES (?, ?, ?)",
                 params![comment.id.to_string(), comment.snapshot.to_string(), to_json(&comment, "comment")?],
@@ -87,33 +89,30 @@ impl Store {
     }
 
     /// Deletes a comment. Whether it was there, or the same request has deleted it before.
-    pub async fn delete_comment(
-        &self,
-        id: CommentId,
-        key: Option<RequestKey>,
-        now: Timestamp,
-    ) -> Result<bool> {
+    pub async fn delete_comment(&self, id: CommentId, key: Option<RequestKey>, cause: Cause) -> Result<bool> {
         self.transact(move |transaction| {
             if request::find(transaction, key.as_ref())?.is_some() {
                 return Ok(true);
             }
             let Some(comment) = read_comment(transaction, id)? else { return Ok(false) };
             transaction.execute("DELETE FROM comment WHERE id = ?", [id.to_string()])?;
-            count(transaction, comment.snapshot, -1)?;
-            request::remember(transaction, key.as_ref(), Answer::Uncomment(id), now.as_millisecond())?;
+            if let Some(snapshot) = count(transaction, comment.snapshot, -1)? {
+                event::insert(transaction, &of_comment(&comment, false, &snapshot, &cause))?;
+            }
+            request::remember(transaction, key.as_ref(), Answer::Uncomment(id), cause.at.as_millisecond())?;
             Ok(true)
         })
         .await
     }
 }
 
-/// Counts a comment in or out. Whether the snapshot is there.
-fn count(transaction: &Transaction<'_>, snapshot: SnapshotId, by: i32) -> Result<bool> {
-    let Some(mut snapshot) = read_snapshot(transaction, snapshot)? else { return Ok(false) };
+/// Counts a comment in or out. Gives the snapshot, if it is there.
+fn count(transaction: &Transaction<'_>, snapshot: SnapshotId, by: i32) -> Result<Option<Snapshot>> {
+    let Some(mut snapshot) = read_snapshot(transaction, snapshot)? else { return Ok(None) };
     snapshot.comments = snapshot.comments.saturating_add_signed(by);
     snapshot.generation += 1;
     write_snapshot(transaction, &snapshot)?;
-    Ok(true)
+    Ok(Some(snapshot))
 }
 
 fn read_comment(transaction: &Transaction<'_>, id: CommentId) -> Result<Option<Comment>> {

@@ -3,7 +3,8 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, catalog, clone, from_json, to_json};
+use super::{Result, Store, StoreError, catalog, clone, event, from_json, to_json};
+use crate::model::event::{Cause, of_clone, of_operation, of_snapshot};
 use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
 /// What came of beginning an operation.
@@ -41,13 +42,23 @@ impl Store {
             }
             let answer = Answer::Operation(operation.id);
             request::remember(transaction, key.as_ref(), answer, operation.created_at.as_millisecond())?;
+            let cause = Cause {
+                operation: Some(operation.id),
+                actor: operation.created_by.clone(),
+                at: operation.created_at,
+            };
+            event::insert_all(transaction, of_operation(None, &operation))?;
             match &reservation {
                 Reservation::None => {}
                 Reservation::Snapshot(snapshot, definition) => {
                     catalog::reserve(transaction, snapshot, definition)?;
+                    event::insert_all(transaction, of_snapshot(None, Some(snapshot), &cause))?;
                 }
                 Reservation::Clones(clones) => {
-                    clones.iter().try_for_each(|new| clone::reserve(transaction, new))?;
+                    for new in clones {
+                        clone::reserve(transaction, new)?;
+                        event::insert_all(transaction, of_clone(None, Some(new), &cause))?;
+                    }
                 }
             }
             write(transaction, &operation)?;
@@ -63,7 +74,12 @@ impl Store {
 
     /// Makes the present state of an operation durable.
     pub async fn save(&self, operation: Operation) -> Result<()> {
-        self.transact(move |transaction| write(transaction, &operation)).await
+        self.transact(move |transaction| {
+            let before = read(transaction, operation.id)?;
+            event::insert_all(transaction, of_operation(before.as_ref(), &operation))?;
+            write(transaction, &operation)
+        })
+        .await
     }
 
     /// One operation.

@@ -11,13 +11,15 @@ use std::sync::mpsc;
 use std::thread;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::model::{EditRefusal, Reason, VolumeName};
 
 mod catalog;
 mod clone;
+mod conditions;
 mod edit;
+mod event;
 mod journal;
 mod lease;
 mod query;
@@ -26,6 +28,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
+pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;
 pub use query::{Order, Page, SnapshotFilter, SnapshotPage};
@@ -103,9 +106,11 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
+    /// The place of the newest event.
+    newest_event: watch::Receiver<u64>,
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+type Job = Box<dyn FnOnce(&mut Connection, &watch::Sender<u64>) + Send>;
 
 impl Store {
     /// Opens the catalog at `path`, makes it if there is none, brings it to this version. Blocks.
@@ -120,15 +125,16 @@ impl Store {
 
     fn serve(mut connection: Connection) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
+        let (newest, newest_event) = watch::channel(transact(&mut connection, event::newest)?);
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
                 while let Ok(job) = queue.recv() {
-                    job(&mut connection);
+                    job(&mut connection, &newest);
                 }
             })
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, newest_event })
     }
 
     /// Runs `work` in one transaction: all of it lasts, or nothing. Once called it is carried through, even if the
@@ -139,12 +145,25 @@ impl Store {
         W: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
         let (answer, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
+        let job: Job = Box::new(move |connection, newest| {
+            let result = transact(connection, |transaction| {
+                let value = work(transaction)?;
+                Ok((value, event::newest(transaction)?))
+            });
+            if let Ok((_, last)) = &result {
+                newest.send_if_modified(|known| std::mem::replace(known, *last) != *last);
+            }
             // Whoever asked may have gone; the work is done all the same.
-            let _ = answer.send(transact(connection, work));
+            let _ = answer.send(result.map(|(value, _)| value));
         });
         self.jobs.send(job).map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Tells whenever there are new events: the place of the newest.
+    #[must_use]
+    pub fn newest_event(&self) -> watch::Receiver<u64> {
+        self.newest_event.clone()
     }
 
     /// Whether the catalog can be written now.

@@ -1,9 +1,9 @@
 //! Lists of snapshots: filter, order, pages.
 
 use rusqlite::params_from_iter;
-use rusqlite::types::Value;
 
 use super::catalog::state_column;
+use super::conditions::Conditions;
 use super::{Result, Store, from_json};
 use crate::model::{Snapshot, SnapshotId, SnapshotState, VmId};
 
@@ -103,25 +103,16 @@ impl Store {
     }
 }
 
-/// A `WHERE` clause and its values: no text of a client is ever part of the SQL.
-struct Conditions {
-    text: String,
-    values: Vec<Value>,
-}
-
 impl Conditions {
     fn of(filter: &SnapshotFilter) -> Self {
-        let mut wanted = Self { text: "TRUE".to_owned(), values: Vec::new() };
+        let mut wanted = Self::none();
         if let Some(vm) = filter.vm {
             wanted.and("vm = ?", [vm.to_string().into()]);
         }
-        if !filter.states.is_empty() {
-            let marks = vec!["?"; filter.states.len()].join(", ");
-            wanted.and(
-                &format!("state IN ({marks})"),
-                filter.states.iter().map(|state| Value::from(state_column(*state).to_owned())),
-            );
-        }
+        wanted.one_of(
+            "state",
+            filter.states.iter().map(|state| state_column(*state).to_owned().into()).collect(),
+        );
         if let Some(has_memory) = filter.has_memory {
             wanted.and("(body ->> '$.memory' IS NOT NULL) = ?", [has_memory.into()]);
         }
@@ -154,11 +145,5 @@ impl Conditions {
             wanted.and("created_at < ?", [before.into()]);
         }
         wanted
-    }
-
-    fn and(&mut self, condition: &str, values: impl IntoIterator<Item = Value>) {
-        self.text.push_str(" AND ");
-        self.text.push_str(condition);
-        self.values.extend(values);
     }
 }

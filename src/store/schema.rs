@@ -90,6 +90,22 @@ CREATE TABLE comment (
 ) STRICT;
 CREATE INDEX comment_snapshot ON comment (snapshot, id);
 
+CREATE TABLE event (
+    sequence    INTEGER PRIMARY KEY AUTOINCREMENT,
+    created_at  INTEGER NOT NULL,
+    kind        TEXT NOT NULL,
+    severity    INTEGER NOT NULL,
+    vm          TEXT NOT NULL,
+    snapshot    TEXT NOT NULL,
+    volume      TEXT NOT NULL,
+    operation   TEXT NOT NULL,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX event_created ON event (created_at);
+CREATE INDEX event_vm ON event (vm);
+CREATE INDEX event_snapshot ON event (snapshot);
+CREATE INDEX event_operation ON event (operation);
+
 CREATE TABLE lease (
     vm          TEXT PRIMARY KEY,
     body        TEXT NOT NULL

@@ -11,7 +11,7 @@ use crate::model::snapshot::Owner;
 use crate::model::step::Step;
 use crate::model::vm::RunState;
 use crate::model::{
-    DeleteSnapshots, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot,
+    Cause, DeleteSnapshots, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot,
     SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
 };
 
@@ -44,6 +44,10 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         operation: OperationId(Uuid::from_u128(number)),
         generation: 1,
     }
+}
+
+fn cause() -> Cause {
+    Cause { operation: None, actor: "test".to_owned(), at: Timestamp::UNIX_EPOCH }
 }
 
 fn reserved(name: &str, number: u128) -> Reservation {
@@ -135,11 +139,11 @@ async fn a_reservation_is_taken_back_only_while_it_is_one() {
     let store = Store::in_memory().unwrap();
     let id = SnapshotId(Uuid::from_u128(1));
     store.begin(operation(1), None, reserved("one", 1)).await.unwrap();
-    store.set_state(id, SnapshotState::Ready).await.unwrap();
-    store.forget_reservation(id).await.unwrap();
+    store.set_state(id, SnapshotState::Ready, cause()).await.unwrap();
+    store.forget_reservation(id, cause()).await.unwrap();
     assert_eq!(store.snapshot(id).await.unwrap().map(|snapshot| snapshot.generation), Some(2));
-    store.set_state(id, SnapshotState::Creating).await.unwrap();
-    store.forget_reservation(id).await.unwrap();
+    store.set_state(id, SnapshotState::Creating, cause()).await.unwrap();
+    store.forget_reservation(id, cause()).await.unwrap();
     assert_eq!(store.snapshot(id).await.unwrap(), None);
 }
 

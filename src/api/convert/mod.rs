@@ -1,12 +1,14 @@
 //! Between the model and the contract. Decides only spelling; every match is exhaustive, so that a new state cannot
 //! go out unnamed.
 
+mod event;
 mod operation;
 mod plan;
 mod snapshot;
 mod vm;
 mod volume;
 
+pub(super) use event::{event, event_kind, severity};
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};
 pub(super) use snapshot::{Surroundings, comment, snapshot, snapshot_state};

@@ -5,11 +5,12 @@
 
 use std::future::Future;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, HostError, Result as HostResult};
 use crate::model::step::Step;
-use crate::model::{Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
+use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
 use crate::store::{Store, StoreError};
 
 use super::Limits;
@@ -44,6 +45,15 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     fn vm(&self) -> VmId {
         self.operation.vm
+    }
+
+    /// What a change of the catalog comes from.
+    fn cause(&self) -> Cause {
+        Cause {
+            operation: Some(self.operation.id),
+            actor: self.operation.created_by.clone(),
+            at: Timestamp::now(),
+        }
     }
 }
 
@@ -124,22 +134,26 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::PointDisks { disks } => power::point(context, disks, power::Way::Forth).await,
         Step::Start(start) => power::start(context, start).await,
         Step::MarkDeleting { snapshot, .. } => {
-            stored(context.store.set_state(*snapshot, SnapshotState::Deleting).await)
+            stored(context.store.set_state(*snapshot, SnapshotState::Deleting, context.cause()).await)
         }
         Step::MarkReverting { snapshot } => {
-            stored(context.store.set_state(*snapshot, SnapshotState::Reverting).await)
+            stored(context.store.set_state(*snapshot, SnapshotState::Reverting, context.cause()).await)
         }
         Step::Record(change) => {
             let findings = context.operation.findings.clone();
-            stored(context.store.apply(context.vm(), change.clone(), findings).await)
+            stored(context.store.apply(context.vm(), change.clone(), findings, context.cause()).await)
         }
     }
 }
 
 async fn undo(context: &Context<'_>, step: &Step) -> Performed {
     match step {
-        Step::ReserveSnapshot { snapshot } => stored(context.store.forget_reservation(*snapshot).await),
-        Step::ReserveClones { clones } => stored(context.store.forget_clones(clones.clone()).await),
+        Step::ReserveSnapshot { snapshot } => {
+            stored(context.store.forget_reservation(*snapshot, context.cause()).await)
+        }
+        Step::ReserveClones { clones } => {
+            stored(context.store.forget_clones(clones.clone(), context.cause()).await)
+        }
         Step::CopyImage(copy) => images::remove_unused(context, &copy.path).await,
         Step::PublishImage { from, to } => clone::take_back(context, from, to).await,
         Step::DefineVm(new) => clone::undefine(context, new.vm).await,
@@ -148,9 +162,11 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
         Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
         Step::SwitchDisks(switch) => switch::switch_back(context, switch).await,
-        Step::MarkDeleting { snapshot, was } => stored(context.store.set_state(*snapshot, *was).await),
+        Step::MarkDeleting { snapshot, was } => {
+            stored(context.store.set_state(*snapshot, *was, context.cause()).await)
+        }
         Step::MarkReverting { snapshot } => {
-            stored(context.store.set_state(*snapshot, SnapshotState::Ready).await)
+            stored(context.store.set_state(*snapshot, SnapshotState::Ready, context.cause()).await)
         }
         Step::Stop { was } => power::start_again(context, *was).await,
         Step::PointDisks { disks } => power::point(context, disks, power::Way::Back).await,

@@ -1,0 +1,226 @@
+//! `EventService`: what happened, listed and followed. A watch reads from the catalog, at its reader's pace: none is left
+//! out, and nobody is held up.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::status::Violations;
+use super::{Answer, Api, convert, paging, status, watch};
+use crate::model::Reason;
+use crate::ops::{Engine, OpsError};
+use crate::proto::v1;
+use crate::proto::v1::event_service_server::EventService;
+use crate::proto::v1::watch_events_response::Update;
+use crate::store::{EventFilter, EventOrder};
+
+/// Events that a watch reads at once.
+const BATCH: u32 = 200;
+
+type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEventsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl EventService for Api {
+    type WatchEventsStream = WatchStream;
+
+    async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
+        let mut request = request.into_inner();
+        let limit = paging::size(request.page_size)?;
+        let token = std::mem::take(&mut request.page_token);
+        request.page_size = 0;
+        let query = status::digest("ListEvents", &request);
+        let place = paging::position(&query, &token)?
+            .map(|place| place.parse::<u64>().map_err(|_| paging::invalid()))
+            .transpose()?;
+        let order = match request.order_by.as_str() {
+            "" | "sequence desc" => EventOrder::Before(place),
+            "sequence" | "sequence asc" => EventOrder::After(place.unwrap_or(0)),
+            _ => return Err(bad("order_by", "sequence, or sequence desc")),
+        };
+        let filter = self.event_filter(request.filter.unwrap_or_default()).await?;
+        let page = self.engine.events(filter, order, limit).await.map_err(status::of)?;
+        let last = page.events.last().filter(|_| page.has_more);
+        Ok(Response::new(v1::ListEventsResponse {
+            next_page_token: last
+                .map(|last| paging::token(&query, &last.sequence.to_string()))
+                .unwrap_or_default(),
+            total_size: i64::try_from(page.total).unwrap_or(i64::MAX),
+            resume_token: page.newest.to_string(),
+            events: page.events.iter().map(convert::event).collect(),
+        }))
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Answer<Self::WatchEventsStream> {
+        let request = request.into_inner();
+        let heartbeat = watch::heartbeat(request.heartbeat_interval)?;
+        let since = request.since.map(|since| milliseconds("since", since)).transpose()?;
+        let filter = self.event_filter(request.filter.unwrap_or_default()).await?;
+        let from = start(&self.engine, &request.resume_token, since).await?;
+        let (sender, receiver) = mpsc::channel(8);
+        let follow = Follow { engine: self.engine.clone(), filter, from, heartbeat, sender };
+        tokio::spawn(follow.run());
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// The place that a watch begins behind.
+async fn start(engine: &Engine, token: &str, since_ms: Option<i64>) -> Result<u64, Status> {
+    let filter = EventFilter { created_after_ms: since_ms, ..EventFilter::default() };
+    let page = engine.events(filter, EventOrder::After(0), 1).await.map_err(status::of)?;
+    if token.is_empty() {
+        let first = page.events.first().filter(|_| since_ms.is_some());
+        return Ok(first.map_or(page.newest, |first| first.sequence - 1));
+    }
+    let place: u64 = token.parse().map_err(|_| {
+        let message = "the resume token is not one of ours";
+        status::plain(Reason::ResumeTokenInvalid, message, "begin again without a resume token")
+    })?;
+    // Behind the newest: the catalog is an older one now. Before the oldest: what comes next is not kept any more.
+    if place > page.newest || place + 1 < page.oldest {
+        let message = "the events behind the resume token are not kept";
+        return Err(status::plain(Reason::ResumeTokenExpired, message, "begin again without a resume token"));
+    }
+    Ok(place)
+}
+
+/// A watch.
+struct Follow {
+    engine: Engine,
+    filter: EventFilter,
+    /// All up to here has been looked at.
+    from: u64,
+    heartbeat: Duration,
+    sender: mpsc::Sender<Result<v1::WatchEventsResponse, Status>>,
+}
+
+impl Follow {
+    async fn run(mut self) {
+        let stopping = self.engine.draining();
+        let mut newest = self.engine.newest_event();
+        loop {
+            match self.send_new().await {
+                Some(Ok(())) => {}
+                Some(Err(status)) => {
+                    // Nobody listens any more: nobody is told.
+                    let _ = self.sender.send(Err(status)).await;
+                    return;
+                }
+                None => return,
+            }
+            let from = self.from;
+            let more = async { newest.wait_for(|newest| *newest > from).await.is_ok() };
+            tokio::select! {
+                there_is = more => {
+                    if !there_is {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(self.heartbeat) => {
+                    let heartbeat = v1::Heartbeat { server_time: Some(convert::timestamp(Timestamp::now())) };
+                    if self.send(Update::Heartbeat(heartbeat)).await.is_none() {
+                        return;
+                    }
+                }
+                () = stopping.cancelled() => {
+                    // What was told until now, the daemon's own last word among it.
+                    if !matches!(self.send_new().await, Some(Ok(()))) {
+                        return;
+                    }
+                    let retry_after = prost_types::Duration { seconds: 1, nanos: 0 };
+                    self.send(Update::Draining(v1::Draining { retry_after: Some(retry_after) })).await;
+                    // One that has gone needs no last word.
+                    let _ = self.sender.send(Err(status::of(OpsError::Draining))).await;
+                    return;
+                }
+                () = self.sender.closed() => return,
+            }
+        }
+    }
+
+    /// Sends all that is new. None if the client is gone.
+    async fn send_new(&mut self) -> Option<Result<(), Status>> {
+        loop {
+            let page = self.engine.events(self.filter.clone(), EventOrder::After(self.from), BATCH).await;
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => return Some(Err(status::of(error))),
+            };
+            for event in &page.events {
+                self.from = event.sequence;
+                self.send(Update::Event(convert::event(event))).await?;
+            }
+            if !page.has_more {
+                // What does not match has been looked at, too.
+                self.from = self.from.max(page.newest);
+                return Some(Ok(()));
+            }
+        }
+    }
+
+    async fn send(&self, update: Update) -> Option<()> {
+        let resume_token = self.from.to_string();
+        self.sender.send(Ok(v1::WatchEventsResponse { resume_token, update: Some(update) })).await.ok()
+    }
+}
+
+impl Api {
+    async fn event_filter(&self, asked: v1::EventFilter) -> Result<EventFilter, Status> {
+        if !asked.schedule_id.is_empty() {
+            return Err(status::not_implemented("events of schedules"));
+        }
+        let mut violations = Violations::default();
+        let kinds: Vec<v1::EventKind> = asked.kinds().collect();
+        let known = kinds.iter().filter_map(|kind| convert::event_kind(*kind)).collect();
+        let filter = EventFilter {
+            vm: None,
+            snapshot: violations.take_id("snapshot_id", &asked.snapshot_id),
+            volume: violations.take_id("volume_id", &asked.volume_id),
+            operation: violations.take_id("operation_id", &asked.operation_id),
+            kinds: known,
+            min_severity: convert::severity(asked.min_severity()),
+            created_after_ms: asked.created_after.map(|at| milliseconds("created_after", at)).transpose()?,
+            created_before_ms: asked
+                .created_before
+                .map(|at| milliseconds("created_before", at))
+                .transpose()?,
+        };
+        violations.check()?;
+        if filter.kinds.is_empty() && !kinds.is_empty() {
+            return Err(status::not_implemented("events of these kinds"));
+        }
+        let vm = match asked.vm.as_str() {
+            "" => None,
+            vm => Some(self.vm_id(vm).await?),
+        };
+        Ok(EventFilter { vm, ..filter })
+    }
+}
+
+impl Violations {
+    /// An id, if one is given.
+    pub(super) fn take_id<T: std::str::FromStr>(&mut self, field: &str, id: &str) -> Option<T> {
+        match id {
+            "" => None,
+            id => self.take(field, id.parse().map_err(|_| "it is not an id")),
+        }
+    }
+}
+
+fn milliseconds(field: &str, at: prost_types::Timestamp) -> Result<i64, Status> {
+    let at = Timestamp::new(at.seconds, at.nanos).map_err(|_| bad(field, "it is not a time"))?;
+    Ok(at.as_millisecond())
+}
+
+fn bad(field: &str, problem: &str) -> Status {
+    let mut violations = Violations::default();
+    violations.add(field, problem);
+    violations.check().expect_err("a violation was added")
+}

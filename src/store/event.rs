@@ -1,0 +1,202 @@
+//! Events: entered in the transaction of what they tell, read in order, kept for a while.
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::types::Value;
+use rusqlite::{OptionalExtension, Transaction, params, params_from_iter};
+
+use super::conditions::Conditions;
+use super::{Result, Store, from_json, to_json};
+use crate::model::event::{Event, EventKind, Severity};
+use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
+
+/// Which events; each part left empty lets all through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this VM.
+    pub vm: Option<VmId>,
+    /// Of this snapshot.
+    pub snapshot: Option<SnapshotId>,
+    /// Of this volume.
+    pub volume: Option<VolumeId>,
+    /// Of this operation.
+    pub operation: Option<OperationId>,
+    /// Of these kinds.
+    pub kinds: Vec<EventKind>,
+    /// At least this severe.
+    pub min_severity: Option<Severity>,
+    /// At or after, in milliseconds since the epoch.
+    pub created_after_ms: Option<i64>,
+    /// Before, in milliseconds since the epoch.
+    pub created_before_ms: Option<i64>,
+}
+
+/// An event and its place in the order of the node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NumberedEvent {
+    /// Its place, from 1. It grows over restarts, too.
+    pub sequence: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// A part of the events, and where they stand.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<NumberedEvent>,
+    /// How many match in all.
+    pub total: u64,
+    /// Whether there are more behind these.
+    pub has_more: bool,
+    /// The newest there is, whether it matches or not; 0 for none ever.
+    pub newest: u64,
+    /// The oldest that is kept; one more than the newest if none is.
+    pub oldest: u64,
+}
+
+/// From where, and which way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventOrder {
+    /// Those behind this place, oldest first.
+    After(u64),
+    /// Those before this place, newest first; None for all.
+    Before(Option<u64>),
+}
+
+impl Store {
+    /// Enters an event that is part of no other change.
+    pub async fn tell(&self, event: Event) -> Result<()> {
+        self.transact(move |transaction| insert(transaction, &event)).await
+    }
+
+    /// A part of the events.
+    pub async fn events(&self, filter: EventFilter, order: EventOrder, limit: u32) -> Result<EventPage> {
+        self.transact(move |transaction| read(transaction, &filter, order, limit)).await
+    }
+
+    /// Lets go of events older than `kept`.
+    pub async fn prune_events(&self, kept: SignedDuration, now: Timestamp) -> Result<()> {
+        self.transact(move |transaction| {
+            let until = now.saturating_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH).as_millisecond();
+            transaction.execute("DELETE FROM event WHERE created_at < ?", [until])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Enters events.
+pub(super) fn insert_all(
+    transaction: &Transaction<'_>,
+    events: impl IntoIterator<Item = Event>,
+) -> Result<()> {
+    events.into_iter().try_for_each(|event| insert(transaction, &event))
+}
+
+/// Enters an event.
+pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()> {
+    let text = |id: Option<String>| id.unwrap_or_default();
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO event (created_at, kind, severity, vm, snapshot, volume, operation, body)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    statement.execute(params![
+        event.at.as_millisecond(),
+        to_json(&event.kind, "kind of event")?,
+        rank(event.severity),
+        text(event.vm.map(|id| id.to_string())),
+        text(event.snapshot.map(|id| id.to_string())),
+        text(event.volume.map(|id| id.to_string())),
+        text(event.operation.map(|id| id.to_string())),
+        to_json(event, "event")?,
+    ])?;
+    Ok(())
+}
+
+/// The place of the newest event ever.
+pub(super) fn newest(transaction: &Transaction<'_>) -> Result<u64> {
+    let mut statement = transaction.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'event'")?;
+    let newest: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
+    Ok(newest.unwrap_or(0).unsigned_abs())
+}
+
+fn read(
+    transaction: &Transaction<'_>,
+    filter: &EventFilter,
+    order: EventOrder,
+    limit: u32,
+) -> Result<EventPage> {
+    let newest = newest(transaction)?;
+    let oldest: Option<i64> =
+        transaction.query_row("SELECT min(sequence) FROM event", [], |row| row.get(0))?;
+    let mut wanted = conditions(filter)?;
+    let total: i64 = transaction.query_row(
+        &format!("SELECT count(*) FROM event WHERE {}", wanted.text),
+        params_from_iter(&wanted.values),
+        |row| row.get(0),
+    )?;
+    let place = |place: u64| [Value::from(i64::try_from(place).unwrap_or(i64::MAX))];
+    let direction = match order {
+        EventOrder::After(last) => {
+            wanted.and("sequence > ?", place(last));
+            "ASC"
+        }
+        EventOrder::Before(Some(last)) => {
+            wanted.and("sequence < ?", place(last));
+            "DESC"
+        }
+        EventOrder::Before(None) => "DESC",
+    };
+    let sql = format!(
+        "SELECT sequence, body FROM event WHERE {} ORDER BY sequence {direction} LIMIT {}",
+        wanted.text,
+        u64::from(limit) + 1
+    );
+    let mut statement = transaction.prepare(&sql)?;
+    let rows = statement.query_map(params_from_iter(&wanted.values), |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let mut events = rows
+        .map(|row| {
+            let (sequence, body) = row?;
+            Ok(NumberedEvent { sequence: sequence.unsigned_abs(), event: from_json(&body, "event")? })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = events.len() > limit;
+    events.truncate(limit);
+    let oldest = oldest.map_or(newest + 1, i64::unsigned_abs);
+    Ok(EventPage { events, total: total.unsigned_abs(), has_more, newest, oldest })
+}
+
+fn conditions(filter: &EventFilter) -> Result<Conditions> {
+    let mut wanted = Conditions::none();
+    for (column, id) in [
+        ("vm", filter.vm.map(|id| id.to_string())),
+        ("snapshot", filter.snapshot.map(|id| id.to_string())),
+        ("volume", filter.volume.map(|id| id.to_string())),
+        ("operation", filter.operation.map(|id| id.to_string())),
+    ] {
+        wanted.one_of(column, id.into_iter().map(Value::from).collect());
+    }
+    let kinds = filter.kinds.iter().map(|kind| Ok(to_json(kind, "kind of event")?.into()));
+    wanted.one_of("kind", kinds.collect::<Result<_>>()?);
+    for (condition, value) in [
+        ("severity >= ?", filter.min_severity.map(rank)),
+        ("created_at >= ?", filter.created_after_ms),
+        ("created_at < ?", filter.created_before_ms),
+    ] {
+        if let Some(value) = value {
+            wanted.and(condition, [value.into()]);
+        }
+    }
+    Ok(wanted)
+}
+
+fn rank(severity: Severity) -> i64 {
+    match severity {
+        Severity::Info => 1,
+        Severity::Warning => 2,
+        Severity::Error => 3,
+    }
+}

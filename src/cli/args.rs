@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+mod event;
 mod snapshot;
 mod units;
 mod volume;
 
+pub(super) use event::{EventVerb, WhichEvents};
 pub(super) use snapshot::{
     CommentArgs, CreateArgs, DeleteArgs, HoldArgs, ListArgs, Quiesce, RevertArgs, RunState, SetArgs,
     SnapshotVerb, Which,
@@ -84,6 +86,9 @@ pub(super) enum Command {
     /// Operations: what is under way and what has been
     #[command(subcommand, alias = "operation")]
     Op(OpVerb),
+    /// Events: what has happened and what happens
+    #[command(subcommand)]
+    Event(EventVerb),
     /// This node and its daemon
     #[command(subcommand)]
     Node(NodeVerb),

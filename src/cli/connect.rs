@@ -7,6 +7,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::proto::v1::event_service_client::EventServiceClient;
 use crate::proto::v1::node_service_client::NodeServiceClient;
 use crate::proto::v1::operation_service_client::OperationServiceClient;
 use crate::proto::v1::snapshot_service_client::SnapshotServiceClient;
@@ -41,6 +42,10 @@ impl Daemon {
 
     pub(super) fn snapshots(&self) -> SnapshotServiceClient<Channel> {
         SnapshotServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(super) fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel.clone())
     }
 
     pub(super) fn volumes(&self) -> VolumeServiceClient<Channel> {

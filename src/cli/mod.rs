@@ -11,6 +11,7 @@ mod args;
 mod ask;
 mod connect;
 mod edit;
+mod event;
 mod failure;
 mod node;
 mod operation;
@@ -67,6 +68,7 @@ impl Session {
             Command::Vm(verb) => vm::carry_out(self, verb).await,
             Command::Snapshot(verb) => snapshot::carry_out(self, verb).await,
             Command::Volume(verb) => volume::carry_out(self, verb).await,
+            Command::Event(verb) => event::carry_out(self, verb).await,
             Command::Op(verb) => operation::carry_out(self, verb).await,
             Command::Node(verb) => node::carry_out(self, verb).await,
             // Taken care of before a daemon was needed.

@@ -63,6 +63,24 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Prints one result of many: JSON on one line, YAML as one document of a stream.
+    pub(super) fn show_line<M: Message>(self, shown: &Shown<'_, M>) -> Result<(), Failure> {
+        match self.format {
+            Format::Json => {
+                let json = serde_json::to_string(&value(shown.message, shown.name)?);
+                line(&json.map_err(|error| unprintable(&error))?);
+                Ok(())
+            }
+            Format::Yaml => {
+                line("---");
+                self.show(shown)
+            }
+            Format::Table | Format::Name => self.show(shown),
+        }
+    }
+}
+
 /// A message in the JSON mapping of protobuf, with the field names of the protos; every field is there, so that scripts need not guess.
 fn value<M: Message>(message: &M, name: &str) -> Result<serde_json::Value, Failure> {
     let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| unprintable(&error))?;

@@ -8,7 +8,7 @@ use super::connect::request_id;
 use super::failure::{Failure, exit};
 use super::output::{Shown, Text};
 use super::table::Table;
-use super::{Session, edit, operation, output, progress, tree, words};
+use super::{Session, edit, event, operation, output, progress, tree, words};
 use crate::proto::v1;
 
 /// Most entries that one call gives.
@@ -25,6 +25,7 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
         SnapshotVerb::Set(args) => edit::set(session, *args).await,
         SnapshotVerb::Hold(args) => edit::hold(session, args).await,
         SnapshotVerb::Release { which, name } => edit::release(session, &which, name).await,
+        SnapshotVerb::Events { which } => event::of_snapshot(session, which).await,
         SnapshotVerb::Comment(args) => edit::comment(session, args).await,
         SnapshotVerb::Uncomment { id } => edit::uncomment(session, id).await,
     }

@@ -77,6 +77,10 @@ pub(super) fn step_state(state: v1::StepState) -> String {
     short(state.as_str_name(), "STEP_STATE_")
 }
 
+pub(super) fn severity(severity: v1::Severity) -> String {
+    short(severity.as_str_name(), "SEVERITY_")
+}
+
 pub(super) fn volume_state(state: v1::VolumeState) -> String {
     short(state.as_str_name(), "VOLUME_STATE_")
 }

@@ -21,7 +21,7 @@ pub struct Reply {
     pub stderr: String,
 }
 
-fn spawn(node: &Node, line: &str) -> Child {
+pub fn spawn(node: &Node, line: &str) -> Child {
     let mut command = Command::new(PROGRAM);
     command.env("VMSNAP_SOCKET", node.socket()).args(line.split(' ')).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()

@@ -9,6 +9,7 @@ mod bad_requests;
 mod client;
 mod clones;
 mod edit;
+mod events;
 mod life;
 mod node;
 mod readme;

@@ -17,6 +17,7 @@ use vmsnap::daemon::{Daemon, StartError};
 use vmsnap::host::sim::{Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::{DiskTarget, VmId};
 use vmsnap::proto::v1;
+use vmsnap::proto::v1::event_service_client::EventServiceClient;
 use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::vm_service_client::VmServiceClient;
@@ -124,6 +125,10 @@ impl Node {
 
     pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
         SnapshotServiceClient::new(self.channel())
+    }
+
+    pub fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel())
     }
 
     pub fn operations(&self) -> OperationServiceClient<Channel> {

@@ -36,6 +36,11 @@ pub(in crate::cli) enum SnapshotVerb {
         #[arg(value_name = "HOLD")]
         name: String,
     },
+    /// List what happened to a snapshot, newest first
+    Events {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Write a comment under a snapshot; without a text, list what was written
     Comment(CommentArgs),
     /// Delete a comment

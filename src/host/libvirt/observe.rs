@@ -19,24 +19,56 @@ use super::refusal::on_vm;
 use super::{monitor, vms};
 use crate::host::images::{open_image, qcow2};
 use crate::host::{HostError, Result};
+use crate::model::operation::causes;
 use crate::model::vm::{AgentChannel, BlockJob, DiskSource, DiskView, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
 
-/// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when
-/// it is still there after this many looks, this far apart.
-const LOOKS: usize = 4;
+/// Between two looks at a VM whose accounts disagree. There is no event for "libvirt has noted what QEMU did".
 const BETWEEN_LOOKS: Duration = Duration::from_millis(150);
 
 /// See [`crate::host::Hypervisor::observe`].
 pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
     let domain = vms::lookup(line, vm)?;
-    let mut looks_left = LOOKS;
+    let mut doubt = Doubt::default();
     loop {
-        looks_left -= 1;
         match look(&domain, vm) {
-            Err(error) if looks_left > 0 && may_be_passing(&error) => thread::sleep(BETWEEN_LOOKS),
+            Err(error) if may_be_passing(&error) => {
+                let is_live = vms::is_active(&domain, vm)?;
+                if doubt.is_settled_by(&error, is_live) {
+                    return Err(error);
+                }
+                thread::sleep(BETWEEN_LOOKS);
+            }
             result => return result,
         }
+    }
+}
+
+/// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when
+/// looks in a row tell the same one; another one means that things still move.
+#[derive(Debug, Default)]
+struct Doubt {
+    last: String,
+    in_a_row: usize,
+    looks: usize,
+}
+
+impl Doubt {
+    /// Looks in a row at a live VM. On a busy node, libvirt notes a pivot a second after QEMU made it.
+    const LIVE: usize = 12;
+    /// Looks in a row at a VM that is off: it may have stopped while it was looked at, and nothing else moves.
+    const OFF: usize = 2;
+    /// Looks after which the last word counts, whatever it is.
+    const MOST: usize = 60;
+
+    fn is_settled_by(&mut self, error: &HostError, is_live: bool) -> bool {
+        // The paths that disagree are in the causes.
+        let told = format!("{error}: {}", causes(error).join(": "));
+        self.in_a_row = if told == self.last { self.in_a_row + 1 } else { 1 };
+        self.last = told;
+        self.looks += 1;
+        let enough = if is_live { Self::LIVE } else { Self::OFF };
+        self.in_a_row >= enough || self.looks >= Self::MOST
     }
 }
 
@@ -144,5 +176,27 @@ impl ImageFiles for HostFiles {
 
     fn is_block_device(&self, path: &Path) -> bool {
         path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks until a disagreement counts, when the looks tell these images in turn, again and again.
+    #[track_caller]
+    fn check(images: &[&str], is_live: bool, expected: usize) {
+        let mut doubt = Doubt::default();
+        let mut told = images.iter().cycle().map(|image| HostError::NoSuchImage(image.into()));
+        let looks = 1 + (1..).take_while(|_| !doubt.is_settled_by(&told.next().unwrap(), is_live)).count();
+        assert_eq!(looks, expected);
+    }
+
+    #[test]
+    fn a_disagreement_counts_when_it_stays_the_same() {
+        check(&["/i/a"], false, Doubt::OFF);
+        check(&["/i/a"], true, Doubt::LIVE);
+        check(&["/i/a", "/i/b"], true, Doubt::MOST);
+        check(&["/i/a", "/i/b", "/i/b"], false, 3);
     }
 }

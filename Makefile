@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check install clean
+.PHONY: all build demo test check histories bench install clean
 
 all: build
 
@@ -42,6 +42,14 @@ run-tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
 endif
 run-tests:
 	$(CARGO) test
+
+# The random histories of tests/histories.rs, many more of them than a test run has time for.
+HISTORIES ?= 20000
+histories:
+	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
+
+bench:
+	$(CARGO) bench
 
 install: build
 	install -D -m 755 $(BUILT)/vmsnapd $(DESTDIR)$(PREFIX)/bin/vmsnapd

@@ -1,5 +1,5 @@
-//! Any history: a random sequence of writes, snapshots, reverts, deletions, switching on and off, and crashes in the
-//! middle. After each act every snapshot and every disk reads what it must, and what is refused has changed nothing.
+//! Any history: a random sequence of writes, snapshots, reverts, deletions, volume snapshots, clones, resizes, switching
+//! on and off, and crashes in the middle. After each act every snapshot and every disk reads what it must, and what is refused has changed nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -10,15 +10,17 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;
-use vmsnap::host::sim::{Content, Fault, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{BLOCK, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CloneMode, DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
 
-use simulated::{Disks, Life, Scene, Truth, disks};
+use simulated::{Disks, Life, Reading, Scene, Truth, disks};
 
 #[derive(Debug, Clone)]
 enum Act {
     Write { block: u64, value: u64 },
+    WriteLast { value: u64 },
+    Grow { disk: Index, blocks: u64 },
     Create { quiesce: Quiesce, memory: bool, only: Option<Index> },
     Revert { which: Index },
     TakeNow { disk: Index },
@@ -42,6 +44,8 @@ fn acts() -> impl Strategy<Value = Act> {
     let quiesce = prop_oneof![Just(Quiesce::Auto), Just(Quiesce::Required), Just(Quiesce::Off)];
     prop_oneof![
         3 => (0..8_u64, 1..1000_u64).prop_map(|(block, value)| Act::Write { block, value }),
+        1 => (1..1000_u64).prop_map(|value| Act::WriteLast { value }),
+        1 => (any::<Index>(), 1..4_u64).prop_map(|(disk, blocks)| Act::Grow { disk, blocks }),
         3 => (quiesce, prop::bool::weighted(0.2), prop::option::weighted(0.2, any::<Index>()))
             .prop_map(|(quiesce, memory, only)| {
                 // Memory is consistent by itself, and goes with all disks: anything else is refused.
@@ -88,9 +92,21 @@ impl History {
         let names: Vec<String> = self.truth.snapshots.keys().cloned().collect();
         let clones: Vec<String> = self.truth.clones.keys().cloned().collect();
         match &moved.act {
-            Act::Write { .. } | Act::Power if self.is_off() => self.scene.sim.someone_starts(self.scene.vm),
+            Act::Write { .. } | Act::WriteLast { .. } | Act::Power if self.is_off() => {
+                self.scene.sim.someone_starts(self.scene.vm);
+            }
             Act::Write { block, value } => {
                 self.scene.write(*block, *value);
+                self.truth.active = self.scene.active();
+            }
+            Act::WriteLast { value } => {
+                self.scene.write_last(*value);
+                self.truth.active = self.scene.active();
+            }
+            Act::Grow { disk, blocks } => {
+                let disk = disk.get(&disks()).clone();
+                let size = self.truth.active[&disk].size + blocks * BLOCK;
+                self.scene.sim.someone_resizes(self.scene.vm, &disk, size);
                 self.truth.active = self.scene.active();
             }
             Act::Power => self.scene.sim.someone_stops(self.scene.vm),
@@ -169,7 +185,7 @@ impl History {
     }
 
     /// One of the disks that a snapshot holds, and what it reads there.
-    fn disk_of(&self, snapshot: &str, disk: Index) -> (DiskTarget, Content) {
+    fn disk_of(&self, snapshot: &str, disk: Index) -> (DiskTarget, Reading) {
         let held: Vec<_> = self.truth.snapshots[snapshot].iter().collect();
         let (disk, content) = held[disk.index(held.len())];
         (disk.clone(), content.clone())
@@ -232,6 +248,8 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         Act::Flatten { .. } => reason == Reason::InvalidArgument,
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
         Act::Write { .. }
+        | Act::WriteLast { .. }
+        | Act::Grow { .. }
         | Act::Create { .. }
         | Act::TakeNow { .. }
         | Act::TakeFrom { .. }

@@ -10,7 +10,8 @@ use crate::ops::{Asked, OpsError};
 use crate::proto::v1;
 
 /// The fields that `update_mask` may name and this version changes.
-const FIELDS: [&str; 6] = ["name", "display_name", "description", "account", "domain", "project"];
+const FIELDS: [&str; 7] =
+    ["name", "display_name", "description", "account", "domain", "project", "expire_time"];
 
 /// Longest reason of a hold, in bytes.
 const REASON_LIMIT: usize = 1024;
@@ -143,8 +144,7 @@ impl Api {
             let found = self.find(snapshot, vm).await?;
             self.engine.edit_snapshot(found.id, edit, asked).await.map_err(status::of)?
         };
-        let tree = self.tree(snapshot.vm).await?;
-        Ok(convert::snapshot(&snapshot, &self.surroundings(&tree)))
+        self.shown(snapshot).await
     }
 }
 
@@ -156,7 +156,6 @@ fn check_update(message: &v1::UpdateSnapshotRequest) -> Result<Update, Status> {
     for path in paths {
         match path.as_str() {
             field if FIELDS.contains(&field) => {}
-            "expire_time" => violations.add("update_mask", "this version does not expire snapshots"),
             other => violations.add("update_mask", format!("{other:?} is not a field that can be changed")),
         }
     }
@@ -180,6 +179,7 @@ fn check_update(message: &v1::UpdateSnapshotRequest) -> Result<Update, Status> {
         account: text("account", &message.account),
         domain: text("domain", &message.domain),
         project: text("project", &message.project),
+        expires_at: named("expire_time").then(|| violations.take_expiry(message.expire_time)),
         clear_properties: message.clear_properties,
         remove_properties: message.remove_properties.iter().cloned().collect(),
         set_properties: message.set_properties.clone().into_iter().collect(),

@@ -61,7 +61,9 @@ impl EventService for Api {
     ) -> Answer<Self::WatchEventsStream> {
         let request = request.into_inner();
         let heartbeat = watch::heartbeat(request.heartbeat_interval)?;
-        let since = request.since.map(|since| milliseconds("since", since)).transpose()?;
+        let mut violations = Violations::default();
+        let since = violations.take_time("since", request.since);
+        violations.check()?;
         let filter = self.event_filter(request.filter.unwrap_or_default()).await?;
         let from = start(&self.engine, &request.resume_token, since).await?;
         let (sender, receiver) = mpsc::channel(8);
@@ -72,11 +74,11 @@ impl EventService for Api {
 }
 
 /// The place that a watch begins behind.
-async fn start(engine: &Engine, token: &str, since_ms: Option<i64>) -> Result<u64, Status> {
-    let filter = EventFilter { created_after_ms: since_ms, ..EventFilter::default() };
+async fn start(engine: &Engine, token: &str, since: Option<Timestamp>) -> Result<u64, Status> {
+    let filter = EventFilter { created_after: since, ..EventFilter::default() };
     let page = engine.events(filter, EventOrder::After(0), 1).await.map_err(status::of)?;
     if token.is_empty() {
-        let first = page.events.first().filter(|_| since_ms.is_some());
+        let first = page.events.first().filter(|_| since.is_some());
         return Ok(first.map_or(page.newest, |first| first.sequence - 1));
     }
     let place: u64 = token.parse().map_err(|_| {
@@ -186,11 +188,8 @@ impl Api {
             operation: violations.take_id("operation_id", &asked.operation_id),
             kinds: known,
             min_severity: convert::severity(asked.min_severity()),
-            created_after_ms: asked.created_after.map(|at| milliseconds("created_after", at)).transpose()?,
-            created_before_ms: asked
-                .created_before
-                .map(|at| milliseconds("created_before", at))
-                .transpose()?,
+            created_after: violations.take_time("created_after", asked.created_after),
+            created_before: violations.take_time("created_before", asked.created_before),
         };
         violations.check()?;
         if filter.kinds.is_empty() && !kinds.is_empty() {
@@ -202,21 +201,6 @@ impl Api {
         };
         Ok(EventFilter { vm, ..filter })
     }
-}
-
-impl Violations {
-    /// An id, if one is given.
-    pub(super) fn take_id<T: std::str::FromStr>(&mut self, field: &str, id: &str) -> Option<T> {
-        match id {
-            "" => None,
-            id => self.take(field, id.parse().map_err(|_| "it is not an id")),
-        }
-    }
-}
-
-fn milliseconds(field: &str, at: prost_types::Timestamp) -> Result<i64, Status> {
-    let at = Timestamp::new(at.seconds, at.nanos).map_err(|_| bad(field, "it is not a time"))?;
-    Ok(at.as_millisecond())
 }
 
 fn bad(field: &str, problem: &str) -> Status {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::status::Violations;
 use crate::model::Label;
 use crate::model::snapshot::Owner;
@@ -14,6 +16,7 @@ pub(super) struct Written<'a> {
     description: &'a str,
     owner: [&'a str; 3],
     properties: &'a BTreeMap<String, String>,
+    expire_time: Option<prost_types::Timestamp>,
 }
 
 macro_rules! written {
@@ -26,6 +29,7 @@ macro_rules! written {
                     description: &request.description,
                     owner: [&request.account, &request.domain, &request.project],
                     properties: &request.properties,
+                    expire_time: request.expire_time,
                 }
             }
         }
@@ -53,7 +57,17 @@ impl Violations {
             description: written.description.to_owned(),
             owner,
             properties: written.properties.clone(),
+            expires_at: self.take_expiry(written.expire_time),
         }
+    }
+
+    /// When a snapshot is to be deleted by itself, if ever. A time that has passed is a slip, not a wish.
+    pub(super) fn take_expiry(&mut self, at: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+        let at = self.take_time("expire_time", at);
+        if at.is_some_and(|at| at <= Timestamp::now()) {
+            self.add("expire_time", "it has passed already");
+        }
+        at
     }
 
     /// Account, domain and project, in this order.

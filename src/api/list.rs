@@ -1,16 +1,13 @@
 //! Lists of snapshots: pages of all, and the tree of one VM.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
 use tonic::{Response, Status};
 
 use super::status::Violations;
 use super::{Answer, Api, convert, paging, status};
-use crate::model::{LayerTree, Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId};
+use crate::model::{LayerTree, Snapshot, SnapshotId, SnapshotKind, VmId};
 use crate::ops::OpsError;
 use crate::proto::v1;
-use crate::store::{Order, Page, SnapshotFilter};
+use crate::store::{Direction, OrderBy, Page, Placed, Position, SnapshotFilter};
 
 /// A page of snapshots.
 pub(super) async fn snapshots(
@@ -21,28 +18,18 @@ pub(super) async fn snapshots(
     let token = std::mem::take(&mut request.page_token);
     request.page_size = 0;
     let query = status::digest("ListSnapshots", &request);
-    let after = paging::position(&query, &token)?.map(position).transpose()?;
-    let order = order(&request.order_by)?;
+    let (order, direction) = order(&request.order_by)?;
+    let after = paging::position(&query, &token)?.map(|text| position(order, text)).transpose()?;
     let filter = filter(api, request.filter.unwrap_or_default()).await?;
-    let page = api.engine.snapshots(filter, Page { limit, after, order }).await.map_err(status::of)?;
+    let page =
+        api.engine.snapshots(filter, Page { limit, after, order, direction }).await.map_err(status::of)?;
 
-    let mut trees: HashMap<VmId, LayerTree> = HashMap::new();
-    let mut answer = v1::ListSnapshotsResponse {
+    let shown = |placed: &Placed| convert::snapshot(placed, api.engine.holder(placed.snapshot.vm));
+    Ok(Response::new(v1::ListSnapshotsResponse {
+        snapshots: page.snapshots.iter().map(shown).collect(),
+        next_page_token: page.next.map(|next| paging::token(&query, &text(&next))).unwrap_or_default(),
         total_size: i64::try_from(page.total).unwrap_or(i64::MAX),
-        ..v1::ListSnapshotsResponse::default()
-    };
-    if let Some(last) = page.snapshots.last().filter(|_| page.has_more) {
-        let position = format!("{}_{}", last.created_at.as_millisecond(), last.id);
-        answer.next_page_token = paging::token(&query, &position);
-    }
-    for snapshot in &page.snapshots {
-        let tree = match trees.entry(snapshot.vm) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(free) => free.insert(api.tree(snapshot.vm).await?),
-        };
-        answer.snapshots.push(convert::snapshot(snapshot, &api.surroundings(tree)));
-    }
-    Ok(Response::new(answer))
+    }))
 }
 
 /// The tree of a VM: each snapshot behind its parent.
@@ -55,13 +42,15 @@ pub(super) async fn tree(
     violations.check()?;
     let vm = api.vm_id(&request.vm).await?;
     let tree = api.tree(vm).await?;
-    let around = api.surroundings(&tree);
+    let holder = api.engine.holder(vm);
     // A VM that has left, or a hypervisor that is down: the tree is shown all the same.
     let summary = api.engine.find_vm(&vm.to_string()).await.ok();
-    let nodes = in_tree_order(&tree).into_iter().map(|(id, depth)| v1::SnapshotTreeNode {
-        snapshot: tree.snapshot(id).map(|snapshot| convert::snapshot(snapshot, &around)),
+    let (snapshots, depths): (Vec<_>, Vec<_>) = in_tree_order(&tree).into_iter().unzip();
+    let placed = api.engine.store().placed(snapshots).await.map_err(|error| status::of(error.into()))?;
+    let nodes = placed.iter().zip(depths).map(|(placed, depth)| v1::SnapshotTreeNode {
+        snapshot: Some(convert::snapshot(placed, holder)),
         depth,
-        child_ids: children(&tree, Some(id)).map(|child| child.to_string()).collect(),
+        child_ids: children(&tree, placed.snapshot.id).map(|child| child.id.to_string()).collect(),
     });
     Ok(Response::new(v1::GetSnapshotTreeResponse {
         vm_id: vm.to_string(),
@@ -69,92 +58,99 @@ pub(super) async fn tree(
         nodes: nodes.collect(),
         current_snapshot_id: tree.current.map(|current| current.to_string()).unwrap_or_default(),
         run_state: summary.map_or(v1::RunState::Unknown, |vm| convert::run_state(vm.run_state)).into(),
-        operation_id: api.engine.holder(vm).map(|holder| holder.to_string()).unwrap_or_default(),
+        operation_id: holder.map(|holder| holder.to_string()).unwrap_or_default(),
         ..v1::GetSnapshotTreeResponse::default()
     }))
 }
 
-/// Depth first, siblings oldest first.
-fn in_tree_order(tree: &LayerTree) -> Vec<(SnapshotId, u32)> {
+/// Depth first, siblings oldest first. Each with how deep it stands.
+fn in_tree_order(tree: &LayerTree) -> Vec<(Snapshot, u32)> {
     let is_root = |parent: Option<SnapshotId>| parent.is_none_or(|parent| tree.snapshot(parent).is_none());
     // One of a volume is no place that the VM has been at.
     let of_vm = |snapshot: &&Snapshot| snapshot.kind != SnapshotKind::Volume;
-    let roots = tree
-        .snapshots
-        .iter()
-        .filter(of_vm)
-        .filter(|snapshot| is_root(snapshot.parent))
-        .map(|snapshot| (snapshot.id, 0));
-    let mut open: Vec<(SnapshotId, u32)> = roots.collect();
+    let roots = tree.snapshots.iter().filter(of_vm).filter(|snapshot| is_root(snapshot.parent));
+    let mut open: Vec<(&Snapshot, u32)> = roots.map(|root| (root, 0)).collect();
     open.reverse();
     let mut order = Vec::new();
-    while let Some((id, depth)) = open.pop() {
-        order.push((id, depth));
-        let mut below: Vec<_> = children(tree, Some(id)).map(|child| (child, depth + 1)).collect();
+    while let Some((snapshot, depth)) = open.pop() {
+        order.push((snapshot.clone(), depth));
+        let mut below: Vec<_> = children(tree, snapshot.id).map(|child| (child, depth + 1)).collect();
         below.reverse();
         open.extend(below);
     }
     order
 }
 
-fn children(tree: &LayerTree, parent: Option<SnapshotId>) -> impl Iterator<Item = SnapshotId> {
-    tree.snapshots.iter().filter(move |snapshot| snapshot.parent == parent).map(|snapshot| snapshot.id)
+fn children(tree: &LayerTree, parent: SnapshotId) -> impl Iterator<Item = &Snapshot> {
+    tree.snapshots.iter().filter(move |snapshot| snapshot.parent == Some(parent))
 }
 
-fn position(text: &str) -> Result<(i64, SnapshotId), Status> {
+/// A position as a page token spells it.
+fn text(position: &Position) -> String {
+    format!("{}_{}", position.number, position.key)
+}
+
+fn position(order: OrderBy, text: &str) -> Result<Position, Status> {
     let parse = || {
-        let (created, id) = text.split_once('_')?;
-        Some((created.parse().ok()?, id.parse().ok()?))
+        let (number, key) = text.split_once('_')?;
+        let is_key = match order {
+            OrderBy::Created => key.parse::<i64>().is_ok(),
+            OrderBy::Name | OrderBy::VmName => true,
+        };
+        is_key.then_some(Position { key: key.to_owned(), number: number.parse().ok()? })
     };
     parse().ok_or_else(paging::invalid)
 }
 
-fn order(order_by: &str) -> Result<Order, Status> {
-    match order_by {
-        "" | "create_time" | "create_time asc" => Ok(Order::Oldest),
-        "create_time desc" => Ok(Order::Newest),
+fn order(order_by: &str) -> Result<(OrderBy, Direction), Status> {
+    let (field, direction) = match order_by.split_once(' ') {
+        None if order_by.is_empty() => ("create_time", Direction::Descending),
+        None | Some((_, "asc")) => (order_by.trim_end_matches(" asc"), Direction::Ascending),
+        Some((field, "desc")) => (field, Direction::Descending),
+        Some(_) => ("", Direction::Ascending),
+    };
+    let order = match field {
+        "create_time" => OrderBy::Created,
+        "name" => OrderBy::Name,
+        "vm_name" => OrderBy::VmName,
         _ => {
             let mut violations = Violations::default();
-            violations.add("order_by", "create_time, or create_time desc");
-            violations.check().map(|()| Order::Oldest)
+            violations.add("order_by", "create_time, name or vm_name, and if you like \" desc\" behind it");
+            return Err(violations.check().err().unwrap_or_else(paging::invalid));
         }
-    }
+    };
+    Ok((order, direction))
 }
 
 async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, Status> {
+    let mut violations = Violations::default();
+    let volume = violations.take_id("filter.volume_id", &asked.volume_id);
+    let parent = violations.take_id("filter.parent_id", &asked.parent_id);
+    let created_after = violations.take_time("filter.created_after", asked.created_after);
+    let created_before = violations.take_time("filter.created_before", asked.created_before);
+    violations.check()?;
+    if !asked.schedule_id.is_empty() {
+        return Err(status::not_implemented("a filter of snapshots by schedule"));
+    }
     let vm = match asked.vm.as_str() {
         "" => None,
         vm => Some(api.vm_id(vm).await?),
     };
-    if !asked.volume_id.is_empty()
-        || !asked.schedule_id.is_empty()
-        || !asked.parent_id.is_empty()
-        || asked.held.is_some()
-    {
-        return Err(status::not_implemented("a filter of snapshots by volume, schedule, parent or hold"));
-    }
-    let states: Vec<SnapshotState> = asked.states().filter_map(convert::snapshot_state).collect();
-    let kinds: Vec<v1::SnapshotKind> = asked.kinds().collect();
-    let wants = |kind| kinds.is_empty() || kinds.contains(&kind);
-    let has_memory = match (wants(v1::SnapshotKind::VmDisks), wants(v1::SnapshotKind::VmDisksAndMemory)) {
-        (true, true) => None,
-        (false, true) => Some(true),
-        (true, false) => Some(false),
-        (false, false) => return Err(status::not_implemented("snapshots of volumes")),
-    };
-    let millisecond = |time: prost_types::Timestamp| time.seconds * 1000 + i64::from(time.nanos) / 1_000_000;
     Ok(SnapshotFilter {
         vm,
-        states,
-        has_memory,
+        states: asked.states().filter_map(convert::snapshot_state).collect(),
+        kinds: asked.kinds().filter_map(convert::snapshot_kind).collect(),
+        volume,
+        parent,
+        held: asked.held,
         account: asked.account,
         domain: asked.domain,
         project: asked.project,
         name: asked.name,
         name_prefix: asked.name_prefix,
         properties: asked.properties.into_iter().map(|property| (property.key, property.value)).collect(),
-        created_after_ms: asked.created_after.map(millisecond),
-        created_before_ms: asked.created_before.map(millisecond),
+        created_after,
+        created_before,
     })
 }
 

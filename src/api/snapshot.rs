@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::convert::Surroundings;
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, convert, generation, status};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, DiskTarget, Label, LayerTree, Quiesce, RevertSnapshot, RunStateAfter,
-    Snapshot, SnapshotKind,
+    CreateSnapshot, DeleteSnapshots, DeletionReason, DiskTarget, Label, Quiesce, RevertSnapshot,
+    RunStateAfter, Snapshot, SnapshotKind,
 };
 use crate::ops::{Asked, OpsError, Submitted};
 use crate::proto::v1;
@@ -53,9 +52,8 @@ impl SnapshotService for Api {
     ) -> Answer<v1::GetSnapshotResponse> {
         let request = request.into_inner();
         let snapshot = self.find(&request.snapshot, &request.vm).await?;
-        let tree = self.engine.store().tree(snapshot.vm).await.map_err(|error| status::of(error.into()))?;
-        let snapshot = convert::snapshot(&snapshot, &self.surroundings(&tree));
-        Ok(Response::new(v1::GetSnapshotResponse { snapshot: Some(snapshot) }))
+        let snapshot = Some(self.shown(snapshot).await?);
+        Ok(Response::new(v1::GetSnapshotResponse { snapshot }))
     }
 
     async fn list_snapshots(
@@ -121,6 +119,7 @@ impl SnapshotService for Api {
             with_children: false,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
             generation,
+            reason: DeletionReason::Asked,
         };
         let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
@@ -159,6 +158,7 @@ impl SnapshotService for Api {
             with_children: message.include_children,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
             generation: None,
+            reason: DeletionReason::Asked,
         };
         let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
         Ok(Response::new(batch_delete_response(submitted, &asked)?))
@@ -290,9 +290,12 @@ impl Api {
         self.engine.find_snapshot(snapshot, vm).await.map_err(status::of)
     }
 
-    /// What stands around a snapshot and is shown with it.
-    pub(super) fn surroundings<'a>(&self, tree: &'a LayerTree) -> Surroundings<'a> {
-        Surroundings { tree, holder: self.engine.holder(tree.vm) }
+    /// A snapshot with what stands around it.
+    pub(super) async fn shown(&self, snapshot: Snapshot) -> Result<v1::Snapshot, Status> {
+        let holder = self.engine.holder(snapshot.vm);
+        let placed = self.engine.store().placed(vec![snapshot]).await;
+        let placed = placed.map_err(|error| status::of(error.into()))?;
+        Ok(convert::snapshot(placed.first().expect("each snapshot is placed"), holder))
     }
 }
 
@@ -312,9 +315,6 @@ impl CreateWish {
         let label = violations.take_label(message);
         if message.max_pause.is_some() {
             violations.add("max_pause", "this version cannot bound the pause of a memory capture");
-        }
-        if message.expire_time.is_some() {
-            violations.add("expire_time", "this version does not expire snapshots");
         }
         if message.mount_points.len() > MOUNT_POINTS_LIMIT {
             violations.add("mount_points", format!("at most {MOUNT_POINTS_LIMIT}"));

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::str::FromStr;
 
+use jiff::Timestamp;
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -26,6 +28,20 @@ impl Violations {
     /// Takes the value, or notes why there is none.
     pub(super) fn take<T, E: ToString>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.add(field, error.to_string())).ok()
+    }
+
+    /// An id, if one is given.
+    pub(super) fn take_id<T: FromStr>(&mut self, field: &str, id: &str) -> Option<T> {
+        match id {
+            "" => None,
+            id => self.take(field, id.parse().map_err(|_| "it is not an id")),
+        }
+    }
+
+    /// A time, if one is given.
+    pub(super) fn take_time(&mut self, field: &str, at: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+        let at = at.map(|at| Timestamp::new(at.seconds, at.nanos).map_err(|_| "it is not a time"));
+        at.and_then(|at| self.take(field, at))
     }
 
     /// Refuses the request if anything was noted.

@@ -124,9 +124,6 @@ impl Api {
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         let label = violations.take_label(&message);
-        if message.expire_time.is_some() {
-            violations.add("expire_time", "this version does not expire snapshots");
-        }
         let disk = match &message.source {
             None => {
                 violations.add("volume", "name a volume, or a disk of a snapshot");

@@ -12,8 +12,8 @@ mod volume;
 
 pub(super) use event::{EventVerb, WhichEvents};
 pub(super) use snapshot::{
-    CommentArgs, CreateArgs, DeleteArgs, HoldArgs, ListArgs, Quiesce, RevertArgs, RunState, SetArgs,
-    SnapshotVerb, Which,
+    CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, Quiesce, RevertArgs, RunState,
+    SetArgs, SnapshotVerb, Sort, State, Which,
 };
 
 pub(super) use volume::{

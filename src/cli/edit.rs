@@ -12,6 +12,7 @@ use crate::proto::v1;
 pub(super) async fn set(session: &Session, args: SetArgs) -> Result<u8, Failure> {
     let (snapshot, vm) = locate(&args.which);
     let mut mask = prost_types::FieldMask::default();
+    mask.paths.extend((args.expire.is_some() || args.no_expire).then(|| "expire_time".to_owned()));
     let mut take = |field: &str, value: Option<String>| {
         mask.paths.extend(value.is_some().then(|| field.to_owned()));
         value.unwrap_or_default()
@@ -19,6 +20,7 @@ pub(super) async fn set(session: &Session, args: SetArgs) -> Result<u8, Failure>
     let request = v1::UpdateSnapshotRequest {
         snapshot,
         vm,
+        expire_time: args.expire.map(Into::into),
         name: take("name", args.name),
         display_name: take("display_name", args.display_name),
         description: take("description", args.description),
@@ -31,7 +33,6 @@ pub(super) async fn set(session: &Session, args: SetArgs) -> Result<u8, Failure>
         etag: args.etag,
         request_id: request_id(),
         update_mask: Some(mask),
-        ..v1::UpdateSnapshotRequest::default()
     };
     let answer = session.daemon.snapshots().update_snapshot(request).await?.into_inner();
     show(session, &answer, "UpdateSnapshotResponse", answer.snapshot.as_ref())

@@ -13,6 +13,7 @@ mod connect;
 mod edit;
 mod event;
 mod failure;
+mod list;
 mod node;
 mod operation;
 mod output;

@@ -8,7 +8,7 @@ use super::connect::request_id;
 use super::failure::{Failure, exit};
 use super::output::{Shown, Text};
 use super::table::Table;
-use super::{Session, edit, event, operation, output, progress, tree, words};
+use super::{Session, edit, event, list, operation, output, progress, tree, words};
 use crate::proto::v1;
 
 /// Most entries that one call gives.
@@ -18,7 +18,7 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
     match verb {
         SnapshotVerb::Create(args) => create(session, *args).await,
         SnapshotVerb::List(args) if args.tree => show_tree(session, args).await,
-        SnapshotVerb::List(args) => list(session, args).await,
+        SnapshotVerb::List(args) => table(session, args).await,
         SnapshotVerb::Show { which } => show(session, &which).await,
         SnapshotVerb::Revert(args) => revert(session, args).await,
         SnapshotVerb::Delete(args) => delete(session, args).await,
@@ -46,6 +46,7 @@ async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
         domain: args.label.domain,
         project: args.label.project,
         properties: args.label.properties.into_iter().collect(),
+        expire_time: args.label.expire.map(Into::into),
         request_id: request_id(),
         validate_only: args.how.dry_run,
         ..v1::CreateSnapshotRequest::default()
@@ -123,6 +124,7 @@ pub(super) fn details(snapshot: &v1::Snapshot) -> String {
         ("parent", snapshot.parent_id.clone()),
         ("created", words::time(snapshot.create_time)),
         ("created by", snapshot.created_by.clone()),
+        ("expires", words::time(snapshot.expire_time)),
         ("account", snapshot.account.clone()),
         ("domain", snapshot.domain.clone()),
         ("project", snapshot.project.clone()),
@@ -143,8 +145,8 @@ pub(super) fn details(snapshot: &v1::Snapshot) -> String {
     lines.map(|(label, value)| format!("{label:<13} {value}")).collect::<Vec<_>>().join("\n")
 }
 
-async fn list(session: &Session, args: ListArgs) -> Result<u8, Failure> {
-    let answer = list_all(session, args).await?;
+async fn table(session: &Session, args: ListArgs) -> Result<u8, Failure> {
+    let answer = list::all(session, args).await?;
     let mut table =
         Table::new(&["VM", "NAME", "KIND", "STATE", "CONSISTENCY", "SIZE", "CURRENT", "AGE", "ID"]);
     for snapshot in &answer.snapshots {
@@ -172,38 +174,6 @@ async fn list(session: &Session, args: ListArgs) -> Result<u8, Failure> {
 /// What a snapshot takes on the host.
 pub(super) fn bytes(snapshot: &v1::Snapshot) -> u64 {
     snapshot.disks.iter().map(|disk| disk.allocated_bytes).sum::<u64>() + snapshot.memory_bytes
-}
-
-/// All pages as one answer.
-async fn list_all(session: &Session, args: ListArgs) -> Result<v1::ListSnapshotsResponse, Failure> {
-    let property = |text: &String| match text.split_once('=') {
-        Some((key, value)) => v1::PropertyFilter { key: key.to_owned(), value: Some(value.to_owned()) },
-        None => v1::PropertyFilter { key: text.clone(), value: None },
-    };
-    let limit = args.limit.unwrap_or(usize::MAX);
-    let mut request = v1::ListSnapshotsRequest {
-        filter: Some(v1::SnapshotFilter {
-            vm: args.vm.unwrap_or_default(),
-            account: args.account,
-            domain: args.domain,
-            project: args.project,
-            name_prefix: args.name_prefix,
-            properties: args.properties.iter().map(property).collect(),
-            ..v1::SnapshotFilter::default()
-        }),
-        order_by: if args.newest { "create_time desc" } else { "" }.to_owned(),
-        page_size: PAGE,
-        ..v1::ListSnapshotsRequest::default()
-    };
-    let mut answer = session.daemon.snapshots().list_snapshots(request.clone()).await?.into_inner();
-    while !answer.next_page_token.is_empty() && answer.snapshots.len() < limit {
-        request.page_token.clone_from(&answer.next_page_token);
-        let mut page = session.daemon.snapshots().list_snapshots(request.clone()).await?.into_inner();
-        answer.snapshots.append(&mut page.snapshots);
-        answer.next_page_token = page.next_page_token;
-    }
-    answer.snapshots.truncate(limit);
-    Ok(answer)
 }
 
 async fn show_tree(session: &Session, args: ListArgs) -> Result<u8, Failure> {

@@ -111,9 +111,9 @@ async fn create_snapshot(session: &Session, args: CreateVolumeSnapshotArgs) -> R
         domain: args.label.domain,
         project: args.label.project,
         properties: args.label.properties.into_iter().collect(),
+        expire_time: args.label.expire.map(Into::into),
         request_id: request_id(),
         validate_only: args.how.dry_run,
-        ..v1::CreateVolumeSnapshotRequest::default()
     };
     let answer = session.daemon.volumes().create_volume_snapshot(request).await?.into_inner();
     if let Some(plan) = &answer.plan {

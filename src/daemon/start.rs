@@ -149,6 +149,7 @@ impl Daemon {
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.keep_events_for(config.event_retention());
+        engine.expire_snapshots();
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();

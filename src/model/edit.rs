@@ -46,6 +46,8 @@ pub struct Update {
     pub domain: Option<String>,
     /// The project it belongs to.
     pub project: Option<String>,
+    /// When it is to be deleted by itself; `Some(None)` for never.
+    pub expires_at: Option<Option<Timestamp>>,
     /// First, remove all properties.
     pub clear_properties: bool,
     /// Then, remove these.
@@ -67,6 +69,7 @@ impl Update {
             ("account", self.account.is_some()),
             ("domain", self.domain.is_some()),
             ("project", self.project.is_some()),
+            ("expire_time", self.expires_at.is_some()),
             ("properties", changes_properties),
         ];
         fields.into_iter().filter(|(_, is_changed)| *is_changed).map(|(field, _)| field).collect()
@@ -203,6 +206,9 @@ impl Snapshot {
             if let Some(text) = text {
                 *field = text;
             }
+        }
+        if let Some(expires_at) = update.expires_at {
+            self.expires_at = expires_at;
         }
         if update.clear_properties {
             self.properties.clear();

@@ -55,6 +55,7 @@ pub enum EventKind {
     SnapshotUpdated,
     SnapshotCommented,
     SnapshotHeld,
+    SnapshotExpired,
     OperationStateChanged,
     OperationSteered,
     GuestFrozen,
@@ -237,6 +238,13 @@ pub fn of_edit(edit: &Edit, snapshot: &Snapshot, cause: &Cause) -> Event {
             Event::of_snapshot(EventKind::SnapshotUpdated, message, snapshot, cause).with("fields", fields)
         }
     }
+}
+
+/// A snapshot's time has come, and its deletion begins.
+#[must_use]
+pub fn of_expiry(snapshot: &Snapshot, cause: &Cause) -> Event {
+    let message = format!("snapshot {} has expired and is deleted", snapshot.name);
+    Event::of_snapshot(EventKind::SnapshotExpired, message, snapshot, cause)
 }
 
 /// A comment was written or deleted.

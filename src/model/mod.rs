@@ -26,8 +26,8 @@ pub use ids::{
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{
-    CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, FlattenVolume, Quiesce, Request,
-    RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
+    CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm, FlattenVolume,
+    Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;

@@ -39,6 +39,15 @@ pub enum Request {
 }
 
 impl Request {
+    /// The snapshots that it deletes because their time has come.
+    #[must_use]
+    pub fn expired(&self) -> &[SnapshotId] {
+        match self {
+            Self::DeleteSnapshots(request) if request.reason == DeletionReason::Expired => &request.snapshots,
+            _ => &[],
+        }
+    }
+
     /// What it asks for, in words.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -217,4 +226,17 @@ pub struct DeleteSnapshots {
     pub bandwidth: Option<u64>,
     /// The generation of the first that the client has seen; None not to check.
     pub generation: Option<u64>,
+    /// Why.
+    pub reason: DeletionReason,
+}
+
+/// Why snapshots are deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeletionReason {
+    /// Somebody asked for it.
+    #[default]
+    Asked,
+    /// Their time has come.
+    Expired,
 }

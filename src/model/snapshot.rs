@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub holds: Vec<Hold>,
     /// How many comments there are under it.
     pub comments: u32,
+    /// When it is to be deleted by itself; None for never. A hold keeps it past that.
+    pub expires_at: Option<Timestamp>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// Who asked for it.
@@ -84,6 +86,8 @@ pub struct Label {
     pub owner: Owner,
     /// Key and value pairs of the user.
     pub properties: std::collections::BTreeMap<String, String>,
+    /// When it is to be deleted by itself; None for never.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// The account, domain and project of a cloud that a snapshot belongs to. Each may be empty.

@@ -24,6 +24,7 @@ mod deadman;
 mod edit;
 mod error;
 mod events;
+mod expiry;
 mod gate;
 mod observe;
 mod recover;
@@ -190,8 +191,8 @@ impl Engine {
             return Err(nobody());
         }
         let filter = SnapshotFilter { vm, name: wanted.to_owned(), ..SnapshotFilter::default() };
-        let mut found =
-            self.0.store.snapshots(filter, Page { limit: 10, ..Page::default() }).await?.snapshots;
+        let page = self.0.store.snapshots(filter, Page { limit: 10, ..Page::default() }).await?;
+        let mut found: Vec<_> = page.snapshots.into_iter().map(|placed| placed.snapshot).collect();
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(nobody()),
             (Some(snapshot), true) => Ok(snapshot),

@@ -34,6 +34,7 @@ pub(super) fn reserve(
         properties: label.properties.clone(),
         holds: Vec::new(),
         comments: 0,
+        expires_at: label.expires_at,
         created_at: world.now,
         created_by: created_by.to_owned(),
         operation,

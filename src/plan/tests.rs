@@ -14,9 +14,9 @@ use crate::model::vm::{
     ImageFacts, PauseReason, RefusedDisk,
 };
 use crate::model::{
-    CloneMode, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, Findings, FlattenVolume,
-    Label, OperationId, Quiesce, RevertSnapshot, RevertVolume, RunStateAfter, SnapshotId, SnapshotKind,
-    TakeFromSnapshot, VmId,
+    CloneMode, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm,
+    Findings, FlattenVolume, Label, OperationId, Quiesce, RevertSnapshot, RevertVolume, RunStateAfter,
+    SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
 };
 
 mod volumes;
@@ -122,6 +122,7 @@ impl Paper {
             with_children: false,
             bandwidth: None,
             generation: None,
+            reason: DeletionReason::Asked,
         };
         delete(&self.world, &request)
     }

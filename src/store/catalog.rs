@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, StoreError, clone, event, from_json, parse, to_json};
+use super::{Result, Store, clone, event, from_json, parse, snapshot, to_json};
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
 use crate::model::{Findings, Layer, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
@@ -27,16 +27,12 @@ impl Store {
 
     /// One snapshot.
     pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
-        self.transact(move |transaction| read_snapshot(transaction, id)).await
+        self.transact(move |transaction| snapshot::read(transaction, id)).await
     }
 
     /// The definition that was stored with a snapshot.
     pub async fn definition(&self, id: SnapshotId) -> Result<Option<String>> {
-        self.transact(move |transaction| {
-            let sql = "SELECT definition FROM snapshot WHERE id = ?";
-            Ok(transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?)
-        })
-        .await
+        self.transact(move |transaction| snapshot::read_definition(transaction, id)).await
     }
 
     /// Lets a change of a step be so.
@@ -57,7 +53,7 @@ impl Store {
                 let before = read_tree(transaction, vm)?;
                 let mut tree = before.clone();
                 tree.apply(&change, &findings);
-                write_tree(transaction, &tree)?;
+                write_tree(transaction, &before, &tree)?;
                 event::insert_all(transaction, of_tree(&before, &tree, &cause))?;
             }
             Ok(())
@@ -68,18 +64,18 @@ impl Store {
     /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
     pub async fn set_state(&self, id: SnapshotId, state: SnapshotState, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
-            let Some(before) = read_snapshot(transaction, id)? else { return Ok(()) };
+            let Some(before) = snapshot::read(transaction, id)? else { return Ok(()) };
             if before.state == state {
                 return Ok(());
             }
-            let mut snapshot = before.clone();
+            let mut changed = before.clone();
             if state == SnapshotState::Deleting {
-                snapshot.check_not_held()?;
+                changed.check_not_held()?;
             }
-            snapshot.state = state;
-            snapshot.generation += 1;
-            write_snapshot(transaction, &snapshot)?;
-            event::insert_all(transaction, of_snapshot(Some(&before), Some(&snapshot), &cause))
+            changed.state = state;
+            changed.generation += 1;
+            snapshot::write(transaction, &changed)?;
+            event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), &cause))
         })
         .await
     }
@@ -87,7 +83,7 @@ impl Store {
     /// Takes a reservation back.
     pub async fn forget_reservation(&self, id: SnapshotId, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
-            let reserved = read_snapshot(transaction, id)?;
+            let reserved = snapshot::read(transaction, id)?;
             let Some(reserved) = reserved.filter(|found| found.state == SnapshotState::Creating) else {
                 return Ok(());
             };
@@ -96,30 +92,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// Enters a snapshot that is being made, with the definition that belongs to it.
-pub(super) fn reserve(transaction: &Transaction<'_>, snapshot: &Snapshot, definition: &str) -> Result<()> {
-    transaction
-        .execute(
-            "INSERT INTO snapshot (id, vm, name, state, kind, account, domain, project, created_at, definition, body)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![
-                snapshot.id.to_string(),
-                snapshot.vm.to_string(),
-                snapshot.name.as_str(),
-                state_column(snapshot.state),
-                to_json(&snapshot.kind, "kind")?,
-                snapshot.owner.account,
-                snapshot.owner.domain,
-                snapshot.owner.project,
-                snapshot.created_at.as_millisecond(),
-                definition,
-                to_json(snapshot, "snapshot")?,
-            ],
-        )
-        .map_err(StoreError::from_insert)?;
-    Ok(())
 }
 
 fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
@@ -148,11 +120,7 @@ fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
         let layer: Layer = from_json(&body, "layer")?;
         layers.insert(layer.id, layer);
     }
-    let snapshots =
-        bodies(transaction, "SELECT body FROM snapshot WHERE vm = ? ORDER BY created_at, id", &key)?
-            .iter()
-            .map(|body| from_json(body, "snapshot"))
-            .collect::<Result<_>>()?;
+    let snapshots = snapshot::read_of_vm(transaction, vm)?;
     let clones = clone::read_of_vm(transaction, vm)?;
     Ok(LayerTree { vm, volumes, layers, snapshots, clones, current })
 }
@@ -163,7 +131,8 @@ fn bodies(transaction: &Transaction<'_>, sql: &str, key: &str) -> Result<Vec<Str
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-fn write_tree(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
+/// Writes a tree. Snapshots that are as `before` are left as they are: a VM may have hundreds.
+fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree: &LayerTree) -> Result<()> {
     let key = tree.vm.to_string();
     transaction.execute(
         "INSERT INTO vm (id, current) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET current = ?2",
@@ -190,40 +159,6 @@ fn write_tree(transaction: &Transaction<'_>, tree: &LayerTree) -> Result<()> {
         params![key, to_json(&kept, "list of ids")?],
     )?;
     clone::write_of_vm(transaction, tree)?;
-    tree.snapshots.iter().try_for_each(|snapshot| write_snapshot(transaction, snapshot))
-}
-
-pub(super) fn write_snapshot(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Result<()> {
-    let written = transaction.execute(
-        "UPDATE snapshot SET name = ?2, state = ?3, account = ?4, domain = ?5, project = ?6, body = ?7 WHERE id = ?1",
-        params![
-            snapshot.id.to_string(),
-            snapshot.name.as_str(),
-            state_column(snapshot.state),
-            snapshot.owner.account,
-            snapshot.owner.domain,
-            snapshot.owner.project,
-            to_json(snapshot, "snapshot")?,
-        ],
-    );
-    written.map_err(StoreError::from_insert)?;
-    Ok(())
-}
-
-pub(super) fn read_snapshot(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<Snapshot>> {
-    let sql = "SELECT body FROM snapshot WHERE id = ?";
-    let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
-    body.map(|body| from_json(&body, "snapshot")).transpose()
-}
-
-/// A state as the column spells it.
-pub(super) fn state_column(state: SnapshotState) -> &'static str {
-    match state {
-        SnapshotState::Creating => "creating",
-        SnapshotState::Ready => "ready",
-        SnapshotState::Reverting => "reverting",
-        SnapshotState::Deleting => "deleting",
-        SnapshotState::Error => "error",
-        SnapshotState::Lost => "lost",
-    }
+    let is_changed = |snapshot: &&Snapshot| before.snapshot(snapshot.id) != Some(*snapshot);
+    tree.snapshots.iter().filter(is_changed).try_for_each(|changed| snapshot::write(transaction, changed))
 }

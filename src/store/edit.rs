@@ -2,9 +2,8 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::catalog::{read_snapshot, write_snapshot};
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, event, from_json, to_json};
+use super::{Result, Store, event, from_json, snapshot, to_json};
 use crate::model::event::{Cause, of_comment, of_edit};
 use crate::model::{Comment, CommentId, Edit, Snapshot, SnapshotId};
 
@@ -20,13 +19,13 @@ impl Store {
     ) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| {
             if request::find(transaction, key.as_ref())?.is_some() {
-                return read_snapshot(transaction, id);
+                return snapshot::read(transaction, id);
             }
-            let Some(snapshot) = read_snapshot(transaction, id)? else { return Ok(None) };
+            let Some(snapshot) = snapshot::read(transaction, id)? else { return Ok(None) };
             let event = |after: &Snapshot| of_edit(&edit, after, &cause);
             let snapshot = snapshot.edited(edit.clone())?;
             event::insert(transaction, &event(&snapshot))?;
-            write_snapshot(transaction, &snapshot)?;
+            snapshot::write(transaction, &snapshot)?;
             request::remember(transaction, key.as_ref(), Answer::Edit(id), cause.at.as_millisecond())?;
             Ok(Some(snapshot))
         })
@@ -37,7 +36,7 @@ impl Store {
     /// may be another by now.
     pub async fn edited_before(&self, key: RequestKey) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| match request::find(transaction, Some(&key))? {
-            Some(Answer::Edit(id)) => read_snapshot(transaction, id),
+            Some(Answer::Edit(id)) => snapshot::read(transaction, id),
             Some(Answer::Operation(_) | Answer::Comment(_) | Answer::Uncomment(_)) | None => Ok(None),
         })
         .await
@@ -108,10 +107,10 @@ impl Store {
 
 /// Counts a comment in or out. Gives the snapshot, if it is there.
 fn count(transaction: &Transaction<'_>, snapshot: SnapshotId, by: i32) -> Result<Option<Snapshot>> {
-    let Some(mut snapshot) = read_snapshot(transaction, snapshot)? else { return Ok(None) };
+    let Some(mut snapshot) = snapshot::read(transaction, snapshot)? else { return Ok(None) };
     snapshot.comments = snapshot.comments.saturating_add_signed(by);
     snapshot.generation += 1;
-    write_snapshot(transaction, &snapshot)?;
+    snapshot::write(transaction, &snapshot)?;
     Ok(Some(snapshot))
 }
 

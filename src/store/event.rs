@@ -24,10 +24,10 @@ pub struct EventFilter {
     pub kinds: Vec<EventKind>,
     /// At least this severe.
     pub min_severity: Option<Severity>,
-    /// At or after, in milliseconds since the epoch.
-    pub created_after_ms: Option<i64>,
-    /// Before, in milliseconds since the epoch.
-    pub created_before_ms: Option<i64>,
+    /// At or after.
+    pub created_after: Option<Timestamp>,
+    /// Before.
+    pub created_before: Option<Timestamp>,
 }
 
 /// An event and its place in the order of the node.
@@ -183,8 +183,8 @@ fn conditions(filter: &EventFilter) -> Result<Conditions> {
     wanted.one_of("kind", kinds.collect::<Result<_>>()?);
     for (condition, value) in [
         ("severity >= ?", filter.min_severity.map(rank)),
-        ("created_at >= ?", filter.created_after_ms),
-        ("created_at < ?", filter.created_before_ms),
+        ("created_at >= ?", filter.created_after.map(Timestamp::as_millisecond)),
+        ("created_at < ?", filter.created_before.map(Timestamp::as_millisecond)),
     ] {
         if let Some(value) = value {
             wanted.and(condition, [value.into()]);

@@ -3,8 +3,8 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, catalog, clone, event, from_json, to_json};
-use crate::model::event::{Cause, of_clone, of_operation, of_snapshot};
+use super::{Result, Store, StoreError, clone, event, from_json, snapshot, to_json};
+use crate::model::event::{Cause, of_clone, of_expiry, of_operation, of_snapshot};
 use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
 /// What came of beginning an operation.
@@ -48,10 +48,14 @@ impl Store {
                 at: operation.created_at,
             };
             event::insert_all(transaction, of_operation(None, &operation))?;
+            for expired in operation.request.expired() {
+                let expired = snapshot::read(transaction, *expired)?;
+                event::insert_all(transaction, expired.map(|expired| of_expiry(&expired, &cause)))?;
+            }
             match &reservation {
                 Reservation::None => {}
                 Reservation::Snapshot(snapshot, definition) => {
-                    catalog::reserve(transaction, snapshot, definition)?;
+                    snapshot::reserve(transaction, snapshot, definition)?;
                     event::insert_all(transaction, of_snapshot(None, Some(snapshot), &cause))?;
                 }
                 Reservation::Clones(clones) => {

@@ -20,18 +20,22 @@ mod clone;
 mod conditions;
 mod edit;
 mod event;
+mod expiry;
 mod journal;
 mod lease;
+mod placed;
 mod query;
 mod request;
 mod schema;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;
-pub use query::{Order, Page, SnapshotFilter, SnapshotPage};
+pub use placed::Placed;
+pub use query::{Direction, OrderBy, Page, Position, SnapshotFilter, SnapshotPage};
 pub use request::RequestKey;
 
 /// A result from the catalog.

@@ -1,11 +1,14 @@
 //! Lists of snapshots: filter, order, pages.
 
+use jiff::Timestamp;
 use rusqlite::params_from_iter;
+use rusqlite::types::Value;
 
-use super::catalog::state_column;
 use super::conditions::Conditions;
-use super::{Result, Store, from_json};
-use crate::model::{Snapshot, SnapshotId, SnapshotState, VmId};
+use super::placed::{Placed, place};
+use super::snapshot::{kind_column, state_column};
+use super::{Result, Store, snapshot};
+use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId, VolumeId};
 
 /// Which snapshots; each part left empty lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,8 +17,14 @@ pub struct SnapshotFilter {
     pub vm: Option<VmId>,
     /// In one of these states.
     pub states: Vec<SnapshotState>,
-    /// With or without memory.
-    pub has_memory: Option<bool>,
+    /// Of one of these kinds.
+    pub kinds: Vec<SnapshotKind>,
+    /// That hold this volume.
+    pub volume: Option<VolumeId>,
+    /// Made on top of this one.
+    pub parent: Option<SnapshotId>,
+    /// Held, or not.
+    pub held: Option<bool>,
     /// Of this account.
     pub account: String,
     /// Of this tenant domain.
@@ -28,20 +37,41 @@ pub struct SnapshotFilter {
     pub name_prefix: String,
     /// With each of these properties, and this value where one is given.
     pub properties: Vec<(String, Option<String>)>,
-    /// Made at or after, in milliseconds since the epoch.
-    pub created_after_ms: Option<i64>,
-    /// Made before, in milliseconds since the epoch.
-    pub created_before_ms: Option<i64>,
+    /// Made at or after.
+    pub created_after: Option<Timestamp>,
+    /// Made before.
+    pub created_before: Option<Timestamp>,
 }
 
-/// In which order.
+/// What a list is ordered by. Equals are in the order in which they were entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Order {
-    /// Oldest first.
+pub enum OrderBy {
+    /// The time they were made.
     #[default]
-    Oldest,
-    /// Newest first.
-    Newest,
+    Created,
+    /// Their names.
+    Name,
+    /// Their VMs' names.
+    VmName,
+}
+
+/// Which end of a list comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Direction {
+    /// The oldest, or the first of the alphabet.
+    #[default]
+    Ascending,
+    /// The newest, or the last of the alphabet.
+    Descending,
+}
+
+/// Where a page ends: the last one of it. It is written down by its value, as it may be gone when the list goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// What the list is ordered by; of a time, milliseconds since the epoch.
+    pub key: String,
+    /// Its place among equals.
+    pub number: i64,
 }
 
 /// Which part of the list.
@@ -49,57 +79,90 @@ pub enum Order {
 pub struct Page {
     /// At most so many.
     pub limit: u32,
-    /// Those behind this one: its time and id.
-    pub after: Option<(i64, SnapshotId)>,
-    /// In this order.
-    pub order: Order,
+    /// Those behind this one.
+    pub after: Option<Position>,
+    /// By what it is ordered.
+    pub order: OrderBy,
+    /// From which end.
+    pub direction: Direction,
 }
 
 /// A part of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SnapshotPage {
     /// The snapshots.
-    pub snapshots: Vec<Snapshot>,
+    pub snapshots: Vec<Placed>,
     /// How many the whole list has.
     pub total: u64,
-    /// Whether there are more behind these.
-    pub has_more: bool,
+    /// Where the list goes on; None at its end.
+    pub next: Option<Position>,
 }
 
 impl Store {
     /// Lists snapshots.
     pub async fn snapshots(&self, filter: SnapshotFilter, page: Page) -> Result<SnapshotPage> {
         self.transact(move |transaction| {
-            let mut wanted = Conditions::of(&filter);
+            let wanted = Conditions::of(&filter);
             let sql = format!("SELECT count(*) FROM snapshot WHERE {}", wanted.text);
-            let total: i64 =
-                transaction.query_row(&sql, params_from_iter(&wanted.values), |row| row.get(0))?;
-            let (direction, beyond) = match page.order {
-                Order::Oldest => ("ASC", ">"),
-                Order::Newest => ("DESC", "<"),
-            };
-            if let Some((created_ms, id)) = page.after {
-                wanted.and(
-                    &format!("(created_at, id) {beyond} (?, ?)"),
-                    [created_ms.into(), id.to_string().into()],
-                );
-            }
-            let sql = format!(
-                "SELECT body FROM snapshot WHERE {} ORDER BY created_at {direction}, id {direction} LIMIT {}",
-                wanted.text,
-                u64::from(page.limit) + 1,
-            );
-            let mut statement = transaction.prepare(&sql)?;
-            let rows =
-                statement.query_map(params_from_iter(&wanted.values), |row| row.get::<_, String>(0))?;
-            let mut snapshots: Vec<Snapshot> =
-                rows.map(|row| from_json(&row?, "snapshot")).collect::<Result<_>>()?;
+            let mut statement = transaction.prepare_cached(&sql)?;
+            let total: i64 = statement.query_row(params_from_iter(&wanted.values), |row| row.get(0))?;
+            let (sql, values) = page.select(wanted);
+            let mut statement = transaction.prepare_cached(&sql)?;
+            let rows = statement.query_map(params_from_iter(values), |row| row.get(0))?;
+            let mut numbers = rows.collect::<rusqlite::Result<Vec<i64>>>()?;
             let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
-            let has_more = snapshots.len() > limit;
-            snapshots.truncate(limit);
-            Ok(SnapshotPage { snapshots, total: total.unsigned_abs(), has_more })
+            let has_more = numbers.len() > limit;
+            numbers.truncate(limit);
+            let read = |number: &i64| place(transaction, snapshot::read_numbered(transaction, *number)?);
+            let snapshots = numbers.iter().map(read).collect::<Result<Vec<Placed>>>()?;
+            let last = snapshots.last().zip(numbers.last()).filter(|_| has_more);
+            let next =
+                last.map(|(last, number)| Position { key: page.order.key(&last.snapshot), number: *number });
+            Ok(SnapshotPage { snapshots, total: total.unsigned_abs(), next })
         })
         .await
+    }
+}
+
+impl OrderBy {
+    fn column(self) -> &'static str {
+        match self {
+            Self::Created => "created_at",
+            Self::Name => "name",
+            Self::VmName => "vm_name",
+        }
+    }
+
+    fn key(self, snapshot: &Snapshot) -> String {
+        match self {
+            Self::Created => snapshot.created_at.as_millisecond().to_string(),
+            Self::Name => snapshot.name.to_string(),
+            Self::VmName => snapshot.vm_name.clone(),
+        }
+    }
+}
+
+impl Page {
+    /// The numbers of this page and of one more, which tells that the list goes on.
+    fn select(&self, mut wanted: Conditions) -> (String, Vec<Value>) {
+        let column = self.order.column();
+        let (direction, beyond) = match self.direction {
+            Direction::Ascending => ("ASC", ">"),
+            Direction::Descending => ("DESC", "<"),
+        };
+        if let Some(after) = &self.after {
+            // Compared with a column of whole numbers, SQLite takes a text for the number that it spells.
+            wanted.and(
+                &format!("({column}, number) {beyond} (?, ?)"),
+                [after.key.clone().into(), after.number.into()],
+            );
+        }
+        let sql = format!(
+            "SELECT number FROM snapshot WHERE {} ORDER BY {column} {direction}, number {direction} LIMIT {}",
+            wanted.text,
+            u64::from(self.limit) + 1,
+        );
+        (sql, wanted.values)
     }
 }
 
@@ -113,8 +176,16 @@ impl Conditions {
             "state",
             filter.states.iter().map(|state| state_column(*state).to_owned().into()).collect(),
         );
-        if let Some(has_memory) = filter.has_memory {
-            wanted.and("(body ->> '$.memory' IS NOT NULL) = ?", [has_memory.into()]);
+        wanted.one_of("kind", filter.kinds.iter().map(|kind| kind_column(*kind).to_owned().into()).collect());
+        if let Some(volume) = filter.volume {
+            let holds = "number IN (SELECT snapshot FROM snapshot_volume WHERE volume = ?)";
+            wanted.and(holds, [volume.to_string().into()]);
+        }
+        if let Some(parent) = filter.parent {
+            wanted.and("parent = ?", [parent.to_string().into()]);
+        }
+        if let Some(held) = filter.held {
+            wanted.and("held = ?", [held.into()]);
         }
         for (column, value) in [
             ("account", &filter.account),
@@ -127,22 +198,22 @@ impl Conditions {
             }
         }
         if !filter.name_prefix.is_empty() {
-            wanted.and(
-                "substr(name, 1, length(?)) = ?",
-                [filter.name_prefix.clone().into(), filter.name_prefix.clone().into()],
-            );
+            // A range, so that an index serves. No name has the last character of Unicode in it.
+            let beyond = format!("{}{}", filter.name_prefix, char::MAX);
+            wanted.and("name >= ? AND name < ?", [filter.name_prefix.clone().into(), beyond.into()]);
         }
         for (key, value) in &filter.properties {
-            wanted.and(
-                "EXISTS (SELECT 1 FROM json_each(body, '$.properties') WHERE key = ? AND value = coalesce(?, value))",
-                [key.clone().into(), value.clone().into()],
-            );
+            let has = match value {
+                None => "number IN (SELECT snapshot FROM snapshot_property WHERE key = ?)",
+                Some(_) => "number IN (SELECT snapshot FROM snapshot_property WHERE key = ? AND value = ?)",
+            };
+            wanted.and(has, [key].into_iter().chain(value).map(|text| text.clone().into()));
         }
-        if let Some(after) = filter.created_after_ms {
-            wanted.and("created_at >= ?", [after.into()]);
+        if let Some(after) = filter.created_after {
+            wanted.and("created_at >= ?", [after.as_millisecond().into()]);
         }
-        if let Some(before) = filter.created_before_ms {
-            wanted.and("created_at < ?", [before.into()]);
+        if let Some(before) = filter.created_before {
+            wanted.and("created_at < ?", [before.as_millisecond().into()]);
         }
         wanted
     }

@@ -59,21 +59,55 @@ CREATE INDEX layer_vm ON layer (vm);
 CREATE INDEX layer_path ON layer (path);
 
 CREATE TABLE snapshot (
-    id          TEXT PRIMARY KEY,
+    number      INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          TEXT NOT NULL UNIQUE,
     vm          TEXT NOT NULL,
+    vm_name     TEXT NOT NULL,
     name        TEXT NOT NULL,
     state       TEXT NOT NULL,
     kind        TEXT NOT NULL,
+    parent      TEXT NOT NULL,
+    held        INTEGER NOT NULL,
     account     TEXT NOT NULL,
     domain      TEXT NOT NULL,
     project     TEXT NOT NULL,
     created_at  INTEGER NOT NULL,
-    definition  TEXT NOT NULL,
-    body        TEXT NOT NULL,
+    expires_at  INTEGER,
     UNIQUE (vm, name)
 ) STRICT;
-CREATE INDEX snapshot_created ON snapshot (created_at, id);
-CREATE INDEX snapshot_owner ON snapshot (account, domain, project);
+CREATE INDEX snapshot_created ON snapshot (created_at);
+CREATE INDEX snapshot_name ON snapshot (name);
+CREATE INDEX snapshot_vm_name ON snapshot (vm_name);
+CREATE INDEX snapshot_vm ON snapshot (vm, created_at);
+CREATE INDEX snapshot_state ON snapshot (state, created_at);
+CREATE INDEX snapshot_kind ON snapshot (kind, created_at);
+CREATE INDEX snapshot_parent ON snapshot (parent);
+CREATE INDEX snapshot_held ON snapshot (held, created_at);
+CREATE INDEX snapshot_expires ON snapshot (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX snapshot_account ON snapshot (account, created_at);
+CREATE INDEX snapshot_domain ON snapshot (domain, created_at);
+CREATE INDEX snapshot_project ON snapshot (project, created_at);
+
+CREATE TABLE snapshot_body (
+    snapshot    INTEGER PRIMARY KEY REFERENCES snapshot (number) ON DELETE CASCADE,
+    definition  TEXT NOT NULL,
+    body        TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE snapshot_property (
+    snapshot    INTEGER NOT NULL REFERENCES snapshot (number) ON DELETE CASCADE,
+    key         TEXT NOT NULL,
+    value       TEXT NOT NULL,
+    PRIMARY KEY (snapshot, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_property_value ON snapshot_property (key, value, snapshot);
+
+CREATE TABLE snapshot_volume (
+    snapshot    INTEGER NOT NULL REFERENCES snapshot (number) ON DELETE CASCADE,
+    volume      TEXT NOT NULL,
+    PRIMARY KEY (snapshot, volume)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_volume_volume ON snapshot_volume (volume, snapshot);
 
 CREATE TABLE clone (
     id          TEXT PRIMARY KEY,
@@ -137,6 +171,8 @@ pub(super) fn open_in_memory() -> Result<Connection> {
 fn prepare(mut connection: Connection) -> Result<Connection> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // In KiB if negative. The indexes that lists of 100,000 snapshots go through stay in memory.
+    connection.pragma_update(None, "cache_size", -32 * 1024)?;
     migrate(&mut connection)?;
     Ok(connection)
 }

@@ -11,8 +11,8 @@ use crate::model::snapshot::Owner;
 use crate::model::step::Step;
 use crate::model::vm::RunState;
 use crate::model::{
-    Cause, DeleteSnapshots, Findings, Operation, OperationId, OperationState, Outcome, Request, Snapshot,
-    SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
+    Cause, DeleteSnapshots, DeletionReason, Findings, Operation, OperationId, OperationState, Outcome,
+    Request, Snapshot, SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
 };
 
 const VM: VmId = VmId(Uuid::from_u128(1));
@@ -39,6 +39,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         properties: BTreeMap::from([("number".to_owned(), number.to_string())]),
         holds: Vec::new(),
         comments: 0,
+        expires_at: None,
         created_at: Timestamp::from_millisecond(i64::try_from(number).unwrap() * 1000).unwrap(),
         created_by: "test".to_owned(),
         operation: OperationId(Uuid::from_u128(number)),
@@ -67,6 +68,7 @@ fn operation(number: u128) -> Operation {
             with_children: false,
             bandwidth: None,
             generation: None,
+            reason: DeletionReason::Asked,
         }),
         created_by: "test".to_owned(),
         request_id: String::new(),
@@ -164,64 +166,4 @@ async fn leases_last_until_cleared() {
     assert_eq!(store.lease(VM).await.unwrap(), None);
 }
 
-async fn check(store: &Store, filter: SnapshotFilter, expected: &[&str]) {
-    let page = store.snapshots(filter.clone(), Page { limit: 100, ..Page::default() }).await.unwrap();
-    let names: Vec<&str> = page.snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
-    assert_eq!(names, expected, "{filter:?}");
-    assert_eq!(page.total, u64::try_from(expected.len()).unwrap());
-}
-
-async fn shelf() -> Store {
-    let store = Store::in_memory().unwrap();
-    for (number, name) in (1..).zip(["alpha", "beta", "betb", "gamma"]) {
-        store.begin(operation(number), None, reserved(name, number)).await.unwrap();
-    }
-    store
-}
-
-#[tokio::test]
-async fn filters() {
-    let store = shelf().await;
-    let all = SnapshotFilter::default;
-    check(&store, all(), &["alpha", "beta", "betb", "gamma"]).await;
-    check(&store, SnapshotFilter { vm: Some(VmId(Uuid::nil())), ..all() }, &[]).await;
-    check(&store, SnapshotFilter { name: "beta".to_owned(), ..all() }, &["beta"]).await;
-    check(&store, SnapshotFilter { name_prefix: "bet".to_owned(), ..all() }, &["beta", "betb"]).await;
-    check(&store, SnapshotFilter { name_prefix: "%".to_owned(), ..all() }, &[]).await;
-    check(&store, SnapshotFilter { account: "bob".to_owned(), ..all() }, &[]).await;
-    check(&store, SnapshotFilter { states: vec![SnapshotState::Ready], ..all() }, &[]).await;
-    check(&store, SnapshotFilter { has_memory: Some(true), ..all() }, &[]).await;
-    let property = |value: Option<&str>| vec![("number".to_owned(), value.map(str::to_owned))];
-    check(&store, SnapshotFilter { properties: property(Some("2")), ..all() }, &["beta"]).await;
-    check(
-        &store,
-        SnapshotFilter { properties: property(None), ..all() },
-        &["alpha", "beta", "betb", "gamma"],
-    )
-    .await;
-    let window = SnapshotFilter { created_after_ms: Some(2000), created_before_ms: Some(4000), ..all() };
-    check(&store, window, &["beta", "betb"]).await;
-}
-
-#[tokio::test]
-async fn pages_give_each_snapshot_once() {
-    let store = shelf().await;
-    for order in [Order::Oldest, Order::Newest] {
-        let mut page = Page { limit: 3, after: None, order };
-        let mut names = Vec::new();
-        loop {
-            let part = store.snapshots(SnapshotFilter::default(), page.clone()).await.unwrap();
-            assert_eq!(part.total, 4);
-            names.extend(part.snapshots.iter().map(|snapshot| snapshot.name.to_string()));
-            if !part.has_more {
-                break;
-            }
-            let last = part.snapshots.last().unwrap();
-            page.after = Some((last.created_at.as_millisecond(), last.id));
-        }
-        if order == Order::Newest {
-            names.reverse();
-        }
-        assert_eq!(names, ["alpha", "beta", "betb", "gamma"]);
-    }
-}
+mod lists;

@@ -160,7 +160,7 @@ impl Node {
 
     /// The names of all snapshots, oldest first.
     pub async fn names(&self) -> Vec<String> {
-        let list = self.snapshots().list_snapshots(v1::ListSnapshotsRequest::default()).await.unwrap();
+        let list = self.snapshots().list_snapshots(oldest_first()).await.unwrap();
         list.into_inner().snapshots.into_iter().map(|snapshot| snapshot.name).collect()
     }
 
@@ -262,4 +262,9 @@ pub fn assert_refused(status: &Status, code: Code, reason: &str) {
     assert_eq!(info.domain, "vmsnap");
     assert_eq!(info.metadata["changed"], "nothing");
     assert!(!info.metadata["remedy"].is_empty(), "{status:?} says nothing of what to do");
+}
+
+/// Asks for all snapshots in the order they were made in.
+pub fn oldest_first() -> v1::ListSnapshotsRequest {
+    v1::ListSnapshotsRequest { order_by: "create_time".to_owned(), ..Default::default() }
 }

@@ -103,30 +103,6 @@ async fn a_plan_is_shown_and_nothing_is_done() {
 }
 
 #[tokio::test]
-async fn a_list_is_filtered_and_paged() {
-    let node = Node::start();
-    for name in ["a-1", "a-2", "b-1"] {
-        node.take(name).await;
-    }
-    let list = async |request| node.snapshots().list_snapshots(request).await.unwrap().into_inner();
-    let mut request = v1::ListSnapshotsRequest { page_size: 2, ..Default::default() };
-    let first = list(request.clone()).await;
-    assert_eq!((first.snapshots.len(), first.total_size), (2, 3));
-    request.page_token = first.next_page_token;
-    let second = list(request).await;
-    assert_eq!(second.snapshots[0].name, "b-1");
-    assert_eq!(second.next_page_token, "");
-    let filter = v1::SnapshotFilter { name_prefix: "a-".to_owned(), ..Default::default() };
-    let some = v1::ListSnapshotsRequest {
-        filter: Some(filter),
-        order_by: "create_time desc".to_owned(),
-        ..Default::default()
-    };
-    let names: Vec<String> = list(some).await.snapshots.into_iter().map(|snapshot| snapshot.name).collect();
-    assert_eq!(names, ["a-2", "a-1"]);
-}
-
-#[tokio::test]
 async fn consistency_is_told_as_it_was_obtained() {
     let check = async |behaviour, quiesce: v1::Quiesce, expected: Result<v1::Consistency, &str>| {
         let sim = SimHost::new();

@@ -6,18 +6,19 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use vmsnap::host::sim::{Content, SimHost};
+use vmsnap::host::sim::{BLOCK, Content, SimHost};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::request::NewVmState;
 use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
-    CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeployVm, DiskTarget,
-    FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request, RevertSnapshot, RevertVolume,
-    RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
+    CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
+    DeployVm, DiskTarget, FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request,
+    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
+    VolumeId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, Places};
@@ -26,8 +27,17 @@ use vmsnap::store::Store;
 /// So many turns of the scheduler are enough for any operation.
 const PATIENCE: usize = 20_000;
 
+/// What a disk or an image reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// How large it is, in bytes.
+    pub size: u64,
+    /// What is in it.
+    pub content: Content,
+}
+
 /// What disks read.
-pub type Disks = BTreeMap<DiskTarget, Content>;
+pub type Disks = BTreeMap<DiskTarget, Reading>;
 
 /// What everything must read.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,7 +47,7 @@ pub struct Truth {
     /// What the VM reads.
     pub active: Disks,
     /// By name, what each clone reads.
-    pub clones: BTreeMap<String, Content>,
+    pub clones: BTreeMap<String, Reading>,
 }
 
 /// A node with the VM `web` and its catalog.
@@ -65,12 +75,27 @@ impl Scene {
         }
     }
 
+    /// The guest writes the last block of each disk.
+    pub fn write_last(&self, value: u64) {
+        for disk in disks() {
+            let last = self.sim.disk_size(self.vm, &disk).unwrap() / BLOCK - 1;
+            self.sim.guest_write(self.vm, &disk, last, value).unwrap();
+        }
+    }
+
     /// What the VM reads now.
     pub fn active(&self) -> Disks {
-        disks()
-            .into_iter()
-            .map(|disk| (disk.clone(), self.sim.disk_contents(self.vm, &disk).unwrap()))
-            .collect()
+        let read = |disk: &DiskTarget| Reading {
+            size: self.sim.disk_size(self.vm, disk).unwrap(),
+            content: self.sim.disk_contents(self.vm, disk).unwrap(),
+        };
+        disks().into_iter().map(|disk| (disk.clone(), read(&disk))).collect()
+    }
+
+    fn read_image(&self, path: &Path) -> Result<Reading, String> {
+        let size = self.sim.image_size(path).map_err(|error| error.to_string())?;
+        let content = self.sim.read_image(path).map_err(|error| error.to_string())?;
+        Ok(Reading { size, content })
     }
 
     /// What the catalog says.
@@ -169,6 +194,7 @@ impl Scene {
             with_children: false,
             bandwidth: None,
             generation: None,
+            reason: DeletionReason::Asked,
         })
     }
 
@@ -207,8 +233,10 @@ impl Scene {
             let mut reads = Disks::new();
             for disk in &snapshot.disks {
                 let path = &tree.layers[&disk.layer].path;
-                let content = self.sim.read_image(path).map_err(|error| error.to_string())?;
-                reads.insert(disk.target.clone(), content);
+                reads.insert(disk.target.clone(), self.read_image(path)?);
+                ensure(reads[&disk.target].size == disk.virtual_size, || {
+                    format!("{} says that {} has {} bytes", snapshot.name, disk.target, disk.virtual_size)
+                })?;
             }
             let wanted = &truth.snapshots[snapshot.name.as_str()];
             ensure(reads == *wanted, || format!("{} reads {reads:?}, not {wanted:?}", snapshot.name))?;
@@ -218,7 +246,7 @@ impl Scene {
         ensure(clones == wanted, || format!("clones are {clones:?}, not {wanted:?}"))?;
         for clone in &tree.clones {
             ensure(clone.state == CloneState::Available, || format!("{} is not complete", clone.name))?;
-            let reads = self.sim.read_image(&clone.path).map_err(|error| error.to_string())?;
+            let reads = self.read_image(&clone.path)?;
             let wanted = &truth.clones[clone.name.as_str()];
             ensure(reads == *wanted, || format!("clone {} reads {reads:?}, not {wanted:?}", clone.name))?;
             files.insert(clone.path.clone());
@@ -228,7 +256,10 @@ impl Scene {
         let active = self.active();
         ensure(active == truth.active, || format!("the VM reads {active:?}, not {:?}", truth.active))?;
         let boot = self.sim.boot_contents(self.vm);
-        ensure(boot == truth.active, || format!("a cold start would read {boot:?}, not {:?}", truth.active))?;
+        let contents = truth.active.iter().map(|(disk, reads)| (disk.clone(), reads.content.clone()));
+        ensure(boot == contents.collect(), || {
+            format!("a cold start would read {boot:?}, not {:?}", truth.active)
+        })?;
         let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
         ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
         ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;

@@ -49,6 +49,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::SnapshotUpdated => v1::EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented => v1::EventKind::SnapshotCommented,
         EventKind::SnapshotHeld => v1::EventKind::SnapshotHeld,
+        EventKind::SnapshotExpired => v1::EventKind::SnapshotExpired,
         EventKind::OperationStateChanged => v1::EventKind::OperationStateChanged,
         EventKind::OperationSteered => v1::EventKind::OperationSteered,
         EventKind::GuestFrozen => v1::EventKind::GuestFrozen,
@@ -61,11 +62,12 @@ fn kind(kind: EventKind) -> v1::EventKind {
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 11] = [
+    const KINDS: [EventKind; 12] = [
         EventKind::SnapshotStateChanged,
         EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented,
         EventKind::SnapshotHeld,
+        EventKind::SnapshotExpired,
         EventKind::OperationStateChanged,
         EventKind::OperationSteered,
         EventKind::GuestFrozen,

@@ -1,21 +1,14 @@
 //! Snapshots.
 
 use super::{consistency, run_state, timestamp};
-use crate::model::{
-    Comment, Hold, LayerTree, OperationId, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState,
-};
+use crate::model::{Comment, Hold, OperationId, SnapshotDisk, SnapshotKind, SnapshotState};
 use crate::proto::v1;
-
-/// What stands around a snapshot and is shown with it.
-pub(in crate::api) struct Surroundings<'a> {
-    /// The tree it is part of.
-    pub(in crate::api) tree: &'a LayerTree,
-    /// The operation that holds its VM.
-    pub(in crate::api) holder: Option<OperationId>,
-}
+use crate::store::Placed;
 
 /// A snapshot as a client sees it.
-pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -> v1::Snapshot {
+/// `holder` is the operation that holds its VM.
+pub(in crate::api) fn snapshot(placed: &Placed, holder: Option<OperationId>) -> v1::Snapshot {
+    let snapshot = &placed.snapshot;
     let (level, reason) = snapshot.consistency.as_ref().map(consistency).unwrap_or_default();
     let is_moving = match snapshot.state {
         SnapshotState::Creating | SnapshotState::Reverting | SnapshotState::Deleting => true,
@@ -28,12 +21,12 @@ pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -
         description: snapshot.description.clone(),
         kind: kind(snapshot.kind).into(),
         state: state(snapshot.state).into(),
-        current: around.tree.current == Some(snapshot.id),
+        current: placed.is_current,
         parent_id: snapshot.parent.map(|parent| parent.to_string()).unwrap_or_default(),
-        child_count: children(snapshot, around.tree),
+        child_count: placed.children,
         vm_id: snapshot.vm.to_string(),
         vm_name: snapshot.vm_name.clone(),
-        disks: snapshot.disks.iter().map(|held| disk(held, around.tree)).collect(),
+        disks: snapshot.disks.iter().map(|held| disk(held, placed)).collect(),
         memory_bytes: snapshot.memory.as_ref().map_or(0, |memory| memory.bytes),
         consistency: level.into(),
         consistency_reason: reason,
@@ -46,13 +39,10 @@ pub(in crate::api) fn snapshot(snapshot: &Snapshot, around: &Surroundings<'_>) -
         properties: snapshot.properties.clone(),
         holds: snapshot.holds.iter().map(hold).collect(),
         comment_count: snapshot.comments,
+        expire_time: snapshot.expires_at.map(timestamp),
         create_time: Some(timestamp(snapshot.created_at)),
         created_by: snapshot.created_by.clone(),
-        operation_id: around
-            .holder
-            .filter(|_| is_moving)
-            .map(|holder| holder.to_string())
-            .unwrap_or_default(),
+        operation_id: holder.filter(|_| is_moving).map(|holder| holder.to_string()).unwrap_or_default(),
         source_snapshot_id: snapshot.source.map(|source| source.to_string()).unwrap_or_default(),
         etag: snapshot.generation.to_string(),
         ..v1::Snapshot::default()
@@ -79,13 +69,8 @@ fn hold(hold: &Hold) -> v1::Hold {
     }
 }
 
-fn children(snapshot: &Snapshot, tree: &LayerTree) -> u32 {
-    let children = tree.snapshots.iter().filter(|child| child.parent == Some(snapshot.id));
-    u32::try_from(children.count()).unwrap_or(u32::MAX)
-}
-
-fn disk(held: &SnapshotDisk, tree: &LayerTree) -> v1::SnapshotDisk {
-    let path = tree.layers.get(&held.layer).map(|layer| layer.path.display().to_string());
+fn disk(held: &SnapshotDisk, placed: &Placed) -> v1::SnapshotDisk {
+    let path = placed.paths.get(&held.layer).map(|path| path.display().to_string());
     v1::SnapshotDisk {
         target: held.target.to_string(),
         volume_id: held.volume.to_string(),
@@ -125,5 +110,15 @@ pub(in crate::api) fn snapshot_state(state: v1::SnapshotState) -> Option<Snapsho
         v1::SnapshotState::Deleting => Some(SnapshotState::Deleting),
         v1::SnapshotState::Error => Some(SnapshotState::Error),
         v1::SnapshotState::Lost => Some(SnapshotState::Lost),
+    }
+}
+
+/// A kind as a filter names it. None for one that no snapshot is of.
+pub(in crate::api) fn snapshot_kind(kind: v1::SnapshotKind) -> Option<SnapshotKind> {
+    match kind {
+        v1::SnapshotKind::Unspecified => None,
+        v1::SnapshotKind::VmDisks => Some(SnapshotKind::VmDisks),
+        v1::SnapshotKind::VmDisksAndMemory => Some(SnapshotKind::VmDisksAndMemory),
+        v1::SnapshotKind::Volume => Some(SnapshotKind::Volume),
     }
 }

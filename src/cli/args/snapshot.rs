@@ -1,10 +1,10 @@
 //! `vmsnap snapshot`: what can be said.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::units::{bytes, duration, property};
+use super::units::{ago, bytes, duration, from_now, property};
 use super::{How, Sure};
 
 #[derive(Debug, Subcommand)]
@@ -108,6 +108,9 @@ pub(in crate::cli) struct LabelArgs {
     /// The project it belongs to
     #[arg(long, default_value = "")]
     pub(in crate::cli) project: String,
+    /// When it is to be deleted by itself: a time, a day, or 7d for in seven days [default: never]
+    #[arg(long, value_name = "TIME", value_parser = from_now)]
+    pub(in crate::cli) expire: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,12 +145,73 @@ pub(in crate::cli) struct ListArgs {
     /// Only those with this property, or with any value of it
     #[arg(long = "property", value_name = "KEY[=VALUE]")]
     pub(in crate::cli) properties: Vec<String>,
-    /// Newest first
-    #[arg(long)]
-    pub(in crate::cli) newest: bool,
+    /// Only those in this state; again for more
+    #[arg(long = "state", value_enum)]
+    pub(in crate::cli) states: Vec<State>,
+    /// Only those of this kind; again for more
+    #[arg(long = "kind", value_enum)]
+    pub(in crate::cli) kinds: Vec<Kind>,
+    /// Only those that hold this volume: its id
+    #[arg(long, default_value = "", value_name = "ID")]
+    pub(in crate::cli) volume: String,
+    /// Only those that were made on top of this snapshot: its id
+    #[arg(long, default_value = "", value_name = "ID")]
+    pub(in crate::cli) parent: String,
+    /// Only those that are held; --held=no for those that nothing holds
+    #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_missing_value = "yes")]
+    pub(in crate::cli) held: Option<Held>,
+    /// Only those made then or later: a time, a day, or 2d for two days ago
+    #[arg(long, value_name = "TIME", value_parser = ago)]
+    pub(in crate::cli) created_after: Option<SystemTime>,
+    /// Only those made before
+    #[arg(long, value_name = "TIME", value_parser = ago)]
+    pub(in crate::cli) created_before: Option<SystemTime>,
+    /// What to sort by
+    #[arg(long, value_enum, default_value_t = Sort::Created)]
+    pub(in crate::cli) sort: Sort,
+    /// The other way round: newest first
+    #[arg(long, short)]
+    pub(in crate::cli) reverse: bool,
     /// At most so many [default: all]
     #[arg(long, value_name = "N")]
     pub(in crate::cli) limit: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum State {
+    Creating,
+    Ready,
+    Reverting,
+    Deleting,
+    Error,
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Kind {
+    /// Disks of a VM
+    Disks,
+    /// Disks of a VM and its memory
+    #[value(name = "disks+memory", alias = "memory")]
+    DisksAndMemory,
+    /// One volume
+    Volume,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Held {
+    Yes,
+    No,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Sort {
+    /// When they were made
+    Created,
+    /// Their names
+    Name,
+    /// Their VMs' names
+    Vm,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -224,6 +288,12 @@ pub(in crate::cli) struct SetArgs {
     /// Remove all properties first
     #[arg(long)]
     pub(in crate::cli) clear_properties: bool,
+    /// When it is to be deleted by itself: a time, a day, or 7d for in seven days
+    #[arg(long, value_name = "TIME", value_parser = from_now)]
+    pub(in crate::cli) expire: Option<SystemTime>,
+    /// It is not to be deleted by itself
+    #[arg(long, conflicts_with = "expire")]
+    pub(in crate::cli) no_expire: bool,
     /// Only if nobody has changed the snapshot since this etag
     #[arg(long, value_name = "ETAG", default_value = "")]
     pub(in crate::cli) etag: String,

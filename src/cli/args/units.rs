@@ -1,6 +1,10 @@
 //! Values with units, as a person types them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 
 /// A number and a unit: `90`, `90s`, `5m`, `2h`, `500ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -39,9 +43,42 @@ pub(super) fn property(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// A moment: RFC 3339, a day as in `2026-01-31`, or a duration, taken back from now.
+pub(super) fn ago(text: &str) -> Result<SystemTime, String> {
+    moment(text, SystemTime::checked_sub)
+}
+
+/// A moment: RFC 3339, a day as in `2026-01-31`, or a duration, counted from now.
+pub(super) fn from_now(text: &str) -> Result<SystemTime, String> {
+    moment(text, SystemTime::checked_add)
+}
+
+fn moment(text: &str, apart: fn(&SystemTime, Duration) -> Option<SystemTime>) -> Result<SystemTime, String> {
+    if let Ok(duration) = duration(text) {
+        return apart(&SystemTime::now(), duration).ok_or_else(|| "it is too far away".to_owned());
+    }
+    if let Ok(moment) = text.parse::<Timestamp>() {
+        return Ok(moment.into());
+    }
+    let day = text.parse::<Date>().map_err(|_| "it is a time as in 2026-01-31T12:00:00Z, a day, or 2d")?;
+    let begin = day.to_zoned(TimeZone::system()).map_err(|error| error.to_string())?;
+    Ok(begin.timestamp().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments() {
+        let noon = "2026-01-31T12:00:00Z";
+        let expected = noon.parse::<Timestamp>().unwrap().into();
+        assert_eq!((ago(noon), from_now(noon)), (Ok(expected), Ok(expected)));
+        let now = SystemTime::now();
+        assert!(ago("1h").unwrap() < now && from_now("1h").unwrap() > now);
+        assert!(ago("2026-01-31").unwrap() < now);
+        assert!(ago("yesterday").is_err() && from_now("99999999999999999999d").is_err());
+    }
 
     fn check_duration(text: &str, expected: Option<Duration>) {
         assert_eq!(duration(text).ok(), expected, "{text:?}");

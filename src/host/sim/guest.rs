@@ -63,6 +63,15 @@ impl World {
         Ok(())
     }
 
+    /// The image that a disk of a VM is written to, or would be after a start.
+    fn active_image(&self, vm: VmId, disk: &DiskTarget) -> Option<ImageRef> {
+        let machine = self.machines.get(&vm)?;
+        match &machine.live {
+            Some(live) => live.chains.get(disk)?.first().cloned(),
+            None => machine.stored.get(disk).cloned(),
+        }
+    }
+
     /// What each disk of a VM reads: through the chains of the process, or as the headers say if it is off.
     pub(super) fn contents(&self, vm: VmId) -> BTreeMap<DiskTarget, Content> {
         let Some(machine) = self.machines.get(&vm) else { return BTreeMap::new() };
@@ -114,6 +123,19 @@ impl SimHost {
     #[must_use]
     pub fn guest_memory(&self, vm: VmId) -> Option<GuestMemory> {
         self.world().machines.get(&vm)?.live.as_ref().map(|live| live.memory)
+    }
+
+    /// How large the guest sees a disk, in bytes; of a VM that is off, how large it would. None if there is no such disk.
+    #[must_use]
+    pub fn disk_size(&self, vm: VmId, disk: &DiskTarget) -> Option<u64> {
+        let world = self.world();
+        let active = world.active_image(vm, disk)?;
+        world.files.image(&active.path).ok().map(|image| image.virtual_size)
+    }
+
+    /// How large an image is for who reads it, in bytes.
+    pub fn image_size(&self, path: &Path) -> HostResult<u64> {
+        Ok(self.world().files.image(path)?.virtual_size)
     }
 
     /// What an image reads through its chain, as a fresh process would see it.
@@ -194,6 +216,19 @@ impl SimHost {
                 world.machines.remove(&vm);
             }
             world.emit(HostEvent::VmChanged(vm));
+        });
+    }
+
+    /// Somebody makes a disk larger, of a VM that runs or not. Nothing happens if it is not larger, or a block job has the
+    /// disk (QEMU: "node is busy").
+    pub fn someone_resizes(&self, vm: VmId, disk: &DiskTarget, bytes: u64) {
+        self.change(|world| {
+            let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+            let is_busy = live.is_some_and(|live| live.jobs.contains_key(disk));
+            let active = world.active_image(vm, disk).filter(|_| !is_busy);
+            if let Some(Ok(image)) = active.map(|active| world.files.image_mut(&active.path)) {
+                image.virtual_size = image.virtual_size.max(bytes);
+            }
         });
     }
 

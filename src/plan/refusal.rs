@@ -160,7 +160,9 @@ impl Refusal {
             Self::DefinitionsDiffer { .. } | Self::UnknownOverlay { .. } | Self::ChainDiffers { .. } => {
                 "somebody changed the VM without vmsnap; undo that, or remove the layer that is not ours"
             }
-            Self::DiskGone(_) => "attach the disk again",
+            Self::DiskGone(_) => {
+                "attach the disk again; or, from a snapshot with memory, revert with --then off"
+            }
             Self::ImageMissing(_) | Self::ImageChanged { .. } => "bring the file back as it was",
             Self::NoSpace { .. } => "make room, or let the directory be another one",
             Self::NoMemoryWhenOff => "leave out --memory, or start the VM",

@@ -35,9 +35,17 @@ pub fn revert(
     if snapshot.kind == SnapshotKind::Volume {
         return Err(Refusal::IsOfVolume);
     }
+    let (attached, removed): (Vec<_>, Vec<_>) =
+        snapshot.disks.iter().partition(|disk| find_disk(world, disk).is_some());
     let parts: Vec<Part> =
-        snapshot.disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
+        attached.into_iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
     let start = decide_start(world, snapshot, request, &parts)?;
+    // A disk that was removed stays removed. But memory knows it as a device, and without any disk nothing goes back.
+    if let Some(removed) = removed.first()
+        && (parts.is_empty() || starts_from_memory(start.as_ref()))
+    {
+        return Err(Refusal::DiskGone(removed.target.clone()));
+    }
     go_back(world, snapshot, &parts, start, Scope::Vm)
 }
 
@@ -144,9 +152,7 @@ struct Part {
 impl Part {
     fn new(world: &World, disk: &SnapshotDisk, ids: NewIds<'_>) -> Result<Self, Refusal> {
         let gone = || Refusal::DiskGone(disk.target.clone());
-        let volume = world.tree.volume(disk.volume).ok_or_else(gone)?;
-        let active = world.tree.layers.get(&volume.active).ok_or_else(gone)?;
-        let view = find_disk(world, active).ok_or_else(gone)?;
+        let (active, view) = find_disk(world, disk).ok_or_else(gone)?;
         check_disk(world, view)?;
         check_chain(world, disk.layer)?;
         let base = world.tree.layers.get(&disk.layer).ok_or_else(gone)?;
@@ -191,9 +197,13 @@ impl Part {
     }
 }
 
-/// Disks are matched by what they write to, never by target name.
-fn find_disk<'a>(world: &'a World, active: &Layer) -> Option<&'a DiskView> {
-    world.vm.disks.iter().find(|disk| disk.uses(&active.path))
+/// The disk that the VM has of a volume now, and the layer it writes to. Disks are matched by what they write to, never
+/// by target name.
+fn find_disk<'a>(world: &'a World, held: &SnapshotDisk) -> Option<(&'a Layer, &'a DiskView)> {
+    let volume = world.tree.volume(held.volume)?;
+    let active = world.tree.layers.get(&volume.active)?;
+    let view = world.vm.disks.iter().find(|disk| disk.uses(&active.path))?;
+    Some((active, view))
 }
 
 /// Every layer that the snapshot reads must exist and lie on the one that the catalog says.
@@ -277,7 +287,13 @@ fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {
 }
 
 fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let removed = snapshot.disks.iter().filter(|held| find_disk(world, held).is_none());
+    let mut warnings: Vec<String> = removed
+        .map(|held| {
+            let target = &held.target;
+            format!("disk {target} of the snapshot was removed from the VM: it stays removed, its content stays kept")
+        })
+        .collect();
     for disk in &world.vm.disks {
         let known = disk.active().and_then(|image| world.tree.volume_writing(&image.path));
         let held = known.is_some_and(|volume| snapshot.disks.iter().any(|held| held.volume == volume.id));

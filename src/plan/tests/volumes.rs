@@ -156,3 +156,43 @@ fn new_vms() {
         Ok("reserve copy copy define start! record"),
     );
 }
+
+/// Disks that came, went or moved since: each is known by what it writes to.
+#[test]
+fn a_revert_of_a_vm_whose_disks_are_others_now() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    paper.add_disk("vdc", &["/images/vdc.qcow2"]);
+    let vdb = paper.world.vm.disks.remove(1);
+    let plan = paper.plan_revert("one", RunStateAfter::AsItWas).unwrap();
+    assert_eq!(outline(&plan), "reverting overlay stop point start! record remove", "vda alone goes back");
+    assert_eq!(
+        plan.warnings,
+        [
+            "disk vdb of the snapshot was removed from the VM: it stays removed, its content stays kept",
+            "disk vdc is not in the snapshot and stays as it is",
+        ]
+    );
+    // The same volume in another place, another volume in its old place.
+    let mut moved = vdb;
+    moved.target = "vdc".parse().unwrap();
+    paper.disk("vdc").target = "vdb".parse().unwrap();
+    paper.world.vm.disks.push(moved);
+    let plan = paper.plan_revert("one", RunStateAfter::AsItWas).unwrap();
+    assert_eq!(outline(&plan), "reverting overlay overlay stop point start! record remove");
+    assert_eq!(plan.warnings, ["disk vdb is not in the snapshot and stays as it is"]);
+    paper.carry_out(&plan);
+    let volumes = &paper.world.tree.volumes;
+    assert!(volumes.iter().any(|volume| volume.target.as_str() == "vdc"), "{volumes:?}");
+}
+
+#[test]
+fn a_revert_without_a_disk_to_go_back() {
+    let mut paper = Paper::new();
+    paper.create("one");
+    paper.world.vm.disks.clear();
+    check(
+        paper.plan_revert("one", RunStateAfter::AsItWas),
+        Err("the VM no longer has disk vda of the snapshot"),
+    );
+}

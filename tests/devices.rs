@@ -7,10 +7,8 @@
 mod bed;
 
 use std::path::Path;
-use std::process::Command;
 
 use bed::{Daemon, Format, Guest, Spec, images};
-use serde_json::Value;
 
 fn write(guest: &Guest, name: &str) {
     for disk in ["vda", "vdb"] {
@@ -29,12 +27,6 @@ fn change_definition(guest: &Guest, verb: &str, target: &str, image: &Path) {
     guest.virsh(verb, &[&file.display().to_string(), "--config"]);
 }
 
-fn virtual_size(image: &Path) -> u64 {
-    let info = Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(image).output().unwrap();
-    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
-    info["virtual-size"].as_u64().unwrap()
-}
-
 #[test]
 fn disks_that_were_resized_removed_and_replaced() {
     let guest = Guest::boot(&Spec::default());
@@ -47,7 +39,7 @@ fn disks_that_were_resized_removed_and_replaced() {
 
     // A running guest's disk grows, and one of another kind is plugged in.
     guest.virsh("blockresize", &["vda", &format!("{}b", 2 * size)]);
-    assert_eq!(virtual_size(&guest.image("vda")), 2 * size);
+    assert_eq!(images::virtual_size(&guest.image("vda"), Format::Qcow2), 2 * size);
     let extra = guest.directory().join("extra.qcow2");
     images::create(&extra, Format::Qcow2, 8);
     guest.attach("vdc", &extra, Format::Qcow2);
@@ -64,7 +56,11 @@ fn disks_that_were_resized_removed_and_replaced() {
     assert!(warnings.contains("disk vdb of the snapshot was removed"), "{warnings}");
     assert!(warnings.contains("disk vdb is not in the snapshot"), "{warnings}");
     client.json(&["snapshot", "revert", &snapshot, "--yes"]);
-    assert_eq!(virtual_size(&guest.image("vda")), size, "as large as it was in the snapshot");
+    assert_eq!(
+        images::virtual_size(&guest.image("vda"), Format::Qcow2),
+        size,
+        "as large as it was in the snapshot"
+    );
     assert_eq!(guest.image("vdb"), extra, "the disk of the same name is another one");
     assert_eq!(images::digest(&extra, Format::Qcow2), extra_digest);
     let file = |image: &Path, name: &str| images::read_file(image, Format::Qcow2, name).is_some();

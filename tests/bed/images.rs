@@ -42,6 +42,14 @@ pub fn chain(image: &Path, format: Format) -> Vec<PathBuf> {
     layers.iter().map(|layer| name(layer).expect("a layer has a file name")).collect()
 }
 
+/// How large a guest sees an image, in bytes. Works while a VM has it open.
+pub fn virtual_size(image: &Path, format: Format) -> u64 {
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "-U", "--output", "json", "-f", format.name()]).arg(image);
+    let info: Value = serde_json::from_slice(&run(&mut command)).expect("qemu-img writes JSON");
+    info["virtual-size"].as_u64().expect("an image has a size")
+}
+
 /// SHA-256 of what a VM would read from an image with all that is under it. The image must not be written meanwhile:
 /// it is frozen, or its VM is off or paused.
 pub fn digest(image: &Path, format: Format) -> String {

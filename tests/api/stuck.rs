@@ -4,7 +4,7 @@ use tonic::Code;
 use vmsnap::host::sim::{Complaint, Method, Mishap, SimHost};
 use vmsnap::proto::v1;
 
-use super::node::{Node, assert_refused, create, delete};
+use super::node::{Node, assert_refused, create, delete, disks};
 
 async fn cancel(node: &Node, id: &str) -> Result<v1::Operation, tonic::Status> {
     let request = v1::CancelOperationRequest { operation_id: id.to_owned(), ..Default::default() };
@@ -138,4 +138,26 @@ async fn a_stuck_operation_is_given_up() {
     let snapshot = node.snapshot("one").await;
     assert_eq!(snapshot.state(), v1::SnapshotState::Error, "nobody vouches for it");
     assert_eq!(node.read(1), [10, 10], "the guest has its data");
+}
+
+/// Between the plan and the switch, somebody makes a disk larger. An overlay of the old size would cut it off.
+#[tokio::test]
+async fn a_disk_that_is_resized_meanwhile() {
+    let node = Node::start();
+    let hold = node.hold(Method::Freeze);
+    let begun = node.begin("one").await;
+    hold.reached().await;
+    let vda = &disks()[0];
+    let larger = 2 * node.sim.disk_size(node.vm, vda).unwrap();
+    node.sim.someone_resizes(node.vm, vda, larger);
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    let error = ended.error.unwrap();
+    assert!(error.message.contains("resized meanwhile"), "{error:?}");
+    assert_eq!(error.changed, "nothing");
+    assert!(node.names().await.is_empty() && !node.sim.is_guest_frozen(node.vm));
+    let next = node.take("two").await;
+    assert_eq!(next.disks[0].virtual_size_bytes, larger);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

@@ -31,6 +31,9 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
             causes: vec![reason],
         });
     }
+    if let Err(error) = check_sizes(context, switch).await {
+        return Performed::not_applied(error);
+    }
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
@@ -53,6 +56,26 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
         }),
         (Ok(false) | Err(_), Err(error)) | (Err(error), Ok(())) => Performed::unknown(error),
     }
+}
+
+/// Each overlay is as large as the image that it takes the place of. QEMU does not look: a disk that somebody made larger
+/// since the overlay was made would be cut off for the guest.
+async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
+    let size = async |image: &ImageRef| {
+        let facts = context.host.images.inspect(&image.path, image.format).await?;
+        Ok::<_, HostError>(facts.virtual_size)
+    };
+    // The guest may stand still meanwhile, so all disks are looked at together.
+    let checks = switch.disks.iter().map(async |disk| {
+        let (from, to) = tokio::try_join!(size(&disk.from), size(&disk.to))?;
+        if from == to {
+            return Ok(());
+        }
+        let problem =
+            format!("it has {to} bytes, and disk {} has {from}: it was resized meanwhile", disk.target);
+        Err(HostError::BadImage { path: disk.to.path.clone(), problem })
+    });
+    futures_util::future::try_join_all(checks).await.map(drop)
 }
 
 /// A capture that was ended because somebody cancelled did not fail: it was cancelled.

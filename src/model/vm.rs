@@ -28,6 +28,8 @@ pub struct VmView {
     pub memory_bytes: u64,
     /// What stands in the way of capturing memory, in words, if anything does.
     pub memory_blocker: Option<String>,
+    /// What else it keeps, in no disk of its.
+    pub uncovered: Vec<Uncovered>,
     /// Its disks, in the order of the definition.
     pub disks: Vec<DiskView>,
 }
@@ -37,6 +39,25 @@ impl VmView {
     #[must_use]
     pub fn disk(&self, target: &DiskTarget) -> Option<&DiskView> {
         self.disks.iter().find(|disk| disk.target == *target)
+    }
+}
+
+/// State that a VM keeps outside of its disks. Captured memory has it, a snapshot of disks alone has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uncovered {
+    /// The variables of its UEFI firmware: the file that the definition names, if it does.
+    UefiVariables(Option<PathBuf>),
+    /// What its TPM keeps: the model.
+    Tpm(String),
+}
+
+impl fmt::Display for Uncovered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UefiVariables(Some(path)) => write!(f, "the UEFI variables ({})", path.display()),
+            Self::UefiVariables(None) => f.write_str("the UEFI variables"),
+            Self::Tpm(model) => write!(f, "the state of its TPM ({model})"),
+        }
     }
 }
 

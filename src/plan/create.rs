@@ -80,7 +80,7 @@ pub fn create(
         volumes: parts.iter().map(Part::volume).collect(),
     }));
 
-    let warnings = findings
+    let mut warnings: Vec<String> = findings
         .iter()
         .filter_map(|finding| match finding {
             Finding::NotFrozen { reason } => Some(format!("the snapshot will be crash-consistent: {reason}")),
@@ -91,6 +91,9 @@ pub fn create(
             | Finding::Memory { .. } => None,
         })
         .collect();
+    if request.kind == SnapshotKind::VmDisks {
+        warnings.extend(world.vm.uncovered.iter().map(|what| format!("not in the snapshot: {what}")));
+    }
     let is_of_volume = request.kind == SnapshotKind::Volume;
     let reservation = Snapshot {
         parent: if is_of_volume { None } else { world.tree.current },

@@ -110,6 +110,7 @@ fn go_back(
     if world.vm.run_state.is_live() {
         steps.push(Step::Stop { was: world.vm.run_state });
     }
+    let is_from_memory = starts_from_memory(start.as_ref());
     let mut commit_point = steps.len();
     steps.push(Step::PointDisks { disks: parts.iter().map(Part::pointed).collect() });
     if let Some(start) = start {
@@ -131,7 +132,7 @@ fn go_back(
     }
     Ok(Plan {
         warnings: match scope {
-            Scope::Vm => warnings(world, snapshot),
+            Scope::Vm => warnings(world, snapshot, is_from_memory),
             Scope::Volume => Vec::new(),
         },
         removals: removals(world, parts),
@@ -286,7 +287,7 @@ fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {
     removals
 }
 
-fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
+fn warnings(world: &World, snapshot: &Snapshot, is_from_memory: bool) -> Vec<String> {
     let removed = snapshot.disks.iter().filter(|held| find_disk(world, held).is_none());
     let mut warnings: Vec<String> = removed
         .map(|held| {
@@ -300,6 +301,11 @@ fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
         if !held && disk.active().is_some() {
             warnings.push(format!("disk {} is not in the snapshot and stays as it is", disk.target));
         }
+    }
+    if !is_from_memory {
+        warnings.extend(
+            world.vm.uncovered.iter().map(|what| format!("not in the snapshot, it stays as it is: {what}")),
+        );
     }
     warnings
 }

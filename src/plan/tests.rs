@@ -39,6 +39,7 @@ impl Paper {
             agent: AgentChannel::Connected,
             memory_bytes: 1 << 30,
             memory_blocker: None,
+            uncovered: Vec::new(),
             disks: Vec::new(),
         };
         let world = World {

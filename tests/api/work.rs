@@ -2,9 +2,11 @@
 
 use tonic::Code;
 use vmsnap::host::sim::{AgentBehaviour as Agent, SimHost};
+use vmsnap::model::vm::Uncovered;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::Quiesce::{Auto, Off, Required};
 
+use super::client::succeed;
 use super::node::{Node, assert_refused, create, delete, revert};
 
 #[tokio::test]
@@ -100,6 +102,17 @@ async fn a_plan_is_shown_and_nothing_is_done() {
     assert!(!shown.removals.is_empty(), "it says what will be gone");
     assert_eq!(node.acts(), acts);
     assert_eq!(node.names().await, ["one"]);
+}
+
+/// What is in no disk is named before a snapshot is taken, and beside the VM.
+#[tokio::test]
+async fn what_a_snapshot_does_not_hold_is_told() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(2).uncovered(Uncovered::Tpm("tpm-crb".to_owned())).build();
+    let node = Node::start_with(sim, vm);
+    assert!(succeed(&node, "vm show web").await.contains("TPM: not in snapshots without memory"));
+    let plan = succeed(&node, "snapshot create web one --dry-run").await;
+    assert!(plan.contains("not in the snapshot: the state of its TPM (tpm-crb)"), "{plan}");
 }
 
 #[tokio::test]

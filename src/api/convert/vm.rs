@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{image_format, run_state};
 use crate::host::VmSummary;
-use crate::model::vm::{AgentChannel, DiskSource, DiskView};
+use crate::model::vm::{AgentChannel, DiskSource, DiskView, Uncovered};
 use crate::model::{ImageFacts, LayerTree, OperationId, VmView, VolumeId};
 use crate::proto::v1;
 
@@ -41,6 +41,8 @@ pub(in crate::api) fn vm(
         agent_connected: view.agent == AgentChannel::Connected,
         memory_bytes: view.memory_bytes,
         persistent: view.persistent,
+        uefi: view.uncovered.iter().any(|what| matches!(what, Uncovered::UefiVariables(_))),
+        tpm: view.uncovered.iter().any(|what| matches!(what, Uncovered::Tpm(_))),
         ..vm_summary(&summary, tree, sizes, holder)
     }
 }

@@ -13,7 +13,7 @@ use super::files::{BLOCK, Content, FileKind, Image};
 use super::machine::{Machine, Slot, SlotKind};
 use super::{AgentBehaviour, SimHost};
 use crate::model::step::ImageRef;
-use crate::model::vm::{ExcludedDisk, Format, PauseReason, RefusedDisk, RunState};
+use crate::model::vm::{ExcludedDisk, Format, PauseReason, RefusedDisk, RunState, Uncovered};
 use crate::model::{DiskTarget, VmId};
 
 /// Size of every disk that does not lie on a template.
@@ -36,6 +36,7 @@ pub struct VmBuilder {
     agent: AgentBehaviour,
     memory_bytes: u64,
     memory_blocker: Option<String>,
+    uncovered: Vec<Uncovered>,
     capture_notches: u32,
     is_persistent: bool,
     run_state: RunState,
@@ -51,6 +52,7 @@ impl VmBuilder {
             agent: AgentBehaviour::Obeys,
             memory_bytes: MEMORY,
             memory_blocker: None,
+            uncovered: Vec::new(),
             capture_notches: 0,
             is_persistent: true,
             run_state: RunState::Running,
@@ -129,6 +131,12 @@ impl VmBuilder {
         self
     }
 
+    /// It keeps something that is in no disk of its.
+    pub fn uncovered(mut self, what: Uncovered) -> Self {
+        self.uncovered.push(what);
+        self
+    }
+
     /// Something stands in the way of capturing memory.
     pub fn memory_blocker(mut self, blocker: &str) -> Self {
         self.memory_blocker = Some(blocker.to_owned());
@@ -178,6 +186,7 @@ impl VmBuilder {
             is_persistent: self.is_persistent,
             memory_bytes: self.memory_bytes,
             memory_blocker: self.memory_blocker,
+            uncovered: self.uncovered,
             agent: self.agent,
             slots,
             stored,

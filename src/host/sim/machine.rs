@@ -12,7 +12,7 @@ use super::capture::Capture;
 use super::files::MemoryFile;
 use super::job::Job;
 use crate::model::step::ImageRef;
-use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState};
+use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState, Uncovered};
 use crate::model::{DiskTarget, VmId};
 
 /// A VM, on or off.
@@ -23,6 +23,7 @@ pub(super) struct Machine {
     pub(super) is_persistent: bool,
     pub(super) memory_bytes: u64,
     pub(super) memory_blocker: Option<String>,
+    pub(super) uncovered: Vec<Uncovered>,
     pub(super) agent: AgentBehaviour,
     /// In the order of the definition.
     pub(super) slots: Vec<Slot>,

@@ -183,6 +183,7 @@ impl World {
             is_persistent: true,
             memory_bytes: 256 << 20,
             memory_blocker: None,
+            uncovered: Vec::new(),
             agent: AgentBehaviour::Obeys,
             slots: new.disks.iter().map(slot).collect(),
             stored: new.disks.iter().cloned().collect(),

@@ -39,6 +39,7 @@ impl World {
             agent: machine.agent.channel(machine.live.is_some()),
             memory_bytes: machine.memory_bytes,
             memory_blocker: machine.memory_blocker.clone(),
+            uncovered: machine.uncovered.clone(),
             disks: machine
                 .slots
                 .iter()

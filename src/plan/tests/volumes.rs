@@ -1,6 +1,7 @@
 //! Single volumes: taken, put back, cloned; and VMs made of clones.
 
 use super::*;
+use crate::model::vm::Uncovered;
 
 #[test]
 fn one_volume_goes_back() {
@@ -195,4 +196,26 @@ fn a_revert_without_a_disk_to_go_back() {
         paper.plan_revert("one", RunStateAfter::AsItWas),
         Err("the VM no longer has disk vda of the snapshot"),
     );
+}
+
+/// What is in no disk is named: it is not in a snapshot of disks, and stays as it is on the way back.
+#[test]
+fn what_a_snapshot_does_not_hold_is_told() {
+    let mut paper = Paper::new();
+    paper.world.vm.uncovered =
+        vec![Uncovered::UefiVariables(Some("/nvram/web.fd".into())), Uncovered::Tpm("tpm-crb".to_owned())];
+    let plan = paper.plan_create(&named("one")).unwrap();
+    assert_eq!(
+        plan.warnings,
+        [
+            "not in the snapshot: the UEFI variables (/nvram/web.fd)",
+            "not in the snapshot: the state of its TPM (tpm-crb)"
+        ]
+    );
+    let with_memory = CreateSnapshot { kind: SnapshotKind::VmDisksAndMemory, ..named("two") };
+    let with_memory = CreateSnapshot { quiesce: Quiesce::Off, ..with_memory };
+    assert_eq!(paper.plan_create(&with_memory).unwrap().warnings, Vec::<String>::new());
+    paper.create("one");
+    let plan = paper.plan_revert("one", RunStateAfter::AsItWas).unwrap();
+    assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
 }

@@ -188,3 +188,20 @@ fn the_agents_channel() {
     check(&agent(" state='disconnected'"), AgentChannel::Disconnected);
     check(&agent(" state='connected'"), AgentChannel::Connected);
 }
+
+#[test]
+fn what_a_vm_keeps_outside_of_its_disks() {
+    let check = |os: &str, devices: &str, expected: &[Uncovered]| {
+        let xml = format!("<domain><memory>1</memory><os>{os}</os><devices>{devices}</devices></domain>");
+        assert_eq!(Description::read(&xml).unwrap().uncovered, expected, "{xml}");
+    };
+    check("<type>hvm</type>", "", &[]);
+    check("<loader type='rom'>/bios.bin</loader>", "", &[]);
+    check("<loader readonly='yes' type='pflash'>/code.fd</loader>", "", &[Uncovered::UefiVariables(None)]);
+    let variables = Uncovered::UefiVariables(Some("/nvram/web.fd".into()));
+    check("<nvram template='/vars.fd'>/nvram/web.fd</nvram>", "", std::slice::from_ref(&variables));
+    let tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+    check("<nvram>/nvram/web.fd</nvram>", tpm, &[variables, Uncovered::Tpm("tpm-crb".to_owned())]);
+    let by_firmware = "<domain><memory>1</memory><os firmware='efi'/></domain>";
+    assert_eq!(Description::read(by_firmware).unwrap().uncovered, [Uncovered::UefiVariables(None)]);
+}

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{BLOCK, Content, SimHost};
@@ -24,8 +24,9 @@ use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, Places};
 use vmsnap::store::Store;
 
-/// So many turns of the scheduler are enough for any operation.
-const PATIENCE: usize = 20_000;
+/// What only a broken engine does not do in time. The catalog works on a thread of its own, which a busy machine may keep
+/// waiting: so this is real time, not turns of the scheduler.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a disk or an image reads.
 #[derive(Debug, Clone, PartialEq)]
@@ -348,7 +349,8 @@ impl Life {
     /// Runs until the operation has ended, or the daemon is to die.
     pub fn run(&self, id: OperationId, dies: impl Fn() -> bool) -> Option<Operation> {
         self.runtime.block_on(async {
-            for _ in 0..PATIENCE {
+            let patience = Instant::now();
+            while patience.elapsed() < PATIENCE {
                 let operation = self.engine.operation(id).await.unwrap().operation;
                 let is_over = operation.cursor.turn().is_none() && self.engine.busy() == 0;
                 if is_over || matches!(operation.cursor.state, OperationState::Stuck { .. }) {
@@ -369,7 +371,8 @@ impl Life {
     /// Runs until nothing is under way, and what nothing needs has gone.
     pub fn settle(&self, scene: &Scene) {
         self.runtime.block_on(async {
-            for _ in 0..PATIENCE {
+            let patience = Instant::now();
+            while patience.elapsed() < PATIENCE {
                 let tree = scene.store.tree(scene.vm).await.unwrap();
                 if self.engine.busy() == 0 && plan::collapse_tree(&tree, |_| false).is_empty() {
                     return;
@@ -380,8 +383,9 @@ impl Life {
     }
 }
 
-/// Lets everybody else move.
+/// Lets everybody else move, the catalog's thread too.
 async fn pass_time() {
+    std::thread::yield_now();
     tokio::task::yield_now().await;
     tokio::time::advance(Duration::from_millis(100)).await;
 }

@@ -85,15 +85,15 @@ fn set_up(run_state: RunState) -> (Scene, Truth) {
     let scene = Scene::new();
     let mut truth = Truth::default();
     scene.sim.set_job_notches(2);
+    // One life for all: this is done before each of thousands of faults.
+    let life = Life::start(&scene);
     for (block, name) in (1..).zip(["one", "two", "three"]) {
         scene.write(block, block * 10);
-        let life = Life::start(&scene);
         let request = scene.create(name, Quiesce::Auto, name == "two", &[]);
         let id = life.begin(request, || false).unwrap().unwrap();
         assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
         truth.snapshots.insert(name.to_owned(), scene.active());
     }
-    let life = Life::start(&scene);
     let request = scene.clone_volume("clone", "two", &vdb(), CloneMode::Linked);
     let id = life.begin(request, || false).unwrap().unwrap();
     assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);

@@ -198,6 +198,25 @@ stop_libvirt() {
     say "stopped the libvirtd and virtlogd that were started here"
 }
 
+# What a run left that was killed with its machine: VMs whose name tells a process that is gone. Their images may be
+# gone too, and then nobody can tell what they use; the daemon refuses to delete volumes beside them.
+remove_leftovers() {
+    local vm process
+    while read -r vm; do
+        process=$(sed -nE 's/^vmsnap-(bed|contract|host)-([0-9]+)-.*/\2/p' <<<"$vm")
+        [ -n "$process" ] && [ ! -e "/proc/$process" ] || continue
+        as_root virsh --quiet --connect qemu:///system destroy "$vm" >/dev/null 2>&1 || true
+        as_root virsh --quiet --connect qemu:///system undefine --nvram --managed-save "$vm" >/dev/null
+        say "removed $vm, left by a run that was killed"
+    done < <(as_root virsh --quiet --connect qemu:///system list --all --name)
+    as_root find /var/lib/libvirt/images -maxdepth 1 -name 'vmsnap-bed-*' -type d | while read -r vm; do
+        process=$(sed -nE 's/.*-([0-9]+)-[0-9]+$/\1/p' <<<"$vm")
+        [ -n "$process" ] && [ ! -e "/proc/$process" ] || continue
+        as_root rm -rf "$vm"
+        say "removed $vm, left by a run that was killed"
+    done
+}
+
 build_guest() {
     local before
     before=$(stat --format %Y "$cache/guest/initrd.gz" 2>/dev/null || true)
@@ -232,5 +251,6 @@ else
     install_packages "${tools[@]}"
 fi
 start_libvirt
+remove_leftovers
 build_guest
 say "ready"

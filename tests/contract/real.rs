@@ -159,8 +159,9 @@ fn define(vm: VmId, disks: &[(&str, &ImageRef)]) {
         .unwrap();
     }
     let xml = format!(
-        "<domain type='qemu'><name>vmsnap-contract-{}</name><uuid>{vm}</uuid><memory unit='MiB'>32</memory>\
+        "<domain type='qemu'><name>vmsnap-contract-{}-{}</name><uuid>{vm}</uuid><memory unit='MiB'>32</memory>\
          <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices></domain>",
+        std::process::id(),
         vm.0.simple()
     );
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -107,7 +107,7 @@ impl Vm {
     /// Defines a VM with these devices. `os` is XML that goes into `<os>`, `more` into `<domain>`.
     pub fn define(devices: &str, os: &str, more: &str) -> Self {
         let id = Uuid::now_v7();
-        let name = format!("vmsnap-host-{}", id.simple());
+        let name = format!("vmsnap-host-{}-{}", std::process::id(), id.simple());
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><uuid>{id}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><devices>{devices}</devices>{more}</domain>"

@@ -167,6 +167,7 @@ fn snapshot(number: u128) -> Snapshot {
         source: None,
         disks: vec![disk("vda"), disk("vdb")],
         memory: None,
+        variables: None,
         run_state: RunState::Running,
         consistency: Some(Consistency::FileSystem),
         frozen_ms: 20.0,

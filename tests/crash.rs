@@ -47,9 +47,18 @@ impl Wish {
     /// What must be true when it has been done.
     fn apply(self, truth: &mut Truth) {
         match self {
-            Self::Create { .. } => drop(truth.snapshots.insert("new".to_owned(), truth.active.clone())),
-            Self::Revert { to } => truth.active = truth.snapshots[to].clone(),
-            Self::Delete { name } => drop(truth.snapshots.remove(name)),
+            Self::Create { .. } => {
+                truth.snapshots.insert("new".to_owned(), truth.active.clone());
+                truth.kept_variables.insert("new".to_owned(), truth.variables);
+            }
+            Self::Revert { to } => {
+                truth.active = truth.snapshots[to].clone();
+                truth.variables = truth.kept_variables[to];
+            }
+            Self::Delete { name } => {
+                truth.snapshots.remove(name);
+                truth.kept_variables.remove(name);
+            }
             Self::TakeNow => drop(truth.snapshots.insert("new".to_owned(), only_vdb(&truth.active))),
             Self::TakeFrom { source } => {
                 let taken = only_vdb(&truth.snapshots[source]);
@@ -89,10 +98,12 @@ fn set_up(run_state: RunState) -> (Scene, Truth) {
     let life = Life::start(&scene);
     for (block, name) in (1..).zip(["one", "two", "three"]) {
         scene.write(block, block * 10);
+        scene.set_variables(block);
         let request = scene.create(name, Quiesce::Auto, name == "two", &[]);
         let id = life.begin(request, || false).unwrap().unwrap();
         assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
         truth.snapshots.insert(name.to_owned(), scene.active());
+        truth.kept_variables.insert(name.to_owned(), block);
     }
     let request = scene.clone_volume("clone", "two", &vdb(), CloneMode::Linked);
     let id = life.begin(request, || false).unwrap().unwrap();
@@ -101,6 +112,8 @@ fn set_up(run_state: RunState) -> (Scene, Truth) {
     drop(life);
     scene.write(9, 90);
     truth.active = scene.active();
+    scene.set_variables(9);
+    truth.variables = 9;
     if run_state == RunState::Off {
         scene.sim.someone_stops(scene.vm);
     }
@@ -146,6 +159,8 @@ fn verify_new_vm(scene: &Scene, wish: Wish, is_done: bool) -> Result<(), String>
     }
     let new = scene.sim.find_vm("new");
     ensure(new.is_some() == is_done, || format!("done: {is_done}, but the VM is there: {}", new.is_some()))?;
+    let variables = new.map(|vm| scene.variables(vm));
+    ensure(!is_done || variables == Some(1), || format!("the new VM has variables {variables:?}"))?;
     let state = new.and_then(|vm| scene.sim.run_state(vm));
     ensure(!is_done || state == Some(RunState::Running), || format!("the new VM is {state:?}"))
 }

@@ -20,6 +20,7 @@ use simulated::{Disks, Life, Reading, Scene, Truth, disks};
 enum Act {
     Write { block: u64, value: u64 },
     WriteLast { value: u64 },
+    SetVariables { value: u64 },
     Grow { disk: Index, blocks: u64 },
     Create { quiesce: Quiesce, memory: bool, only: Option<Index> },
     Revert { which: Index },
@@ -45,6 +46,7 @@ fn acts() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => (0..8_u64, 1..1000_u64).prop_map(|(block, value)| Act::Write { block, value }),
         1 => (1..1000_u64).prop_map(|value| Act::WriteLast { value }),
+        1 => (1..1000_u64).prop_map(|value| Act::SetVariables { value }),
         1 => (any::<Index>(), 1..4_u64).prop_map(|(disk, blocks)| Act::Grow { disk, blocks }),
         3 => (quiesce, prop::bool::weighted(0.2), prop::option::weighted(0.2, any::<Index>()))
             .prop_map(|(quiesce, memory, only)| {
@@ -103,6 +105,10 @@ impl History {
                 self.scene.write_last(*value);
                 self.truth.active = self.scene.active();
             }
+            Act::SetVariables { value } => {
+                self.scene.set_variables(*value);
+                self.truth.variables = *value;
+            }
             Act::Grow { disk, blocks } => {
                 let disk = disk.get(&disks()).clone();
                 let size = self.truth.active[&disk].size + blocks * BLOCK;
@@ -117,7 +123,10 @@ impl History {
                 let is_in = |disk: &_| only.is_empty() || only.contains(disk);
                 let active = self.truth.active.iter().filter(|(disk, _)| is_in(disk));
                 let content: Disks = active.map(|(disk, content)| (disk.clone(), content.clone())).collect();
-                self.carry_out(request, moved, |truth| drop(truth.snapshots.insert(name, content)))?;
+                self.carry_out(request, moved, |truth| {
+                    truth.kept_variables.insert(name.clone(), truth.variables);
+                    truth.snapshots.insert(name, content);
+                })?;
             }
             Act::TakeNow { disk } => {
                 let (name, disk) = (self.new_name(), disk.get(&disks()).clone());
@@ -165,7 +174,10 @@ impl History {
                 let name = which.get(&names);
                 let request = self.scene.revert(name);
                 // Disks that are not in the snapshot stay as they are.
-                self.carry_out(request, moved, |truth| truth.active.extend(truth.snapshots[name].clone()))?;
+                self.carry_out(request, moved, |truth| {
+                    truth.active.extend(truth.snapshots[name].clone());
+                    truth.variables = truth.kept_variables[name];
+                })?;
             }
             Act::Delete { which } => {
                 let doomed: BTreeSet<&str> = which.iter().map(|which| which.get(&names).as_str()).collect();
@@ -173,6 +185,7 @@ impl History {
                 let request = self.scene.delete(&doomed);
                 self.carry_out(request, moved, |truth| {
                     truth.snapshots.retain(|name, _| !doomed.contains(&name.as_str()));
+                    truth.kept_variables.retain(|name, _| !doomed.contains(&name.as_str()));
                 })?;
             }
         }
@@ -249,6 +262,7 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
         Act::Write { .. }
         | Act::WriteLast { .. }
+        | Act::SetVariables { .. }
         | Act::Grow { .. }
         | Act::Create { .. }
         | Act::TakeNow { .. }

@@ -121,6 +121,7 @@ pub(super) fn details(snapshot: &v1::Snapshot) -> String {
             "memory",
             if snapshot.memory_bytes > 0 { words::size(snapshot.memory_bytes) } else { String::new() },
         ),
+        ("firmware", if snapshot.has_nvram { "UEFI variables are kept with it" } else { "" }.to_owned()),
         ("parent", snapshot.parent_id.clone()),
         ("created", words::time(snapshot.create_time)),
         ("created by", snapshot.created_by.clone()),

@@ -85,13 +85,11 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
         format!("agent      {}", if vm.agent_connected { "connected" } else { "not connected" }),
         format!("snapshots  {}", vm.snapshot_count),
     ];
-    let beside: Vec<&str> = [(vm.uefi, "UEFI variables"), (vm.tpm, "TPM")]
-        .into_iter()
-        .filter(|(has, _)| *has)
-        .map(|(_, what)| what)
-        .collect();
-    if !beside.is_empty() {
-        lines.push(format!("beside     {}: not in snapshots without memory", beside.join(", ")));
+    if vm.uefi {
+        lines.push("firmware   UEFI".to_owned());
+    }
+    if vm.tpm {
+        lines.push("tpm        its state is not in snapshots without memory".to_owned());
     }
     if let Some(debt) = vm.merge_debt.filter(|debt| debt.layers > 0) {
         let bytes = words::size(debt.bytes);

@@ -149,6 +149,10 @@ pub trait Images: Send + Sync + 'static {
     /// Gives a file another name in the same file system, never that of a file that exists. Durable when this returns.
     async fn publish(&self, from: &Path, to: &Path) -> Result<()>;
 
+    /// Lets `to` hold the bytes of `from`, a small file; durable when this returns. A `to` that is there is overwritten
+    /// and keeps its owner; one that is new has the owner and mode of `from`. After an error it may hold anything.
+    async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()>;
+
     /// Copies into an image all that it reads from others, then lets it lie on nothing. No process may have it open. It
     /// reads the same at each moment. Durable when this returns.
     async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()>;

@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub disks: Vec<SnapshotDisk>,
     /// The memory image it holds.
     pub memory: Option<MemoryImage>,
+    /// The UEFI variables that it holds.
+    pub variables: Option<KeptVariables>,
     /// What the VM did at that moment.
     pub run_state: RunState,
     /// How good the data is. None until it is ready.
@@ -165,6 +167,15 @@ pub struct MemoryImage {
     /// Absolute path.
     pub path: PathBuf,
     /// Size in bytes, once it is complete.
+    pub bytes: u64,
+}
+
+/// UEFI variables, in a file beside the memory images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptVariables {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Size in bytes.
     pub bytes: u64,
 }
 

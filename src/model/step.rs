@@ -27,6 +27,22 @@ pub enum Step {
         /// Absolute path.
         path: PathBuf,
     },
+    /// UEFI variables stand in a file of ours. Undone: it is gone.
+    CopyVariables {
+        /// Where they are: absolute. A running VM may have it open.
+        from: PathBuf,
+        /// Where to copy them: absolute, named from a UUID.
+        to: PathBuf,
+    },
+    /// A VM that is off has these UEFI variables. Undone: it has those from before.
+    RestoreVariables {
+        /// Where they are kept: absolute.
+        from: PathBuf,
+        /// The file that the VM's definition names.
+        to: PathBuf,
+        /// Where those from before are kept; None if there were none.
+        before: Option<PathBuf>,
+    },
     /// The guest's file systems are frozen, or it is known why not. Undone: they are thawed.
     Freeze(Freeze),
     /// The VM writes to the overlays; all disks at one instant, memory with them if asked.
@@ -154,6 +170,8 @@ pub struct NewVm {
     pub disks: Vec<(DiskTarget, ImageRef)>,
     /// Give its disks new serial numbers.
     pub new_serials: bool,
+    /// The file with its UEFI variables; None to let the hypervisor make one from the firmware's template.
+    pub variables: Option<PathBuf>,
 }
 
 /// How to freeze.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{DiskTarget, VmId};
+use super::step::ImageRef;
 
 /// Everything that a plan needs to know of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct VmView {
     pub memory_bytes: u64,
     /// What stands in the way of capturing memory, in words, if anything does.
     pub memory_blocker: Option<String>,
+    /// The file with the variables of its UEFI firmware, if it has one.
+    pub variables: Option<ImageRef>,
     /// What else it keeps, in no disk of its.
     pub uncovered: Vec<Uncovered>,
     /// Its disks, in the order of the definition.
@@ -42,11 +45,11 @@ impl VmView {
     }
 }
 
-/// State that a VM keeps outside of its disks. Captured memory has it, a snapshot of disks alone has not.
+/// State that a VM keeps where we cannot copy it. Captured memory has it, a snapshot of disks alone has not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Uncovered {
-    /// The variables of its UEFI firmware: the file that the definition names, if it does.
-    UefiVariables(Option<PathBuf>),
+    /// The variables of its UEFI firmware, in words where.
+    UefiVariables(String),
     /// What its TPM keeps: the model.
     Tpm(String),
 }
@@ -54,8 +57,7 @@ pub enum Uncovered {
 impl fmt::Display for Uncovered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UefiVariables(Some(path)) => write!(f, "the UEFI variables ({})", path.display()),
-            Self::UefiVariables(None) => f.write_str("the UEFI variables"),
+            Self::UefiVariables(place) => write!(f, "the UEFI variables ({place})"),
             Self::Tpm(model) => write!(f, "the state of its TPM ({model})"),
         }
     }

@@ -24,6 +24,7 @@ pub(super) async fn observe(
     let tree = store.tree(vm).await?;
     let images = inspect_all(host, &view, &tree).await?;
     let memory_images = measure_memory_images(host, &tree).await?;
+    let variables = measure_variables(host, &view, &tree).await?;
     let mut directories: BTreeSet<&Path> = images.keys().filter_map(|path| path.parent()).collect();
     directories.insert(&places.memory);
     directories.extend(places.overlays.as_deref());
@@ -40,6 +41,7 @@ pub(super) async fn observe(
         tree,
         images,
         memory_images,
+        variables,
         cloned: store.clones().await?.into_iter().map(|clone| (clone.path, clone.id)).collect(),
         users: Vec::new(),
         free_space,
@@ -75,6 +77,25 @@ async fn measure_memory_images(host: &Host, tree: &LayerTree) -> Result<HashMap<
     for memory in tree.snapshots.iter().filter_map(|snapshot| snapshot.memory.as_ref()) {
         if let Some(bytes) = host.images.memory_image(&memory.path).await? {
             sizes.insert(memory.path.clone(), bytes);
+        }
+    }
+    Ok(sizes)
+}
+
+/// Files of UEFI variables are small: their size and their presence say enough.
+async fn measure_variables(
+    host: &Host,
+    view: &VmView,
+    tree: &LayerTree,
+) -> Result<HashMap<PathBuf, u64>, OpsError> {
+    let kept = tree.snapshots.iter().filter_map(|snapshot| snapshot.variables.as_ref());
+    let kept = kept.map(|variables| &variables.path);
+    let mut sizes = HashMap::new();
+    for path in kept.chain(view.variables.iter().map(|file| &file.path)) {
+        match host.images.inspect(path, Format::Raw).await {
+            Ok(facts) => drop(sizes.insert(path.clone(), facts.virtual_size)),
+            Err(HostError::NoSuchImage(_)) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(sizes)

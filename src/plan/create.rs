@@ -16,7 +16,7 @@ use crate::model::{
 use super::reserve::reserve;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
-    overlay_path,
+    overlay_path, variables,
 };
 
 /// Plans a snapshot.
@@ -38,6 +38,8 @@ pub fn create(
     let snapshot = SnapshotId(ids());
     let parts: Vec<Part> = disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
     let memory = holds_memory(request).then(|| memory_path(world, snapshot));
+    let is_of_volume = request.kind == SnapshotKind::Volume;
+    let variables = if is_of_volume { None } else { variables::kept(world, snapshot) };
     let needs = space_needed(world, &parts, memory.as_ref());
     check_space(world, &needs)?;
     let bytes_needed = needs.values().sum();
@@ -47,6 +49,7 @@ pub fn create(
     if let Some(path) = &memory {
         steps.push(Step::PrepareMemoryImage { path: path.clone() });
     }
+    steps.extend(variables.as_ref().and_then(|kept| variables::keep(world, kept)));
     let mut findings = Vec::new();
     let mut required = false;
     match &freeze {
@@ -92,12 +95,14 @@ pub fn create(
         })
         .collect();
     if request.kind == SnapshotKind::VmDisks {
-        warnings.extend(world.vm.uncovered.iter().map(|what| format!("not in the snapshot: {what}")));
+        warnings.extend(
+            variables::uncovered(world).into_iter().map(|what| format!("not in the snapshot: {what}")),
+        );
     }
-    let is_of_volume = request.kind == SnapshotKind::Volume;
     let reservation = Snapshot {
         parent: if is_of_volume { None } else { world.tree.current },
         memory: memory.map(|path| MemoryImage { path, bytes: 0 }),
+        variables,
         ..reserve(world, snapshot, request.kind, &request.label, (operation, created_by))?
     };
     Ok(Plan {

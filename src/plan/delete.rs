@@ -37,8 +37,10 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
     // Until a merge has started the snapshots can be had back; a removal is recorded before the first file goes.
     let commit_point = steps.len();
     let memory = doomed.iter().filter_map(|snapshot| snapshot.memory.as_ref());
-    let memory = memory.map(|memory| DoomedImage { path: memory.path.clone(), identity: None }).collect();
-    let (collapsing, bytes_to_copy) = settle(world, &collapse, ids, memory, request.bandwidth)?;
+    let variables = doomed.iter().filter_map(|snapshot| snapshot.variables.as_ref());
+    let beside = memory.map(|memory| &memory.path).chain(variables.map(|variables| &variables.path));
+    let beside = beside.map(|path| DoomedImage { path: path.clone(), identity: None }).collect();
+    let (collapsing, bytes_to_copy) = settle(world, &collapse, ids, beside, request.bandwidth)?;
     steps.extend(collapsing);
     Ok(Plan {
         warnings: warnings(world, &changed),

@@ -10,7 +10,7 @@ use crate::model::step::{CatalogChange, ImageRef, NewVm, Step};
 use crate::model::{DeployVm, Format, Snapshot, VmId, VolumeId, VolumeName};
 
 use super::clone::{Identity, Part};
-use super::{NewIds, Plan, Refusal, World, check_space, directory_of, new_image_path};
+use super::{NewIds, Plan, Refusal, World, check_space, directory_of, new_image_path, variables};
 
 /// Plans a VM out of `snapshot`, which is in `world.tree`.
 pub fn deploy_vm(
@@ -50,6 +50,11 @@ pub fn deploy_vm(
 
     let mut steps = vec![Step::ReserveClones { clones: new.clone() }];
     steps.extend(making);
+    let variables = variables::of_new_vm(world, snapshot, vm)?;
+    let variables = variables.map(|(path, step)| {
+        steps.push(step);
+        path
+    });
     // Until the VM is there as it was asked for, all of it can be taken back.
     let mut commit_point = steps.len();
     steps.push(Step::DefineVm(NewVm {
@@ -58,6 +63,7 @@ pub fn deploy_vm(
         name: request.name.clone(),
         disks,
         new_serials: request.new_serials,
+        variables,
     }));
     let paused = match request.then {
         NewVmState::Off => None,

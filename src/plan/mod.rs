@@ -25,6 +25,7 @@ mod reserve;
 mod revert;
 mod summary;
 mod take;
+mod variables;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,8 @@ pub struct World {
     pub images: HashMap<PathBuf, ImageFacts>,
     /// Complete memory images of the VM's snapshots, with their sizes in bytes.
     pub memory_images: HashMap<PathBuf, u64>,
+    /// Files of UEFI variables, the VM's own and those kept with its snapshots, with their sizes in bytes.
+    pub variables: HashMap<PathBuf, u64>,
     /// Volumes that the catalog knows as clones, by image.
     pub cloned: HashMap<PathBuf, VolumeId>,
     /// Who has the clone that the request is about.

@@ -26,6 +26,7 @@ pub(super) fn reserve(
         source: None,
         disks: Vec::new(),
         memory: None,
+        variables: None,
         run_state: world.vm.run_state,
         consistency: None,
         frozen_ms: 0.0,

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 
 use crate::model::layer::{Layer, Ownership, Volume};
 use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
-use crate::model::step::{CatalogChange, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step};
+use crate::model::step::{
+    CatalogChange, DoomedImage, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step,
+};
 use crate::model::vm::{DiskView, Format};
 use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfter};
 
 use super::collapse::doomed;
+use super::variables::Restoring;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
     directory_of, overlay_path,
@@ -40,13 +43,14 @@ pub fn revert(
     let parts: Vec<Part> =
         attached.into_iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
     let start = decide_start(world, snapshot, request, &parts)?;
+    let variables = Restoring::new(world, snapshot, ids)?;
     // A disk that was removed stays removed. But memory knows it as a device, and without any disk nothing goes back.
     if let Some(removed) = removed.first()
         && (parts.is_empty() || starts_from_memory(start.as_ref()))
     {
         return Err(Refusal::DiskGone(removed.target.clone()));
     }
-    go_back(world, snapshot, &parts, start, Scope::Vm)
+    go_back(world, snapshot, &parts, start, &Scope::Vm(variables))
 }
 
 /// Plans a revert of one volume to `snapshot`, which is in `world.tree`. The VM's other disks are left alone, and so is
@@ -78,13 +82,13 @@ pub fn revert_volume(
     let paused = matches!(world.vm.run_state, RunState::Paused(_));
     let disks = parts.iter().map(Part::pointed).collect();
     let start = is_live.then_some(Start { from_memory: None, paused, disks });
-    go_back(world, snapshot, &parts, start, Scope::Volume)
+    go_back(world, snapshot, &parts, start, &Scope::Volume)
 }
 
 /// What goes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    Vm,
+    /// All of it, with its UEFI variables.
+    Vm(Option<Restoring>),
     Volume,
 }
 
@@ -94,7 +98,7 @@ fn go_back(
     snapshot: &Snapshot,
     parts: &[Part],
     start: Option<Start>,
-    scope: Scope,
+    scope: &Scope,
 ) -> Result<Plan, Refusal> {
     let mut needs = BTreeMap::new();
     for part in parts {
@@ -110,6 +114,11 @@ fn go_back(
     if world.vm.run_state.is_live() {
         steps.push(Step::Stop { was: world.vm.run_state });
     }
+    let variables = match scope {
+        Scope::Vm(variables) => variables.as_ref(),
+        Scope::Volume => None,
+    };
+    steps.extend(variables.into_iter().flat_map(Restoring::steps));
     let is_from_memory = starts_from_memory(start.as_ref());
     let mut commit_point = steps.len();
     steps.push(Step::PointDisks { disks: parts.iter().map(Part::pointed).collect() });
@@ -120,22 +129,23 @@ fn go_back(
     let gone: Vec<&Layer> = parts.iter().filter_map(|part| abandoned(world, part)).collect();
     steps.push(Step::Record(CatalogChange::SnapshotReverted {
         snapshot: snapshot.id,
-        is_current: scope == Scope::Vm,
+        is_current: matches!(scope, Scope::Vm(_)),
         layers: parts.iter().map(|part| part.layer.clone()).collect(),
         volumes: parts.iter().map(Part::volume).collect(),
         gone: gone.iter().map(|layer| layer.id).collect(),
     }));
-    if !gone.is_empty() {
-        steps.push(Step::RemoveImages {
-            images: gone.into_iter().map(|layer| doomed(world, layer)).collect(),
-        });
+    let mut useless: Vec<DoomedImage> = gone.into_iter().map(|layer| doomed(world, layer)).collect();
+    let before = variables.and_then(Restoring::left_over);
+    useless.extend(before.map(|path| DoomedImage { path: path.clone(), identity: None }));
+    if !useless.is_empty() {
+        steps.push(Step::RemoveImages { images: useless });
     }
     Ok(Plan {
         warnings: match scope {
-            Scope::Vm => warnings(world, snapshot, is_from_memory),
+            Scope::Vm(_) => warnings(world, snapshot, is_from_memory),
             Scope::Volume => Vec::new(),
         },
-        removals: removals(world, parts),
+        removals: removals(world, parts, variables.is_some()),
         bytes_needed: needs.values().sum(),
         ..Plan::new(world, steps, commit_point)
     })
@@ -265,7 +275,7 @@ fn abandoned<'a>(world: &'a World, part: &Part) -> Option<&'a Layer> {
     (is_ours && is_leaf && is_free).then_some(layer)
 }
 
-fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {
+fn removals(world: &World, parts: &[Part], has_variables: bool) -> Vec<Removal> {
     let mut removals = Vec::new();
     if world.vm.run_state.is_live() {
         removals.push(Removal {
@@ -282,6 +292,14 @@ fn removals(world: &World, parts: &[Part]) -> Vec<Removal> {
             id: layer.id.to_string(),
             description: format!("what was written to disk {} since its last snapshot", part.target),
             bytes: world.images.get(&layer.path).map_or(0, |facts| facts.allocated),
+        });
+    }
+    if has_variables {
+        removals.push(Removal {
+            kind: RemovalKind::ActiveState,
+            id: String::new(),
+            description: "the VM's UEFI variables as they are now".to_owned(),
+            bytes: 0,
         });
     }
     removals
@@ -303,9 +321,11 @@ fn warnings(world: &World, snapshot: &Snapshot, is_from_memory: bool) -> Vec<Str
         }
     }
     if !is_from_memory {
-        warnings.extend(
-            world.vm.uncovered.iter().map(|what| format!("not in the snapshot, it stays as it is: {what}")),
-        );
+        let variables = world.vm.variables.as_ref().filter(|_| snapshot.variables.is_none());
+        let variables = variables.map(|file| format!("the UEFI variables ({})", file.path.display()));
+        let others = world.vm.uncovered.iter().map(ToString::to_string);
+        let uncovered = variables.into_iter().chain(others);
+        warnings.extend(uncovered.map(|what| format!("not in the snapshot, it stays as it is: {what}")));
     }
     warnings
 }

@@ -12,6 +12,12 @@ pub fn describe(step: &Step) -> String {
             format!("make overlay {} for disk {}", overlay.path.display(), overlay.target)
         }
         Step::PrepareMemoryImage { path } => format!("make room for memory image {}", path.display()),
+        Step::CopyVariables { from, to } => {
+            format!("copy UEFI variables {} to {}", from.display(), to.display())
+        }
+        Step::RestoreVariables { from, to, .. } => {
+            format!("bring back UEFI variables {} from {}", to.display(), from.display())
+        }
         Step::Freeze(freeze) => match freeze.mount_points.as_slice() {
             [] => "freeze the guest's file systems".to_owned(),
             mount_points => format!("freeze {} in the guest", mount_points.join(", ")),

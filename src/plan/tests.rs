@@ -19,6 +19,7 @@ use crate::model::{
     SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
 };
 
+mod variables;
 mod volumes;
 
 /// A world that plans are carried out in, on paper.
@@ -39,6 +40,7 @@ impl Paper {
             agent: AgentChannel::Connected,
             memory_bytes: 1 << 30,
             memory_blocker: None,
+            variables: None,
             uncovered: Vec::new(),
             disks: Vec::new(),
         };
@@ -49,6 +51,7 @@ impl Paper {
             cloned: HashMap::new(),
             users: Vec::new(),
             memory_images: HashMap::new(),
+            variables: HashMap::new(),
             free_space: HashMap::new(),
             places: Places {
                 memory: "/memory".into(),
@@ -158,6 +161,10 @@ impl Paper {
                     let facts = self.world.images.remove(from).unwrap();
                     self.world.images.insert(to.clone(), facts);
                 }
+                Step::CopyVariables { from, to } | Step::RestoreVariables { from, to, .. } => {
+                    let bytes = self.world.variables[from];
+                    self.world.variables.insert(to.clone(), bytes);
+                }
                 Step::CopyImage(copy) => self.add_image(&copy.path, None),
                 Step::FlattenImage { image } => {
                     self.world.images.get_mut(&image.path).unwrap().backing = None;
@@ -233,6 +240,8 @@ fn outline(plan: &Plan) -> String {
         Step::ReserveSnapshot { .. } | Step::ReserveClones { .. } => "reserve",
         Step::CreateOverlay(_) => "overlay",
         Step::PrepareMemoryImage { .. } => "memory",
+        Step::CopyVariables { .. } => "copy-variables",
+        Step::RestoreVariables { .. } => "restore-variables",
         Step::Freeze(_) => "freeze",
         Step::SwitchDisks(_) => "switch",
         Step::Thaw => "thaw",

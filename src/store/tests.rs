@@ -31,6 +31,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         source: None,
         disks: Vec::new(),
         memory: None,
+        variables: None,
         run_state: RunState::Running,
         consistency: None,
         frozen_ms: 0.0,

@@ -110,9 +110,25 @@ async fn what_a_snapshot_does_not_hold_is_told() {
     let sim = SimHost::new();
     let vm = sim.vm("web").disks(2).uncovered(Uncovered::Tpm("tpm-crb".to_owned())).build();
     let node = Node::start_with(sim, vm);
-    assert!(succeed(&node, "vm show web").await.contains("TPM: not in snapshots without memory"));
+    assert!(succeed(&node, "vm show web").await.contains("tpm        its state is not in snapshots"));
     let plan = succeed(&node, "snapshot create web one --dry-run").await;
     assert!(plan.contains("not in the snapshot: the state of its TPM (tpm-crb)"), "{plan}");
+}
+
+/// UEFI variables are kept with a snapshot; the plan of a revert says what comes in their place.
+#[tokio::test]
+async fn uefi_variables_are_kept() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).uefi().build();
+    let node = Node::start_with(sim, vm);
+    assert!(succeed(&node, "vm show web").await.contains("firmware   UEFI"));
+    succeed(&node, "snapshot create web one").await;
+    assert!(node.snapshot("one").await.has_nvram);
+    let shown = succeed(&node, "snapshot show web/one").await;
+    assert!(shown.contains("firmware      UEFI variables are kept with it"), "{shown}");
+    let plan = succeed(&node, "snapshot revert web/one --dry-run").await;
+    assert!(plan.contains("the VM's UEFI variables as they are now"), "{plan}");
+    assert!(plan.contains("bring back UEFI variables /nvram/web.fd"), "{plan}");
 }
 
 #[tokio::test]

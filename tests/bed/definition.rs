@@ -19,6 +19,8 @@ pub struct Spec {
     pub writers: bool,
     /// Whether the guest agent answers.
     pub agent: Agent,
+    /// What it boots by. UEFI takes 256 MiB of RAM, and seconds more.
+    pub firmware: Firmware,
 }
 
 impl Default for Spec {
@@ -28,6 +30,7 @@ impl Default for Spec {
             memory_mib: 192,
             writers: false,
             agent: Agent::Answers,
+            firmware: Firmware::Bios,
         }
     }
 }
@@ -76,6 +79,18 @@ pub enum Agent {
     Absent,
 }
 
+/// What a guest boots by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// QEMU's own.
+    Bios,
+    /// OVMF, with a file of variables beside the disks.
+    Uefi,
+}
+
+/// Where Debian's package `ovmf` has it.
+const OVMF: &str = "/usr/share/OVMF";
+
 /// `vda`, `vdb`, ...
 pub(super) fn target(index: usize) -> String {
     let letter = u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index)).filter(|l| *l <= b'z');
@@ -88,6 +103,11 @@ pub(super) fn prepare(spec: &Spec, scratch: &Scratch) -> String {
         let from = cache().join("guest").join(file);
         fs::copy(&from, scratch.join(file))
             .unwrap_or_else(|error| panic!("{}: {error}; run tests/bed/setup.sh first", from.display()));
+    }
+    if spec.firmware == Firmware::Uefi {
+        let template = Path::new(OVMF).join("OVMF_VARS_4M.fd");
+        fs::copy(&template, scratch.join("variables.fd"))
+            .unwrap_or_else(|error| panic!("{}: {error}; run tests/bed/setup.sh first", template.display()));
     }
     let disks: Vec<(Disk, PathBuf)> = spec
         .disks
@@ -123,7 +143,7 @@ fn domain_xml(spec: &Spec, scratch: &Scratch, disks: &[(Disk, PathBuf)]) -> Stri
   <memory unit='MiB'>{memory}</memory>
   <vcpu>1</vcpu>{cpu}
   <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
+    <type arch='x86_64' machine='pc'>hvm</type>{firmware}
     <kernel>{kernel}</kernel>
     <initrd>{initrd}</initrd>
     <cmdline>{options}</cmdline>
@@ -141,6 +161,15 @@ fn domain_xml(spec: &Spec, scratch: &Scratch, disks: &[(Disk, PathBuf)]) -> Stri
     </channel>\n",
         name = scratch.name(),
         memory = spec.memory_mib,
+        firmware = match spec.firmware {
+            Firmware::Bios => String::new(),
+            Firmware::Uefi => format!(
+                "
+    <loader readonly='yes' type='pflash'>{OVMF}/OVMF_CODE_4M.fd</loader>
+    <nvram>{}</nvram>",
+                path("variables.fd")
+            ),
+        },
         kernel = path("vmlinuz"),
         initrd = path("initrd.gz"),
         options = kernel_options(spec),

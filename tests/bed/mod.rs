@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use client::{Client, Reply};
 pub use daemon::{Daemon, Setup};
-pub use definition::{Agent, Disk, Format, Spec};
+pub use definition::{Agent, Disk, Firmware, Format, Spec};
 pub use guest::Guest;
 pub use load::{Counter, Ring};
 pub use progress::Progress;

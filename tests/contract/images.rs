@@ -1,7 +1,7 @@
 //! Image files: made, looked at, removed.
 
 use vmsnap::host::HostError;
-use vmsnap::model::step::{DoomedImage, NewCopy, NewOverlay};
+use vmsnap::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use vmsnap::model::vm::{Backing, FileIdentity, Format};
 
 use crate::node::{BLOCK, DISK, Node, expect, switch};
@@ -50,6 +50,29 @@ async fn what_an_image_is_read_as(node: &dyn Node) {
     expect(&node.images().sync(&raw.path).await, "ok");
     expect(&node.images().is_in_use(&node.path("missing"), Format::Raw).await, "no such image");
     assert!(node.images().free_space(raw.path.parent().unwrap()).await.unwrap() > 0);
+}
+
+async fn small_files(node: &dyn Node) {
+    let (from, to) = (node.image("from", Format::Raw), node.path("to"));
+    let copied = ImageRef { path: to.clone(), format: Format::Raw };
+    let copy = async |from: &std::path::Path, expected| {
+        expect(&node.images().copy_bytes(from, &to).await, expected);
+    };
+    copy(&node.path("missing"), "no such image").await;
+    expect(&node.images().inspect(&to, Format::Raw).await, "no such image");
+    node.write_image(&from, 1, 7);
+    copy(&from.path, "ok").await;
+    assert_eq!(node.read_image(&copied), node.read_image(&from));
+    let made = node.images().inspect(&to, Format::Raw).await.unwrap();
+    // What is there is overwritten, and is the same file still.
+    node.write_image(&from, 1, 0);
+    node.write_image(&from, 2, 9);
+    copy(&from.path, "ok").await;
+    assert_eq!(node.read_image(&copied), node.read_image(&from));
+    assert_eq!(node.images().inspect(&to, Format::Raw).await.unwrap().identity, made.identity);
+    copy(&to, "ok").await;
+    assert_eq!(node.read_image(&copied), node.read_image(&from), "onto itself");
+    node.check_violations(0);
 }
 
 async fn removal(node: &dyn Node) {
@@ -166,6 +189,7 @@ over_both_nodes! {
     flattening
     overlays
     what_an_image_is_read_as
+    small_files
     removal
     who_has_an_image_open
     a_removal_of_what_is_open

@@ -68,7 +68,7 @@ done
 # Load order as modprobe gives it; what is built into the kernel it leaves out.
 PATH=$PATH:/usr/sbin:/sbin
 depmod --basedir "$work/tree" "$release"
-for module in virtio_pci virtio_blk virtio_console ext4 crc32c_generic; do
+for module in virtio_pci virtio_blk virtio_console ext4 crc32c_generic efivarfs; do
     modprobe --dirname "$work/tree" --set-version "$release" --show-depends "$module" 2>/dev/null || true
 done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >files
 while read -r file; do

@@ -49,6 +49,10 @@ pub struct Truth {
     pub active: Disks,
     /// By name, what each clone reads.
     pub clones: BTreeMap<String, Reading>,
+    /// By name, the UEFI variables that are kept with each snapshot of the VM.
+    pub kept_variables: BTreeMap<String, u64>,
+    /// The VM's own.
+    pub variables: u64,
 }
 
 /// A node with the VM `web` and its catalog.
@@ -64,7 +68,7 @@ impl Scene {
     /// A running VM of two disks.
     pub fn new() -> Self {
         let sim = SimHost::new();
-        let vm = sim.vm("web").disks(2).build();
+        let vm = sim.vm("web").disks(2).uefi().build();
         let first_images = sim.files();
         Self { sim, store: Store::in_memory().unwrap(), vm, first_images }
     }
@@ -82,6 +86,21 @@ impl Scene {
             let last = self.sim.disk_size(self.vm, &disk).unwrap() / BLOCK - 1;
             self.sim.guest_write(self.vm, &disk, last, value).unwrap();
         }
+    }
+
+    /// The firmware writes its variables.
+    pub fn set_variables(&self, value: u64) {
+        self.sim.write_image(&self.sim.variables(self.vm).unwrap(), 0, value).unwrap();
+    }
+
+    /// The UEFI variables of a VM.
+    pub fn variables(&self, vm: VmId) -> u64 {
+        self.read_variables(&self.sim.variables(vm).unwrap()).unwrap()
+    }
+
+    fn read_variables(&self, path: &Path) -> Result<u64, String> {
+        let content = self.sim.read_image(path).map_err(|error| error.to_string())?;
+        Ok(content.get(&0).copied().unwrap_or_default())
     }
 
     /// What the VM reads now.
@@ -231,6 +250,10 @@ impl Scene {
                 format!("{} is {:?}", snapshot.name, snapshot.state)
             })?;
             files.extend(snapshot.memory.iter().map(|memory| memory.path.clone()));
+            files.extend(snapshot.variables.iter().map(|variables| variables.path.clone()));
+            let kept = snapshot.variables.as_ref().map(|kept| self.read_variables(&kept.path)).transpose()?;
+            let wanted = truth.kept_variables.get(snapshot.name.as_str());
+            ensure(kept.as_ref() == wanted, || format!("{} keeps {kept:?}, not {wanted:?}", snapshot.name))?;
             let mut reads = Disks::new();
             for disk in &snapshot.disks {
                 let path = &tree.layers[&disk.layer].path;
@@ -261,6 +284,11 @@ impl Scene {
         ensure(boot == contents.collect(), || {
             format!("a cold start would read {boot:?}, not {:?}", truth.active)
         })?;
+        let variables = self.variables(self.vm);
+        ensure(variables == truth.variables, || {
+            format!("variables are {variables}, not {}", truth.variables)
+        })?;
+        files.extend(self.sim.find_vm("new").and_then(|vm| self.sim.variables(vm)));
         let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
         ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
         ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;

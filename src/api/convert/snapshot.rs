@@ -27,6 +27,7 @@ pub(in crate::api) fn snapshot(placed: &Placed, holder: Option<OperationId>) -> 
         vm_id: snapshot.vm.to_string(),
         vm_name: snapshot.vm_name.clone(),
         disks: snapshot.disks.iter().map(|held| disk(held, placed)).collect(),
+        has_nvram: snapshot.variables.is_some(),
         memory_bytes: snapshot.memory.as_ref().map_or(0, |memory| memory.bytes),
         consistency: level.into(),
         consistency_reason: reason,

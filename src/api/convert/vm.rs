@@ -35,14 +35,15 @@ pub(in crate::api) fn vm(
     sizes: &HashMap<PathBuf, ImageFacts>,
     holder: Option<OperationId>,
 ) -> v1::Vm {
+    let has = |is: fn(&Uncovered) -> bool| view.uncovered.iter().any(is);
     let summary = VmSummary { id: view.id, name: view.name.clone(), run_state: view.run_state };
     v1::Vm {
         disks: view.disks.iter().map(|seen| disk(view, seen, tree, sizes)).collect(),
         agent_connected: view.agent == AgentChannel::Connected,
         memory_bytes: view.memory_bytes,
         persistent: view.persistent,
-        uefi: view.uncovered.iter().any(|what| matches!(what, Uncovered::UefiVariables(_))),
-        tpm: view.uncovered.iter().any(|what| matches!(what, Uncovered::Tpm(_))),
+        uefi: view.variables.is_some() || has(|what| matches!(what, Uncovered::UefiVariables(_))),
+        tpm: has(|what| matches!(what, Uncovered::Tpm(_))),
         ..vm_summary(&summary, tree, sizes, holder)
     }
 }

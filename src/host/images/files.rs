@@ -146,7 +146,7 @@ pub(super) fn free_space(directory: &Path) -> Result<u64> {
 }
 
 /// The directory of a file, held open, and the file's name in it.
-fn directory_of(path: &Path) -> Result<(OwnedFd, &OsStr)> {
+pub(super) fn directory_of(path: &Path) -> Result<(OwnedFd, &OsStr)> {
     plain(path)?;
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(bad(path, "its path names no file".to_owned()));
@@ -157,7 +157,7 @@ fn directory_of(path: &Path) -> Result<(OwnedFd, &OsStr)> {
     Ok((directory, name))
 }
 
-fn sync_directory(directory: OwnedFd, path: &Path) -> Result<()> {
+pub(super) fn sync_directory(directory: OwnedFd, path: &Path) -> Result<()> {
     File::from(directory).sync_all().map_err(failed("sync the directory of", path))
 }
 

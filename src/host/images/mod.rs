@@ -17,6 +17,7 @@ use crate::model::ImageFacts;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
 
+mod bytes;
 mod files;
 mod memory;
 mod overlay;
@@ -160,6 +161,11 @@ impl Images for HostImages {
     async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
         let to = to.to_owned();
         self.on_path("the naming of a file", from, move |from| files::publish(from, &to)).await
+    }
+
+    async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = to.to_owned();
+        self.on_path("the copy of a file", from, move |from| bytes::copy(from, &to)).await
     }
 
     async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {

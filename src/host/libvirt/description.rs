@@ -9,9 +9,11 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use super::firmware::{Variables, tpms, variables};
 use super::memory_blocker::memory_blocker;
 use crate::host::{HostError, Result};
 use crate::model::DiskTarget;
+use crate::model::step::ImageRef;
 use crate::model::vm::{AgentChannel, ChainImage, ExcludedDisk, Format, RefusedDisk, Uncovered};
 
 /// Longest XML that is read. A domain with 200 disks and long chains has less than a tenth of it.
@@ -26,6 +28,8 @@ pub(super) struct Description {
     pub(super) memory_bytes: u64,
     pub(super) agent: AgentChannel,
     pub(super) memory_blocker: Option<String>,
+    /// The file with the UEFI variables.
+    pub(super) variables: Option<ImageRef>,
     pub(super) uncovered: Vec<Uncovered>,
     pub(super) disks: Vec<DescribedDisk>,
 }
@@ -62,11 +66,21 @@ impl Description {
         if !domain.has_tag_name("domain") {
             return Err(malformed(format!("its root is <{}>", domain.tag_name().name())));
         }
+        let mut uncovered: Vec<Uncovered> = tpms(domain).collect();
+        let variables = match variables(domain) {
+            Variables::Absent => None,
+            Variables::File(file) => Some(file),
+            Variables::Elsewhere(place) => {
+                uncovered.insert(0, Uncovered::UefiVariables(place));
+                None
+            }
+        };
         Ok(Self {
             memory_bytes: memory_bytes(domain)?,
             agent: agent_channel(domain),
             memory_blocker: memory_blocker(domain),
-            uncovered: uncovered(domain),
+            variables,
+            uncovered,
             disks: disks(domain).map(read_disk).collect::<Result<_>>()?,
         })
     }
@@ -135,24 +149,6 @@ pub(super) fn target_of(disk: Node<'_, '_>) -> Result<DiskTarget> {
         .and_then(|target| target.attribute("dev"))
         .ok_or_else(|| malformed("a disk without a target"))?;
     name.parse().map_err(malformed)
-}
-
-/// Variables of UEFI firmware, and TPMs (libvirt's documentation, "Domain XML format": `os`, `tpm`).
-fn uncovered<'a>(domain: Node<'a, 'a>) -> Vec<Uncovered> {
-    let mut uncovered = Vec::new();
-    if let Some(os) = child(domain, "os") {
-        let variables = child(os, "nvram");
-        let is_flash = child_attribute(os, "loader", "type") == Some("pflash");
-        if variables.is_some() || is_flash || os.attribute("firmware") == Some("efi") {
-            let path =
-                variables.and_then(|variables| variables.text()).map(|path| PathBuf::from(path.trim()));
-            uncovered.push(Uncovered::UefiVariables(path.filter(|path| path.is_absolute())));
-        }
-    }
-    let devices = children(domain, "devices").flat_map(|devices| children(devices, "tpm"));
-    let model = |tpm: Node<'_, '_>| Uncovered::Tpm(tpm.attribute("model").unwrap_or("TPM").to_owned());
-    uncovered.extend(devices.map(model));
-    uncovered
 }
 
 fn memory_bytes(domain: Node<'_, '_>) -> Result<u64> {

@@ -37,6 +37,7 @@ mod deadlines;
 mod description;
 mod edit;
 mod ffi;
+mod firmware;
 mod graph;
 mod jobs;
 mod lane;

@@ -3,12 +3,15 @@
 //! Decides what must not be shared: identity, addresses, disks, sockets and logs of the host. All else stays as it is
 //! to the byte. Pure; see [`super::edit`].
 
+use quick_xml::escape::escape;
 use roxmltree::Node;
 use sha2::{Digest, Sha256};
 
 use super::description::{child, children, disks, malformed, parse, target_of};
 use super::edit::{NewSource, Splice, apply, splice_disk};
+use super::firmware;
 use crate::host::Result;
+use crate::host::paths::plain;
 use crate::model::step::NewVm;
 
 /// The definition of `new`, whose disks are `sources`.
@@ -52,10 +55,23 @@ fn identity<'a>(domain: Node<'a, 'a>, new: &NewVm) -> Result<Vec<Splice>> {
     let entries = entries.flat_map(|system| children(system, "entry"));
     let is_uuid = |entry: &Node<'_, '_>| entry.attribute("name") == Some("uuid");
     splices.extend(entries.filter(is_uuid).filter_map(text_range).map(|range| (range, uuid.clone())));
-    // The path of the variables is the source's own; libvirt makes new ones from the firmware's template.
-    let variables = children(domain, "os").flat_map(|os| children(os, "nvram"));
-    splices.extend(variables.filter_map(text_range).map(|range| (range, String::new())));
+    splices.extend(variables(domain, new)?);
     Ok(splices)
+}
+
+/// The file of the variables is the source's own: there is another one, or libvirt makes one from the firmware's template.
+fn variables<'a>(domain: Node<'a, 'a>, new: &NewVm) -> Result<Option<Splice>> {
+    let Some(nvram) = child(domain, "os").and_then(|os| child(os, "nvram")) else { return Ok(None) };
+    match (&new.variables, firmware::place(nvram)) {
+        (Some(path), Some((_, place))) => Ok(Some((place, escape(plain(path)?).into_owned()))),
+        (None, Some(_)) if nvram.has_attribute("type") => {
+            // Without its source it is not valid.
+            Ok(Some((nvram.range(), String::new())))
+        }
+        (None, Some((_, place))) => Ok(Some((place, String::new()))),
+        (Some(_), None) => Err(malformed("it names no file of UEFI variables")),
+        (None, None) => Ok(None),
+    }
 }
 
 fn is_written_by_nobody(disk: Node<'_, '_>) -> bool {
@@ -168,6 +184,7 @@ mod tests {
             name: "copy".parse().unwrap(),
             disks: Vec::new(),
             new_serials: true,
+            variables: None,
         };
         let source =
             NewSource { target: &vda, path: "/i/copy", format: Format::Qcow2, is_block_device: false };
@@ -205,6 +222,18 @@ mod tests {
         ] {
             assert!(made.contains(kept), "{kept} is missing: {made}");
         }
+        let variables = NewVm { variables: Some("/nvram/a&b.fd".into()), ..new.clone() };
+        let made = definition(DOMAIN, &variables, &[]).unwrap();
+        assert!(
+            made.contains("<nvram template='/usr/share/OVMF/VARS.fd'>/nvram/a&amp;b.fd</nvram>"),
+            "{made}"
+        );
+        let by_source = DOMAIN
+            .replace(">/var/lib/libvirt/qemu/nvram/web.fd<", " type='file'><source file='/nvram/web.fd'/><");
+        let made = definition(&by_source, &variables, &[]).unwrap();
+        assert!(made.contains("type='file'><source file='/nvram/a&amp;b.fd'/></nvram>"), "{made}");
+        let made = definition(&by_source, &new, &[]).unwrap();
+        assert!(!made.contains("nvram"), "{made}");
         let serials = definition(DOMAIN, &NewVm { new_serials: false, ..new }, &[]).unwrap();
         assert!(!serials.contains("vda"), "a disk that is not named is left out");
     }

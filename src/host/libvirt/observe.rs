@@ -113,6 +113,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         agent: if is_active { description.agent } else { at_rest(description.agent) },
         memory_bytes: description.memory_bytes,
         memory_blocker: description.memory_blocker.clone(),
+        variables: description.variables.clone(),
         uncovered: description.uncovered.clone(),
         disks: disks.collect::<Result<_>>()?,
     })

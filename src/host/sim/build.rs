@@ -36,6 +36,7 @@ pub struct VmBuilder {
     agent: AgentBehaviour,
     memory_bytes: u64,
     memory_blocker: Option<String>,
+    variables: Option<PathBuf>,
     uncovered: Vec<Uncovered>,
     capture_notches: u32,
     is_persistent: bool,
@@ -52,6 +53,7 @@ impl VmBuilder {
             agent: AgentBehaviour::Obeys,
             memory_bytes: MEMORY,
             memory_blocker: None,
+            variables: None,
             uncovered: Vec::new(),
             capture_notches: 0,
             is_persistent: true,
@@ -131,6 +133,17 @@ impl VmBuilder {
         self
     }
 
+    /// It boots by UEFI, with a file of variables of its own.
+    ///
+    /// # Panics
+    /// If the file stands there already.
+    pub fn uefi(mut self) -> Self {
+        let path = PathBuf::from(format!("/nvram/{}.fd", self.name));
+        self.host.put_image(&path, Format::Raw, BLOCK, false).expect("a test names each VM once");
+        self.variables = Some(path);
+        self
+    }
+
     /// It keeps something that is in no disk of its.
     pub fn uncovered(mut self, what: Uncovered) -> Self {
         self.uncovered.push(what);
@@ -186,6 +199,7 @@ impl VmBuilder {
             is_persistent: self.is_persistent,
             memory_bytes: self.memory_bytes,
             memory_blocker: self.memory_blocker,
+            variables: self.variables,
             uncovered: self.uncovered,
             agent: self.agent,
             slots,

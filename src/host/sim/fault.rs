@@ -60,6 +60,7 @@ methods! {
     Rebase "rebase",
     Copy "copy",
     Publish "publish",
+    CopyBytes "copy_bytes",
     Flatten "flatten",
     Remove "remove",
     IsInUse "is_in_use",
@@ -102,6 +103,7 @@ impl Method {
             | Self::Rebase
             | Self::Copy
             | Self::Publish
+            | Self::CopyBytes
             | Self::Flatten
             | Self::Remove
             | Self::Sync => false,
@@ -118,6 +120,7 @@ impl Method {
                 | Self::CreateOverlay
                 | Self::Commit
                 | Self::Copy
+                | Self::CopyBytes
                 | Self::Flatten
         )
     }

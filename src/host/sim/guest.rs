@@ -3,7 +3,7 @@
 //! Decides when a guest can write. What a guest reads is the oracle of every test: the contents, through the chain.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::{HostEvent, Link, Result as HostResult};
 use super::fault::Extent;
@@ -152,6 +152,12 @@ impl SimHost {
         let world = self.world();
         let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
         live.is_some_and(|live| !live.frozen.is_empty())
+    }
+
+    /// The file with the UEFI variables of a VM.
+    #[must_use]
+    pub fn variables(&self, vm: VmId) -> Option<PathBuf> {
+        self.world().machines.get(&vm).and_then(|machine| machine.variables.clone())
     }
 
     /// The VM of this name.

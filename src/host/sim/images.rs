@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::super::{ByteProgress, HostError, Images, Result};
 use super::SimHost;
 use super::fault::{Extent, Method};
-use super::files::{BLOCK, FileKind, Image, bad};
+use super::files::{BLOCK, FileKind, GARBAGE, Image, bad};
 use super::world::World;
 use crate::model::ImageFacts;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
@@ -119,6 +119,25 @@ impl World {
         self.files.rename(from, to)
     }
 
+    /// Half of it: what stands there makes no sense.
+    fn copy_bytes(&mut self, from: &Path, to: &Path, extent: Extent) -> Result<()> {
+        let source = self.files.image(from)?;
+        let blocks = match extent {
+            Extent::Whole => source.blocks.clone(),
+            Extent::Half => super::Content::from([(0, GARBAGE)]),
+        };
+        let (format, virtual_size) = (source.format, source.virtual_size);
+        if self.is_open(to) {
+            self.violate(format!("{} is written to, but a VM has it open", to.display()));
+        }
+        if let Ok(there) = self.files.image_mut(to) {
+            (there.blocks, there.virtual_size) = (blocks, virtual_size);
+            return Ok(());
+        }
+        let image = Image { format, virtual_size, blocks, backing: None, is_template: false };
+        self.files.create(to, FileKind::Image(image))
+    }
+
     /// Half of it: half of what is read from below is copied, and it lies where it lay.
     fn flatten(&mut self, image: &ImageRef, progress: &ByteProgress, extent: Extent) -> Result<()> {
         if self.is_open(&image.path) {
@@ -191,6 +210,10 @@ impl Images for SimHost {
 
     async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
         self.call(Method::Publish, |world, _| world.publish(from, to)).await
+    }
+
+    async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()> {
+        self.call(Method::CopyBytes, |world, extent| world.copy_bytes(from, to, extent)).await
     }
 
     async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {

@@ -4,6 +4,7 @@
 //! files beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub(super) struct Machine {
     pub(super) is_persistent: bool,
     pub(super) memory_bytes: u64,
     pub(super) memory_blocker: Option<String>,
+    /// The file with its UEFI variables.
+    pub(super) variables: Option<PathBuf>,
     pub(super) uncovered: Vec<Uncovered>,
     pub(super) agent: AgentBehaviour,
     /// In the order of the definition.

@@ -183,6 +183,7 @@ impl World {
             is_persistent: true,
             memory_bytes: 256 << 20,
             memory_blocker: None,
+            variables: new.variables.clone(),
             uncovered: Vec::new(),
             agent: AgentBehaviour::Obeys,
             slots: new.disks.iter().map(slot).collect(),
@@ -201,7 +202,9 @@ impl World {
         if self.machines.get(&vm).is_some_and(|machine| machine.live.is_some()) {
             return Err(refused("undefine the VM", "it is live"));
         }
-        if self.machines.remove(&vm).is_some() {
+        if let Some(machine) = self.machines.remove(&vm) {
+            // They are the VM's own, and go with it.
+            machine.variables.iter().for_each(|path| self.files.remove(path));
             self.emit(HostEvent::VmChanged(vm));
         }
         Ok(())

@@ -7,7 +7,7 @@ use super::files::bad;
 use super::machine::{Machine, SlotKind};
 use super::world::World;
 use crate::model::step::ImageRef;
-use crate::model::vm::{BlockJob, ChainImage, DiskSource, DiskView};
+use crate::model::vm::{BlockJob, ChainImage, DiskSource, DiskView, Format};
 use crate::model::{DiskTarget, VmId, VmView};
 
 impl World {
@@ -39,6 +39,7 @@ impl World {
             agent: machine.agent.channel(machine.live.is_some()),
             memory_bytes: machine.memory_bytes,
             memory_blocker: machine.memory_blocker.clone(),
+            variables: machine.variables.clone().map(|path| ImageRef { path, format: Format::Raw }),
             uncovered: machine.uncovered.clone(),
             disks: machine
                 .slots

@@ -259,7 +259,8 @@ fn writes(machine: &Machine, path: &Path) -> bool {
 
 fn uses(machine: &Machine, path: &Path) -> bool {
     let chains = machine.live.iter().flat_map(|live| live.chains.values());
-    chains.flatten().any(|image| image.path == path)
+    let has_variables = machine.live.is_some() && machine.variables.as_deref() == Some(path);
+    has_variables || chains.flatten().any(|image| image.path == path)
 }
 
 /// What was asked is refused.

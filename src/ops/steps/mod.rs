@@ -23,6 +23,7 @@ mod merge;
 mod power;
 mod quiesce;
 mod switch;
+mod variables;
 
 pub(super) use quiesce::{Thawed, prove_thaw};
 
@@ -123,6 +124,8 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::StartNewVm { vm, paused } => clone::start(context, *vm, *paused).await,
         Step::CreateOverlay(overlay) => images::create_overlay(context, overlay).await,
         Step::PrepareMemoryImage { path } => images::prepare_memory(context, path).await,
+        Step::CopyVariables { from, to } => variables::copy(context, from, to).await,
+        Step::RestoreVariables { from, to, .. } => variables::restore(context, from, to).await,
         Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
         Step::RemoveImages { images } => images::remove(context, images).await,
         Step::Freeze(freeze) => quiesce::freeze(context, freeze).await,
@@ -160,6 +163,11 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         Step::StartNewVm { vm, .. } => clone::stop(context, *vm).await,
         Step::CreateOverlay(overlay) => images::remove_unused(context, &overlay.path).await,
         Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
+        Step::CopyVariables { to, .. } => images::remove_unused(context, to).await,
+        Step::RestoreVariables { to, before, .. } => match before {
+            Some(before) => variables::restore(context, before, to).await,
+            None => images::remove_unused(context, to).await,
+        },
         Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
         Step::SwitchDisks(switch) => switch::switch_back(context, switch).await,
         Step::MarkDeleting { snapshot, was } => {

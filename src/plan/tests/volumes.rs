@@ -203,12 +203,12 @@ fn a_revert_without_a_disk_to_go_back() {
 fn what_a_snapshot_does_not_hold_is_told() {
     let mut paper = Paper::new();
     paper.world.vm.uncovered =
-        vec![Uncovered::UefiVariables(Some("/nvram/web.fd".into())), Uncovered::Tpm("tpm-crb".to_owned())];
+        vec![Uncovered::UefiVariables("on a block device".to_owned()), Uncovered::Tpm("tpm-crb".to_owned())];
     let plan = paper.plan_create(&named("one")).unwrap();
     assert_eq!(
         plan.warnings,
         [
-            "not in the snapshot: the UEFI variables (/nvram/web.fd)",
+            "not in the snapshot: the UEFI variables (on a block device)",
             "not in the snapshot: the state of its TPM (tpm-crb)"
         ]
     );

@@ -191,17 +191,42 @@ fn the_agents_channel() {
 
 #[test]
 fn what_a_vm_keeps_outside_of_its_disks() {
-    let check = |os: &str, devices: &str, expected: &[Uncovered]| {
-        let xml = format!("<domain><memory>1</memory><os>{os}</os><devices>{devices}</devices></domain>");
-        assert_eq!(Description::read(&xml).unwrap().uncovered, expected, "{xml}");
+    let check = |os: &str, devices: &str, variables: Option<Format>, expected: &[&str]| {
+        let xml = format!("<domain><memory>1</memory>{os}<devices>{devices}</devices></domain>");
+        let read = Description::read(&xml).unwrap();
+        let path = "/nvram/web.fd".into();
+        assert_eq!(read.variables, variables.map(|format| ImageRef { path, format }), "{xml}");
+        let uncovered: Vec<String> = read.uncovered.iter().map(ToString::to_string).collect();
+        assert_eq!(uncovered, expected, "{xml}");
     };
-    check("<type>hvm</type>", "", &[]);
-    check("<loader type='rom'>/bios.bin</loader>", "", &[]);
-    check("<loader readonly='yes' type='pflash'>/code.fd</loader>", "", &[Uncovered::UefiVariables(None)]);
-    let variables = Uncovered::UefiVariables(Some("/nvram/web.fd".into()));
-    check("<nvram template='/vars.fd'>/nvram/web.fd</nvram>", "", std::slice::from_ref(&variables));
+    let (raw, qcow2) = (Some(Format::Raw), Some(Format::Qcow2));
     let tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
-    check("<nvram>/nvram/web.fd</nvram>", tpm, &[variables, Uncovered::Tpm("tpm-crb".to_owned())]);
-    let by_firmware = "<domain><memory>1</memory><os firmware='efi'/></domain>";
-    assert_eq!(Description::read(by_firmware).unwrap().uncovered, [Uncovered::UefiVariables(None)]);
+    let no_file = "the UEFI variables (no file of them yet)";
+    let flash = "type='pflash'";
+    check("<os><type>hvm</type></os>", "", None, &[]);
+    check("<os><loader type='rom'>/bios.bin</loader></os>", "", None, &[]);
+    check(&format!("<os><loader {flash}>/code.fd</loader></os>"), "", None, &[no_file]);
+    check(&format!("<os><loader stateless='yes' {flash}>/code.fd</loader></os>"), "", None, &[]);
+    check("<os firmware='efi'/>", "", None, &[no_file]);
+    check("<os><nvram template='/vars.fd'>/nvram/web.fd</nvram></os>", "", raw, &[]);
+    check(
+        "<os><nvram format='qcow2'>/nvram/web.fd</nvram></os>",
+        tpm,
+        qcow2,
+        &["the state of its TPM (tpm-crb)"],
+    );
+    check("<os><nvram type='file'>\n <source file='/nvram/web.fd'/></nvram></os>", "", raw, &[]);
+    check("<os><nvram template='/vars.fd'/></os>", tpm, None, &[no_file, "the state of its TPM (tpm-crb)"]);
+    check(
+        "<os><nvram type='block'><source dev='/dev/x'/></nvram></os>",
+        "",
+        None,
+        &["the UEFI variables (on a block device)"],
+    );
+    check(
+        "<os><nvram format='vmdk'>/nvram/web.fd</nvram></os>",
+        "",
+        None,
+        &["the UEFI variables (in format vmdk)"],
+    );
 }

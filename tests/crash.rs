@@ -7,7 +7,7 @@
 mod simulated;
 
 use vmsnap::host::Link;
-use vmsnap::host::sim::{Complaint, Fault, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CloneMode, DiskTarget, Operation, Quiesce, Request, RunState};
 
@@ -16,16 +16,35 @@ use simulated::{Disks, Life, Scene, Truth, ensure};
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 enum Wish {
-    Create { quiesce: Quiesce, memory: bool },
-    Revert { to: &'static str },
-    Delete { name: &'static str },
+    Create {
+        quiesce: Quiesce,
+        memory: bool,
+    },
+    Revert {
+        to: &'static str,
+    },
+    Delete {
+        name: &'static str,
+    },
+    /// What lies below the VM's own layer is less than what it has written: it is pulled up.
+    DeleteByPull {
+        name: &'static str,
+    },
     TakeNow,
-    TakeFrom { source: &'static str },
-    RevertVolume { to: &'static str },
-    Clone { mode: CloneMode },
+    TakeFrom {
+        source: &'static str,
+    },
+    RevertVolume {
+        to: &'static str,
+    },
+    Clone {
+        mode: CloneMode,
+    },
     Flatten,
     DeleteClone,
-    Deploy { mode: CloneMode },
+    Deploy {
+        mode: CloneMode,
+    },
 }
 
 impl Wish {
@@ -33,7 +52,7 @@ impl Wish {
         match self {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
             Self::Revert { to } => scene.revert(to),
-            Self::Delete { name } => scene.delete(&[name]),
+            Self::Delete { name } | Self::DeleteByPull { name } => scene.delete(&[name]),
             Self::TakeNow => scene.take_now("new", &vdb()),
             Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
             Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
@@ -55,7 +74,7 @@ impl Wish {
                 truth.active = truth.snapshots[to].clone();
                 truth.variables = truth.kept_variables[to];
             }
-            Self::Delete { name } => {
+            Self::Delete { name } | Self::DeleteByPull { name } => {
                 truth.snapshots.remove(name);
                 truth.kept_variables.remove(name);
             }
@@ -90,7 +109,7 @@ fn only_vdb(disks: &Disks) -> Disks {
 }
 
 /// A VM with three snapshots, `two` with memory, and what everything reads.
-fn set_up(run_state: RunState) -> (Scene, Truth) {
+fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     let scene = Scene::new();
     let mut truth = Truth::default();
     scene.sim.set_job_notches(2);
@@ -111,6 +130,9 @@ fn set_up(run_state: RunState) -> (Scene, Truth) {
     truth.clones.insert("clone".to_owned(), truth.snapshots["two"][&vdb()].clone());
     drop(life);
     scene.write(9, 90);
+    if matches!(wish, Wish::DeleteByPull { .. }) {
+        scene.write(10, 100);
+    }
     truth.active = scene.active();
     scene.set_variables(9);
     truth.variables = 9;
@@ -167,7 +189,7 @@ fn verify_new_vm(scene: &Scene, wish: Wish, is_done: bool) -> Result<(), String>
 
 /// A wish with something that goes wrong at the n-th call. None once there is no such call any more.
 fn strike(wish: Wish, run_state: RunState, call: usize, moment: Moment, mishap: &Mishap) -> Option<()> {
-    let (scene, truth) = set_up(run_state);
+    let (scene, truth) = set_up(wish, run_state);
     let request = wish.request(&scene);
     scene.sim.add_fault(Fault { at: Trigger::Number(call), moment, mishap: mishap.clone() });
     let hangs = matches!(mishap, Mishap::Hang);
@@ -292,8 +314,22 @@ fn deletions_of_a_vm_that_is_off() {
 }
 
 #[test]
+fn deletions_that_pull() {
+    let wish = Wish::DeleteByPull { name: "three" };
+    for (run_state, method) in [(RunState::Running, Method::StartPull), (RunState::Off, Method::Pull)] {
+        let (scene, _) = set_up(wish, run_state);
+        let life = Life::start(&scene);
+        let id = life.begin(wish.request(&scene), || false).unwrap().unwrap();
+        assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+        let pulls = scene.sim.calls().iter().filter(|call| call.method == method).count();
+        assert_eq!(pulls, 2, "one for each disk");
+        strike_everywhere(wish, run_state);
+    }
+}
+
+#[test]
 fn the_oracle_can_fail() {
-    let (scene, truth) = set_up(RunState::Running);
+    let (scene, truth) = set_up(Wish::Delete { name: "one" }, RunState::Running);
     scene.verify(&truth).unwrap();
     scene.write(5, 50);
     assert!(scene.verify(&truth).unwrap_err().contains("the VM reads"));

@@ -170,3 +170,31 @@ fn a_tree_of_twelve_is_deleted_in_any_order() {
     }
     tree.assert_bare();
 }
+
+/// The VM has written more since the newest snapshot than the snapshot's layer holds: that goes up, not all of it down.
+#[test]
+fn the_smaller_layer_moves() {
+    let mut tree = Tree::plant();
+    tree.take("one");
+    tree.take("two");
+    tree.guest.exec("dd if=/dev/urandom of=/mnt/vda/bulk bs=1M count=24 && sync");
+    let active = tree.guest.image("vda");
+    let doomed = tree.named("two");
+    let shown = tree.client.json(&["snapshot", "delete", &doomed, "--dry-run"]);
+    let steps = shown["plan"]["steps"].to_string();
+    assert!(steps.contains(&format!("up into {}", active.display())), "{steps}");
+    let bytes: u64 = shown["plan"]["bytes_to_copy"].as_str().unwrap().parse().unwrap();
+    assert!(bytes < 24 << 20, "{bytes} bytes would move");
+    let before = tree.guest.exec("sha256sum /mnt/vda/bulk");
+    let count = tree.guest.counter();
+    tree.delete(&["two"]);
+    assert_eq!(tree.guest.image("vda"), active, "the VM goes on with its image");
+    assert_eq!(tree.guest.exec("echo 3 > /proc/sys/vm/drop_caches; sha256sum /mnt/vda/bulk"), before);
+    assert_eq!(tree.guest.counter().token, count.token, "the guest was never stopped");
+    assert_eq!(tree.debt(), 0);
+    tree.guest.shutdown();
+    tree.guest.start();
+    assert_eq!(tree.guest.exec("sha256sum /mnt/vda/bulk"), before, "after a cold start, too");
+    tree.revert("one");
+    assert!(tree.has_file("one") && !tree.has_file("two"));
+}

@@ -91,6 +91,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Starts to merge `top` into `base` on a running VM. A `top` that is the active layer needs a pivot to end.
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()>;
 
+    /// Starts to copy into the active layer of a disk what a running VM reads from the layers below it. It reads the same
+    /// at each moment, and lies on less once the job has ended.
+    async fn start_pull(&self, vm: VmId, pull: &Pull) -> Result<()>;
+
     /// The block job of each disk that has one. Cheap: asked several times a second while jobs run.
     async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>>;
 
@@ -153,9 +157,9 @@ pub trait Images: Send + Sync + 'static {
     /// and keeps its owner; one that is new has the owner and mode of `from`. After an error it may hold anything.
     async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()>;
 
-    /// Copies into an image all that it reads from others, then lets it lie on nothing. No process may have it open. It
-    /// reads the same at each moment. Durable when this returns.
-    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()>;
+    /// Copies into an image all that it reads from the images above `below`, then lets it lie on that; on nothing if there
+    /// is none. No process may have it open. It reads the same at each moment. Durable when this returns.
+    async fn pull(&self, image: &ImageRef, below: Option<&ImageRef>, progress: &ByteProgress) -> Result<()>;
 
     /// Removes a file if it is the one meant. None there is success.
     async fn remove(&self, image: &DoomedImage) -> Result<()>;
@@ -240,6 +244,17 @@ pub struct Commit {
     pub base: PathBuf,
     /// Whether `top` is the active layer.
     pub is_active: bool,
+    /// Bytes per second; None for no limit.
+    pub bandwidth: Option<u64>,
+}
+
+/// See [`Hypervisor::start_pull`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pull {
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The image that the active layer is to lie on; None for nothing.
+    pub below: Option<PathBuf>,
     /// Bytes per second; None for no limit.
     pub bandwidth: Option<u64>,
 }

@@ -8,7 +8,7 @@ use super::clone::CloneState;
 use super::layer::{Layer, LayerTree, Ownership, Volume};
 use super::operation::Findings;
 use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
-use super::step::{CatalogChange, MergedLayers};
+use super::step::{CatalogChange, MergedLayers, Survivor};
 use super::vm::RunState;
 use super::{LayerId, SnapshotId};
 
@@ -124,8 +124,24 @@ impl LayerTree {
         }
     }
 
-    /// Whatever refers to the child refers to the base, which holds its content.
     fn merge_layers(&mut self, merged: &MergedLayers) {
+        match merged.survivor {
+            Survivor::Base => self.commit_layers(merged),
+            Survivor::Child => self.pull_layers(merged),
+        }
+    }
+
+    /// The child lies on what the base lay on.
+    fn pull_layers(&mut self, merged: &MergedLayers) {
+        let Some(base) = self.layers.remove(&merged.base) else { return };
+        self.forget_layers(&merged.between);
+        if let Some(child) = self.layers.get_mut(&merged.child) {
+            child.parent = base.parent;
+        }
+    }
+
+    /// Whatever refers to the child refers to the base, which holds its content.
+    fn commit_layers(&mut self, merged: &MergedLayers) {
         let Some(child) = self.layers.remove(&merged.child) else { return };
         self.forget_layers(&merged.between);
         if let Some(base) = self.layers.get_mut(&merged.base) {

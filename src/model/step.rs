@@ -59,7 +59,7 @@ pub enum Step {
         /// READY or ERROR.
         was: SnapshotState,
     },
-    /// Layers are merged into their parents, and nothing refers to them. Only ever rolls forward.
+    /// Neighbouring layers are one, and nothing refers to the others. Only ever rolls forward.
     Merge(MergeLayers),
     /// Files are gone.
     RemoveImages {
@@ -234,14 +234,30 @@ pub struct MergeLayers {
 pub struct Merge {
     /// Where the VM has the disk.
     pub target: DiskTarget,
-    /// The lowest: survives, with the child's content.
+    /// The lowest.
     pub base: ImageRef,
     /// The layers between the two, the one below the child first. They go away.
     pub between: Vec<ImageRef>,
-    /// The highest: goes away.
+    /// The highest: what it reads is kept.
     pub child: ImageRef,
-    /// The overlays that lie on the child, and will lie on the base.
-    pub grandchildren: Vec<ImageRef>,
+    /// Which way.
+    pub how: How,
+}
+
+/// Which way layers are merged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// Down into the base, which survives with the child's content.
+    Commit {
+        /// The overlays that lie on the child, and will lie on the base.
+        grandchildren: Vec<ImageRef>,
+    },
+    /// Up into the child, which survives and reads the same all the time.
+    Pull {
+        /// What the base lies on, and the child will.
+        below: Option<ImageRef>,
+    },
 }
 
 /// A file to be removed.
@@ -334,20 +350,65 @@ pub enum CatalogChange {
     },
 }
 
-/// Layers that are no more, and the one that holds the content of the highest.
+/// Layers that are one now, with the content of the highest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MergedLayers {
-    /// The highest: whatever referred to it refers to the base.
+    /// The highest.
     pub child: LayerId,
     /// Those between the two.
     pub between: Vec<LayerId>,
-    /// The layer that holds the child's content now.
+    /// The lowest.
     pub base: LayerId,
+    /// Which is left: whatever referred to the child refers to it.
+    pub survivor: Survivor,
+}
+
+/// Which of the layers of a merge is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Survivor {
+    /// The lowest: they were committed.
+    Base,
+    /// The highest: they were pulled.
+    Child,
+}
+
+impl MergedLayers {
+    /// The layers that go away, from above.
+    pub fn gone(&self) -> impl Iterator<Item = &LayerId> {
+        let (first, last) = match self.survivor {
+            Survivor::Base => (Some(&self.child), None),
+            Survivor::Child => (None, Some(&self.base)),
+        };
+        first.into_iter().chain(&self.between).chain(last)
+    }
 }
 
 impl Merge {
-    /// The images that go away.
+    /// The images that go away, from above: what they hold is copied.
     pub fn gone(&self) -> impl Iterator<Item = &ImageRef> {
-        std::iter::once(&self.child).chain(&self.between)
+        let (first, last) = match self.how {
+            How::Commit { .. } => (Some(&self.child), None),
+            How::Pull { .. } => (None, Some(&self.base)),
+        };
+        first.into_iter().chain(&self.between).chain(last)
+    }
+
+    /// The image that is left, and grows.
+    #[must_use]
+    pub fn survivor(&self) -> &ImageRef {
+        match self.how {
+            How::Commit { .. } => &self.base,
+            How::Pull { .. } => &self.child,
+        }
+    }
+
+    /// The images whose headers are written: they tell how far it is where no process tells.
+    #[must_use]
+    pub fn headers(&self) -> &[ImageRef] {
+        match &self.how {
+            How::Commit { grandchildren } => grandchildren,
+            How::Pull { .. } => std::slice::from_ref(&self.child),
+        }
     }
 }

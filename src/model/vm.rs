@@ -300,6 +300,8 @@ pub enum BlockJobKind {
     ActiveCommit,
     /// Merges a frozen layer into its base; ends by itself.
     Commit,
-    /// Anything that is not ours: a pull, a copy, a backup.
+    /// Copies into the active layer what it reads from others; ends by itself.
+    Pull,
+    /// Anything that is not ours: a copy, a backup.
     Other,
 }

@@ -3,16 +3,20 @@
 //! Decides which layers are removed, which become one, and which must wait. Leaves making it so to steps, and whether
 //! the VM reads a layer to `merge`, which finds its own way. Must never know why a reference has gone.
 //!
-//! A free layer (see [`LayerTree::is_free`]) without children goes. With one child, it takes in the child's content
-//! and the child goes: neighbouring ones together, so that each byte moves once. With several it waits: what one of
-//! them writes must not be read by the others. All others are left alone, so what anybody reads never changes.
+//! A free layer (see [`LayerTree::is_free`]) without children goes. With one child, the two become one, with the child's
+//! content: neighbouring ones together, so that each byte moves once, and in the direction that moves fewer. With several
+//! it waits: what one of them writes must not be read by the others. All others are left alone, so what anybody reads
+//! never changes.
 
 use crate::model::layer::Layer;
-use crate::model::step::{CatalogChange, DoomedImage, ImageRef, Merge, MergeLayers, MergedLayers, Step};
+use crate::model::operation::Findings;
+use crate::model::step::{
+    CatalogChange, DoomedImage, How, ImageRef, Merge, MergeLayers, MergedLayers, Step, Survivor,
+};
 use crate::model::vm::DiskView;
 use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
 
-use super::World;
+use super::{World, is_named_by_us};
 
 /// What may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,24 +87,63 @@ fn range(tree: &LayerTree, base: &Layer) -> Range {
     }
     let child = above.pop().unwrap_or(base.id);
     above.reverse();
-    Range { volume: base.volume, merged: MergedLayers { child, between: above, base: base.id } }
+    let merged = MergedLayers { child, between: above, base: base.id, survivor: Survivor::Base };
+    Range { volume: base.volume, merged }
 }
 
 impl Range {
     fn layers(&self) -> impl Iterator<Item = LayerId> + Clone {
-        let MergedLayers { child, between, base } = &self.merged;
+        let MergedLayers { child, between, base, survivor: _ } = &self.merged;
         [*child, *base].into_iter().chain(between.iter().copied())
     }
 
-    fn merge(&self, world: &World) -> Option<Merge> {
-        let image = |id: &LayerId| world.tree.layers.get(id).map(image_ref);
+    /// `tree` is what earlier merges of the plan leave behind.
+    fn merge(&self, world: &World, tree: &LayerTree) -> Option<Merge> {
+        let image = |id: &LayerId| tree.layers.get(id).map(image_ref);
         Some(Merge {
             target: disk_of(world, self.volume)?.target.clone(),
             base: image(&self.merged.base)?,
             between: self.merged.between.iter().filter_map(image).collect(),
             child: image(&self.merged.child)?,
-            grandchildren: world.tree.children(self.merged.child).map(image_ref).collect(),
+            how: match self.merged.survivor {
+                Survivor::Base => {
+                    How::Commit { grandchildren: tree.children(self.merged.child).map(image_ref).collect() }
+                }
+                Survivor::Child => How::Pull { below: self.below(tree).map(image_ref) },
+            },
         })
+    }
+
+    /// What the lowest lies on.
+    fn below<'a>(&self, tree: &'a LayerTree) -> Option<&'a Layer> {
+        let base = tree.layers.get(&self.merged.base)?;
+        base.parent.and_then(|parent| tree.layers.get(&parent))
+    }
+
+    /// The one that is to be left: what has to be copied into it is less. Both ways move what is between. An image that
+    /// somebody else has named is never pulled away.
+    fn choose_survivor(&self, world: &World) -> Survivor {
+        let layer = |id: &LayerId| world.tree.layers.get(id);
+        let facts = |layer: &Layer| world.images.get(&layer.path);
+        let (Some(base), Some(child)) = (layer(&self.merged.base), layer(&self.merged.child)) else {
+            return Survivor::Base;
+        };
+        let (Some(base_facts), Some(child_facts)) = (facts(base), facts(child)) else {
+            return Survivor::Base;
+        };
+        let is_less = base_facts.allocated < child_facts.allocated;
+        // Where the base ends the child reads zeros. It would read on in a longer image below.
+        let ends_above = self
+            .below(&world.tree)
+            .and_then(facts)
+            .is_none_or(|below| below.virtual_size <= base_facts.virtual_size);
+        let mut gone = self.merged.between.iter().filter_map(layer).chain([base]);
+        let may_go = gone.all(|layer| is_named_by_us(world, &layer.path));
+        if is_less && ends_above && may_go && may_be_pulled_into(world, self.volume, child) {
+            Survivor::Child
+        } else {
+            Survivor::Base
+        }
     }
 }
 
@@ -110,20 +153,26 @@ impl Collapse {
     /// What waits: images that are not there, and volumes that the VM has no disk for now.
     #[must_use]
     pub fn of(world: &World, changed: &LayerTree) -> Self {
-        collapse(changed, |layer| {
+        let mut collapse = collapse(changed, |layer| {
             !world.images.contains_key(&layer.path) || disk_of(world, layer.volume).is_none()
-        })
+        });
+        for range in &mut collapse.ranges {
+            range.merged.survivor = range.choose_survivor(world);
+        }
+        collapse
     }
 
     /// Merges, side by side where they are of different disks, each recorded as soon as it is done.
     #[must_use]
     pub fn merge_steps(&self, world: &World, bandwidth: Option<u64>) -> Vec<Step> {
         let mut steps = Vec::new();
+        let mut tree = world.tree.clone();
         for round in rounds(&self.ranges) {
-            let merges: Vec<Merge> = round.iter().filter_map(|range| range.merge(world)).collect();
+            let merges: Vec<Merge> = round.iter().filter_map(|range| range.merge(world, &tree)).collect();
             let change = CatalogChange::LayersMerged {
                 merged: round.iter().map(|range| range.merged.clone()).collect(),
             };
+            tree.apply(&change, &Findings::default());
             steps.push(Step::Merge(MergeLayers { merges, bandwidth }));
             steps.push(Step::Record(change));
         }
@@ -133,10 +182,7 @@ impl Collapse {
     /// The files that nobody reads once all is merged and recorded. What lies on another one stands before it.
     #[must_use]
     pub fn images(&self, world: &World) -> Vec<DoomedImage> {
-        let merged = self.ranges.iter().flat_map(|range| {
-            let MergedLayers { child, between, .. } = &range.merged;
-            std::iter::once(child).chain(between)
-        });
+        let merged = self.ranges.iter().flat_map(|range| range.merged.gone());
         let layers = self.gone.iter().chain(merged).filter_map(|id| world.tree.layers.get(id));
         layers.map(|layer| doomed(world, layer)).collect()
     }
@@ -165,6 +211,14 @@ fn rounds(ranges: &[Range]) -> Vec<Vec<&Range>> {
 fn disk_of(world: &World, volume: VolumeId) -> Option<&DiskView> {
     let active = world.tree.layers.get(&world.tree.volume(volume)?.active)?;
     world.vm.disks.iter().find(|disk| disk.uses(&active.path))
+}
+
+/// A running VM pulls into the layer that it writes to, and into no other (libvirt's `virDomainBlockRebase`). What nobody
+/// has open is pulled into by `qemu-img`.
+fn may_be_pulled_into(world: &World, volume: VolumeId, child: &Layer) -> bool {
+    let Some(disk) = disk_of(world, volume) else { return false };
+    let is_active = disk.active().is_some_and(|image| image.path == child.path);
+    is_active || !(world.vm.run_state.is_live() && disk.uses(&child.path))
 }
 
 fn image_ref(layer: &Layer) -> ImageRef {
@@ -227,6 +281,7 @@ mod tests {
                 child: id(numbers[0]),
                 between: numbers[1..numbers.len() - 1].iter().map(|number| id(*number)).collect(),
                 base: id(numbers[numbers.len() - 1]),
+                survivor: Survivor::Base,
             },
         };
         let expected = Collapse {

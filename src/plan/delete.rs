@@ -113,12 +113,12 @@ fn check_disks(world: &World, steps: &[Step]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A base grows by what the layers above it hold, at most.
+/// What survives a merge grows by what the others hold, at most.
 fn space_needed(world: &World, steps: &[Step]) -> BTreeMap<PathBuf, u64> {
     let mut needs = BTreeMap::new();
     for merge in merges(steps) {
         let held = merge.gone().filter_map(|image| world.images.get(&image.path));
-        *needs.entry(directory_of(&merge.base.path)).or_insert(0) +=
+        *needs.entry(directory_of(&merge.survivor().path)).or_insert(0) +=
             held.map(|facts| facts.allocated).sum::<u64>();
     }
     needs

@@ -1,13 +1,15 @@
 //! The next move of a merge, from what is seen of it: the same whether it begins, goes on, or is found again after a
 //! crash; whether the VM runs, is off, or changed from one to the other half way.
 //!
-//! A merge only rolls forward. While the child is anybody's backing file or a VM writes to it, the child is the truth
+//! A commit only rolls forward. While the child is anybody's backing file or a VM writes to it, the child is the truth
 //! and the base alone is a mixture. "The block job is gone" says nothing: only the chains do.
 
 use std::path::{Path, PathBuf};
 
-use crate::model::step::Merge;
+use crate::model::step::{How, ImageRef, Merge};
 use crate::model::vm::{BlockJob, BlockJobKind};
+
+mod pull;
 
 /// What is seen of a merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct Seen {
     pub stored: Option<PathBuf>,
     /// The block job on the disk.
     pub job: Option<BlockJob>,
-    /// The backing file that each grandchild's header names, in the order of the merge.
+    /// The backing file that each of [`Merge::headers`] names, in their order.
     pub backings: Vec<Option<PathBuf>>,
     /// Whether this very attempt has already seen an offline commit through.
     pub committed_offline: bool,
@@ -40,6 +42,16 @@ pub enum Next {
     Pivot,
     /// Nobody has the child open: copy it into the base.
     CommitOffline,
+    /// Start to copy into the child, the active layer of the running VM.
+    StartPull {
+        /// What the child is to lie on; None for nothing.
+        below: Option<ImageRef>,
+    },
+    /// Nobody has the child open: copy into it what it reads from the others.
+    PullOffline {
+        /// What the child is to lie on; None for nothing.
+        below: Option<ImageRef>,
+    },
     /// Let these grandchildren (by index) lie on the base.
     Rebase(Vec<usize>),
     /// Let the stored definition name the base.
@@ -53,6 +65,13 @@ pub enum Next {
 /// The next move.
 #[must_use]
 pub fn next(merge: &Merge, seen: &Seen) -> Next {
+    match &merge.how {
+        How::Commit { .. } => next_of_commit(merge, seen),
+        How::Pull { below } => pull::next(merge, below.as_ref(), seen),
+    }
+}
+
+fn next_of_commit(merge: &Merge, seen: &Seen) -> Next {
     let reads = |path: &Path| seen.chain.iter().any(|image| image == path);
     if seen.is_live && reads(&merge.child.path) {
         return next_of_block_job(merge, seen);
@@ -61,7 +80,9 @@ pub fn next(merge: &Merge, seen: &Seen) -> Next {
         // The chain has changed already, the job is being wound up; or it was never ours.
         return match job.kind {
             BlockJobKind::ActiveCommit | BlockJobKind::Commit => Next::Wait,
-            BlockJobKind::Other => Next::Contradiction("another block job runs on the disk".to_owned()),
+            BlockJobKind::Pull | BlockJobKind::Other => {
+                Next::Contradiction("another block job runs on the disk".to_owned())
+            }
         };
     }
     let unmoved = unmoved(merge, seen);
@@ -80,7 +101,7 @@ fn next_of_block_job(merge: &Merge, seen: &Seen) -> Next {
     let is_active = seen.chain.first() == Some(&merge.child.path);
     match seen.job {
         None => Next::StartCommit { is_active },
-        Some(BlockJob { kind: BlockJobKind::Other, .. }) => {
+        Some(BlockJob { kind: BlockJobKind::Pull | BlockJobKind::Other, .. }) => {
             Next::Contradiction("another block job runs on the disk".to_owned())
         }
         Some(BlockJob { kind: BlockJobKind::ActiveCommit, ready: true, .. }) => Next::Pivot,
@@ -118,7 +139,6 @@ fn unmoved(merge: &Merge, seen: &Seen) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::step::ImageRef;
     use crate::model::vm::Format;
 
     fn merge(grandchildren: &[&str]) -> Merge {
@@ -128,11 +148,11 @@ mod tests {
             base: image("/base"),
             between: Vec::new(),
             child: image("/child"),
-            grandchildren: grandchildren.iter().map(|path| image(path)).collect(),
+            how: How::Commit { grandchildren: grandchildren.iter().map(|path| image(path)).collect() },
         }
     }
 
-    fn seen(is_live: bool, chain: &[&str]) -> Seen {
+    pub(super) fn seen(is_live: bool, chain: &[&str]) -> Seen {
         Seen {
             is_live,
             chain: chain.iter().map(PathBuf::from).collect(),
@@ -143,7 +163,7 @@ mod tests {
         }
     }
 
-    fn job(kind: BlockJobKind, ready: bool) -> BlockJob {
+    pub(super) fn job(kind: BlockJobKind, ready: bool) -> BlockJob {
         BlockJob { kind, done: 5, total: 5, ready }
     }
 

@@ -177,6 +177,14 @@ fn new_image_path(directory: &Path, id: Uuid) -> PathBuf {
     directory.join(format!("vmsnap-{}.qcow2", id.as_hyphenated()))
 }
 
+/// Whether an image has a name that nobody looks for: made by [`new_image_path`], and not that of a clone. Others are in
+/// the books of whoever made the VM, and stay as long as the disk.
+fn is_named_by_us(world: &World, path: &Path) -> bool {
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+    let id = name.and_then(|name| name.strip_prefix("vmsnap-")?.strip_suffix(".qcow2"));
+    id.is_some_and(|id| id.parse::<Uuid>().is_ok()) && !world.cloned.contains_key(path)
+}
+
 /// Refuses a VM that may not be touched now.
 fn check_vm(world: &World) -> Result<(), Refusal> {
     if world.vm.run_state == RunState::Unsettled {

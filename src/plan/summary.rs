@@ -1,7 +1,7 @@
 //! A plan in words, for people who look before they say yes. Decides only the words.
 
 use crate::model::Step;
-use crate::model::step::{CatalogChange, Merge};
+use crate::model::step::{CatalogChange, How, Merge};
 
 /// One step in words: the imperative, one line.
 #[must_use]
@@ -86,5 +86,11 @@ fn describe_merge(merge: &Merge) -> String {
         several => format!(" and the {several} layers below it"),
     };
     let (child, base) = (merge.child.path.display(), merge.base.path.display());
-    format!("{child}{between} into {base} (disk {})", merge.target)
+    match merge.how {
+        How::Commit { .. } => format!("{child}{between} into {base} (disk {})", merge.target),
+        How::Pull { .. } => {
+            let between = between.replace("below", "above");
+            format!("{base}{between} up into {child} (disk {})", merge.target)
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Plans as data: a world, a request, the steps or the refusal.
 
+use crate::model::step::How;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use crate::model::{
     SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
 };
 
+mod directions;
 mod variables;
 mod volumes;
 
@@ -176,14 +178,20 @@ impl Paper {
                 }
                 Step::Merge(layers) => {
                     for merge in &layers.merges {
-                        for grandchild in &merge.grandchildren {
-                            let backing =
-                                Backing { path: merge.base.path.clone(), format: Some(Format::Qcow2) };
-                            self.world.images.get_mut(&grandchild.path).unwrap().backing = Some(backing);
+                        let lies_on = match &merge.how {
+                            How::Commit { .. } => Some(&merge.base),
+                            How::Pull { below } => below.as_ref(),
+                        };
+                        for image in merge.headers() {
+                            let backing = lies_on.map(|below| Backing {
+                                path: below.path.clone(),
+                                format: Some(below.format),
+                            });
+                            self.world.images.get_mut(&image.path).unwrap().backing = backing;
                         }
                         let active = self.disk(merge.target.as_str()).active().unwrap().path.clone();
-                        let active =
-                            if active == merge.child.path { merge.base.path.clone() } else { active };
+                        let is_child = active == merge.child.path;
+                        let active = if is_child { merge.survivor().path.clone() } else { active };
                         self.point(merge.target.as_str(), &active);
                     }
                 }

@@ -174,12 +174,12 @@ async fn flattening(node: &dyn Node) {
     let over = node.overlay("over", &base).await;
     let progress = tokio::sync::watch::channel((0, 0)).0;
     let vm = node.running(&over).await;
-    expect(&node.images().flatten(&over, &progress).await, "image in use");
+    expect(&node.images().pull(&over, None, &progress).await, "image in use");
     node.hypervisor().stop(vm).await.unwrap();
-    node.images().flatten(&over, &progress).await.unwrap();
+    node.images().pull(&over, None, &progress).await.unwrap();
     let facts = node.images().inspect(&over.path, Format::Qcow2).await.unwrap();
     assert_eq!((facts.virtual_size, facts.backing), (DISK, None));
-    expect(&node.images().flatten(&over, &progress).await, "ok");
+    expect(&node.images().pull(&over, None, &progress).await, "ok");
     node.check_violations(0);
 }
 

@@ -1,9 +1,9 @@
 //! Merges: block jobs on a running VM, `qemu-img` on one that is off.
 
-use vmsnap::host::{Commit, Result};
+use vmsnap::host::{Commit, Pull, Result};
 use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
-use vmsnap::model::vm::{BlockJobKind, Format, RunState};
+use vmsnap::model::vm::{Backing, BlockJobKind, Format, RunState};
 
 use crate::node::{BLOCK, BLOCKS, DISK, Node, commit, expect, paths, switch, target};
 use crate::over_both_nodes;
@@ -50,6 +50,55 @@ async fn a_frozen_layer(node: &dyn Node) {
     node.remove(&middle.path).await;
     node.hypervisor().stop(vm).await.unwrap();
     assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]));
+    node.check_violations(0);
+}
+
+/// What was written since is not overwritten, a branch on the child does not notice, and what lies below is only read.
+async fn a_pull(node: &dyn Node) {
+    let layers = node.layers(&["base", "low", "middle", "top"]).await;
+    let [base, low, middle, top] = &layers[..] else { unreachable!() };
+    let reads = node.read(top);
+    let vm = node.running(top).await;
+    let pull = |below: Option<&ImageRef>| Pull {
+        disk: target("vda"),
+        below: below.map(|below| below.path.clone()),
+        bandwidth: None,
+    };
+    expect(&node.hypervisor().start_pull(vm, &pull(Some(top))).await, "refused");
+    let (held, mut events) = (node.read(base), node.hypervisor().events());
+    node.hypervisor().start_pull(vm, &pull(Some(base))).await.unwrap();
+    node.write_disk(vm, "vda", 2, 9);
+    while let Some(job) = node.job(vm).await {
+        assert_eq!((job.kind, job.ready), (BlockJobKind::Pull, false));
+        node.job_moves(&mut events, vm).await;
+    }
+    assert_eq!(node.chain(vm, "vda").await, paths(&[top, base]), "and its header agrees");
+    assert_eq!(node.stored(vm, "vda").await, Some(top.path.clone()));
+    let expected = [reads[0], reads[1], 9, reads[3]];
+    assert_eq!((node.read(top), node.read(base)), (expected, held));
+    node.remove(&middle.path).await;
+    node.remove(&low.path).await;
+    let events = node.hypervisor().events();
+    node.hypervisor().start_pull(vm, &pull(None)).await.unwrap();
+    node.finish_job(vm, events).await;
+    assert_eq!(node.chain(vm, "vda").await, paths(&[top]));
+    node.remove(&base.path).await;
+    node.hypervisor().stop(vm).await.unwrap();
+    assert_eq!(node.read(top), expected);
+    node.check_violations(0);
+}
+
+async fn a_pull_of_what_nobody_has_open(node: &dyn Node) {
+    let layers = node.layers(&["base", "low", "middle", "top"]).await;
+    let [base, low, middle, top] = &layers[..] else { unreachable!() };
+    let (reads, above) = (node.read(middle), node.read(top));
+    let progress = tokio::sync::watch::channel((0, 0)).0;
+    node.images().pull(middle, Some(base), &progress).await.unwrap();
+    let facts = node.images().inspect(&middle.path, Format::Qcow2).await.unwrap();
+    assert_eq!(facts.backing, Some(Backing { path: base.path.clone(), format: Some(base.format) }));
+    node.remove(&low.path).await;
+    assert_eq!((node.read(middle), node.read(top)), (reads, above));
+    expect(&node.images().pull(middle, Some(base), &progress).await, "ok");
     node.check_violations(0);
 }
 
@@ -351,6 +400,8 @@ async fn a_base_that_is_smaller(node: &dyn Node) {
 }
 
 over_both_nodes! {
+    a_pull
+    a_pull_of_what_nobody_has_open
     the_active_layer
     a_frozen_layer
     a_layer_with_a_branch

@@ -168,16 +168,20 @@ impl Images for HostImages {
         self.on_path("the copy of a file", from, move |from| bytes::copy(from, &to)).await
     }
 
-    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {
+    async fn pull(&self, image: &ImageRef, below: Option<&ImageRef>, progress: &ByteProgress) -> Result<()> {
         let looked_at = image.clone();
         let look = move || files::inspect(&looked_at.path, looked_at.format).map(|facts| facts.virtual_size);
         let bytes = self.on_files("a look at an image", look).await?;
         progress.send_replace((0, bytes));
-        let flattened =
-            self.qemu_img.flatten(&self.workers, image, (progress, bytes), self.deadlines.commit).await;
-        self.explain(flattened, [image, image]).await?;
-        let made = image.path.clone();
-        self.on_files("the check of a copy", move || overlay::check_stands_alone(&made, bytes)).await?;
+        let pulled =
+            self.qemu_img.pull(&self.workers, image, below, (progress, bytes), self.deadlines.commit).await;
+        self.explain(pulled, [image, image]).await?;
+        let (made, below) = (image.clone(), below.cloned());
+        self.on_files("the check of a copy", move || match below {
+            Some(below) => overlay::check_lies_on(&made, &below).map(|_| ()),
+            None => overlay::check_stands_alone(&made.path, bytes),
+        })
+        .await?;
         self.sync(&image.path).await?;
         progress.send_replace((bytes, bytes));
         Ok(())

@@ -100,15 +100,22 @@ impl QemuImg {
         self.0.run(workers, &arguments, deadline, Output::Lines(&report), &copy.path).await
     }
 
-    /// Copies into an image all that it reads from others, then lets its header name none.
-    pub(super) async fn flatten(
+    /// Copies into an image all that it reads from those above `below`, then lets its header name that, or none. What is
+    /// the same over both is not read (`img_rebase` in QEMU's qemu-img.c, "prefix chain").
+    pub(super) async fn pull(
         &self,
         workers: &Workers,
         image: &ImageRef,
+        below: Option<&ImageRef>,
         (progress, bytes): (&ByteProgress, u64),
         deadline: Duration,
     ) -> Result<()> {
-        let arguments = ["rebase", "-p", "-f", image.format.as_str(), "-b", "", plain(&image.path)?];
+        let mut arguments = vec!["rebase", "-p", "-f", image.format.as_str()];
+        match below {
+            Some(below) => arguments.extend(["-F", below.format.as_str(), "-b", plain(&below.path)?]),
+            None => arguments.extend(["-b", ""]),
+        }
+        arguments.push(plain(&image.path)?);
         let report = |line: &[u8]| {
             if let Some(done) = done(line, bytes) {
                 progress.send_replace((done, bytes));

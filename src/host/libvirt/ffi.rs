@@ -148,6 +148,21 @@ pub(super) fn block_commit(
     succeeded(done)
 }
 
+/// Starts to copy into the active layer what lies between it and `base` (`virDomainBlockRebase`); all that lies below it
+/// if there is no `base`. `bandwidth` is in bytes per second; 0 for no limit.
+pub(super) fn block_pull(
+    domain: &Domain,
+    disk: &CStr,
+    base: Option<&CStr>,
+    bandwidth: u64,
+) -> Result<(), Error> {
+    let base = base.map_or(std::ptr::null(), CStr::as_ptr);
+    let flags = sys::VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES;
+    // SAFETY: the domain and both strings outlive the call, which keeps none of them; `base` may be null.
+    let done = unsafe { sys::virDomainBlockRebase(domain.as_ptr(), disk.as_ptr(), base, bandwidth, flags) };
+    succeeded(done)
+}
+
 /// The block job of a disk, if it has one (`virDomainGetBlockJobInfo`).
 pub(super) fn block_job_info(
     domain: &Domain,

@@ -14,7 +14,7 @@ use super::description::{DescribedSource, Description};
 use super::refusal::on_vm;
 use super::{ffi, monitor, vms};
 use crate::host::paths::plain;
-use crate::host::{Commit, HostError, Result};
+use crate::host::{Commit, HostError, Pull, Result};
 use crate::model::vm::{BlockJob, BlockJobKind, RunState};
 use crate::model::{DiskTarget, VmId};
 
@@ -52,7 +52,8 @@ fn block_job(info: &sys::virDomainBlockJobInfo, is_ready: bool) -> BlockJob {
     let kind = match u32::try_from(info.type_) {
         Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT) => BlockJobKind::ActiveCommit,
         Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT) => BlockJobKind::Commit,
-        // A pull, a copy, a backup, or newer than we are.
+        Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_PULL) => BlockJobKind::Pull,
+        // A copy, a backup, or newer than we are.
         _ => BlockJobKind::Other,
     };
     BlockJob { kind, done: info.cur, total: info.end, ready: is_ready }
@@ -60,11 +61,7 @@ fn block_job(info: &sys::virDomainBlockJobInfo, is_ready: bool) -> BlockJob {
 
 /// See [`crate::host::Hypervisor::start_commit`].
 pub(super) fn start_commit(line: &Connection, vm: VmId, commit: &Commit) -> Result<()> {
-    let domain = vms::lookup(line, vm)?;
-    if let RunState::Paused(_) = vms::state(&domain, vm)? {
-        // Without this QEMU refuses, if memory was captured or restored while the VM stood still.
-        monitor::activate_images(&domain, vm)?;
-    }
+    let domain = ready_for_jobs(line, vm)?;
     let mut flags = sys::VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES;
     if commit.is_active {
         flags |= sys::VIR_DOMAIN_BLOCK_COMMIT_ACTIVE;
@@ -78,6 +75,24 @@ pub(super) fn start_commit(line: &Connection, vm: VmId, commit: &Commit) -> Resu
         flags,
     )
     .map_err(on_vm(vm, "start the merge"))
+}
+
+/// See [`crate::host::Hypervisor::start_pull`].
+pub(super) fn start_pull(line: &Connection, vm: VmId, pull: &Pull) -> Result<()> {
+    let domain = ready_for_jobs(line, vm)?;
+    let below = pull.below.as_ref().map(|below| c_text(plain(below)?)).transpose()?;
+    let bandwidth = pull.bandwidth.unwrap_or(0);
+    ffi::block_pull(&domain, &c_text(pull.disk.as_str())?, below.as_deref(), bandwidth)
+        .map_err(on_vm(vm, "start the pull"))
+}
+
+fn ready_for_jobs(line: &Connection, vm: VmId) -> Result<Domain> {
+    let domain = vms::lookup(line, vm)?;
+    if let RunState::Paused(_) = vms::state(&domain, vm)? {
+        // Without this QEMU refuses, if memory was captured or restored while the VM stood still.
+        monitor::activate_images(&domain, vm)?;
+    }
+    Ok(domain)
 }
 
 /// See [`crate::host::Hypervisor::pivot`].

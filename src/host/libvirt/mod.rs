@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Result,
+    About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Pull, Result,
     StartFrom, VmSummary,
 };
 use crate::model::step::{ImageRef, NewVm};
@@ -222,6 +222,12 @@ impl Hypervisor for Libvirt {
         let commit = commit.clone();
         let start = move |line: &_| jobs::start_commit(line, vm, &commit);
         self.change.run("the start of the merge", self.deadlines.change, start).await
+    }
+
+    async fn start_pull(&self, vm: VmId, pull: &Pull) -> Result<()> {
+        let pull = pull.clone();
+        let start = move |line: &_| jobs::start_pull(line, vm, &pull);
+        self.change.run("the start of the pull", self.deadlines.change, start).await
     }
 
     async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {

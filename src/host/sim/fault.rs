@@ -48,6 +48,7 @@ methods! {
     MemoryProgress "memory_progress",
     AbortMemoryCapture "abort_memory_capture",
     StartCommit "start_commit",
+    StartPull "start_pull",
     BlockJobs "block_jobs",
     Pivot "pivot",
     Freeze "freeze",
@@ -61,7 +62,7 @@ methods! {
     Copy "copy",
     Publish "publish",
     CopyBytes "copy_bytes",
-    Flatten "flatten",
+    Pull "pull",
     Remove "remove",
     IsInUse "is_in_use",
     FreeSpace "free_space",
@@ -94,6 +95,7 @@ impl Method {
             | Self::Resume
             | Self::AbortMemoryCapture
             | Self::StartCommit
+            | Self::StartPull
             | Self::Pivot
             | Self::Freeze
             | Self::Thaw
@@ -104,7 +106,7 @@ impl Method {
             | Self::Copy
             | Self::Publish
             | Self::CopyBytes
-            | Self::Flatten
+            | Self::Pull
             | Self::Remove
             | Self::Sync => false,
         }
@@ -121,7 +123,7 @@ impl Method {
                 | Self::Commit
                 | Self::Copy
                 | Self::CopyBytes
-                | Self::Flatten
+                | Self::Pull
         )
     }
 

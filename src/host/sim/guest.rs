@@ -53,7 +53,7 @@ impl World {
         }
         live.memory.counter += 1;
         let mirrored = live.jobs.get_mut(disk).filter(|job| job.top == active);
-        let mirror = mirrored.and_then(|job| job.guest_wrote(block).then(|| job.base.clone()));
+        let mirror = mirrored.and_then(|job| job.guest_wrote(block).then(|| job.target().clone()));
         for path in std::iter::once(active).chain(mirror) {
             if self.files.write(&path, block, value).is_err() {
                 self.set_run_state(vm, RunState::Paused(PauseReason::IoError));

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::super::{
-    About, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Result, StartFrom, VmSummary,
+    About, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Pull, Result, StartFrom, VmSummary,
 };
 use super::SimHost;
 use super::capture::Switch;
@@ -78,6 +78,10 @@ impl Hypervisor for SimHost {
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {
         self.call(Method::StartCommit, |world, _| world.start_commit(vm, commit)).await
+    }
+
+    async fn start_pull(&self, vm: VmId, pull: &Pull) -> Result<()> {
+        self.call(Method::StartPull, |world, _| world.start_pull(vm, pull)).await
     }
 
     async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {

@@ -139,11 +139,26 @@ impl World {
     }
 
     /// Half of it: half of what is read from below is copied, and it lies where it lay.
-    fn flatten(&mut self, image: &ImageRef, progress: &ByteProgress, extent: Extent) -> Result<()> {
+    fn pull(
+        &mut self,
+        image: &ImageRef,
+        below: Option<&ImageRef>,
+        progress: &ByteProgress,
+        extent: Extent,
+    ) -> Result<()> {
         if self.is_open(&image.path) {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
-        let content = self.files.content(&self.files.chain(image)?);
+        let chain = self.files.chain(image)?;
+        if below.is_some_and(|below| !chain[1..].contains(below)) {
+            return Err(bad(&image.path, "it does not read what it is to lie on"));
+        }
+        let pulled: Vec<ImageRef> = chain.into_iter().take_while(|image| Some(image) != below).collect();
+        // A block of zeros hides what lies below.
+        let mut content = super::Content::new();
+        for image in pulled.iter().rev() {
+            content.extend(&self.files.image(&image.path)?.blocks);
+        }
         let total = content.len() as u64 * BLOCK;
         progress.send_replace((total / 2, total));
         let copied = if extent == Extent::Whole { content.len() } else { content.len() / 2 };
@@ -151,7 +166,7 @@ impl World {
             self.files.write(&image.path, block, value)?;
         }
         if extent == Extent::Whole {
-            self.files.image_mut(&image.path)?.backing = None;
+            self.files.image_mut(&image.path)?.backing = below.cloned();
         }
         Ok(())
     }
@@ -216,8 +231,8 @@ impl Images for SimHost {
         self.call(Method::CopyBytes, |world, extent| world.copy_bytes(from, to, extent)).await
     }
 
-    async fn flatten(&self, image: &ImageRef, progress: &ByteProgress) -> Result<()> {
-        self.call(Method::Flatten, |world, extent| world.flatten(image, progress, extent)).await
+    async fn pull(&self, image: &ImageRef, below: Option<&ImageRef>, progress: &ByteProgress) -> Result<()> {
+        self.call(Method::Pull, |world, extent| world.pull(image, below, progress, extent)).await
     }
 
     async fn remove(&self, image: &DoomedImage) -> Result<()> {

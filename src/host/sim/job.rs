@@ -1,4 +1,5 @@
-//! Block jobs of simulated VMs: a commit copies block by block, so that the base is a mixture until it has ended.
+//! Block jobs of simulated VMs: a commit copies block by block, so that the base is a mixture until it has ended. A pull
+//! copies the other way.
 //!
 //! Decides what a notch of progress copies, and how a job ends. Leaves when there is a notch to `world`.
 //!
@@ -7,16 +8,16 @@
 //!                          +----------+
 //!                          v          |
 //!   start_commit ------> COPYING -----+----> READY (active) ----> pivot: the top is dropped
-//!                          |   |
-//!          the VM stops,   |   +-----------> ended (intermediate): the top is dropped
+//!   start_pull             |   |
+//!          the VM stops,   |   +-----------> ended (intermediate, pull): the top, or what was pulled, is dropped
 //!          no space, abort v
-//!                       vanished: the base stays a mixture
+//!                       vanished: the base stays a mixture; a top that was pulled into reads the same
 //! ```
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::super::{Commit, HostError, HostEvent, Result};
+use super::super::{Commit, HostError, HostEvent, Pull, Result};
 use super::fault::Extent;
 use super::files::BLOCK;
 use super::world::{World, refused};
@@ -24,12 +25,11 @@ use crate::model::step::ImageRef;
 use crate::model::vm::{BlockJob, BlockJobKind};
 use crate::model::{DiskTarget, VmId};
 
-/// A commit under way.
+/// A commit or a pull under way.
 #[derive(Debug)]
 pub(super) struct Job {
-    is_active: bool,
+    work: Work,
     pub(super) top: PathBuf,
-    pub(super) base: PathBuf,
     /// Blocks that are still to be copied.
     pending: BTreeSet<u64>,
     copied: u64,
@@ -38,15 +38,50 @@ pub(super) struct Job {
     is_ready: bool,
 }
 
+/// What a job does.
+#[derive(Debug, Clone)]
+enum Work {
+    Commit {
+        is_active: bool,
+        base: PathBuf,
+    },
+    Pull {
+        /// What the top will lie on.
+        below: Option<PathBuf>,
+    },
+}
+
 impl Job {
+    fn new(work: Work, top: PathBuf, pending: BTreeSet<u64>, notches: u32) -> Self {
+        let blocks_per_notch = pending.len().div_ceil(notches.max(1) as usize).max(1);
+        Self { work, top, pending, copied: 0, blocks_per_notch, is_ready: false }
+    }
+
+    /// The image that it writes to.
+    pub(super) fn target(&self) -> &PathBuf {
+        match &self.work {
+            Work::Commit { base, .. } => base,
+            Work::Pull { .. } => &self.top,
+        }
+    }
+
     pub(super) fn view(&self) -> BlockJob {
-        let kind = if self.is_active { BlockJobKind::ActiveCommit } else { BlockJobKind::Commit };
+        let kind = match self.work {
+            Work::Commit { is_active: true, .. } => BlockJobKind::ActiveCommit,
+            Work::Commit { is_active: false, .. } => BlockJobKind::Commit,
+            Work::Pull { .. } => BlockJobKind::Pull,
+        };
         let total = (self.copied + self.pending.len() as u64) * BLOCK;
         BlockJob { kind, done: self.copied * BLOCK, total, ready: self.is_ready }
     }
 
     /// The guest has written a block of the top. True if the base must get it at once.
     pub(super) fn guest_wrote(&mut self, block: u64) -> bool {
+        if let Work::Pull { .. } = self.work {
+            // What the guest wrote is newer than what lies below.
+            self.pending.remove(&block);
+            return false;
+        }
         if !self.is_ready {
             self.pending.insert(block);
         }
@@ -73,30 +108,54 @@ impl World {
         }
         let base = self.files.image_mut(&commit.base)?;
         base.virtual_size = base.virtual_size.max(size);
-        let job = Job {
-            is_active: commit.is_active,
-            top: commit.top.clone(),
-            base: commit.base.clone(),
-            copied: 0,
-            blocks_per_notch: pending.len().div_ceil(notches.max(1) as usize).max(1),
-            pending,
-            is_ready: false,
-        };
+        let work = Work::Commit { is_active: commit.is_active, base: commit.base.clone() };
+        let job = Job::new(work, commit.top.clone(), pending, notches);
         self.live(vm, CALL)?.jobs.insert(commit.disk.clone(), job);
         Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::start_pull`].
+    pub(super) fn start_pull(&mut self, vm: VmId, pull: &Pull) -> Result<()> {
+        const CALL: &str = "start the pull";
+        let notches = self.job_notches;
+        let chain = self.free_chain(vm, &pull.disk, CALL)?;
+        let [top, others @ ..] = &chain[..] else { return Err(refused(CALL, "the disk has no images")) };
+        let end = match &pull.below {
+            None => others.len(),
+            Some(below) => others
+                .iter()
+                .position(|image| image.path == *below)
+                .ok_or_else(|| refused(CALL, "the image to lie on is not in the chain"))?,
+        };
+        self.note_write(&top.path);
+        let mut pending = BTreeSet::new();
+        for image in &others[..end] {
+            pending.extend(self.files.image(&image.path)?.blocks.keys());
+        }
+        let own = &self.files.image(&top.path)?.blocks;
+        pending.retain(|block| !own.contains_key(block));
+        let job = Job::new(Work::Pull { below: pull.below.clone() }, top.path.clone(), pending, notches);
+        self.live(vm, CALL)?.jobs.insert(pull.disk.clone(), job);
+        Ok(())
+    }
+
+    /// The chain of a disk that a job may be started on.
+    fn free_chain(&mut self, vm: VmId, disk: &DiskTarget, call: &'static str) -> Result<Vec<ImageRef>> {
+        let live = self.live(vm, call)?;
+        if live.capture.is_some() {
+            return Err(HostError::Busy("memory is being captured".into()));
+        }
+        let chain = live.chains.get(disk).ok_or_else(|| refused(call, "the VM has no such disk"))?;
+        if live.jobs.contains_key(disk) {
+            return Err(refused(call, "the disk has a block job already"));
+        }
+        Ok(chain.clone())
     }
 
     /// Where top and base are in the chain, if such a commit can be started.
     fn check_commit(&mut self, vm: VmId, commit: &Commit) -> Result<(usize, usize)> {
         const CALL: &str = "start the merge";
-        let live = self.live(vm, CALL)?;
-        if live.capture.is_some() {
-            return Err(HostError::Busy("memory is being captured".into()));
-        }
-        let chain = live.chains.get(&commit.disk).ok_or_else(|| refused(CALL, "the VM has no such disk"))?;
-        if live.jobs.contains_key(&commit.disk) {
-            return Err(refused(CALL, "the disk has a block job already"));
-        }
+        let chain = self.free_chain(vm, &commit.disk, CALL)?;
         let at = |path: &PathBuf| chain.iter().position(|image| image.path == *path);
         let top_at = at(&commit.top).ok_or_else(|| refused(CALL, "the top is not in the chain"))?;
         let base_at = at(&commit.base).ok_or_else(|| refused(CALL, "the base is not in the chain"))?;
@@ -136,12 +195,16 @@ impl World {
             return self.all_copied(vm, disk);
         }
         let blocks: Vec<u64> = job.pending.iter().copied().take(job.blocks_per_notch).collect();
-        let (top, base) = (job.top.clone(), job.base.clone());
+        let (top, target) = (job.top.clone(), job.target().clone());
+        let end = match &job.work {
+            Work::Commit { base, .. } => Some(base.clone()),
+            Work::Pull { below } => below.clone(),
+        };
         let from_top = chain.into_iter().skip_while(|image| image.path != top);
-        let merged: Vec<ImageRef> = from_top.take_while(|image| image.path != base).collect();
+        let read: Vec<ImageRef> = from_top.take_while(|image| Some(&image.path) != end.as_ref()).collect();
         for block in blocks {
-            let value = self.topmost(&merged, block);
-            self.files.write(&base, block, value)?;
+            let value = self.topmost(&read, block);
+            self.files.write(&target, block, value)?;
             if let Some(job) = self.live(vm, CALL)?.jobs.get_mut(disk) {
                 job.pending.remove(&block);
                 job.copied += 1;
@@ -159,17 +222,27 @@ impl World {
     fn all_copied(&mut self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         let live = self.live(vm, "end a block job")?;
         let Some(job) = live.jobs.get_mut(disk) else { return Ok(()) };
-        if job.is_active {
-            job.is_ready = true;
-            self.emit(HostEvent::BlockJobChanged(vm));
-            return Ok(());
-        }
-        let (top, base) = (job.top.clone(), job.base.clone());
         let chain = live.chains.entry(disk.clone()).or_default();
-        let above = chain.iter().take_while(|image| image.path != top).last().cloned();
-        let base_image = drop_between(chain, &top, &base);
-        if let (Some(above), Some(base_image)) = (above, base_image) {
-            self.files.image_mut(&above.path)?.backing = Some(base_image);
+        let top = job.top.clone();
+        match &job.work {
+            Work::Commit { is_active: true, .. } => {
+                job.is_ready = true;
+                self.emit(HostEvent::BlockJobChanged(vm));
+                return Ok(());
+            }
+            Work::Commit { is_active: false, base } => {
+                let above = chain.iter().take_while(|image| image.path != top).last().cloned();
+                let base_image = drop_between(chain, &top, base);
+                if let (Some(above), Some(base_image)) = (above, base_image) {
+                    self.files.image_mut(&above.path)?.backing = Some(base_image);
+                }
+            }
+            Work::Pull { below } => {
+                let kept = chain.iter().position(|image| Some(&image.path) == below.as_ref());
+                chain.drain(1..kept.unwrap_or(chain.len()));
+                let below = chain.get(1).cloned();
+                self.files.image_mut(&top)?.backing = below;
+            }
         }
         self.drop_job(vm, disk);
         Ok(())
@@ -180,13 +253,13 @@ impl World {
         const CALL: &str = "pivot";
         let live = self.live(vm, CALL)?;
         let job = live.jobs.get(disk).ok_or_else(|| refused(CALL, "the disk has no block job"))?;
-        if !job.is_active {
+        let Work::Commit { is_active: true, base } = &job.work else {
             return Err(refused(CALL, "the block job is none that pivots"));
-        }
+        };
         if !job.is_ready {
             return Err(HostError::NotReady(disk.clone()));
         }
-        let (top, base) = (job.top.clone(), job.base.clone());
+        let (top, base) = (job.top.clone(), base.clone());
         let chain = live.chains.entry(disk.clone()).or_default();
         let base_image = drop_between(chain, &top, &base);
         if let (Some(base_image), Extent::Whole) = (base_image, extent) {

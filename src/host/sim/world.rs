@@ -253,7 +253,7 @@ impl World {
 fn writes(machine: &Machine, path: &Path) -> bool {
     machine.live.as_ref().is_some_and(|live| {
         live.chains.values().any(|chain| chain.first().is_some_and(|image| image.path == path))
-            || live.jobs.values().any(|job| job.base == path)
+            || live.jobs.values().any(|job| job.target() == path)
     })
 }
 

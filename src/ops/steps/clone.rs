@@ -31,7 +31,7 @@ pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performe
         Err(error) => return Performed::unknown(error),
     }
     let (progress, seen) = watch::channel((0, 0));
-    let flattening = context.host.images.flatten(image, &progress);
+    let flattening = context.host.images.pull(image, None, &progress);
     see_through(context, None, seen, flattening).await
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
-use crate::host::{Commit, HostError, HostEvent, Result};
+use crate::host::{Commit, HostError, HostEvent, Pull, Result};
 use crate::model::step::{ImageRef, Merge, MergeLayers};
 use crate::model::vm::{DiskSource, Format};
 use crate::plan::merge::{Next, Seen, next};
@@ -118,10 +118,17 @@ impl Course {
                 commit_offline(context, merge, self).await?;
                 self.committed_offline = true;
             }
+            Next::StartPull { below } => {
+                self.check_not_started(merge)?;
+                let below = below.map(|below| below.path);
+                let pull = Pull { disk: merge.target.clone(), below, bandwidth };
+                self.take_in_start(context.host.hypervisor.start_pull(context.vm(), &pull).await)?;
+            }
+            Next::PullOffline { below } => pull_offline(context, merge, below.as_ref(), self).await?,
             Next::Rebase(grandchildren) => {
                 self.has_begun = true;
                 for index in grandchildren {
-                    context.host.images.rebase(&merge.grandchildren[index], &merge.base).await?;
+                    context.host.images.rebase(&merge.headers()[index], &merge.base).await?;
                 }
             }
             Next::PointAtBase => {
@@ -143,13 +150,7 @@ impl Course {
         bandwidth: Option<u64>,
         is_active: bool,
     ) -> Result<()> {
-        if self.has_started_job {
-            // "The block job is gone" is never success; the disk still reads through the child.
-            return Err(HostError::BadImage {
-                path: merge.base.path.clone(),
-                problem: "the block job ended before the layers were merged".to_owned(),
-            });
-        }
+        self.check_not_started(merge)?;
         let commit = Commit {
             disk: merge.target.clone(),
             top: merge.child.path.clone(),
@@ -158,6 +159,21 @@ impl Course {
             bandwidth,
         };
         let started = context.host.hypervisor.start_commit(context.vm(), &commit).await;
+        self.take_in_start(started)
+    }
+
+    /// "The block job is gone" is never success: the disk still reads through the layers.
+    fn check_not_started(&self, merge: &Merge) -> Result<()> {
+        if !self.has_started_job {
+            return Ok(());
+        }
+        Err(HostError::BadImage {
+            path: merge.survivor().path.clone(),
+            problem: "the block job ended before the layers were merged".to_owned(),
+        })
+    }
+
+    fn take_in_start(&mut self, started: Result<()>) -> Result<()> {
         // A refusal means that nothing began; anything less clear may have.
         self.has_begun |= !matches!(started, Err(HostError::Refused { .. } | HostError::Busy(_)));
         started?;
@@ -168,17 +184,43 @@ impl Course {
 
 async fn commit_offline(context: &Context<'_>, merge: &Merge, course: &mut Course) -> Result<()> {
     let layers: Vec<ImageRef> = merge.gone().chain([&merge.base]).cloned().collect();
-    for image in &layers {
+    check_unused(context, &layers).await?;
+    course.has_begun = true;
+    let (progress, seen) = watch::channel((0, 0));
+    see_through(context, merge, seen, context.host.images.commit(&layers, &progress)).await
+}
+
+async fn pull_offline(
+    context: &Context<'_>,
+    merge: &Merge,
+    below: Option<&ImageRef>,
+    course: &mut Course,
+) -> Result<()> {
+    check_unused(context, std::slice::from_ref(&merge.child)).await?;
+    course.has_begun = true;
+    let (progress, seen) = watch::channel((0, 0));
+    see_through(context, merge, seen, context.host.images.pull(&merge.child, below, &progress)).await
+}
+
+async fn check_unused(context: &Context<'_>, images: &[ImageRef]) -> Result<()> {
+    for image in images {
         if context.host.images.is_in_use(&image.path, image.format).await? {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
     }
-    course.has_begun = true;
-    let (progress, mut seen) = tokio::sync::watch::channel((0, 0));
-    let mut commit = std::pin::pin!(context.host.images.commit(&layers, &progress));
+    Ok(())
+}
+
+async fn see_through(
+    context: &Context<'_>,
+    merge: &Merge,
+    mut seen: watch::Receiver<(u64, u64)>,
+    merging: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let mut merging = std::pin::pin!(merging);
     loop {
         tokio::select! {
-            result = &mut commit => return result,
+            result = &mut merging => return result,
             Ok(()) = seen.changed() => {
                 let (done, total) = *seen.borrow_and_update();
                 context.reporter.progress(Phase::Merge, Some(&merge.target), done, total);
@@ -213,8 +255,8 @@ async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> R
         DiskSource::Chain { persistent, .. } => persistent.clone(),
         DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
     };
-    let mut backings = Vec::with_capacity(merge.grandchildren.len());
-    for image in &merge.grandchildren {
+    let mut backings = Vec::with_capacity(merge.headers().len());
+    for image in merge.headers() {
         let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
         backings.push(facts.backing.map(|backing| backing.path));
     }

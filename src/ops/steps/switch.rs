@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
-use crate::model::step::{ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
+use crate::model::step::{How, ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
 use crate::model::vm::{DiskSource, PauseReason, RunState};
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
@@ -216,7 +216,7 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
             base: disk.from.clone(),
             between: Vec::new(),
             child: disk.to.clone(),
-            grandchildren: Vec::new(),
+            how: How::Commit { grandchildren: Vec::new() },
         })
         .collect();
     match is_switched(context, switch).await {

@@ -9,6 +9,8 @@ mod simulated;
 use vmsnap::host::Link;
 use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::Format;
 use vmsnap::model::{CloneMode, DiskTarget, Operation, Quiesce, Request, RunState};
 
 use simulated::{Disks, Life, Scene, Truth, ensure};
@@ -41,6 +43,8 @@ enum Wish {
         mode: CloneMode,
     },
     Flatten,
+    /// While a VM runs on the clone.
+    FlattenLive,
     DeleteClone,
     Deploy {
         mode: CloneMode,
@@ -57,7 +61,7 @@ impl Wish {
             Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
             Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
             Self::Clone { mode } => scene.clone_volume("new", "one", &vdb(), mode),
-            Self::Flatten => scene.flatten("clone"),
+            Self::Flatten | Self::FlattenLive => scene.flatten("clone"),
             Self::DeleteClone => scene.delete_volume("clone"),
             Self::Deploy { mode } => scene.deploy("new", "one", mode),
         }
@@ -87,7 +91,7 @@ impl Wish {
                 let content = truth.snapshots["one"][&vdb()].clone();
                 truth.clones.insert("new".to_owned(), content);
             }
-            Self::Flatten => {}
+            Self::Flatten | Self::FlattenLive => {}
             Self::DeleteClone => drop(truth.clones.remove("clone")),
             Self::Deploy { .. } => {
                 let disks = truth.snapshots["one"].clone();
@@ -129,6 +133,10 @@ fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
     truth.clones.insert("clone".to_owned(), truth.snapshots["two"][&vdb()].clone());
     drop(life);
+    if matches!(wish, Wish::FlattenLive) {
+        let clone = ImageRef { path: scene.tree().clones[0].path.clone(), format: Format::Qcow2 };
+        scene.sim.vm("user").image("vda", clone).build();
+    }
     scene.write(9, 90);
     if matches!(wish, Wish::DeleteByPull { .. }) {
         scene.write(10, 100);
@@ -161,6 +169,10 @@ fn verify(
     }
     scene.verify(&truth)?;
     verify_new_vm(scene, wish, is_done)?;
+    if matches!(wish, Wish::Flatten | Wish::FlattenLive) {
+        let is_linked = scene.tree().clones[0].layer.is_some();
+        ensure(is_linked != is_done, || format!("done: {is_done}, linked: {is_linked}"))?;
+    }
     let state = scene.sim.run_state(scene.vm).unwrap();
     let from_memory = matches!(wish, Wish::Revert { to: "two" }) && is_done;
     let wanted = if from_memory { RunState::Running } else { run_state };
@@ -375,6 +387,11 @@ fn a_full_clone() {
 #[test]
 fn a_clone_that_is_flattened() {
     strike_each(Wish::Flatten, RunState::Running);
+}
+
+#[test]
+fn a_clone_that_is_flattened_under_its_vm() {
+    strike_each(Wish::FlattenLive, RunState::Running);
 }
 
 #[test]

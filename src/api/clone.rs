@@ -48,11 +48,12 @@ pub(super) async fn flatten_volume(
     let (operation, plan) = if let Some(before) = api.repeated(&asked).await? {
         answer(before, kind)
     } else {
-        if message.bandwidth_bytes_per_second > 0 {
-            return Err(status::not_implemented("a limit on flattening"));
-        }
         let found = api.clone_named(&message.volume, &message.etag, &message.request_id).await?;
-        let request = FlattenVolume { volume: found.id, generation: found.generation };
+        let request = FlattenVolume {
+            volume: found.id,
+            bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            generation: found.generation,
+        };
         answer_or_blocker(api.engine.flatten_volume(request, asked.clone()).await, &asked, kind)?
     };
     Ok(Response::new(v1::FlattenVolumeResponse { operation, plan }))

@@ -20,7 +20,7 @@ pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8,
         VolumeVerb::Show { volume } => show(session, volume).await,
         VolumeVerb::Snapshot(VolumeSnapshotVerb::Create(args)) => create_snapshot(session, *args).await,
         VolumeVerb::Clone(args) => clone(session, *args).await,
-        VolumeVerb::Flatten { volume, how } => flatten(session, volume, how).await,
+        VolumeVerb::Flatten { volume, bandwidth, how } => flatten(session, volume, bandwidth, how).await,
         VolumeVerb::Delete { volume, sure, how } => delete(session, volume, sure, how).await,
         VolumeVerb::Revert(args) => revert(session, args).await,
     }
@@ -152,9 +152,10 @@ pub(super) fn mode(mode: Mode) -> v1::CloneMode {
     if mode.full { v1::CloneMode::Full } else { v1::CloneMode::Linked }
 }
 
-async fn flatten(session: &Session, volume: String, how: How) -> Result<u8, Failure> {
+async fn flatten(session: &Session, volume: String, bandwidth: Option<u64>, how: How) -> Result<u8, Failure> {
     let request = v1::FlattenVolumeRequest {
         volume,
+        bandwidth_bytes_per_second: bandwidth.unwrap_or(0),
         request_id: request_id(),
         validate_only: how.dry_run,
         ..v1::FlattenVolumeRequest::default()

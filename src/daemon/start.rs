@@ -150,6 +150,7 @@ impl Daemon {
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.keep_events_for(config.event_retention());
         engine.expire_snapshots();
+        engine.collapse_when_vms_change();
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();

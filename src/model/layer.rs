@@ -6,7 +6,7 @@
 //! A layer is *active* (the VM writes to it), *frozen* (a snapshot or a clone refers to it) or *pending* (nothing refers to it,
 //! and it has not gone yet). None of the three is stored: each follows from the references.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,8 @@ pub struct LayerTree {
     pub clones: Vec<ClonedVolume>,
     /// The snapshot that the VM's present state descends from.
     pub current: Option<SnapshotId>,
+    /// Layers that other VMs read through images that we do not know. Seen when it matters, never stored.
+    pub read_elsewhere: BTreeSet<LayerId>,
 }
 
 impl LayerTree {
@@ -84,6 +86,7 @@ impl LayerTree {
             snapshots: Vec::new(),
             clones: Vec::new(),
             current: None,
+            read_elsewhere: BTreeSet::new(),
         }
     }
 
@@ -131,10 +134,10 @@ impl LayerTree {
         })
     }
 
-    /// Whether a linked clone lies on `layer`.
+    /// Whether a linked clone lies on `layer`, made by us or behind our back.
     #[must_use]
     pub fn is_cloned(&self, layer: LayerId) -> bool {
-        self.clones.iter().any(|clone| clone.layer == Some(layer))
+        self.clones.iter().any(|clone| clone.layer == Some(layer)) || self.read_elsewhere.contains(&layer)
     }
 
     /// Whether nothing needs `layer` for its own sake: no snapshot and no clone refers to it, the VM does not write to

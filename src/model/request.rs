@@ -159,6 +159,8 @@ pub struct CloneVolume {
 pub struct FlattenVolume {
     /// The clone.
     pub volume: VolumeId,
+    /// Bytes per second; None for no limit. Only a VM that runs can keep to it.
+    pub bandwidth: Option<u64>,
     /// The generation of the clone that the client has seen; None not to check.
     pub generation: Option<u64>,
 }

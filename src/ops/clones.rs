@@ -74,12 +74,14 @@ impl Engine {
                     world.users = users.into_iter().map(|(_, user)| user).collect();
                 }
             }
+            Request::DeleteSnapshots(_) | Request::Collapse { .. } => {
+                world.tree.read_elsewhere = self.read_elsewhere(&world.tree).await?;
+                self.note_waiting(world.vm.id, !world.tree.read_elsewhere.is_empty());
+            }
             Request::CreateSnapshot(_)
             | Request::TakeFromSnapshot(_)
             | Request::RevertSnapshot(_)
-            | Request::RevertVolume(_)
-            | Request::DeleteSnapshots(_)
-            | Request::Collapse { .. } => {}
+            | Request::RevertVolume(_) => {}
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 //! Decides when something runs, waits or is refused for being in the way. Leaves what to do to `plan`, how to `host`.
 //! Must never know of gRPC, XML or SQL.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ mod board;
 mod clones;
 mod deadman;
 mod edit;
+mod elsewhere;
 mod error;
 mod events;
 mod expiry;
@@ -57,6 +58,8 @@ struct Inner {
     gate: Gate,
     board: Board,
     dead_man: DeadMan,
+    /// VMs with layers that wait for other VMs.
+    waiting: Mutex<BTreeSet<VmId>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -97,6 +100,7 @@ impl Engine {
             gate: Gate::default(),
             board: Board::default(),
             dead_man,
+            waiting: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crate::model::layer::Layer;
 use crate::model::snapshot::{Owner, SnapshotDisk, SnapshotState};
-use crate::model::step::{CatalogChange, DoomedImage, ImageRef, NewCopy, NewOverlay, Step};
+use crate::model::step::{
+    CatalogChange, DoomedImage, How, ImageRef, Merge, MergeLayers, NewCopy, NewOverlay, Step,
+};
+use crate::model::vm::{ChainImage, DiskView};
 use crate::model::{
     CloneMode, CloneState, CloneVolume, ClonedVolume, DeleteVolume, FlattenVolume, Format, Snapshot,
     VolumeId, VolumeName,
@@ -18,8 +21,8 @@ use crate::model::{
 use super::revert::check_chain;
 use super::take::choose_disk;
 use super::{
-    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_space, directory_of,
-    new_image_path,
+    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space,
+    directory_of, new_image_path,
 };
 
 /// Plans a clone out of `snapshot`, which is in `world.tree`.
@@ -63,28 +66,55 @@ pub fn clone_volume(
     })
 }
 
-/// Plans to let a clone stand alone. `world` is that of the VM that has it, else of the one it was made out of.
+/// Plans to let a clone stand alone. `world` is that of the VM that has it, else of the one it was made out of. A VM that
+/// runs does it itself, with what it writes to.
 pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolume) -> Result<Plan, Refusal> {
     check_clone(clone, request.generation)?;
     if clone.layer.is_none() {
         return Err(Refusal::NotLinked(clone.name.clone()));
     }
-    if let Some(user) = world.users.iter().find(|user| user.is_live) {
-        return Err(Refusal::VolumeInUse(user.name.clone()));
-    }
-    let image = image(clone);
     let copied = below(world, &clone.path);
     check_space(world, &[(directory_of(&clone.path), copied)].into())?;
-    let steps = vec![
-        Step::CheckUnused { image: image.clone() },
-        Step::FlattenImage { image },
-        Step::Record(CatalogChange::CloneFlattened {
-            volume: clone.id,
-            path: clone.path.clone(),
-            source: clone.vm,
-        }),
-    ];
-    Ok(Plan { bytes_to_copy: copied, bytes_needed: copied, ..Plan::new(world, steps, 2) })
+    let record = Step::Record(CatalogChange::CloneFlattened {
+        volume: clone.id,
+        path: clone.path.clone(),
+        source: clone.vm,
+    });
+    let plan = |steps, commit_point| Plan {
+        bytes_to_copy: copied,
+        bytes_needed: copied,
+        ..Plan::new(world, steps, commit_point)
+    };
+    if let Some(user) = world.users.iter().find(|user| user.is_live) {
+        let in_use = || Refusal::VolumeInUse(user.name.clone());
+        let disk = world.vm.disks.iter().find(|disk| disk.active().is_some_and(|it| it.path == clone.path));
+        // QEMU copies into what it writes to, and into nothing below that.
+        let disk = disk.ok_or_else(in_use)?;
+        check_disk(world, disk)?;
+        let merges = vec![pull_all(disk).ok_or_else(in_use)?];
+        let pull = Step::Merge(MergeLayers { merges, bandwidth: request.bandwidth });
+        return Ok(plan(vec![pull, record], 0));
+    }
+    let image = image(clone);
+    let steps = vec![Step::CheckUnused { image: image.clone() }, Step::FlattenImage { image }, record];
+    let unlimited = "no VM has the volume open, so the copy keeps to no limit";
+    Ok(Plan {
+        warnings: request.bandwidth.map(|_| unlimited.to_owned()).into_iter().collect(),
+        ..plan(steps, 2)
+    })
+}
+
+/// The layer that a disk is written to takes in all that lies below it. Whose those are does not matter: they are read.
+fn pull_all(disk: &DiskView) -> Option<Merge> {
+    let [active, between @ .., base] = disk.chain() else { return None };
+    let image = |image: &ChainImage| ImageRef { path: image.path.clone(), format: image.format };
+    Some(Merge {
+        target: disk.target.clone(),
+        base: image(base),
+        between: between.iter().map(image).collect(),
+        child: image(active),
+        how: How::Pull { below: None },
+    })
 }
 
 /// Plans to remove a clone.

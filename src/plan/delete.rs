@@ -146,14 +146,20 @@ fn removal(world: &World, snapshot: &Snapshot) -> Removal {
 
 /// What stays although nothing refers to it.
 fn warnings(world: &World, changed: &crate::model::LayerTree) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let held = changed.read_elsewhere.iter().filter(|id| changed.references(**id).next().is_none());
+    match held.count() {
+        0 => {}
+        count => warnings.push(format!("{count} layers are read by other VMs and stay until those are gone")),
+    }
     let waiting = changed.pending().filter(|layer| changed.children(layer.id).count() > 1);
     let bytes =
         |layer: &crate::model::layer::Layer| world.images.get(&layer.path).map_or(0, |facts| facts.allocated);
     let (count, bytes) = waiting.fold((0, 0), |(count, sum), layer| (count + 1, sum + bytes(layer)));
-    if count == 0 {
-        return Vec::new();
+    if count > 0 {
+        warnings.push(format!(
+            "{count} layers with {bytes} bytes are read by several branches and stay until all but one have gone"
+        ));
     }
-    vec![format!(
-        "{count} layers with {bytes} bytes are read by several branches and stay until all but one have gone"
-    )]
+    warnings
 }

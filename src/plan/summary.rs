@@ -32,7 +32,7 @@ pub fn describe(step: &Step) -> String {
         Step::MarkDeleting { .. } => "mark the snapshot as being deleted".to_owned(),
         Step::Merge(merge) => {
             let merges: Vec<String> = merge.merges.iter().map(describe_merge).collect();
-            format!("merge {}", merges.join(", "))
+            merges.join(", ")
         }
         Step::RemoveImages { images } => {
             let paths: Vec<String> = images.iter().map(|image| image.path.display().to_string()).collect();
@@ -87,10 +87,10 @@ fn describe_merge(merge: &Merge) -> String {
     };
     let (child, base) = (merge.child.path.display(), merge.base.path.display());
     match merge.how {
-        How::Commit { .. } => format!("{child}{between} into {base} (disk {})", merge.target),
+        How::Commit { .. } => format!("merge {child}{between} into {base} (disk {})", merge.target),
         How::Pull { .. } => {
             let between = between.replace("below", "above");
-            format!("{base}{between} up into {child} (disk {})", merge.target)
+            format!("pull {base}{between} up into {child} (disk {})", merge.target)
         }
     }
 }

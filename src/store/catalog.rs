@@ -1,6 +1,6 @@
 //! Snapshots, volumes and layers: read as the tree of one VM, changed by the rules of `model`, written back whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -122,7 +122,7 @@ fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
     }
     let snapshots = snapshot::read_of_vm(transaction, vm)?;
     let clones = clone::read_of_vm(transaction, vm)?;
-    Ok(LayerTree { vm, volumes, layers, snapshots, clones, current })
+    Ok(LayerTree { vm, volumes, layers, snapshots, clones, current, read_elsewhere: BTreeSet::new() })
 }
 
 fn bodies(transaction: &Transaction<'_>, sql: &str, key: &str) -> Result<Vec<String>> {

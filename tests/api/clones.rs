@@ -1,11 +1,14 @@
 //! Volumes and VMs out of snapshots, through the contract and the client.
 
 use serde_json::Value;
+use vmsnap::host::Images;
 use vmsnap::model::RunState;
+use vmsnap::model::step::{ImageRef, NewOverlay};
+use vmsnap::model::vm::Format;
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
-use super::node::{Node, delete};
+use super::node::{Node, PATIENCE, delete};
 
 async fn json(node: &Node, line: &str) -> Value {
     serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
@@ -67,9 +70,11 @@ async fn a_vm_is_deployed_and_its_volumes_are_its_own() {
         (6, true),
         "{refused:?}"
     );
-    let refused = run(&node, "volume flatten copy-vda").await;
-    assert_eq!(refused.code, 6, "{refused:?}");
+    succeed(&node, "volume flatten copy-vda").await;
+    assert_eq!(node.sim.guest_read(copy, &"vda".parse().unwrap(), 1).unwrap(), 10, "while it runs");
     succeed(&node, "snapshot create copy mine").await;
+    let refused = run(&node, "volume flatten copy-vdb").await;
+    assert_eq!(refused.code, 6, "its VM writes to an overlay over it: {refused:?}");
     let shown = json(&node, "volume show copy-vda").await;
     assert_eq!((&shown["volume"]["target"], &shown["volume"]["snapshot_count"]), (&"vda".into(), &1.into()));
     assert_eq!(run(&node, "vm deploy web/one --name copy").await.code, 5, "the name is taken");
@@ -97,4 +102,43 @@ async fn bad_requests_change_nothing() {
     check("vm deploy web/one --name a/b", 2, "name").await;
     check("vm deploy web/one --name web", 5, "VM_EXISTS").await;
     assert_eq!(node.acts(), acts);
+}
+
+/// Somebody made a VM over a snapshot's image behind our back: what it reads stays until it has gone.
+#[tokio::test]
+async fn what_another_vm_reads_waits() {
+    let node = Node::start();
+    node.write(1, 10);
+    let one = node.take("one").await;
+    node.write(1, 20);
+    node.take("two").await;
+    let path = std::path::PathBuf::from("/images/by-hand");
+    let overlay = NewOverlay {
+        target: "vda".parse().unwrap(),
+        path: path.clone(),
+        backing_path: one.disks[0].path.clone().into(),
+        backing_format: Format::Qcow2,
+        virtual_size: one.disks[0].virtual_size_bytes,
+    };
+    node.sim.create_overlay(&overlay).await.unwrap();
+    let other =
+        node.sim.vm("other").image("vda", ImageRef { path: path.clone(), format: Format::Qcow2 }).build();
+    let plan = succeed(&node, "snapshot delete web/one --dry-run").await;
+    assert!(plan.contains("1 layers are read by other VMs"), "{plan}");
+    succeed(&node, "snapshot delete web/one --yes").await;
+    assert_eq!(json(&node, "vm show web").await["vm"]["merge_debt"]["layers"], 1, "vdb has gone");
+    assert_eq!(node.sim.guest_read(other, &"vda".parse().unwrap(), 1).unwrap(), 10);
+    // Off it still has a definition.
+    node.sim.someone_stops(other);
+    succeed(&node, "snapshot delete web/two --yes").await;
+    assert_eq!(node.sim.read_image(&path).unwrap().get(&1), Some(&10));
+    node.sim.someone_undefines(other);
+    let settled = async {
+        while json(&node, "vm show web").await["vm"]["merge_debt"]["layers"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.expect("it is merged by itself");
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

@@ -185,7 +185,8 @@ impl Scene {
     }
 
     pub fn flatten(&self, name: &str) -> Request {
-        Request::FlattenVolume(FlattenVolume { volume: self.find_clone(name), generation: None })
+        let volume = self.find_clone(name);
+        Request::FlattenVolume(FlattenVolume { volume, bandwidth: None, generation: None })
     }
 
     pub fn delete_volume(&self, name: &str) -> Request {

@@ -24,10 +24,13 @@ pub(in crate::cli) enum VolumeVerb {
     Snapshot(VolumeSnapshotVerb),
     /// Make a volume out of a disk of a snapshot: linked to it, or a full copy
     Clone(Box<CloneArgs>),
-    /// Let a linked clone stand alone. No VM may be running on it
+    /// Let a linked clone stand alone, while its VM runs or not
     Flatten {
         /// Its name, or id
         volume: String,
+        /// Most bytes per second that a running VM copies, as in 50M
+        #[arg(long, value_name = "BYTES", value_parser = bytes)]
+        bandwidth: Option<u64>,
         #[command(flatten)]
         how: How,
     },

@@ -98,12 +98,20 @@ fn clones() {
     assert!(paper.world.tree.layers.contains_key(&base), "a clone reads it");
     check(collapse(&paper.world), Err("nothing can be merged or removed now"));
     let clone = paper.world.tree.clones[0].clone();
-    let flatten = flatten_volume(&paper.world, &clone, &FlattenVolume { volume: clone.id, generation: None });
+    let flatten = flatten_volume(
+        &paper.world,
+        &clone,
+        &FlattenVolume { volume: clone.id, bandwidth: None, generation: None },
+    );
     check(flatten.clone(), Ok("unused flatten record!"));
     paper.carry_out(&flatten.unwrap());
     check(collapse(&paper.world), Ok("merge! record record remove"));
     let alone = paper.world.tree.clones[0].clone();
-    let again = flatten_volume(&paper.world, &alone, &FlattenVolume { volume: alone.id, generation: None });
+    let again = flatten_volume(
+        &paper.world,
+        &alone,
+        &FlattenVolume { volume: alone.id, bandwidth: None, generation: None },
+    );
     check(again, Err("volume copy stands alone already"));
     let request = DeleteVolume { volume: alone.id, generation: Some(1) };
     check(
@@ -218,4 +226,34 @@ fn what_a_snapshot_does_not_hold_is_told() {
     paper.create("one");
     let plan = paper.plan_revert("one", RunStateAfter::AsItWas).unwrap();
     assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
+}
+
+/// A VM that runs copies itself, into what it writes to.
+#[test]
+fn a_clone_is_flattened_under_a_running_vm() {
+    let mut paper = Paper::new();
+    let chain = ["/images/copy", "/images/layer", "/images/root"];
+    paper.add_disk("vdc", &chain);
+    paper.create("one");
+    let one = paper.snapshot("one");
+    let mut ids = paper.ids();
+    let request = clone_of(one.id, "/images/copy2", CloneMode::Linked);
+    let plan = clone_volume(&paper.world, &one, &request, &mut ids).unwrap();
+    let mut clone = plan.clones[0].clone();
+    clone.state = crate::model::CloneState::Available;
+    let flatten = |paper: &Paper, clone: &ClonedVolume| {
+        let request = FlattenVolume { volume: clone.id, bandwidth: Some(5), generation: None };
+        flatten_volume(&paper.world, clone, &request)
+    };
+    assert_eq!(flatten(&paper, &clone).unwrap().warnings.len(), 1, "nobody can keep to the limit");
+    paper.world.users = vec![VolumeUser { name: "web".to_owned(), is_live: true }];
+    check(flatten(&paper, &clone), Err("VM web is using the volume"));
+    clone.path = paper.disk("vdc").active().unwrap().path.clone();
+    let plan = flatten(&paper, &clone).unwrap();
+    assert_eq!(outline(&plan), "merge! record");
+    assert_eq!(plan.warnings, Vec::<String>::new());
+    let Step::Merge(layers) = &plan.steps[0] else { unreachable!("it is a merge") };
+    assert_eq!(layers.bandwidth, Some(5));
+    assert_eq!(layers.merges[0].survivor().path, clone.path);
+    assert_eq!(layers.merges[0].gone().last().unwrap().path, Path::new("/images/root"));
 }

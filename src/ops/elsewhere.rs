@@ -1,0 +1,99 @@
+//! Layers that other VMs read: somebody made an overlay over one behind our back. What they read is neither merged nor
+//! removed; it waits until they are gone.
+//!
+//! Decides whom to look at and when to try again. Leaves what waits to `plan`.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{Engine, Result};
+use crate::host::HostEvent;
+use crate::model::vm::DiskView;
+use crate::model::{LayerId, LayerTree, Ownership, VmId};
+
+/// A VM that is stopped or undefined changes several times in a row.
+const BREATH: Duration = Duration::from_millis(500);
+
+impl Engine {
+    /// The highest of our own layers in each chain of other VMs.
+    ///
+    /// A VM that cannot be looked at is passed over: one that runs has its images locked, so a merge would be refused; one
+    /// that is off and whose images are not there reads nothing.
+    pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
+        let mut read = BTreeSet::new();
+        for vm in self.vms().await?.into_iter().filter(|vm| vm.id != tree.vm) {
+            if self.captures_memory(vm.id).await {
+                continue;
+            }
+            let view = match self.0.host.hypervisor.observe(vm.id).await {
+                Ok(view) => view,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::debug!(vm = vm.name, error, "a VM is passed over in the search for readers");
+                    continue;
+                }
+            };
+            for chain in view.disks.iter().map(DiskView::chain) {
+                let known = chain.iter().find_map(|image| tree.layer_at(&image.path));
+                read.extend(known.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
+            }
+        }
+        Ok(read)
+    }
+
+    /// libvirt lets everybody who asks about such a VM wait.
+    async fn captures_memory(&self, vm: VmId) -> bool {
+        let Some(holder) = self.holder(vm) else { return false };
+        self.operation(holder).await.is_ok_and(|view| view.operation.captures_memory())
+    }
+
+    /// Notes whether something of a VM waits for others.
+    pub(super) fn note_waiting(&self, vm: VmId, is_waiting: bool) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_waiting {
+            waiting.insert(vm);
+        } else {
+            waiting.remove(&vm);
+        }
+    }
+
+    /// Merges what waited for other VMs when one of them has changed, from now until the daemon goes down.
+    pub fn collapse_when_vms_change(&self) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            let stopping = engine.draining();
+            let mut events = engine.0.host.hypervisor.events();
+            loop {
+                let changed = tokio::select! {
+                    event = events.recv() => match event {
+                        // Lost events may have been such a change.
+                        Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => true,
+                        Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => false,
+                        Err(RecvError::Closed) => return,
+                    },
+                    () = stopping.cancelled() => return,
+                };
+                let waiting = engine.waiting();
+                if !changed || waiting.is_empty() {
+                    continue;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(BREATH) => {}
+                    () = stopping.cancelled() => return,
+                }
+                // What happens from here on is seen by the next look.
+                events = events.resubscribe();
+                for vm in waiting {
+                    engine.collapse_when_linked(vm).await;
+                }
+            }
+        });
+    }
+
+    fn waiting(&self) -> BTreeSet<VmId> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories bench install clean
+.PHONY: all build demo test check histories faults bench install clean
 
 all: build
 
@@ -47,6 +47,10 @@ run-tests:
 HISTORIES ?= 20000
 histories:
 	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
+
+# The faults of tests/crash.rs, all of them.
+faults:
+	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash
 
 bench:
 	$(CARGO) bench

@@ -1,5 +1,6 @@
-//! Any history: a random sequence of writes, snapshots, reverts, deletions, volume snapshots, clones, resizes, switching
-//! on and off, and crashes in the middle. After each act every snapshot and every disk reads what it must, and what is refused has changed nothing.
+//! Any history: a random sequence of writes, snapshots, reverts, deletions, volume snapshots, clones, VMs that run on
+//! them, resizes, switching on and off, and crashes in the middle. After each act every snapshot and every disk reads what
+//! it must, and what is refused has changed nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -30,6 +31,9 @@ enum Act {
     Clone { which: Index, disk: Index, mode: CloneMode },
     Flatten { which: Index },
     DeleteClone { which: Index },
+    UseClone { which: Index },
+    WriteClone { which: Index, block: u64, value: u64 },
+    LeaveClone { which: Index },
     Delete { which: Vec<Index> },
     Power,
 }
@@ -64,6 +68,10 @@ fn acts() -> impl Strategy<Value = Act> {
         }),
         1 => any::<Index>().prop_map(|which| Act::Flatten { which }),
         1 => any::<Index>().prop_map(|which| Act::DeleteClone { which }),
+        1 => any::<Index>().prop_map(|which| Act::UseClone { which }),
+        1 => (any::<Index>(), 0..8_u64, 1..1000_u64)
+            .prop_map(|(which, block, value)| Act::WriteClone { which, block, value }),
+        1 => any::<Index>().prop_map(|which| Act::LeaveClone { which }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
         1 => Just(Act::Power),
     ]
@@ -92,7 +100,6 @@ impl History {
 
     fn go(&mut self, moved: &Moved) -> TestCaseResult {
         let names: Vec<String> = self.truth.snapshots.keys().cloned().collect();
-        let clones: Vec<String> = self.truth.clones.keys().cloned().collect();
         match &moved.act {
             Act::Write { .. } | Act::WriteLast { .. } | Act::Power if self.is_off() => {
                 self.scene.sim.someone_starts(self.scene.vm);
@@ -146,16 +153,11 @@ impl History {
                 let request = self.scene.clone_volume(&name, source, &disk, *mode);
                 self.carry_out(request, moved, |truth| drop(truth.clones.insert(name, content)))?;
             }
-            Act::Flatten { .. } | Act::DeleteClone { .. } if clones.is_empty() => {}
-            Act::Flatten { which } => {
-                let request = self.scene.flatten(which.get::<String>(&clones));
-                self.carry_out(request, moved, |_| {})?;
-            }
-            Act::DeleteClone { which } => {
-                let name = which.get::<String>(&clones);
-                let request = self.scene.delete_volume(name);
-                self.carry_out(request, moved, |truth| drop(truth.clones.remove(name)))?;
-            }
+            Act::Flatten { .. }
+            | Act::DeleteClone { .. }
+            | Act::UseClone { .. }
+            | Act::WriteClone { .. }
+            | Act::LeaveClone { .. } => self.act_on_clone(moved)?,
             Act::TakeFrom { which, disk } => {
                 let (name, source) = (self.new_name(), which.get(&names));
                 let (disk, content) = self.disk_of(source, *disk);
@@ -190,6 +192,34 @@ impl History {
             }
         }
         self.scene.verify(&self.truth).map_err(|problem| TestCaseError::fail(format!("{moved:?}: {problem}")))
+    }
+
+    fn act_on_clone(&mut self, moved: &Moved) -> TestCaseResult {
+        let clones: Vec<String> = self.truth.clones.keys().cloned().collect();
+        if clones.is_empty() {
+            return Ok(());
+        }
+        match &moved.act {
+            Act::UseClone { which } => self.scene.use_clone(which.get::<String>(&clones)),
+            Act::LeaveClone { which } => self.scene.leave_clone(which.get::<String>(&clones)),
+            Act::WriteClone { which, block, value } => {
+                let name = which.get::<String>(&clones);
+                if let Some(reads) = self.scene.write_clone(name, *block, *value) {
+                    self.truth.clones.insert(name.clone(), reads);
+                }
+            }
+            Act::Flatten { which } => {
+                let request = self.scene.flatten(which.get::<String>(&clones));
+                self.carry_out(request, moved, |_| {})?;
+            }
+            Act::DeleteClone { which } => {
+                let name = which.get::<String>(&clones);
+                let request = self.scene.delete_volume(name);
+                self.carry_out(request, moved, |truth| drop(truth.clones.remove(name)))?;
+            }
+            _ => unreachable!("it is about a clone"),
+        }
+        Ok(())
     }
 
     fn new_name(&mut self) -> String {
@@ -259,6 +289,8 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
         // It stands alone already.
         Act::Flatten { .. } => reason == Reason::InvalidArgument,
+        // A VM runs on it.
+        Act::DeleteClone { .. } => reason == Reason::VolumeInUse,
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
         Act::Write { .. }
         | Act::WriteLast { .. }
@@ -270,7 +302,9 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         | Act::Revert { .. }
         | Act::RevertVolume { .. }
         | Act::Clone { .. }
-        | Act::DeleteClone { .. }
+        | Act::UseClone { .. }
+        | Act::WriteClone { .. }
+        | Act::LeaveClone { .. }
         | Act::Delete { .. }
         | Act::Power => false,
     }

@@ -132,14 +132,13 @@ impl Range {
             return Survivor::Base;
         };
         let is_less = base_facts.allocated < child_facts.allocated;
-        // Where the base ends the child reads zeros. It would read on in a longer image below.
-        let ends_above = self
-            .below(&world.tree)
-            .and_then(facts)
-            .is_none_or(|below| below.virtual_size <= base_facts.virtual_size);
+        // Where a layer ends, what lies on it reads zeros. Without it, it would read on in a longer image below.
+        let between = self.merged.between.iter().rev().filter_map(layer);
+        let upwards = self.below(&world.tree).into_iter().chain([base]).chain(between).chain([child]);
+        let nothing_is_hidden = upwards.filter_map(facts).is_sorted_by_key(|facts| facts.virtual_size);
         let mut gone = self.merged.between.iter().filter_map(layer).chain([base]);
         let may_go = gone.all(|layer| is_named_by_us(world, &layer.path));
-        if is_less && ends_above && may_go && may_be_pulled_into(world, self.volume, child) {
+        if is_less && nothing_is_hidden && may_go && may_be_pulled_into(world, self.volume, child) {
             Survivor::Child
         } else {
             Survivor::Base

@@ -9,11 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{BLOCK, Content, SimHost};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::request::NewVmState;
 use vmsnap::model::snapshot::Owner;
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
     DeployVm, DiskTarget, FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request,
@@ -62,15 +65,46 @@ pub struct Scene {
     pub vm: VmId,
     /// The images from before the first snapshot: the catalog may not know them, and they never go.
     first_images: Vec<PathBuf>,
+    /// Where the catalog is, if it is not in memory.
+    directory: Option<TempDir>,
 }
+
+/// A file system in memory: a catalog that is synced there costs nothing.
+const MEMORY: &str = "/dev/shm";
+
+/// The files of a catalog that nobody is writing to.
+const CATALOG: [&str; 2] = ["catalog.db", "catalog.db-wal"];
 
 impl Scene {
     /// A running VM of two disks.
     pub fn new() -> Self {
+        Self::with(Store::in_memory().unwrap(), None)
+    }
+
+    /// As [`Scene::new`], and [`Scene::fork`] can be called.
+    pub fn forkable() -> Self {
+        let directory = tempfile::tempdir_in(MEMORY).unwrap();
+        let store = Store::open(&directory.path().join(CATALOG[0])).unwrap();
+        Self::with(store, Some(directory))
+    }
+
+    fn with(store: Store, directory: Option<TempDir>) -> Self {
         let sim = SimHost::new();
         let vm = sim.vm("web").disks(2).uefi().build();
         let first_images = sim.files();
-        Self { sim, store: Store::in_memory().unwrap(), vm, first_images }
+        Self { sim, store, vm, first_images, directory }
+    }
+
+    /// Another one like this: what happens in one does not happen in the other. No daemon may be alive.
+    pub fn fork(&self) -> Self {
+        let from = self.directory.as_ref().unwrap().path();
+        let directory = tempfile::tempdir_in(MEMORY).unwrap();
+        for file in CATALOG.iter().filter(|file| from.join(file).exists()) {
+            std::fs::copy(from.join(file), directory.path().join(file)).unwrap();
+        }
+        let store = Store::open(&directory.path().join(CATALOG[0])).unwrap();
+        let first_images = self.first_images.clone();
+        Self { sim: self.sim.fork(), store, vm: self.vm, first_images, directory: Some(directory) }
     }
 
     /// The guest writes one block of each disk.
@@ -205,6 +239,34 @@ impl Scene {
         })
     }
 
+    /// Another VM runs on a clone from now on, if none does.
+    pub fn use_clone(&self, name: &str) {
+        if self.user_of(name).is_none() {
+            let image = ImageRef { path: clone_path(name), format: Format::Qcow2 };
+            self.sim.vm(&user_name(name)).image("vda", image).build();
+        }
+    }
+
+    /// No VM runs on a clone from now on.
+    pub fn leave_clone(&self, name: &str) {
+        if let Some(vm) = self.user_of(name) {
+            self.sim.someone_stops(vm);
+            self.sim.someone_undefines(vm);
+        }
+    }
+
+    /// The VM that runs on a clone writes one block. Gives what the clone reads then; None if no VM runs on it.
+    pub fn write_clone(&self, name: &str, block: u64, value: u64) -> Option<Reading> {
+        let (vm, disk) = (self.user_of(name)?, "vda".parse().unwrap());
+        self.sim.guest_write(vm, &disk, block, value).unwrap();
+        let content = self.sim.disk_contents(vm, &disk).unwrap();
+        Some(Reading { size: self.sim.disk_size(vm, &disk).unwrap(), content })
+    }
+
+    fn user_of(&self, clone: &str) -> Option<VmId> {
+        self.sim.find_vm(&user_name(clone))
+    }
+
     fn find_clone(&self, name: &str) -> VolumeId {
         self.tree().clones.iter().find(|clone| clone.name.as_str() == name).unwrap().id
     }
@@ -296,6 +358,11 @@ impl Scene {
         let violations = self.sim.violations();
         ensure(violations.is_empty(), || violations.join("; "))
     }
+}
+
+/// The VM that runs on a clone.
+fn user_name(clone: &str) -> String {
+    format!("user-of-{clone}")
 }
 
 /// Where a clone is made.

@@ -17,7 +17,7 @@ use crate::model::{DiskTarget, VmId};
 const CALL: &str = "let the VM write to other images";
 
 /// A capture of memory under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Capture {
     number: u64,
     disks: Vec<(DiskTarget, ImageRef)>,

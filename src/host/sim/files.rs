@@ -29,20 +29,20 @@ const HEADER: u64 = 3 * BLOCK;
 const DEEPEST: usize = 256;
 
 /// All files, and the room there is for them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Files {
     by_path: BTreeMap<PathBuf, File>,
     next_inode: u64,
     capacity: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct File {
     pub(super) identity: FileIdentity,
     pub(super) kind: FileKind,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum FileKind {
     Image(Image),
     Memory(MemoryFile),
@@ -50,7 +50,7 @@ pub(super) enum FileKind {
     Blank,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Image {
     pub(super) format: Format,
     pub(super) virtual_size: u64,

@@ -26,7 +26,7 @@ use crate::model::vm::{BlockJob, BlockJobKind};
 use crate::model::{DiskTarget, VmId};
 
 /// A commit or a pull under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Job {
     work: Work,
     pub(super) top: PathBuf,

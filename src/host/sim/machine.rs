@@ -17,7 +17,7 @@ use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState, Uncovered};
 use crate::model::{DiskTarget, VmId};
 
 /// A VM, on or off.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Machine {
     pub(super) name: String,
     /// Whether the definition remains when it stops.
@@ -40,13 +40,13 @@ pub(super) struct Machine {
 }
 
 /// A place for a disk.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) target: DiskTarget,
     pub(super) kind: SlotKind,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum SlotKind {
     /// A chain of images.
     Chain,
@@ -55,7 +55,7 @@ pub(super) enum SlotKind {
 }
 
 /// What a process has, and loses when it ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Live {
     pub(super) run_state: RunState,
     /// The images that each disk reads through, active first. What the headers say is another matter.

@@ -64,6 +64,13 @@ impl SimHost {
         Self { world: Arc::new(Mutex::new(World::new())), moved: Arc::new(Notify::new()) }
     }
 
+    /// Another node like this one: what happens to one does not happen to the other. Faults to come stay behind.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let world = self.world().fork();
+        Self { world: Arc::new(Mutex::new(world)), moved: Arc::new(Notify::new()) }
+    }
+
     /// The node as the daemon sees it.
     #[must_use]
     pub fn host(&self) -> Host {

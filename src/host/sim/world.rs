@@ -63,6 +63,19 @@ impl World {
         }
     }
 
+    /// Another world like this one, where nothing goes wrong yet and nobody listens.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            files: self.files.clone(),
+            machines: self.machines.clone(),
+            violations: self.violations.clone(),
+            job_notches: self.job_notches,
+            boots: self.boots,
+            captures: self.captures,
+            ..Self::new()
+        }
+    }
+
     /// One call, with the faults that strike it.
     pub(super) fn perform<T>(
         &mut self,

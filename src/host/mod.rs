@@ -153,6 +153,16 @@ pub trait Images: Send + Sync + 'static {
     /// Gives a file another name in the same file system, never that of a file that exists. Durable when this returns.
     async fn publish(&self, from: &Path, to: &Path) -> Result<()>;
 
+    /// Gives a file a second name in the same file system, never that of a file that exists. Durable when this returns.
+    async fn hard_link(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Lets a file take the name of another one, which is there and loses it, and its owner and mode. At each moment one
+    /// of the two has the name. Durable when this returns.
+    async fn replace(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// The regular files that lie directly in a directory, in the order of their names.
+    async fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
+
     /// Lets `to` hold the bytes of `from`, a small file; durable when this returns. A `to` that is there is overwritten
     /// and keeps its owner; one that is new has the owner and mode of `from`. After an error it may hold anything.
     async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()>;
@@ -262,7 +272,7 @@ pub struct Pull {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostEvent {
-    /// A VM was defined, undefined, started, stopped, paused or resumed.
+    /// A VM was defined, undefined, started, stopped, paused or resumed, or lost a device while it ran.
     VmChanged(VmId),
     /// A block job became ready or ended.
     BlockJobChanged(VmId),

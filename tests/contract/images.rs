@@ -169,6 +169,39 @@ async fn names(node: &dyn Node) {
     node.check_violations(0);
 }
 
+async fn second_names(node: &dyn Node) {
+    let (one, two) = (node.image("one", Format::Qcow2), node.image("two", Format::Qcow2));
+    let kept = node.path("kept");
+    node.write_image(&one, 1, 7);
+    let identity = async |path: &std::path::Path| {
+        node.images().inspect(path, Format::Qcow2).await.map(|facts| facts.identity)
+    };
+    let (first, second) = (identity(&one.path).await.unwrap(), identity(&two.path).await.unwrap());
+    let taken = node.images().hard_link(&one.path, &two.path).await;
+    assert!(
+        matches!(&taken, Err(HostError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::AlreadyExists),
+        "{taken:?}"
+    );
+    expect(&node.images().hard_link(&node.path("missing"), &kept).await, "no such image");
+    node.images().hard_link(&one.path, &kept).await.unwrap();
+    assert_eq!(identity(&kept).await.unwrap(), first, "two names, one file");
+    assert_eq!(identity(&one.path).await.unwrap(), first);
+
+    // Another file takes the name; the content is found under the other one.
+    expect(&node.images().replace(&two.path, &node.path("missing")).await, "no such image");
+    expect(&node.images().replace(&node.path("missing"), &two.path).await, "no such image");
+    node.images().replace(&two.path, &one.path).await.unwrap();
+    assert_eq!(identity(&one.path).await.unwrap(), second);
+    expect(&identity(&two.path).await, "no such image");
+    let kept = ImageRef { path: kept, format: Format::Qcow2 };
+    assert_eq!((node.read_image(&kept)[1], node.read_image(&one)[1]), (7, 0));
+    let directory = one.path.parent().unwrap();
+    let listed = node.images().list(directory).await.unwrap();
+    assert!(listed.contains(&one.path) && listed.contains(&kept.path), "{listed:?}");
+    assert!(!listed.contains(&two.path) && listed.is_sorted(), "{listed:?}");
+    node.check_violations(0);
+}
+
 async fn flattening(node: &dyn Node) {
     let base = node.image("base", Format::Qcow2);
     let over = node.overlay("over", &base).await;
@@ -186,6 +219,7 @@ async fn flattening(node: &dyn Node) {
 over_both_nodes! {
     copies
     names
+    second_names
     flattening
     overlays
     what_an_image_is_read_as

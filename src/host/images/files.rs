@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -95,15 +95,6 @@ pub(super) fn create_new(path: &Path) -> Result<FileIdentity> {
     let file = openat(&directory, name, flags, mode).map_err(failed_errno("create", path))?;
     let metadata = File::from(file).metadata().map_err(failed("look at", path))?;
     Ok(identity(&metadata))
-}
-
-/// Gives a file another name, if no file has that.
-pub(super) fn publish(from: &Path, to: &Path) -> Result<()> {
-    let ((old_directory, old), (new_directory, new)) = (directory_of(from)?, directory_of(to)?);
-    renameat2(&old_directory, old, &new_directory, new, RenameFlags::RENAME_NOREPLACE)
-        .map_err(failed_errno("give a file the name", to))?;
-    sync_directory(new_directory, to)?;
-    sync_directory(old_directory, from)
 }
 
 /// Removes a regular file, if it is the one meant. None there is success.

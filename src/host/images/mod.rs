@@ -5,7 +5,7 @@
 //!
 //! Headers are read by [`qcow2`]; what rewrites an image is done by `qemu-img`, always with every format spelled out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::model::vm::Format;
 mod bytes;
 mod files;
 mod memory;
+mod names;
 mod overlay;
 mod program;
 pub mod qcow2;
@@ -160,7 +161,21 @@ impl Images for HostImages {
 
     async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
         let to = to.to_owned();
-        self.on_path("the naming of a file", from, move |from| files::publish(from, &to)).await
+        self.on_path("the naming of a file", from, move |from| names::publish(from, &to)).await
+    }
+
+    async fn hard_link(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = to.to_owned();
+        self.on_path("the naming of a file", from, move |from| names::hard_link(from, &to)).await
+    }
+
+    async fn replace(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = to.to_owned();
+        self.on_path("the naming of a file", from, move |from| names::replace(from, &to)).await
+    }
+
+    async fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        self.on_path("a look at a directory", directory, names::list).await
     }
 
     async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()> {

@@ -266,7 +266,9 @@ impl Opener {
         connection.has_close_callback = if_supported(told)?.is_some();
         if_supported(connection.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1))?;
         if line.has_events {
-            for kind in [EventKind::Lifecycle, EventKind::BlockJob, EventKind::Agent] {
+            let kinds =
+                [EventKind::Lifecycle, EventKind::DeviceRemoved, EventKind::BlockJob, EventKind::Agent];
+            for kind in kinds {
                 let events = self.events.clone();
                 let registered = ffi::register_event(
                     &connection.connect,
@@ -298,7 +300,7 @@ impl Opener {
 /// The channel is bounded and sending to it never blocks: a slow reader is told how many events it missed.
 fn publish(events: &broadcast::Sender<HostEvent>, kind: EventKind, vm: VmId) {
     let event = match kind {
-        EventKind::Lifecycle => HostEvent::VmChanged(vm),
+        EventKind::Lifecycle | EventKind::DeviceRemoved => HostEvent::VmChanged(vm),
         EventKind::BlockJob => HostEvent::BlockJobChanged(vm),
         EventKind::Agent => HostEvent::AgentChanged(vm),
     };

@@ -19,6 +19,8 @@ use virt::sys;
 pub(super) enum EventKind {
     /// `VIR_DOMAIN_EVENT_ID_LIFECYCLE`: defined, started, paused, resumed, stopped, undefined.
     Lifecycle,
+    /// `VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED`: a device was unplugged while the guest ran.
+    DeviceRemoved,
     /// `VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2`: a block job became ready or ended.
     BlockJob,
     /// `VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE`: the guest agent connected or went away.
@@ -56,6 +58,10 @@ pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) 
         // type meanwhile: that is the documented way (VIR_DOMAIN_EVENT_CALLBACK). Function pointers have one size.
         EventKind::Lifecycle => (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, unsafe {
             std::mem::transmute::<LifecycleCallback, GenericCallback>(on_lifecycle)
+        }),
+        // SAFETY: as above.
+        EventKind::DeviceRemoved => (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, unsafe {
+            std::mem::transmute::<DeviceCallback, GenericCallback>(on_device)
         }),
         // SAFETY: as above.
         EventKind::BlockJob => (sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, unsafe {
@@ -204,6 +210,8 @@ type GenericCallback =
     unsafe extern "C" fn(conn: sys::virConnectPtr, dom: sys::virDomainPtr, opaque: *mut c_void);
 type LifecycleCallback =
     unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+type DeviceCallback =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, *mut c_void);
 type AgentCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void);
 type BlockJobCallback =
     unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, c_int, c_int, *mut c_void);
@@ -225,6 +233,16 @@ unsafe extern "C" fn on_agent(
     domain: sys::virDomainPtr,
     _state: c_int,
     _reason: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+}
+
+unsafe extern "C" fn on_device(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.

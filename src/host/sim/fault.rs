@@ -61,6 +61,9 @@ methods! {
     Rebase "rebase",
     Copy "copy",
     Publish "publish",
+    HardLink "hard_link",
+    Replace "replace",
+    List "list",
     CopyBytes "copy_bytes",
     Pull "pull",
     Remove "remove",
@@ -83,6 +86,7 @@ impl Method {
             | Self::BlockJobs
             | Self::IsFrozen
             | Self::Inspect
+            | Self::List
             | Self::IsInUse
             | Self::FreeSpace
             | Self::MemoryImage => true,
@@ -105,6 +109,8 @@ impl Method {
             | Self::Rebase
             | Self::Copy
             | Self::Publish
+            | Self::HardLink
+            | Self::Replace
             | Self::CopyBytes
             | Self::Pull
             | Self::Remove

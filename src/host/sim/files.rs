@@ -152,6 +152,27 @@ impl Files {
         Ok(())
     }
 
+    /// Gives a file a second name. One that stands there is an error.
+    ///
+    /// The two part when one of them is written to: nobody writes to a file that has two.
+    pub(super) fn hard_link(&mut self, from: &Path, to: &Path) -> Result<()> {
+        let file = self.get(from)?.clone();
+        if self.by_path.contains_key(to) {
+            let cause = io::ErrorKind::AlreadyExists.into();
+            return Err(HostError::Io { action: "give a file the name", path: to.to_owned(), cause });
+        }
+        self.by_path.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    /// Lets a file take the name of another one.
+    pub(super) fn replace(&mut self, from: &Path, to: &Path) -> Result<()> {
+        self.get(to)?;
+        let file = self.by_path.remove(from).ok_or_else(|| HostError::NoSuchImage(from.to_owned()))?;
+        self.by_path.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     pub(super) fn remove(&mut self, path: &Path) {
         self.by_path.remove(path);
     }

@@ -119,6 +119,24 @@ impl World {
         self.files.rename(from, to)
     }
 
+    fn hard_link(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if self.is_written(from) {
+            self.violate(format!("{} gets a second name, but a VM writes to it", from.display()));
+        }
+        self.files.hard_link(from, to)
+    }
+
+    /// Whoever has the one open that loses its name goes on with what nobody will find again.
+    fn replace(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if self.is_open(to) {
+            self.violate(format!("{} is replaced, but a VM has it open", to.display()));
+        }
+        if let Ok(Image { is_template: true, .. }) = self.files.image(to) {
+            self.violate(format!("the template {} is replaced", to.display()));
+        }
+        self.files.replace(from, to)
+    }
+
     /// Half of it: what stands there makes no sense.
     fn copy_bytes(&mut self, from: &Path, to: &Path, extent: Extent) -> Result<()> {
         let source = self.files.image(from)?;
@@ -225,6 +243,22 @@ impl Images for SimHost {
 
     async fn publish(&self, from: &Path, to: &Path) -> Result<()> {
         self.call(Method::Publish, |world, _| world.publish(from, to)).await
+    }
+
+    async fn hard_link(&self, from: &Path, to: &Path) -> Result<()> {
+        self.call(Method::HardLink, |world, _| world.hard_link(from, to)).await
+    }
+
+    async fn replace(&self, from: &Path, to: &Path) -> Result<()> {
+        self.call(Method::Replace, |world, _| world.replace(from, to)).await
+    }
+
+    async fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        self.call(Method::List, |world, _| {
+            let lies_in = |path: &PathBuf| path.parent() == Some(directory);
+            Ok(world.files.paths().into_iter().filter(lies_in).collect())
+        })
+        .await
     }
 
     async fn copy_bytes(&self, from: &Path, to: &Path) -> Result<()> {

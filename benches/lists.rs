@@ -22,8 +22,8 @@ use vmsnap::host::sim::SimHost;
 use vmsnap::model::cursor::{Cursor, Outcome};
 use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
-    Consistency, DeleteSnapshots, DeletionReason, Findings, LayerId, Operation, OperationId, Request,
-    RunState, Snapshot, SnapshotDisk, SnapshotId, SnapshotKind, SnapshotState, Step, VmId, VolumeId,
+    Attachment, Consistency, DeleteSnapshots, DeletionReason, Findings, LayerId, Operation, OperationId,
+    Request, RunState, Snapshot, SnapshotDisk, SnapshotId, SnapshotKind, SnapshotState, Step, VmId, VolumeId,
 };
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
@@ -158,6 +158,7 @@ fn snapshot(number: u128) -> Snapshot {
         id: SnapshotId(Uuid::from_u128(number)),
         vm: vm(number),
         vm_name: format!("web-{:04}", number % VMS),
+        attachment: Attachment::Attached,
         name: format!("nightly-{number:06}").parse().unwrap(),
         display_name: format!("Nightly {number}"),
         description: "Made by the schedule of every night, before the backup.".to_owned(),
@@ -193,6 +194,7 @@ fn operation(number: u128) -> Operation {
         id: OperationId(Uuid::from_u128(number)),
         vm: vm(number),
         vm_name: format!("web-{:04}", number % VMS),
+        attachment: Attachment::Attached,
         snapshot: Some(snapshot),
         snapshot_name: None,
         request: Request::DeleteSnapshots(DeleteSnapshots {

@@ -6,6 +6,7 @@
 #[path = "bed/mod.rs"]
 mod bed;
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
@@ -203,6 +204,60 @@ fn a_volume_is_cloned_linked_and_full() {
     assert!(!directory.join("linked.qcow2").exists());
     wait_until_bare(&guest);
     assert_eq!(digest(&directory.join("full.qcow2")), read);
+}
+
+/// Its path reads the newest state all the time, for whoever takes it; older ones come and go beside it.
+#[test]
+fn a_volume_that_no_vm_has_is_snapshotted_reverted_and_taken_by_a_vm() {
+    let guest = Guest::boot(&Spec::default());
+    let daemon = daemon(&guest);
+    let client = daemon.client();
+    let data = guest.directory().join("data.qcow2");
+    images::create(&data, Format::Qcow2, 64);
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let before = std::fs::metadata(&data).unwrap();
+    let mut digests = Vec::new();
+    for (byte, name) in [(1, "one"), (2, "two"), (3, "three")] {
+        images::fill(&data, byte);
+        client.json(&["volume", "snapshot", "create", name, "--volume", "data.qcow2"]);
+        digests.push((name, digest(&data)));
+        let owner = |metadata: &std::fs::Metadata| (metadata.uid(), metadata.gid(), metadata.mode());
+        assert_eq!(owner(&std::fs::metadata(&data).unwrap()), owner(&before), "whoever opened it still can");
+    }
+    images::fill(&data, 4);
+    let kept = |name: &str| digest(&layer(&client, &format!("data.qcow2/{name}"), "disk"));
+    assert!(digests.iter().all(|(name, digest)| kept(name) == *digest));
+    let revert = |name: &str| client.json(&["volume", "revert", "data.qcow2", name, "--yes"]);
+    for (name, wanted) in &digests {
+        revert(name);
+        assert_eq!(digest(&data), *wanted, "{name}");
+    }
+    revert("one");
+    images::fill(&data, 5);
+    let newest = digest(&data);
+    client.json(&["snapshot", "delete", "data.qcow2/two", "--yes"]);
+    assert!(kept("one") == digests[0].1 && kept("three") == digests[2].1 && digest(&data) == newest);
+
+    // A VM takes it. What it reads through stays, and its own snapshots are none of these.
+    guest.attach("vdc", &data, Format::Qcow2);
+    let refused =
+        client.run(&["volume", "revert", &format!("{}/vdc", guest.name()), "one", "--stop", "--yes"]);
+    assert_eq!(refused.code, 6, "{refused:?}");
+    assert!(refused.stderr.contains("is using the volume"), "{refused:?}");
+    let disk = format!("{}/vdc", guest.name());
+    client.json(&["volume", "snapshot", "create", "with-vm", "--volume", &disk, "--quiesce", "off"]);
+    client.json(&["snapshot", "delete", "data.qcow2/one", "data.qcow2/three", "--yes"]);
+    guest.exec("dd if=/dev/vdc of=/dev/null bs=1M count=1");
+    client.json(&["snapshot", "delete", &format!("{}/with-vm", guest.name()), "--yes"]);
+    assert_eq!(guest.image("vdc"), data, "the VM goes on with the path that it was given");
+    guest.virsh("detach-disk", &["vdc", "--live"]);
+    bed::wait_until("what waited for the VM is merged", std::time::Duration::from_secs(120), || {
+        images::chain(&data, Format::Qcow2).len() == 1
+    });
+    assert_eq!(digest(&data), newest);
+    let left = files(guest.directory());
+    assert!(!left.iter().any(|file| file.to_string_lossy().contains("vmsnap-0")), "{left:?}");
+    assert!(client.run(&["snapshot", "list", "data.qcow2"]).code == 4, "nothing is known of it any more");
 }
 
 #[test]

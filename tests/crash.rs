@@ -6,6 +6,8 @@
 
 mod simulated;
 
+use std::collections::BTreeMap;
+
 use vmsnap::host::Link;
 use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
@@ -47,6 +49,31 @@ enum Wish {
     Deploy {
         mode: CloneMode,
     },
+    /// Of a clone that no VM has; it has snapshots `first` and `second` already.
+    TakeDetached,
+    RevertDetached {
+        to: &'static str,
+    },
+    /// The older layer is the larger one: what lies on it goes down, and it takes the name.
+    DeleteDetached {
+        names: &'static [&'static str],
+    },
+    /// The image has more than the layer below it: that goes up.
+    DeleteDetachedByPull,
+    FlattenDetached,
+}
+
+impl Wish {
+    fn is_detached(self) -> bool {
+        matches!(
+            self,
+            Self::TakeDetached
+                | Self::RevertDetached { .. }
+                | Self::DeleteDetached { .. }
+                | Self::DeleteDetachedByPull
+                | Self::FlattenDetached
+        )
+    }
 }
 
 impl Wish {
@@ -59,7 +86,11 @@ impl Wish {
             Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
             Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
             Self::Clone { mode } => scene.clone_volume("new", "one", &vdb(), mode),
-            Self::Flatten | Self::FlattenLive => scene.flatten("clone"),
+            Self::Flatten | Self::FlattenLive | Self::FlattenDetached => scene.flatten("clone"),
+            Self::TakeDetached => scene.take_clone("new", "clone"),
+            Self::RevertDetached { to } => scene.revert_clone(to, "clone"),
+            Self::DeleteDetached { names } => scene.delete_of_clone(names, "clone"),
+            Self::DeleteDetachedByPull => scene.delete_of_clone(&["second"], "clone"),
             Self::DeleteClone => scene.delete_volume("clone"),
             Self::Deploy { mode } => scene.deploy("new", "one", mode),
         }
@@ -89,7 +120,20 @@ impl Wish {
                 let content = truth.snapshots["one"][&vdb()].clone();
                 truth.clones.insert("new".to_owned(), content);
             }
-            Self::Flatten | Self::FlattenLive => {}
+            Self::Flatten | Self::FlattenLive | Self::FlattenDetached => {}
+            Self::TakeDetached => {
+                let reads = truth.clones["clone"].clone();
+                truth.of_clones.get_mut("clone").unwrap().insert("new".to_owned(), reads);
+            }
+            Self::RevertDetached { to } => {
+                let reads = truth.of_clones["clone"][to].clone();
+                truth.clones.insert("clone".to_owned(), reads);
+            }
+            Self::DeleteDetached { names } => {
+                let held = truth.of_clones.get_mut("clone").unwrap();
+                held.retain(|name, _| !names.contains(&name.as_str()));
+            }
+            Self::DeleteDetachedByPull => drop(truth.of_clones.get_mut("clone").unwrap().remove("second")),
             Self::DeleteClone => drop(truth.clones.remove("clone")),
             Self::Deploy { .. } => {
                 let disks = truth.snapshots["one"].clone();
@@ -129,6 +173,9 @@ fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     let id = life.begin(request, || false).unwrap().unwrap();
     assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
     truth.clones.insert("clone".to_owned(), truth.snapshots["two"][&vdb()].clone());
+    if wish.is_detached() {
+        give_snapshots(&scene, &life, wish, &mut truth);
+    }
     drop(life);
     if matches!(wish, Wish::FlattenLive) {
         scene.use_clone("clone");
@@ -145,6 +192,26 @@ fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     }
     scene.sim.reset_script();
     (scene, truth)
+}
+
+/// Snapshots of the clone's own.
+fn give_snapshots(scene: &Scene, life: &Life, wish: Wish, truth: &mut Truth) {
+    let mut held = BTreeMap::new();
+    // Of the layer that `second` is, and of what is written after it.
+    let blocks = if matches!(wish, Wish::DeleteDetachedByPull) { [1, 4] } else { [4, 1] };
+    for (name, blocks) in [("first", 1), ("second", blocks[0]), ("", blocks[1])] {
+        for block in 0..blocks {
+            truth
+                .clones
+                .insert("clone".to_owned(), scene.write_detached("clone", block, 10 * block + blocks));
+        }
+        if !name.is_empty() {
+            let id = life.begin(scene.take_clone(name, "clone"), || false).unwrap().unwrap();
+            assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+            held.insert(name.to_owned(), truth.clones["clone"].clone());
+        }
+    }
+    truth.of_clones.insert("clone".to_owned(), held);
 }
 
 /// Everything that must hold once the operation has ended.
@@ -165,7 +232,7 @@ fn verify(
     }
     scene.verify(&truth)?;
     verify_new_vm(scene, wish, is_done)?;
-    if matches!(wish, Wish::Flatten | Wish::FlattenLive) {
+    if matches!(wish, Wish::Flatten | Wish::FlattenLive | Wish::FlattenDetached) {
         let is_linked = scene.tree().clones[0].layer.is_some();
         ensure(is_linked != is_done, || format!("done: {is_done}, linked: {is_linked}"))?;
     }
@@ -412,4 +479,42 @@ fn a_new_vm() {
 #[test]
 fn a_new_vm_of_full_copies() {
     strike_everywhere(Wish::Deploy { mode: CloneMode::Full }, RunState::Off);
+}
+
+#[test]
+fn a_snapshot_of_a_volume_that_no_vm_has() {
+    strike_everywhere(Wish::TakeDetached, RunState::Running);
+}
+
+#[test]
+fn a_revert_of_a_volume_that_no_vm_has() {
+    strike_everywhere(Wish::RevertDetached { to: "first" }, RunState::Running);
+}
+
+#[test]
+fn deletions_of_snapshots_of_a_volume_that_no_vm_has() {
+    for names in [&["first"][..], &["second"], &["first", "second"]] {
+        strike_everywhere(Wish::DeleteDetached { names }, RunState::Running);
+    }
+    strike_everywhere(Wish::DeleteDetachedByPull, RunState::Running);
+}
+
+#[test]
+fn they_go_the_way_that_moves_less() {
+    let ways = [
+        (Wish::DeleteDetached { names: &["second"] }, Method::Replace),
+        (Wish::DeleteDetachedByPull, Method::Pull),
+    ];
+    for (wish, method) in ways {
+        let (scene, _) = set_up(wish, RunState::Running);
+        let life = Life::start(&scene);
+        let id = life.begin(wish.request(&scene), || false).unwrap().unwrap();
+        assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+        assert_eq!(scene.sim.calls().iter().filter(|call| call.method == method).count(), 1, "{method}");
+    }
+}
+
+#[test]
+fn a_clone_with_snapshots_is_flattened() {
+    strike_everywhere(Wish::FlattenDetached, RunState::Running);
 }

@@ -34,6 +34,9 @@ enum Act {
     UseClone { which: Index },
     WriteClone { which: Index, block: u64, value: u64 },
     LeaveClone { which: Index },
+    TakeClone { which: Index },
+    RevertClone { which: Index, to: Index },
+    DeleteOfClone { which: Index, doomed: Vec<Index> },
     Delete { which: Vec<Index> },
     Power,
 }
@@ -72,6 +75,10 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => (any::<Index>(), 0..8_u64, 1..1000_u64)
             .prop_map(|(which, block, value)| Act::WriteClone { which, block, value }),
         1 => any::<Index>().prop_map(|which| Act::LeaveClone { which }),
+        2 => any::<Index>().prop_map(|which| Act::TakeClone { which }),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(which, to)| Act::RevertClone { which, to }),
+        1 => (any::<Index>(), prop::collection::vec(any::<Index>(), 1..3))
+            .prop_map(|(which, doomed)| Act::DeleteOfClone { which, doomed }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
         1 => Just(Act::Power),
     ]
@@ -157,7 +164,10 @@ impl History {
             | Act::DeleteClone { .. }
             | Act::UseClone { .. }
             | Act::WriteClone { .. }
-            | Act::LeaveClone { .. } => self.act_on_clone(moved)?,
+            | Act::LeaveClone { .. }
+            | Act::TakeClone { .. }
+            | Act::RevertClone { .. }
+            | Act::DeleteOfClone { .. } => self.act_on_clone(moved)?,
             Act::TakeFrom { which, disk } => {
                 let (name, source) = (self.new_name(), which.get(&names));
                 let (disk, content) = self.disk_of(source, *disk);
@@ -201,11 +211,30 @@ impl History {
         }
         match &moved.act {
             Act::UseClone { which } => self.scene.use_clone(which.get::<String>(&clones)),
-            Act::LeaveClone { which } => self.scene.leave_clone(which.get::<String>(&clones)),
+            Act::LeaveClone { which } => {
+                self.scene.leave_clone(which.get::<String>(&clones));
+                Life::start(&self.scene).settle(&self.scene);
+            }
             Act::WriteClone { which, block, value } => {
                 let name = which.get::<String>(&clones);
-                if let Some(reads) = self.scene.write_clone(name, *block, *value) {
-                    self.truth.clones.insert(name.clone(), reads);
+                let reads = self.scene.write_clone(name, *block, *value);
+                let reads = reads.unwrap_or_else(|| self.scene.write_detached(name, *block, *value));
+                self.truth.clones.insert(name.clone(), reads);
+            }
+            Act::TakeClone { which } => {
+                let (name, clone) = (self.new_name(), which.get::<String>(&clones));
+                let reads = self.truth.clones[clone].clone();
+                let request = self.scene.take_clone(&name, clone);
+                self.carry_out(request, moved, |truth| {
+                    truth.of_clones.entry(clone.clone()).or_default().insert(name, reads);
+                })?;
+            }
+            Act::RevertClone { which, .. } | Act::DeleteOfClone { which, .. } => {
+                let clone = which.get::<String>(&clones);
+                let held = self.truth.of_clones.get(clone).cloned().unwrap_or_default();
+                let names: Vec<String> = held.into_keys().collect();
+                if !names.is_empty() {
+                    self.act_on_snapshots_of_clone(moved, clone, &names)?;
                 }
             }
             Act::Flatten { which } => {
@@ -220,6 +249,34 @@ impl History {
             _ => unreachable!("it is about a clone"),
         }
         Ok(())
+    }
+
+    fn act_on_snapshots_of_clone(
+        &mut self,
+        moved: &Moved,
+        clone: &String,
+        names: &[String],
+    ) -> TestCaseResult {
+        match &moved.act {
+            Act::RevertClone { to, .. } => {
+                let name = to.get(names);
+                let request = self.scene.revert_clone(name, clone);
+                self.carry_out(request, moved, |truth| {
+                    let reads = truth.of_clones[clone][name].clone();
+                    truth.clones.insert(clone.clone(), reads);
+                })
+            }
+            Act::DeleteOfClone { doomed, .. } => {
+                let doomed: BTreeSet<&str> = doomed.iter().map(|which| which.get(names).as_str()).collect();
+                let doomed: Vec<&str> = doomed.into_iter().collect();
+                let request = self.scene.delete_of_clone(&doomed, clone);
+                self.carry_out(request, moved, |truth| {
+                    let held = truth.of_clones.get_mut(clone).unwrap();
+                    held.retain(|name, _| !doomed.contains(&name.as_str()));
+                })
+            }
+            _ => unreachable!("it is about a snapshot of a clone"),
+        }
     }
 
     fn new_name(&mut self) -> String {
@@ -289,8 +346,10 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
         // It stands alone already.
         Act::Flatten { .. } => reason == Reason::InvalidArgument,
-        // A VM runs on it.
-        Act::DeleteClone { .. } => reason == Reason::VolumeInUse,
+        // A VM runs on it; or it has snapshots of its own.
+        Act::DeleteClone { .. } | Act::TakeClone { .. } | Act::RevertClone { .. } => {
+            reason == Reason::VolumeInUse
+        }
         Act::Create { quiesce: Quiesce::Required, .. } => is_off && reason == Reason::AgentUnavailable,
         Act::Write { .. }
         | Act::WriteLast { .. }
@@ -305,6 +364,7 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         | Act::UseClone { .. }
         | Act::WriteClone { .. }
         | Act::LeaveClone { .. }
+        | Act::DeleteOfClone { .. }
         | Act::Delete { .. }
         | Act::Power => false,
     }

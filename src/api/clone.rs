@@ -6,13 +6,15 @@ use tonic::{Response, Status};
 
 use super::snapshot::{OperationOrPlan, answer, answer_or_blocker, asked, bandwidth};
 use super::status::Violations;
-use super::{Answer, Api, convert, generation, status};
+use super::volume::VolumeEtag;
+use super::{Answer, Api, convert, status};
 use crate::model::request::NewVmState;
 use crate::model::{
     CloneVolume, ClonedVolume, DeleteVolume, DeployVm, DiskTarget, FlattenVolume, VmName, VolumeId,
     VolumeName,
 };
 use crate::ops::{Asked, OpsError};
+use crate::plan::Refusal;
 use crate::proto::v1;
 
 /// Longest path, in bytes: Linux's own limit.
@@ -199,9 +201,15 @@ impl Api {
         let mut violations = Violations::default();
         violations.request_id(request_id);
         violations.required("volume", volume);
-        let generation = violations.take("etag", generation(etag)).flatten();
+        let etag = violations.take("etag", VolumeEtag::parse(etag)).flatten();
         violations.check()?;
         let found = self.engine.find_volume(volume).await.map_err(status::of)?;
+        let generation = match etag {
+            None => None,
+            Some(VolumeEtag::Generation(generation)) => Some(generation),
+            Some(VolumeEtag::Layer(layer)) if found.state == Some(layer) => None,
+            Some(VolumeEtag::Layer(_)) => return Err(status::of(Refusal::VolumeChanged.into())),
+        };
         let clone: Option<ClonedVolume> = found.clone;
         let clone = clone.ok_or_else(|| status::of(OpsError::NotAClone(found.name)))?;
         Ok(NamedClone { id: clone.id, generation })

@@ -155,11 +155,19 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
 }
 
 impl Api {
-    /// The VM of a name or an id. One that the hypervisor cannot be asked about is still known by its id.
+    /// The VM of a name or an id. One that the hypervisor cannot be asked about is still known by its id. Where there is
+    /// no such VM, whatever has snapshots under that name: a volume that no VM had, a VM that has gone.
     pub(super) async fn vm_id(&self, vm: &str) -> Result<VmId, Status> {
         match (self.engine.find_vm(vm).await, vm.parse()) {
             (Ok(vm), _) => Ok(vm.id),
             (Err(OpsError::Host(_) | OpsError::NoSuchVm(_)), Ok(id)) if self.is_known(id).await => Ok(id),
+            (Err(error @ OpsError::NoSuchVm(_)), _) => {
+                let known = self.engine.store().snapshotted_as(vm.to_owned()).await;
+                match known.map_err(|error| status::of(error.into()))?.as_slice() {
+                    [only] => Ok(*only),
+                    [] | [_, ..] => Err(status::of(error)),
+                }
+            }
             (Err(error), _) => Err(status::of(error)),
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::OperationNotFound => (v1::Reason::OperationNotFound, Code::NotFound),
         Reason::DiskNotFound => (v1::Reason::DiskNotFound, Code::NotFound),
         Reason::SnapshotExists => (v1::Reason::SnapshotExists, Code::AlreadyExists),
-        Reason::SnapshotNameAmbiguous => (v1::Reason::AmbiguousName, Code::FailedPrecondition),
+        Reason::NameAmbiguous => (v1::Reason::AmbiguousName, Code::FailedPrecondition),
         Reason::OperationStuck => (v1::Reason::VmStuck, Code::FailedPrecondition),
         Reason::VmUnsettled | Reason::ManagedSavePresent => {
             (v1::Reason::VmStateUnsuitable, Code::FailedPrecondition)

@@ -332,6 +332,7 @@ impl CreateWish {
     fn request(self, vm: crate::model::VmId, message: v1::CreateSnapshotRequest) -> CreateSnapshot {
         CreateSnapshot {
             vm,
+            image: None,
             kind: if message.memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
             label: self.label,
             quiesce: self.quiesce,

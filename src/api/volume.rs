@@ -8,9 +8,10 @@ use super::snapshot::{FREEZE_TIMEOUT, answer, answer_or_blocker, asked, quiesce}
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, status};
 use crate::model::{
-    CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot,
+    CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot, VmId,
 };
-use crate::ops::{Asked, Submitted, VolumePlace, VolumeView};
+use crate::ops::{Asked, OpsError, Submitted};
+use crate::plan::Refusal;
 use crate::proto::v1;
 use crate::proto::v1::create_volume_snapshot_request::Source;
 use crate::proto::v1::volume_service_server::VolumeService;
@@ -63,17 +64,7 @@ impl VolumeService for Api {
             let (operation, plan) = answer(before, kind);
             return Ok(Response::new(v1::RevertVolumeResponse { operation, plan }));
         }
-        let mut violations = Violations::default();
-        violations.request_id(&message.request_id);
-        violations.required("volume", &message.volume);
-        violations.required("snapshot", &message.snapshot);
-        let active = violations.take("etag", layer(&message.etag)).flatten();
-        violations.check()?;
-        let volume = self.engine.find_volume(&message.volume).await.map_err(status::of)?;
-        let vm = used(&volume)?.vm.id;
-        let snapshot = self.engine.find_snapshot(&message.snapshot, Some(vm)).await.map_err(status::of)?;
-        let request = RevertVolume { volume: volume.id, snapshot: snapshot.id, stop: message.stop, active };
-        let submitted = self.engine.revert_volume(request, asked.clone()).await;
+        let submitted = self.revert(message, asked.clone()).await?;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         Ok(Response::new(v1::RevertVolumeResponse { operation, plan }))
     }
@@ -103,23 +94,57 @@ impl VolumeService for Api {
     }
 }
 
-/// The layer that a volume's etag stands for; None for no etag.
-fn layer(etag: &str) -> Result<Option<LayerId>, &'static str> {
-    match etag {
-        "" => Ok(None),
-        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a volume"),
+/// A state of a volume, as an etag tells it.
+pub(super) enum VolumeEtag {
+    /// The catalog knows its layers.
+    Layer(LayerId),
+    /// It is a clone that nothing was done with.
+    Generation(u64),
+}
+
+impl VolumeEtag {
+    /// None for no etag.
+    pub(super) fn parse(etag: &str) -> Result<Option<Self>, &'static str> {
+        if etag.is_empty() {
+            return Ok(None);
+        }
+        let layer = etag.parse().map(Self::Layer).ok();
+        let generation = || etag.parse().map(Self::Generation).ok();
+        layer.or_else(generation).map(Some).ok_or("it is not an etag of a volume")
     }
 }
 
-/// Where a VM has the volume. This version does nothing about volumes that no VM has but make and remove them.
-fn used(volume: &VolumeView) -> Result<&VolumePlace, Status> {
-    let refusal = || status::not_implemented("snapshots and reverts of a volume that no VM has");
-    volume.user.as_ref().ok_or_else(refusal)
-}
-
-type Taken = Result<Submitted, crate::ops::OpsError>;
+type Taken = Result<Submitted, OpsError>;
 
 impl Api {
+    async fn revert(&self, message: v1::RevertVolumeRequest, asked: Asked) -> Result<Taken, Status> {
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        violations.required("volume", &message.volume);
+        violations.required("snapshot", &message.snapshot);
+        let etag = violations.take("etag", VolumeEtag::parse(&message.etag)).flatten();
+        violations.check()?;
+        let volume = self.engine.find_volume(&message.volume).await.map_err(status::of)?;
+        let active = match etag {
+            None => None,
+            Some(VolumeEtag::Layer(layer)) => Some(layer),
+            // Whatever it was then, it had no snapshot to go back to.
+            Some(VolumeEtag::Generation(_)) => return Ok(Err(Refusal::VolumeChanged.into())),
+        };
+        let detached = VmId::of_detached(volume.id);
+        let vm = volume.user.as_ref().map_or(detached, |place| place.vm.id);
+        let snapshot = match self.engine.find_snapshot(&message.snapshot, Some(vm)).await {
+            // Taken before a VM had it.
+            Err(OpsError::NoSuchSnapshot(_)) if vm != detached => {
+                self.engine.find_snapshot(&message.snapshot, Some(detached)).await
+            }
+            found => found,
+        };
+        let snapshot = snapshot.map_err(status::of)?;
+        let request = RevertVolume { volume: volume.id, snapshot: snapshot.id, stop: message.stop, active };
+        Ok(self.engine.revert_volume(request, asked).await)
+    }
+
     async fn take(&self, message: v1::CreateVolumeSnapshotRequest, asked: Asked) -> Result<Taken, Status> {
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
@@ -161,15 +186,19 @@ impl Api {
         asked: Asked,
     ) -> Result<Taken, Status> {
         let volume = self.engine.find_volume(volume).await.map_err(status::of)?;
-        let place = used(&volume)?;
+        let (vm, image, disks) = match &volume.user {
+            Some(place) => (place.vm.id, None, BTreeSet::from([place.target.clone()])),
+            None => (VmId::of_detached(volume.id), Some(volume.image.path), BTreeSet::new()),
+        };
         let request = CreateSnapshot {
-            vm: place.vm.id,
+            vm,
+            image,
             kind: SnapshotKind::Volume,
             label,
             quiesce: quiesce(message.quiesce()),
             mount_points: Vec::new(),
             freeze_timeout_ms: u64::try_from(FREEZE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
-            disks: BTreeSet::from([place.target.clone()]),
+            disks,
         };
         Ok(self.engine.create_snapshot(request, asked).await)
     }

@@ -69,6 +69,18 @@ impl LayerTree {
                 self.forget_layers(gone);
             }
         }
+        self.forget_detached();
+    }
+
+    /// Of a volume that no VM has nothing is left to know once nothing of it is kept but its image.
+    fn forget_detached(&mut self) {
+        let Some(image) = self.detached_image().map(|layer| layer.id) else { return };
+        let is_owned = |layer: &&Layer| layer.ownership == Ownership::Owned;
+        let is_only_one = self.layers.values().filter(is_owned).all(|layer| layer.id == image);
+        if is_only_one && self.snapshots.is_empty() && self.clones.is_empty() {
+            self.volumes.clear();
+            self.layers.clear();
+        }
     }
 
     /// Changes one snapshot, and its generation with it.

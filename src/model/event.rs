@@ -111,8 +111,9 @@ impl Event {
 
     fn of_snapshot(kind: EventKind, message: String, snapshot: &Snapshot, cause: &Cause) -> Self {
         Self {
-            vm: Some(snapshot.vm),
+            vm: snapshot.of_vm(),
             vm_name: snapshot.vm_name.clone(),
+            volume: snapshot.disks.first().filter(|_| snapshot.of_vm().is_none()).map(|disk| disk.volume),
             snapshot: Some(snapshot.id),
             snapshot_name: snapshot.name.to_string(),
             ..Self::new(kind, message, cause)
@@ -262,7 +263,7 @@ pub fn of_comment(comment: &Comment, is_there: bool, snapshot: &Snapshot, cause:
 pub fn of_operation(before: Option<&Operation>, after: &Operation) -> Vec<Event> {
     let cause = Cause { operation: Some(after.id), actor: after.created_by.clone(), at: after.updated_at };
     let about = |kind, message| Event {
-        vm: Some(after.vm),
+        vm: after.of_vm(),
         vm_name: after.vm_name.clone(),
         snapshot: after.snapshot,
         snapshot_name: after.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),

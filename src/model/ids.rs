@@ -1,6 +1,7 @@
 //! Identities and names. Decides what a well-formed one is; must never know what it stands for elsewhere.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -69,7 +70,21 @@ identity!(
     VolumeId
 );
 
+impl VmId {
+    /// What stands for the VM of a volume that no VM has.
+    #[must_use]
+    pub fn of_detached(volume: VolumeId) -> Self {
+        Self(volume.0)
+    }
+}
+
 impl VolumeId {
+    /// The identity of an image that no VM has and that the catalog does not know: the same each time it is looked at.
+    #[must_use]
+    pub fn of_image(path: &Path) -> Self {
+        Self(Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("file://{}", path.display()).as_bytes()))
+    }
+
     /// The identity of a disk that the catalog does not know yet: the same disk gives the same answer each time it
     /// is looked at, until the catalog takes it over.
     #[must_use]
@@ -177,6 +192,12 @@ impl HoldName {
 }
 
 impl DiskTarget {
+    /// What stands for the target of a volume that no VM has.
+    #[must_use]
+    pub fn of_detached() -> Self {
+        Self("disk".to_owned())
+    }
+
     /// Longest target, in characters: libvirt's are a bus prefix and a few letters.
     pub const LIMIT: usize = 16;
 

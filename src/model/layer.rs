@@ -104,6 +104,13 @@ impl LayerTree {
             .find(|volume| self.layers.get(&volume.active).is_some_and(|layer| layer.path == path))
     }
 
+    /// The image of the volume that this is the tree of. None if it is the tree of a VM.
+    #[must_use]
+    pub fn detached_image(&self) -> Option<&Layer> {
+        let own = self.volumes.iter().find(|volume| VmId::of_detached(volume.id) == self.vm)?;
+        self.layers.get(&own.active)
+    }
+
     /// The layer stored at `path`.
     #[must_use]
     pub fn layer_at(&self, path: &Path) -> Option<&Layer> {

@@ -31,4 +31,4 @@ pub use request::{
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;
-pub use vm::{BlockJob, DiskView, Format, ImageFacts, RunState, VmView};
+pub use vm::{Attachment, BlockJob, DiskView, Format, ImageFacts, RunState, VmView};

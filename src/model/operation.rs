@@ -9,7 +9,7 @@ use super::ids::{OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::request::Request;
 use super::snapshot::Consistency;
 use super::step::{NewVm, Step};
-use super::vm::RunState;
+use super::vm::{Attachment, RunState};
 
 pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
 
@@ -18,10 +18,13 @@ pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
 pub struct Operation {
     /// Its identity.
     pub id: OperationId,
-    /// The VM that it holds.
+    /// The VM that it holds, or what stands for it.
     pub vm: VmId,
-    /// The VM's name when it was asked for.
+    /// The VM's name when it was asked for; that of the volume if no VM has it.
     pub vm_name: String,
+    /// Whether there is a VM.
+    #[serde(default)]
+    pub attachment: Attachment,
     /// The snapshot that it is about; of several the first.
     pub snapshot: Option<SnapshotId>,
     /// That snapshot's name.
@@ -118,6 +121,12 @@ impl Operation {
             Step::DefineVm(new) => Some(new),
             _ => None,
         })
+    }
+
+    /// The VM that it holds. None if it is about a volume that no VM has.
+    #[must_use]
+    pub fn of_vm(&self) -> Option<VmId> {
+        self.attachment.vm(self.vm)
     }
 
     /// The step that a turn is about.
@@ -260,7 +269,7 @@ pub enum Reason {
     OperationNotFound,
     DiskNotFound,
     SnapshotExists,
-    SnapshotNameAmbiguous,
+    NameAmbiguous,
     VmBusy,
     OperationStuck,
     VmUnsettled,

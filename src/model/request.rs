@@ -70,8 +70,11 @@ impl Request {
 /// Take a snapshot of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CreateSnapshot {
-    /// The VM.
+    /// The VM, or what stands for it.
     pub vm: VmId,
+    /// The image of the volume, if no VM has it.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
     /// What it is to hold. Of a volume: one disk is named.
     pub kind: SnapshotKind,
     /// What is written on it.

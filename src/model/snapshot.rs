@@ -16,17 +16,20 @@ use serde::{Deserialize, Serialize};
 
 use super::edit::Hold;
 use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
-use super::vm::RunState;
+use super::vm::{Attachment, RunState};
 
 /// A point in time of a VM that one can go back to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Its identity.
     pub id: SnapshotId,
-    /// Its VM.
+    /// Its VM, or what stands for it.
     pub vm: VmId,
-    /// The VM's name when it was taken.
+    /// The VM's name when it was taken; that of the volume if no VM had it.
     pub vm_name: String,
+    /// Whether there was a VM.
+    #[serde(default)]
+    pub attachment: Attachment,
     /// Its name, unique within the VM.
     pub name: SnapshotName,
     /// A name for people: any text.
@@ -73,6 +76,14 @@ pub struct Snapshot {
     pub operation: OperationId,
     /// Rises with every change. The `etag` of the contract.
     pub generation: u64,
+}
+
+impl Snapshot {
+    /// Its VM. None if it is of a volume that no VM had.
+    #[must_use]
+    pub fn of_vm(&self) -> Option<VmId> {
+        self.attachment.vm(self.vm)
+    }
 }
 
 /// What people write on a snapshot when they ask for it.

@@ -104,6 +104,21 @@ pub enum Step {
         /// The user's choice: absolute.
         to: PathBuf,
     },
+    /// A file has a second name, ours. Undone: it has not.
+    LinkImage {
+        /// Its name: absolute.
+        from: PathBuf,
+        /// The second one: absolute, from a UUID.
+        to: PathBuf,
+    },
+    /// A file that we made stands in the place of another one, which no process has open. Never undone: what stood there
+    /// may have had no other name.
+    ReplaceImage {
+        /// The name that it was made under: absolute, from a UUID.
+        from: PathBuf,
+        /// The name that it takes: absolute.
+        to: PathBuf,
+    },
     /// No process has the image open. Only looks.
     CheckUnused {
         /// Which.
@@ -258,6 +273,12 @@ pub enum How {
         /// What the base lies on, and the child will.
         below: Option<ImageRef>,
     },
+    /// Down into the base, which then takes the child's name. Nobody has any of them open, and nothing lies on the child:
+    /// it is the image of a volume that no VM has.
+    Supersede {
+        /// What the base lies on, and what stands under the child's name will.
+        below: Option<ImageRef>,
+    },
 }
 
 /// A file to be removed.
@@ -388,7 +409,7 @@ impl Merge {
     /// The images that go away, from above: what they hold is copied.
     pub fn gone(&self) -> impl Iterator<Item = &ImageRef> {
         let (first, last) = match self.how {
-            How::Commit { .. } => (Some(&self.child), None),
+            How::Commit { .. } | How::Supersede { .. } => (Some(&self.child), None),
             How::Pull { .. } => (None, Some(&self.base)),
         };
         first.into_iter().chain(&self.between).chain(last)
@@ -398,7 +419,7 @@ impl Merge {
     #[must_use]
     pub fn survivor(&self) -> &ImageRef {
         match self.how {
-            How::Commit { .. } => &self.base,
+            How::Commit { .. } | How::Supersede { .. } => &self.base,
             How::Pull { .. } => &self.child,
         }
     }
@@ -408,7 +429,7 @@ impl Merge {
     pub fn headers(&self) -> &[ImageRef] {
         match &self.how {
             How::Commit { grandchildren } => grandchildren,
-            How::Pull { .. } => std::slice::from_ref(&self.child),
+            How::Pull { .. } | How::Supersede { .. } => std::slice::from_ref(&self.child),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, VmId};
+use super::ids::{DiskTarget, VmId, VolumeId};
 use super::step::ImageRef;
 
 /// Everything that a plan needs to know of a VM.
@@ -15,6 +15,8 @@ use super::step::ImageRef;
 pub struct VmView {
     /// The hypervisor's UUID.
     pub id: VmId,
+    /// Whether there is such a VM.
+    pub attachment: Attachment,
     /// The hypervisor's name for it; names change, ids do not.
     pub name: String,
     /// What it was doing.
@@ -38,10 +40,59 @@ pub struct VmView {
 }
 
 impl VmView {
+    /// A volume that no VM has, and that lies in `images`, its own first.
+    #[must_use]
+    pub fn of_detached(volume: VolumeId, name: String, images: Vec<ChainImage>) -> Self {
+        let persistent = images.first().map(|image| image.path.clone());
+        Self {
+            id: VmId::of_detached(volume),
+            attachment: Attachment::Detached,
+            name,
+            run_state: RunState::Off,
+            persistent: true,
+            has_managed_save: false,
+            agent: AgentChannel::Absent,
+            memory_bytes: 0,
+            memory_blocker: None,
+            variables: None,
+            uncovered: Vec::new(),
+            disks: vec![DiskView {
+                target: DiskTarget::of_detached(),
+                source: DiskSource::Chain { images, persistent },
+                block_job: None,
+            }],
+        }
+    }
+
     /// The disk at `target`, if the VM has one.
     #[must_use]
     pub fn disk(&self, target: &DiskTarget) -> Option<&DiskView> {
         self.disks.iter().find(|disk| disk.target == *target)
+    }
+}
+
+/// Whether disks are a VM's.
+///
+/// A volume that no VM has is looked at as the only disk of a VM that is always off. Nothing names its image but the
+/// image's path, so that path is what stays: an older state of it moves to another name, never the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attachment {
+    /// They are.
+    #[default]
+    Attached,
+    /// It is one volume that no VM has.
+    Detached,
+}
+
+impl Attachment {
+    /// The VM, where `vm` may only stand for one.
+    #[must_use]
+    pub fn vm(self, vm: VmId) -> Option<VmId> {
+        match self {
+            Self::Attached => Some(vm),
+            Self::Detached => None,
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Clones and the VMs made of them: what is asked for, and what must be seen for it beyond the VM itself.
 
+use std::path::Path;
+
 use crate::host::HostError;
-use crate::model::vm::Format;
+use crate::model::vm::{DiskView, Format};
 use crate::model::{
-    CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, Request, VmId, VolumeId,
+    Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, Request, VmId, VolumeId,
 };
 use crate::plan::{Refusal, VolumeUser, World};
 
@@ -22,11 +24,15 @@ impl Engine {
         self.submit(snapshot.vm, Some(snapshot.id), Request::DeployVm(request), asked).await
     }
 
-    /// Lets a clone stand alone. It holds the VM that has the clone; the other one only loses a reference.
+    /// Lets a clone stand alone. It holds the VM that has the clone, or the clone's own snapshots; the VM that it was made
+    /// out of only loses a reference.
     pub async fn flatten_volume(&self, request: FlattenVolume, asked: Asked) -> Result<Submitted> {
         let clone = self.existing_clone(request.volume).await?;
-        let user = self.users(&clone).await?.into_iter().find_map(|(vm, _)| vm);
-        self.submit(user.unwrap_or(clone.vm), None, Request::FlattenVolume(request), asked).await
+        let own = VmId::of_detached(clone.id);
+        let user = self.users(&clone.path, own).await?.into_iter().find_map(|(vm, _)| vm);
+        let has_snapshots = self.0.store.tree(own).await?.detached_image().is_some();
+        let holder = user.unwrap_or(if has_snapshots { own } else { clone.vm });
+        self.submit(holder, None, Request::FlattenVolume(request), asked).await
     }
 
     /// Removes a clone.
@@ -70,8 +76,18 @@ impl Engine {
             }
             Request::FlattenVolume(_) | Request::DeleteVolume(_) => {
                 if let Some(clone) = self.clone_of(request).await? {
-                    let users = self.users(&clone).await?;
+                    if matches!(request, Request::DeleteVolume(_)) {
+                        self.check_no_snapshots(&clone).await?;
+                    }
+                    let users = self.users(&clone.path, VmId::of_detached(clone.id)).await?;
                     world.users = users.into_iter().map(|(_, user)| user).collect();
+                }
+            }
+            Request::CreateSnapshot(_) | Request::RevertVolume(_)
+                if world.vm.attachment == Attachment::Detached =>
+            {
+                if let Some(image) = world.vm.disks.iter().find_map(DiskView::active) {
+                    world.users = self.users_of_detached(world.vm.id, &image.path).await?;
                 }
             }
             Request::DeleteSnapshots(_) | Request::Collapse { .. } => {
@@ -86,8 +102,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The VMs that have a clone among their disks, or in their snapshots; those that are defined with their ids.
-    async fn users(&self, clone: &ClonedVolume) -> Result<Vec<(Option<VmId>, VolumeUser)>> {
+    /// The VMs that have an image among their disks, or in their snapshots, but for `own`; those that are defined with
+    /// their ids.
+    pub(super) async fn users(&self, path: &Path, own: VmId) -> Result<Vec<(Option<VmId>, VolumeUser)>> {
         let mut users = Vec::new();
         let mut seen = Vec::new();
         for vm in self.vms().await? {
@@ -99,13 +116,13 @@ impl Engine {
             }
             let view = seen.map_err(|cause| OpsError::VmUnreadable { vm: vm.name.clone(), cause })?;
             let tree = self.0.store.tree(vm.id).await?;
-            if view.disks.iter().any(|disk| disk.uses(&clone.path)) || tree.layer_at(&clone.path).is_some() {
+            if view.disks.iter().any(|disk| disk.uses(path)) || tree.layer_at(path).is_some() {
                 let is_live = view.run_state.is_live();
                 users.push((Some(vm.id), VolumeUser { name: vm.name, is_live }));
             }
         }
-        for vm in self.0.store.vms().await?.into_iter().filter(|vm| !seen.contains(vm)) {
-            if self.0.store.tree(vm).await?.layer_at(&clone.path).is_some() {
+        for vm in self.0.store.vms().await?.into_iter().filter(|vm| *vm != own && !seen.contains(vm)) {
+            if self.0.store.tree(vm).await?.layer_at(path).is_some() {
                 users.push((None, VolumeUser { name: vm.to_string(), is_live: false }));
             }
         }

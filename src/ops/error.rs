@@ -39,6 +39,14 @@ pub enum OpsError {
         cause: HostError,
     },
     /// Several do.
+    #[error("several volumes are called {name:?}: {}", .candidates.join(", "))]
+    AmbiguousVolume {
+        /// The name.
+        name: String,
+        /// The ids, each with its image.
+        candidates: Vec<String>,
+    },
+    /// Several do.
     #[error("several snapshots are called {name:?}: {}", .candidates.join(", "))]
     AmbiguousSnapshot {
         /// The name.
@@ -87,7 +95,7 @@ impl OpsError {
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
             Self::VmUnreadable { cause, .. } => cause.reason(),
             Self::NoSuchVolume(_) => Reason::VolumeNotFound,
-            Self::AmbiguousSnapshot { .. } => Reason::SnapshotNameAmbiguous,
+            Self::AmbiguousSnapshot { .. } | Self::AmbiguousVolume { .. } => Reason::NameAmbiguous,
             Self::NotAClone(_) | Self::SeveralVms => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
@@ -117,6 +125,7 @@ impl OpsError {
             Self::VmUnreadable { .. } => "bring its images back, or undefine it",
             Self::NoSuchVolume(_) => "list the volumes with 'vmsnap volume list'",
             Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
+            Self::AmbiguousVolume { .. } => "use an id, or the path of its image",
             Self::SeveralVms => "delete the snapshots of each VM on their own",
             Self::NoSuchOperation(_) => "list the operations with 'vmsnap op list'",
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",

@@ -21,6 +21,7 @@ use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 mod board;
 mod clones;
 mod deadman;
+mod detached;
 mod edit;
 mod elsewhere;
 mod error;

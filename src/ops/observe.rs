@@ -7,21 +7,25 @@ use jiff::Timestamp;
 
 use crate::host::{Host, HostError};
 use crate::model::vm::{DiskView, Format, ImageFacts};
-use crate::model::{LayerTree, VmId, VmView};
+use crate::model::{LayerTree, VmId, VmView, VolumeId};
 use crate::plan::{Places, World};
 use crate::store::Store;
 
-use super::OpsError;
+use super::{OpsError, detached};
 
-/// The world as far as `vm` is concerned.
+/// The world as far as `vm` is concerned. `image`: of a volume that no VM has, and that the catalog may not know.
 pub(super) async fn observe(
     host: &Host,
     store: &Store,
     places: &Places,
     vm: VmId,
+    image: Option<&Path>,
 ) -> Result<World, OpsError> {
-    let view = host.hypervisor.observe(vm).await?;
     let tree = store.tree(vm).await?;
+    let view = match tree.detached_image().map(|layer| &*layer.path).or(image) {
+        Some(path) => detached::look(host, store, VolumeId(vm.0), path).await?,
+        None => host.hypervisor.observe(vm).await?,
+    };
     let images = inspect_all(host, &view, &tree).await?;
     let memory_images = measure_memory_images(host, &tree).await?;
     let variables = measure_variables(host, &view, &tree).await?;
@@ -42,7 +46,7 @@ pub(super) async fn observe(
         images,
         memory_images,
         variables,
-        cloned: store.clones().await?.into_iter().map(|clone| (clone.path, clone.id)).collect(),
+        volumes: store.volumes_without_vm().await?.into_iter().collect(),
         users: Vec::new(),
         free_space,
         places: places.clone(),

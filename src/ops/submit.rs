@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request, RevertSnapshot,
-    RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
+    Attachment, ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request,
+    RevertSnapshot, RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey, Reservation};
@@ -160,7 +160,11 @@ impl Engine {
         request: Request,
         asked: Asked,
     ) -> Result<(Submitted, Option<Runner>)> {
-        let mut world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm).await?;
+        let image = match &request {
+            Request::CreateSnapshot(request) => request.image.as_deref(),
+            _ => None,
+        };
+        let mut world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm, image).await?;
         self.look_around(&mut world, &request).await?;
         let clone = self.clone_of(&request).await?;
         let subject = Subject { snapshot, clone: clone.as_ref() };
@@ -170,7 +174,10 @@ impl Engine {
         }
         let reservation = match &plan.reservation {
             Some(snapshot) => {
-                let definition = self.0.host.hypervisor.definition(vm).await?.0;
+                let definition = match world.vm.attachment {
+                    Attachment::Attached => self.0.host.hypervisor.definition(vm).await?.0,
+                    Attachment::Detached => String::new(),
+                };
                 Reservation::Snapshot(Box::new(snapshot.clone()), definition)
             }
             None if plan.clones.is_empty() => Reservation::None,
@@ -257,6 +264,7 @@ fn new_operation(
         id,
         vm: world.vm.id,
         vm_name: world.vm.name.clone(),
+        attachment: world.vm.attachment,
         snapshot,
         snapshot_name,
         request,

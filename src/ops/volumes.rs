@@ -1,26 +1,31 @@
-//! Volumes as a client looks for them: the disks of all VMs, and clones that no VM has. Decides what a volume is called
-//! and how it is found.
+//! Volumes as a client looks for them: the disks of all VMs, clones, and images in the directories of images. Decides what
+//! a volume is called and how it is found.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use crate::host::VmSummary;
 use crate::model::vm::{ChainImage, DiskView, Format};
-use crate::model::{ClonedVolume, DiskTarget, ImageFacts, LayerId, LayerTree, OperationId, VmView, VolumeId};
+use crate::model::{
+    ClonedVolume, DiskTarget, ImageFacts, LayerId, LayerTree, OperationId, Snapshot, VmId, VmView, VolumeId,
+};
 
-use super::{Engine, OpsError, Result};
+use super::{Engine, OpsError, Result, detached};
 
 /// A volume as it is now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VolumeView {
     /// Its identity.
     pub id: VolumeId,
-    /// As it was cloned under, else `VM/TARGET`.
+    /// As it was cloned under, else `VM/TARGET`, else the name of its file.
     pub name: String,
     /// The VM that has it.
     pub user: Option<VolumePlace>,
     /// The image that is written to.
     pub image: ChainImage,
+    /// The layer that tells one state of it from the next, if the catalog knows it: the one that its VM writes to, or that
+    /// its image lies on.
+    pub state: Option<LayerId>,
     /// What that image says of itself, if it can be read.
     pub facts: Option<ImageFacts>,
     /// How many snapshots hold it.
@@ -38,8 +43,6 @@ pub struct VolumePlace {
     pub vm: VmSummary,
     /// The disk.
     pub target: DiskTarget,
-    /// The layer that is written to, if the catalog knows it.
-    pub active: Option<LayerId>,
 }
 
 impl Engine {
@@ -51,7 +54,7 @@ impl Engine {
             Some(vm) => vec![vm.clone()],
             None => self.vms().await?,
         };
-        let mut volumes = Vec::new();
+        let (mut volumes, mut read) = (Vec::new(), HashSet::new());
         for seen in vms {
             let (view, tree) = match self.vm(seen.id).await {
                 Ok(seen) => seen,
@@ -64,31 +67,68 @@ impl Engine {
                 Err(error) => return Err(error),
             };
             for disk in &view.disks {
-                volumes.extend(self.disk_volume(&view, &tree, disk, &mut clones).await);
+                read.extend(disk.chain().iter().map(|image| image.path.clone()));
+                volumes.extend(self.disk_volume(&view, &tree, disk, &mut clones).await?);
             }
         }
         if vm.is_none() {
-            for clone in clones.into_values() {
-                volumes.push(self.unused_volume(clone).await);
-            }
+            volumes.extend(self.detached_volumes(clones, &mut read).await?);
         }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(volumes)
     }
 
-    /// The volume that answers to an id or a name.
+    /// Those that no VM has: clones, those with snapshots of their own, those that nobody told us of.
+    async fn detached_volumes(
+        &self,
+        clones: HashMap<VolumeId, ClonedVolume>,
+        read: &mut HashSet<PathBuf>,
+    ) -> Result<Vec<VolumeView>> {
+        let mut volumes = Vec::new();
+        for clone in clones.into_values() {
+            read.insert(clone.path.clone());
+            volumes.push(self.detached_volume(clone.id, clone.path.clone(), Some(clone)).await?);
+        }
+        for image in self.0.store.detached().await? {
+            if read.insert(image.path.clone()) {
+                volumes.push(self.detached_volume(image.volume, image.path, None).await?);
+            }
+        }
+        for path in self.unknown_images(read).await {
+            volumes.push(self.detached_volume(VolumeId::of_image(&path), path, None).await?);
+        }
+        Ok(volumes)
+    }
+
+    /// The volume that answers to an id, a name, or the path of its image.
     pub async fn find_volume(&self, wanted: &str) -> Result<VolumeView> {
-        let nobody = || OpsError::NoSuchVolume(wanted.to_owned());
         let (vm, target) = match wanted.split_once('/') {
+            // A path.
+            None | Some(("", _)) => (None, None),
             Some((vm, target)) => (Some(self.find_vm(vm).await?), Some(target)),
-            None => (None, None),
         };
         let id = wanted.parse::<VolumeId>().ok();
         let is_wanted = |volume: &VolumeView| {
             let place = volume.user.as_ref().map(|place| place.target.as_str());
-            Some(volume.id) == id || volume.name == wanted || (target.is_some() && place == target)
+            Some(volume.id) == id
+                || volume.name == wanted
+                || volume.image.path == Path::new(wanted)
+                || (target.is_some() && place == target)
         };
-        self.volumes(vm.as_ref()).await?.into_iter().find(is_wanted).ok_or_else(nobody)
+        let mut found = self.volumes(vm.as_ref()).await?;
+        found.retain(is_wanted);
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(OpsError::NoSuchVolume(wanted.to_owned())),
+            (Some(volume), true) => Ok(volume),
+            (Some(last), false) => Err(OpsError::AmbiguousVolume {
+                name: wanted.to_owned(),
+                candidates: found
+                    .iter()
+                    .chain([&last])
+                    .map(|volume| format!("{} ({})", volume.id, volume.image.path.display()))
+                    .collect(),
+            }),
+        }
     }
 
     /// None for a disk that there is nothing to say of.
@@ -98,15 +138,16 @@ impl Engine {
         tree: &LayerTree,
         disk: &DiskView,
         clones: &mut HashMap<VolumeId, ClonedVolume>,
-    ) -> Option<VolumeView> {
-        let image = disk.active()?.clone();
+    ) -> Result<Option<VolumeView>> {
+        let Some(image) = disk.active().cloned() else { return Ok(None) };
         let known = tree.volume_writing(&image.path);
-        let as_clone = || clones.values().find(|clone| clone.path == image.path).map(|clone| clone.id);
+        let without_vm = self.0.store.volumes_without_vm().await?;
+        let as_before = || without_vm.iter().find(|(path, _)| *path == image.path).map(|(_, id)| *id);
         let unknown = || VolumeId::of_unknown_disk(view.id, &disk.target, &image.path.display().to_string());
-        let id = known.map(|volume| volume.id).or_else(as_clone).unwrap_or_else(unknown);
-        let holds = |held: &crate::model::Snapshot| held.disks.iter().any(|held| held.volume == id);
+        let id = known.map(|volume| volume.id).or_else(as_before).unwrap_or_else(unknown);
+        let own = self.0.store.tree(VmId::of_detached(id)).await?;
         let clone = clones.remove(&id);
-        Some(VolumeView {
+        Ok(Some(VolumeView {
             id,
             name: match &clone {
                 Some(clone) => clone.name.to_string(),
@@ -115,28 +156,40 @@ impl Engine {
             user: Some(VolumePlace {
                 vm: VmSummary { id: view.id, name: view.name.clone(), run_state: view.run_state },
                 target: disk.target.clone(),
-                active: known.map(|volume| volume.active),
             }),
             facts: self.0.host.images.inspect(&image.path, image.format).await.ok(),
             image,
-            snapshots: tree.snapshots.iter().filter(|snapshot| holds(snapshot)).count(),
+            state: known.map(|volume| volume.active),
+            snapshots: holders(tree, id) + holders(&own, id),
             clone,
             holder: self.holder(view.id),
-        })
+        }))
     }
 
-    async fn unused_volume(&self, clone: ClonedVolume) -> VolumeView {
-        let image =
-            ChainImage { path: PathBuf::from(&clone.path), format: Format::Qcow2, is_block_device: false };
-        VolumeView {
-            id: clone.id,
-            name: clone.name.to_string(),
+    async fn detached_volume(
+        &self,
+        id: VolumeId,
+        path: PathBuf,
+        clone: Option<ClonedVolume>,
+    ) -> Result<VolumeView> {
+        let vm = VmId::of_detached(id);
+        let own = self.0.store.tree(vm).await?;
+        Ok(VolumeView {
+            id,
+            name: detached::name(&path, clone.as_ref()),
             user: None,
-            facts: self.0.host.images.inspect(&image.path, image.format).await.ok(),
-            image,
-            snapshots: 0,
-            holder: None,
-            clone: Some(clone),
-        }
+            facts: self.0.host.images.inspect(&path, Format::Qcow2).await.ok(),
+            image: ChainImage { path, format: Format::Qcow2, is_block_device: false },
+            state: own.detached_image().and_then(|image| image.parent),
+            snapshots: holders(&own, id),
+            clone,
+            holder: self.holder(vm),
+        })
     }
+}
+
+/// How many snapshots of a tree hold a volume.
+fn holders(tree: &LayerTree, id: VolumeId) -> usize {
+    let holds = |held: &&Snapshot| held.disks.iter().any(|held| held.volume == id);
+    tree.snapshots.iter().filter(holds).count()
 }

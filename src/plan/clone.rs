@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::model::layer::Layer;
+use crate::model::layer::{Layer, Ownership};
 use crate::model::snapshot::{Owner, SnapshotDisk, SnapshotState};
 use crate::model::step::{
     CatalogChange, DoomedImage, How, ImageRef, Merge, MergeLayers, NewCopy, NewOverlay, Step,
@@ -73,11 +73,12 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     if clone.layer.is_none() {
         return Err(Refusal::NotLinked(clone.name.clone()));
     }
-    let copied = below(world, &clone.path);
-    check_space(world, &[(directory_of(&clone.path), copied)].into())?;
+    let image = lowest_image(world, clone);
+    let copied = below(world, &image.path);
+    check_space(world, &[(directory_of(&image.path), copied)].into())?;
     let record = Step::Record(CatalogChange::CloneFlattened {
         volume: clone.id,
-        path: clone.path.clone(),
+        path: image.path.clone(),
         source: clone.vm,
     });
     let plan = |steps, commit_point| Plan {
@@ -95,13 +96,20 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         let pull = Step::Merge(MergeLayers { merges, bandwidth: request.bandwidth });
         return Ok(plan(vec![pull, record], 0));
     }
-    let image = image(clone);
     let steps = vec![Step::CheckUnused { image: image.clone() }, Step::FlattenImage { image }, record];
     let unlimited = "no VM has the volume open, so the copy keeps to no limit";
     Ok(Plan {
         warnings: request.bandwidth.map(|_| unlimited.to_owned()).into_iter().collect(),
         ..plan(steps, 2)
     })
+}
+
+/// The image of the clone that lies on what others made: its own, or the lowest that its own snapshots hold.
+fn lowest_image(world: &World, clone: &ClonedVolume) -> ImageRef {
+    let own = world.tree.detached_image().filter(|image| image.path == clone.path);
+    let chain = own.map(|image| world.tree.chain(image.id)).unwrap_or_default();
+    let lowest = chain.into_iter().rfind(|layer| layer.ownership == Ownership::Owned);
+    lowest.map_or_else(|| image(clone), |layer| ImageRef { path: layer.path.clone(), format: layer.format })
 }
 
 /// The layer that a disk is written to takes in all that lies below it. Whose those are does not matter: they are read.

@@ -13,7 +13,7 @@ use crate::model::operation::Findings;
 use crate::model::step::{
     CatalogChange, DoomedImage, How, ImageRef, Merge, MergeLayers, MergedLayers, Step, Survivor,
 };
-use crate::model::vm::DiskView;
+use crate::model::vm::{Attachment, DiskView};
 use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
 
 use super::{World, is_named_by_us};
@@ -34,6 +34,29 @@ pub struct Range {
     pub volume: VolumeId,
     /// What becomes of them.
     pub merged: MergedLayers,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// Which way layers become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Into the lowest.
+    Down,
+    /// Into the lowest, which takes the name of the highest: the image of a volume that no VM has.
+    DownAndRename,
+    /// Into the highest.
+    Up,
+}
+
+impl Direction {
+    /// Which of the layers is left. One that is renamed is, to the catalog, the one whose name it has.
+    fn survivor(self) -> Survivor {
+        match self {
+            Self::Down => Survivor::Base,
+            Self::DownAndRename | Self::Up => Survivor::Child,
+        }
+    }
 }
 
 /// What may go from `tree`. Layers that `waits` says so of are left for later.
@@ -88,7 +111,7 @@ fn range(tree: &LayerTree, base: &Layer) -> Range {
     let child = above.pop().unwrap_or(base.id);
     above.reverse();
     let merged = MergedLayers { child, between: above, base: base.id, survivor: Survivor::Base };
-    Range { volume: base.volume, merged }
+    Range { volume: base.volume, merged, direction: Direction::Down }
 }
 
 impl Range {
@@ -105,11 +128,12 @@ impl Range {
             base: image(&self.merged.base)?,
             between: self.merged.between.iter().filter_map(image).collect(),
             child: image(&self.merged.child)?,
-            how: match self.merged.survivor {
-                Survivor::Base => {
+            how: match self.direction {
+                Direction::Down => {
                     How::Commit { grandchildren: tree.children(self.merged.child).map(image_ref).collect() }
                 }
-                Survivor::Child => How::Pull { below: self.below(tree).map(image_ref) },
+                Direction::DownAndRename => How::Supersede { below: self.below(tree).map(image_ref) },
+                Direction::Up => How::Pull { below: self.below(tree).map(image_ref) },
             },
         })
     }
@@ -120,17 +144,17 @@ impl Range {
         base.parent.and_then(|parent| tree.layers.get(&parent))
     }
 
-    /// The one that is to be left: what has to be copied into it is less. Both ways move what is between. An image that
-    /// somebody else has named is never pulled away.
-    fn choose_survivor(&self, world: &World) -> Survivor {
+    /// The way in which less has to be copied. Both move what is between. An image that somebody else has named is never
+    /// pulled away.
+    fn choose_direction(&self, world: &World) -> Direction {
         let layer = |id: &LayerId| world.tree.layers.get(id);
         let facts = |layer: &Layer| world.images.get(&layer.path);
         let (Some(base), Some(child)) = (layer(&self.merged.base), layer(&self.merged.child)) else {
-            return Survivor::Base;
+            return Direction::Down;
         };
-        let (Some(base_facts), Some(child_facts)) = (facts(base), facts(child)) else {
-            return Survivor::Base;
-        };
+        let is_detached = world.vm.attachment == Attachment::Detached && world.tree.is_active(child.id);
+        let down = if is_detached { Direction::DownAndRename } else { Direction::Down };
+        let (Some(base_facts), Some(child_facts)) = (facts(base), facts(child)) else { return down };
         let is_less = base_facts.allocated < child_facts.allocated;
         // Where a layer ends, what lies on it reads zeros. Without it, it would read on in a longer image below.
         let between = self.merged.between.iter().rev().filter_map(layer);
@@ -139,9 +163,9 @@ impl Range {
         let mut gone = self.merged.between.iter().filter_map(layer).chain([base]);
         let may_go = gone.all(|layer| is_named_by_us(world, &layer.path));
         if is_less && nothing_is_hidden && may_go && may_be_pulled_into(world, self.volume, child) {
-            Survivor::Child
+            Direction::Up
         } else {
-            Survivor::Base
+            down
         }
     }
 }
@@ -156,7 +180,8 @@ impl Collapse {
             !world.images.contains_key(&layer.path) || disk_of(world, layer.volume).is_none()
         });
         for range in &mut collapse.ranges {
-            range.merged.survivor = range.choose_survivor(world);
+            range.direction = range.choose_direction(world);
+            range.merged.survivor = range.direction.survivor();
         }
         collapse
     }
@@ -282,6 +307,7 @@ mod tests {
                 base: id(numbers[numbers.len() - 1]),
                 survivor: Survivor::Base,
             },
+            direction: Direction::Down,
         };
         let expected = Collapse {
             gone: gone.iter().map(|number| id(*number)).collect(),

@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use crate::model::layer::{Layer, Ownership, Volume};
 use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind};
 use crate::model::step::{CatalogChange, Freeze, ImageRef, NewOverlay, PointedDisk, Step, SwitchDisks};
-use crate::model::vm::{AgentChannel, DiskSource, DiskView, Format, PauseReason};
+use crate::model::vm::{AgentChannel, Attachment, DiskSource, DiskView, Format, PauseReason};
 use crate::model::{
     CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, VolumeId,
 };
 
 use super::reserve::reserve;
 use super::{
-    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, directory_of,
-    overlay_path, variables,
+    NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, detached,
+    directory_of, overlay_path, variables,
 };
 
 /// Plans a snapshot.
@@ -29,6 +29,9 @@ pub fn create(
     created_by: &str,
     ids: NewIds<'_>,
 ) -> Result<Plan, Refusal> {
+    if world.vm.attachment == Attachment::Detached {
+        return detached::create(world, request, operation, created_by, ids);
+    }
     check_vm(world)?;
     if holds_memory(request) {
         check_memory(world, request)?;
@@ -197,11 +200,14 @@ impl Part {
 }
 
 /// Takes a disk into the catalog: its active image is ours from now on, all below it are somebody else's.
-fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeId, LayerId, Vec<Layer>) {
+pub(super) fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeId, LayerId, Vec<Layer>) {
     let active = disk.active().map(|image| image.path.display().to_string()).unwrap_or_default();
     // A clone that became a disk is the volume that it was.
-    let cloned = disk.active().and_then(|image| world.cloned.get(&image.path)).copied();
-    let unknown = || VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active);
+    let cloned = disk.active().and_then(|image| world.volumes.get(&image.path)).copied();
+    let unknown = || match world.vm.attachment {
+        Attachment::Attached => VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active),
+        Attachment::Detached => VolumeId(world.vm.id.0),
+    };
     let volume = cloned.unwrap_or_else(unknown);
     let mut layers: Vec<Layer> = Vec::new();
     for (depth, image) in disk.chain().iter().enumerate().rev() {

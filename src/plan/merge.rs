@@ -10,9 +10,10 @@ use crate::model::step::{How, ImageRef, Merge};
 use crate::model::vm::{BlockJob, BlockJobKind};
 
 mod pull;
+mod supersede;
 
-/// What is seen of a merge.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is seen of a merge. By default: no VM has the disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Whether the VM has a process.
     pub is_live: bool,
@@ -52,6 +53,8 @@ pub enum Next {
         /// What the child is to lie on; None for nothing.
         below: Option<ImageRef>,
     },
+    /// The base reads what the child reads: let it take the child's name.
+    TakeName,
     /// Let these grandchildren (by index) lie on the base.
     Rebase(Vec<usize>),
     /// Let the stored definition name the base.
@@ -68,6 +71,7 @@ pub fn next(merge: &Merge, seen: &Seen) -> Next {
     match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),
         How::Pull { below } => pull::next(merge, below.as_ref(), seen),
+        How::Supersede { below } => supersede::next(merge, below.as_ref(), seen),
     }
 }
 

@@ -19,6 +19,7 @@ mod collapse;
 mod create;
 mod delete;
 mod deploy;
+mod detached;
 pub mod merge;
 mod refusal;
 mod reserve;
@@ -53,8 +54,8 @@ pub struct World {
     pub memory_images: HashMap<PathBuf, u64>,
     /// Files of UEFI variables, the VM's own and those kept with its snapshots, with their sizes in bytes.
     pub variables: HashMap<PathBuf, u64>,
-    /// Volumes that the catalog knows as clones, by image.
-    pub cloned: HashMap<PathBuf, VolumeId>,
+    /// Volumes that the catalog knows without a VM, by image: clones, and those with snapshots of their own.
+    pub volumes: HashMap<PathBuf, VolumeId>,
     /// Who has the clone that the request is about.
     pub users: Vec<VolumeUser>,
     /// Bytes free, per directory.
@@ -111,8 +112,10 @@ pub struct Plan {
     pub bytes_to_copy: u64,
     /// Bytes that must be free, over all directories.
     pub bytes_needed: u64,
-    /// The VM and its name.
-    pub vm: (VmId, String),
+    /// The VM; None for a volume that no VM has.
+    pub vm: Option<VmId>,
+    /// Its name, or the volume's.
+    pub vm_name: String,
 }
 
 impl Plan {
@@ -128,7 +131,8 @@ impl Plan {
             removals: Vec::new(),
             bytes_to_copy: 0,
             bytes_needed: 0,
-            vm: (world.vm.id, world.vm.name.clone()),
+            vm: world.vm.attachment.vm(world.vm.id),
+            vm_name: world.vm.name.clone(),
         }
     }
 }
@@ -182,7 +186,7 @@ fn new_image_path(directory: &Path, id: Uuid) -> PathBuf {
 fn is_named_by_us(world: &World, path: &Path) -> bool {
     let name = path.file_name().and_then(std::ffi::OsStr::to_str);
     let id = name.and_then(|name| name.strip_prefix("vmsnap-")?.strip_suffix(".qcow2"));
-    id.is_some_and(|id| id.parse::<Uuid>().is_ok()) && !world.cloned.contains_key(path)
+    id.is_some_and(|id| id.parse::<Uuid>().is_ok()) && !world.volumes.contains_key(path)
 }
 
 /// Refuses a VM that may not be touched now.

@@ -52,6 +52,10 @@ pub enum Refusal {
     NotLinked(VolumeName),
     #[error("{} may not be made; {} may hold clones", .path.display(), show_places(.allowed))]
     PlaceNotAllowed { path: PathBuf, allowed: Vec<String> },
+    #[error("{} does not lie in a directory of images ({})", .path.display(), show_all(.allowed))]
+    OutsideOfPlaces { path: PathBuf, allowed: Vec<String> },
+    #[error("volume {0} has snapshots of its own")]
+    VolumeHasSnapshots(VolumeName),
     #[error("there is a file {} already", .0.display())]
     FileExists(PathBuf),
     #[error("there is a VM {0} already")]
@@ -96,6 +100,10 @@ fn show_places(allowed: &[String]) -> String {
     if allowed.is_empty() { "no directory".to_owned() } else { format!("only {}", allowed.join(", ")) }
 }
 
+fn show_all(allowed: &[String]) -> String {
+    if allowed.is_empty() { "there is none".to_owned() } else { allowed.join(", ") }
+}
+
 fn targets(disks: &[DiskTarget]) -> String {
     disks.iter().map(DiskTarget::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -111,8 +119,10 @@ impl Refusal {
             Self::NoSuchDisk(_) | Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
                 Reason::DiskNotFound
             }
-            Self::VolumeInUse(_) | Self::VolumeNotReady(_) => Reason::VolumeInUse,
-            Self::PlaceNotAllowed { .. } => Reason::PathNotAllowed,
+            Self::VolumeInUse(_) | Self::VolumeNotReady(_) | Self::VolumeHasSnapshots(_) => {
+                Reason::VolumeInUse
+            }
+            Self::PlaceNotAllowed { .. } | Self::OutsideOfPlaces { .. } => Reason::PathNotAllowed,
             Self::FileExists(_) => Reason::FileExists,
             Self::VmNameTaken(_) => Reason::VmExists,
             Self::DiskExcluded { .. } | Self::DiskRefused { .. } | Self::NoOverlayDirectory(_) => {
@@ -181,6 +191,10 @@ impl Refusal {
             Self::WhichDisk(_) => "name one with --disk",
             Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
                 "'vmsnap snapshot show' lists its disks"
+            }
+            Self::VolumeHasSnapshots(_) => "delete them first; 'vmsnap snapshot list' shows them",
+            Self::OutsideOfPlaces { .. } => {
+                "move it there, or set image_directories in the configuration of vmsnapd"
             }
             Self::PlaceNotAllowed { .. } => {
                 "choose another place, or set image_directories in the configuration of vmsnapd"

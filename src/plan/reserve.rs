@@ -17,6 +17,7 @@ pub(super) fn reserve(
         id,
         vm: world.vm.id,
         vm_name: world.vm.name.clone(),
+        attachment: world.vm.attachment,
         name: choose_name(world, label)?,
         display_name: label.display_name.clone(),
         description: label.description.clone(),

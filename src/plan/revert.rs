@@ -8,14 +8,14 @@ use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotKind, SnapshotState
 use crate::model::step::{
     CatalogChange, DoomedImage, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step,
 };
-use crate::model::vm::{DiskView, Format};
+use crate::model::vm::{Attachment, DiskView, Format};
 use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfter};
 
 use super::collapse::doomed;
 use super::variables::Restoring;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
-    directory_of, overlay_path,
+    detached, directory_of, overlay_path,
 };
 
 /// Plans a revert to `snapshot`, which is in `world.tree`.
@@ -61,6 +61,9 @@ pub fn revert_volume(
     request: &RevertVolume,
     ids: NewIds<'_>,
 ) -> Result<Plan, Refusal> {
+    if world.vm.attachment == Attachment::Detached {
+        return detached::revert(world, snapshot, request, ids);
+    }
     check_vm(world)?;
     if snapshot.state != SnapshotState::Ready {
         return Err(Refusal::SnapshotNotReady(snapshot.state));

@@ -55,6 +55,10 @@ pub fn describe(step: &Step) -> String {
             format!("copy {} to {} for disk {}", copy.source.path.display(), copy.path.display(), copy.target)
         }
         Step::PublishImage { from, to } => format!("rename {} to {}", from.display(), to.display()),
+        Step::LinkImage { from, to } => format!("let {} be known as {}, too", from.display(), to.display()),
+        Step::ReplaceImage { from, to } => {
+            format!("let {} take the place of {}", from.display(), to.display())
+        }
         Step::CheckUnused { image } => format!("check that nobody has {} open", image.path.display()),
         Step::FlattenImage { image } => {
             format!("copy into {} all that it reads from others", image.path.display())
@@ -88,6 +92,9 @@ fn describe_merge(merge: &Merge) -> String {
     let (child, base) = (merge.child.path.display(), merge.base.path.display());
     match merge.how {
         How::Commit { .. } => format!("merge {child}{between} into {base} (disk {})", merge.target),
+        How::Supersede { .. } => {
+            format!("merge {child}{between} into {base}, which takes its place")
+        }
         How::Pull { .. } => {
             let between = between.replace("below", "above");
             format!("pull {base}{between} up into {child} (disk {})", merge.target)

@@ -11,15 +11,16 @@ use super::*;
 use crate::model::request::NewVmState;
 use crate::model::snapshot::Owner;
 use crate::model::vm::{
-    AgentChannel, Backing, BlockJob, BlockJobKind, ChainImage, ExcludedDisk, FileIdentity, Format,
-    ImageFacts, PauseReason, RefusedDisk,
+    AgentChannel, Attachment, Backing, BlockJob, BlockJobKind, ChainImage, ExcludedDisk, FileIdentity,
+    Format, ImageFacts, PauseReason, RefusedDisk,
 };
 use crate::model::{
     CloneMode, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm,
-    Findings, FlattenVolume, Label, OperationId, Quiesce, RevertSnapshot, RevertVolume, RunStateAfter,
-    SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
+    DiskTarget, Findings, FlattenVolume, Label, LayerId, OperationId, Quiesce, RevertSnapshot, RevertVolume,
+    RunStateAfter, SnapshotId, SnapshotKind, TakeFromSnapshot, VmId,
 };
 
+mod detached;
 mod directions;
 mod variables;
 mod volumes;
@@ -35,6 +36,7 @@ impl Paper {
     fn new() -> Self {
         let vm = VmView {
             id: VmId(Uuid::from_u128(1)),
+            attachment: Attachment::Attached,
             name: "web".to_owned(),
             run_state: RunState::Running,
             persistent: true,
@@ -50,7 +52,7 @@ impl Paper {
             tree: LayerTree::empty(vm.id),
             vm,
             images: HashMap::new(),
-            cloned: HashMap::new(),
+            volumes: HashMap::new(),
             users: Vec::new(),
             memory_images: HashMap::new(),
             variables: HashMap::new(),
@@ -159,6 +161,15 @@ impl Paper {
                         self.world.memory_images.insert(path.clone(), 5);
                     }
                 }
+                Step::LinkImage { from, to } => {
+                    let facts = self.world.images[from].clone();
+                    self.world.images.insert(to.clone(), facts);
+                }
+                Step::ReplaceImage { from, to } => {
+                    let facts = self.world.images.remove(from).unwrap();
+                    self.world.images.insert(to.clone(), facts);
+                    self.point(DiskTarget::of_detached().as_str(), to);
+                }
                 Step::PublishImage { from, to } => {
                     let facts = self.world.images.remove(from).unwrap();
                     self.world.images.insert(to.clone(), facts);
@@ -180,7 +191,7 @@ impl Paper {
                     for merge in &layers.merges {
                         let lies_on = match &merge.how {
                             How::Commit { .. } => Some(&merge.base),
-                            How::Pull { below } => below.as_ref(),
+                            How::Pull { below } | How::Supersede { below } => below.as_ref(),
                         };
                         for image in merge.headers() {
                             let backing = lies_on.map(|below| Backing {
@@ -191,7 +202,13 @@ impl Paper {
                         }
                         let active = self.disk(merge.target.as_str()).active().unwrap().path.clone();
                         let is_child = active == merge.child.path;
-                        let active = if is_child { merge.survivor().path.clone() } else { active };
+                        let active = match merge.how {
+                            How::Commit { .. } if is_child => merge.base.path.clone(),
+                            _ => active,
+                        };
+                        if matches!(merge.how, How::Supersede { .. }) {
+                            self.world.images.remove(&merge.base.path);
+                        }
                         self.point(merge.target.as_str(), &active);
                     }
                 }
@@ -233,6 +250,7 @@ fn image(path: &Path) -> ChainImage {
 fn named(name: &str) -> CreateSnapshot {
     CreateSnapshot {
         vm: VmId(Uuid::from_u128(1)),
+        image: None,
         kind: SnapshotKind::VmDisks,
         label: Label { name: Some(name.parse().unwrap()), ..Label::default() },
         quiesce: Quiesce::Auto,
@@ -264,6 +282,8 @@ fn outline(plan: &Plan) -> String {
         Step::Start(_) | Step::StartNewVm { .. } => "start",
         Step::CopyImage(_) => "copy",
         Step::PublishImage { .. } => "publish",
+        Step::LinkImage { .. } => "link",
+        Step::ReplaceImage { .. } => "replace",
         Step::CheckUnused { .. } => "unused",
         Step::FlattenImage { .. } => "flatten",
         Step::DefineVm(_) => "define",

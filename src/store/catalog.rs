@@ -25,6 +25,17 @@ impl Store {
         .await
     }
 
+    /// The VMs, and what stands for one, that have snapshots under this name of theirs.
+    pub async fn snapshotted_as(&self, vm_name: String) -> Result<Vec<VmId>> {
+        self.transact(move |transaction| {
+            let mut statement =
+                transaction.prepare_cached("SELECT DISTINCT vm FROM snapshot WHERE vm_name = ?")?;
+            let rows = statement.query_map([vm_name], |row| row.get::<_, String>(0))?;
+            rows.map(|row| parse(&row?, "VM id")).collect()
+        })
+        .await
+    }
+
     /// One snapshot.
     pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| snapshot::read(transaction, id)).await

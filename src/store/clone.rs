@@ -1,10 +1,12 @@
 //! Clones: entered when they are begun, changed with the tree of the VM whose snapshot they were made out of.
 
+use std::path::PathBuf;
+
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Result, Store, StoreError, event, from_json, to_json};
 use crate::model::event::{Cause, of_clone};
-use crate::model::{CloneState, ClonedVolume, LayerTree, VmId, VolumeId};
+use crate::model::{CloneState, ClonedVolume, Layer, LayerTree, VmId, VolumeId};
 
 impl Store {
     /// All clones of the node, by name.
@@ -13,6 +15,27 @@ impl Store {
             let mut statement = transaction.prepare_cached("SELECT body FROM clone ORDER BY name")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|row| from_json(&row?, "clone")).collect()
+        })
+        .await
+    }
+
+    /// The images of clones, and of volumes with snapshots of their own, and which volume each is.
+    pub async fn volumes_without_vm(&self) -> Result<Vec<(PathBuf, VolumeId)>> {
+        let clones = self.clones().await?;
+        let mut volumes: Vec<_> = clones.into_iter().map(|clone| (clone.path, clone.id)).collect();
+        volumes.extend(self.detached().await?.into_iter().map(|layer| (layer.path, layer.volume)));
+        Ok(volumes)
+    }
+
+    /// The images of volumes that have snapshots of their own.
+    pub async fn detached(&self) -> Result<Vec<Layer>> {
+        self.transact(|transaction| {
+            // What stands for the VM of such a volume is its own id.
+            let sql =
+                "SELECT body FROM volume JOIN layer ON layer.id = volume.active WHERE volume.vm = volume.id";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?, "layer")).collect()
         })
         .await
     }

@@ -42,12 +42,12 @@ CREATE TABLE vm (
 ) STRICT;
 
 CREATE TABLE volume (
-    id          TEXT PRIMARY KEY,
     vm          TEXT NOT NULL,
+    id          TEXT NOT NULL,
     target      TEXT NOT NULL,
-    active      TEXT NOT NULL
-) STRICT;
-CREATE INDEX volume_vm ON volume (vm);
+    active      TEXT NOT NULL,
+    PRIMARY KEY (vm, id)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (
     id          TEXT PRIMARY KEY,

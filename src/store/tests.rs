@@ -9,7 +9,7 @@ use super::*;
 use crate::model::cursor::Cursor;
 use crate::model::snapshot::Owner;
 use crate::model::step::Step;
-use crate::model::vm::RunState;
+use crate::model::vm::{Attachment, RunState};
 use crate::model::{
     Cause, DeleteSnapshots, DeletionReason, Findings, Operation, OperationId, OperationState, Outcome,
     Request, Snapshot, SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
@@ -22,6 +22,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         id: SnapshotId(Uuid::from_u128(number)),
         vm: VM,
         vm_name: "web".to_owned(),
+        attachment: Attachment::Attached,
         name: name.parse().unwrap(),
         display_name: String::new(),
         description: String::new(),
@@ -62,6 +63,7 @@ fn operation(number: u128) -> Operation {
         id: OperationId(Uuid::from_u128(number)),
         vm: VM,
         vm_name: "web".to_owned(),
+        attachment: Attachment::Attached,
         snapshot: Some(snapshot),
         snapshot_name: Some("one".parse().unwrap()),
         request: Request::DeleteSnapshots(DeleteSnapshots {

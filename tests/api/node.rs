@@ -21,6 +21,7 @@ use vmsnap::proto::v1::event_service_client::EventServiceClient;
 use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::vm_service_client::VmServiceClient;
+use vmsnap::proto::v1::volume_service_client::VolumeServiceClient;
 use vmsnap::store::Store;
 
 /// What only a broken daemon does not do in time.
@@ -133,6 +134,10 @@ impl Node {
 
     pub fn operations(&self) -> OperationServiceClient<Channel> {
         OperationServiceClient::new(self.channel())
+    }
+
+    pub fn volumes(&self) -> VolumeServiceClient<Channel> {
+        VolumeServiceClient::new(self.channel())
     }
 
     pub fn health(&self) -> HealthClient<Channel> {

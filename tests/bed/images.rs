@@ -24,6 +24,12 @@ pub fn create(image: &Path, format: Format, size_mib: u64) {
     run(Command::new("qemu-img").args(["create", "-q", "-f", format.name()]).arg(image).arg(size));
 }
 
+/// Fills the first MiB of a qcow2 image that no VM has open.
+#[track_caller]
+pub fn fill(image: &Path, byte: u8) {
+    run(Command::new("qemu-io").args(["-f", "qcow2", "-c", &format!("write -P {byte} 0 1M")]).arg(image));
+}
+
 /// Makes an overlay in the place of an image.
 #[track_caller]
 pub fn cover(image: &Path, base: &Path, base_format: Format) {

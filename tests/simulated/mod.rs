@@ -20,8 +20,8 @@ use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
     DeployVm, DiskTarget, FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request,
-    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
-    VolumeId,
+    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot,
+    VmId, VolumeId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, Places};
@@ -52,6 +52,8 @@ pub struct Truth {
     pub active: Disks,
     /// By name, what each clone reads.
     pub clones: BTreeMap<String, Reading>,
+    /// By name of the clone and of the snapshot, what the clones' own snapshots hold.
+    pub of_clones: BTreeMap<String, BTreeMap<String, Reading>>,
     /// By name, the UEFI variables that are kept with each snapshot of the VM.
     pub kept_variables: BTreeMap<String, u64>,
     /// The VM's own.
@@ -160,6 +162,7 @@ impl Scene {
     pub fn create(&self, name: &str, quiesce: Quiesce, memory: bool, disks: &[DiskTarget]) -> Request {
         Request::CreateSnapshot(CreateSnapshot {
             vm: self.vm,
+            image: None,
             kind: if memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
             label: Label { name: Some(name.parse().unwrap()), ..Label::default() },
             quiesce,
@@ -227,6 +230,55 @@ impl Scene {
         Request::DeleteVolume(DeleteVolume { volume: self.find_clone(name), generation: None })
     }
 
+    /// A snapshot of a clone that no VM has.
+    pub fn take_clone(&self, name: &str, clone: &str) -> Request {
+        let Request::CreateSnapshot(request) = self.create(name, Quiesce::Auto, false, &[]) else {
+            unreachable!("it is a create");
+        };
+        Request::CreateSnapshot(CreateSnapshot {
+            vm: VmId::of_detached(self.find_clone(clone)),
+            image: Some(clone_path(clone)),
+            kind: SnapshotKind::Volume,
+            ..request
+        })
+    }
+
+    /// A clone that no VM has goes back to a snapshot of its own.
+    pub fn revert_clone(&self, name: &str, clone: &str) -> Request {
+        let snapshot = find(&self.tree_of_clone(clone), name);
+        let volume = self.find_clone(clone);
+        Request::RevertVolume(RevertVolume { volume, snapshot, stop: false, active: None })
+    }
+
+    /// Snapshots of a clone go.
+    pub fn delete_of_clone(&self, names: &[&str], clone: &str) -> Request {
+        let tree = self.tree_of_clone(clone);
+        Request::DeleteSnapshots(DeleteSnapshots {
+            snapshots: names.iter().map(|name| find(&tree, name)).collect(),
+            with_children: false,
+            bandwidth: None,
+            generation: None,
+            reason: DeletionReason::Asked,
+        })
+    }
+
+    /// What the catalog says of a clone's own snapshots.
+    pub fn tree_of_clone(&self, clone: &str) -> LayerTree {
+        let vm = VmId::of_detached(self.find_clone(clone));
+        Builder::new_current_thread().build().unwrap().block_on(self.store.tree(vm)).unwrap()
+    }
+
+    /// Somebody writes to a clone that no VM has. Gives what it reads then.
+    pub fn write_detached(&self, clone: &str, block: u64, value: u64) -> Reading {
+        self.sim.write_image(&clone_path(clone), block, value).unwrap();
+        self.read_image(&clone_path(clone)).unwrap()
+    }
+
+    /// Whether a VM runs on a clone.
+    pub fn is_used(&self, clone: &str) -> bool {
+        self.user_of(clone).is_some()
+    }
+
     /// A running VM out of a snapshot.
     pub fn deploy(&self, name: &str, source: &str, mode: CloneMode) -> Request {
         Request::DeployVm(DeployVm {
@@ -281,8 +333,8 @@ impl Scene {
         })
     }
 
-    fn find(&self, name: &str) -> vmsnap::model::SnapshotId {
-        self.tree().snapshots.iter().find(|snapshot| snapshot.name.as_str() == name).unwrap().id
+    fn find(&self, name: &str) -> SnapshotId {
+        find(&self.tree(), name)
     }
 
     /// The operation that an earlier life left behind.
@@ -337,6 +389,7 @@ impl Scene {
             let wanted = &truth.clones[clone.name.as_str()];
             ensure(reads == *wanted, || format!("clone {} reads {reads:?}, not {wanted:?}", clone.name))?;
             files.insert(clone.path.clone());
+            files.extend(self.verify_of_clone(clone.name.as_str(), truth)?);
         }
         let left_over = plan::collapse_tree(&tree, |_| false);
         ensure(left_over.is_empty(), || format!("nothing needs {left_over:?}"))?;
@@ -358,6 +411,29 @@ impl Scene {
         let violations = self.sim.violations();
         ensure(violations.is_empty(), || violations.join("; "))
     }
+
+    /// A clone's own snapshots are READY and read what they must. Gives the files that they need.
+    fn verify_of_clone(&self, clone: &str, truth: &Truth) -> Result<Vec<PathBuf>, String> {
+        let tree = self.tree_of_clone(clone);
+        let mut reads = BTreeMap::new();
+        for snapshot in &tree.snapshots {
+            ensure(snapshot.state == SnapshotState::Ready, || {
+                format!("{} of {clone} is {:?}", snapshot.name, snapshot.state)
+            })?;
+            let layer = &tree.layers[&snapshot.disks[0].layer];
+            reads.insert(snapshot.name.to_string(), self.read_image(&layer.path)?);
+        }
+        let wanted = truth.of_clones.get(clone).cloned().unwrap_or_default();
+        ensure(reads == wanted, || format!("snapshots of {clone} read {reads:?}, not {wanted:?}"))?;
+        let left_over = plan::collapse_tree(&tree, |_| false);
+        // What a VM reads through waits until it has gone.
+        ensure(left_over.is_empty() || self.is_used(clone), || format!("nothing needs {left_over:?}"))?;
+        Ok(tree.layers.into_values().map(|layer| layer.path).collect())
+    }
+}
+
+fn find(tree: &LayerTree, name: &str) -> SnapshotId {
+    tree.snapshots.iter().find(|snapshot| snapshot.name.as_str() == name).unwrap().id
 }
 
 /// The VM that runs on a clone.
@@ -469,13 +545,25 @@ impl Life {
         self.runtime.block_on(async {
             let patience = Instant::now();
             while patience.elapsed() < PATIENCE {
-                let tree = scene.store.tree(scene.vm).await.unwrap();
-                if self.engine.busy() == 0 && plan::collapse_tree(&tree, |_| false).is_empty() {
+                if self.engine.busy() == 0 && Self::is_settled(scene).await {
                     return;
                 }
                 pass_time().await;
             }
         });
+    }
+}
+
+impl Life {
+    /// Whether nothing could go any more, but for what VMs read that the catalog does not know.
+    async fn is_settled(scene: &Scene) -> bool {
+        let mut trees = vec![scene.store.tree(scene.vm).await.unwrap()];
+        for clone in trees[0].clones.clone() {
+            if !scene.is_used(clone.name.as_str()) {
+                trees.push(scene.store.tree(VmId::of_detached(clone.id)).await.unwrap());
+            }
+        }
+        trees.iter().all(|tree| plan::collapse_tree(tree, |_| false).is_empty())
     }
 }
 

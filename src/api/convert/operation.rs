@@ -20,7 +20,7 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         request_id: operation.request_id.clone(),
         kind: kind(&operation.request).into(),
         state: state(cursor.state).into(),
-        vm_id: operation.vm.to_string(),
+        vm_id: operation.of_vm().map(|vm| vm.to_string()).unwrap_or_default(),
         vm_name: operation.vm_name.clone(),
         volume_id: volume(operation),
         new_vm_id: operation.new_vm().map(|new| new.vm.to_string()).unwrap_or_default(),
@@ -57,7 +57,11 @@ fn volume(operation: &Operation) -> String {
         | Request::TakeFromSnapshot(_)
         | Request::RevertSnapshot(_)
         | Request::DeleteSnapshots(_)
-        | Request::Collapse { .. } => String::new(),
+        | Request::Collapse { .. } => match operation.of_vm() {
+            Some(_) => String::new(),
+            // Its own id is what stands for the VM of a volume that no VM has.
+            None => operation.vm.to_string(),
+        },
     }
 }
 

@@ -22,8 +22,8 @@ pub(in crate::api) fn plan(plan: &Plan, kind: v1::OperationKind) -> v1::Plan {
     v1::Plan {
         kind: kind.into(),
         summary: summary(plan),
-        vm_id: plan.vm.0.to_string(),
-        vm_name: plan.vm.1.clone(),
+        vm_id: plan.vm.map(|vm| vm.to_string()).unwrap_or_default(),
+        vm_name: plan.vm_name.clone(),
         steps: steps.collect(),
         warnings: plan.warnings.clone(),
         removals: plan.removals.iter().map(removal).collect(),

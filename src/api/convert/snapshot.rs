@@ -24,7 +24,7 @@ pub(in crate::api) fn snapshot(placed: &Placed, holder: Option<OperationId>) -> 
         current: placed.is_current,
         parent_id: snapshot.parent.map(|parent| parent.to_string()).unwrap_or_default(),
         child_count: placed.children,
-        vm_id: snapshot.vm.to_string(),
+        vm_id: snapshot.of_vm().map(|vm| vm.to_string()).unwrap_or_default(),
         vm_name: snapshot.vm_name.clone(),
         disks: snapshot.disks.iter().map(|held| disk(held, placed)).collect(),
         has_nvram: snapshot.variables.is_some(),

@@ -16,6 +16,7 @@ pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
         virtual_size_bytes: volume.facts.as_ref().map_or(0, |facts| facts.virtual_size),
         allocated_bytes: volume.facts.as_ref().map_or(0, |facts| facts.allocated),
         snapshot_count: u32::try_from(volume.snapshots).unwrap_or(u32::MAX),
+        etag: volume.state.map(|layer| layer.to_string()).unwrap_or_default(),
         operation_id: volume.holder.map(|holder| holder.to_string()).unwrap_or_default(),
         ..v1::Volume::default()
     };
@@ -25,7 +26,6 @@ pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
             vm_id: place.vm.id.to_string(),
             vm_name: place.vm.name.clone(),
             target: place.target.to_string(),
-            etag: place.active.map(|layer| layer.to_string()).unwrap_or_default(),
             ..shown
         },
     };

@@ -16,7 +16,7 @@ pub(in crate::cli) enum VolumeVerb {
     },
     /// Show a volume
     Show {
-        /// VM/TARGET, a name, or an id
+        /// VM/TARGET, a name, an id, or the path of its image
         volume: String,
     },
     /// Snapshots of single volumes. 'vmsnap snapshot' lists, shows and deletes them
@@ -59,7 +59,7 @@ pub(in crate::cli) enum VolumeSnapshotVerb {
 pub(in crate::cli) struct CreateVolumeSnapshotArgs {
     /// The snapshot's name: letters, digits, '.', '_' and '-' [default: made from the time]
     pub(in crate::cli) name: Option<String>,
-    /// Of this volume, as it is now: VM/TARGET, a name, or an id
+    /// Of this volume, as it is now: VM/TARGET, a name, an id, or the path of its image
     #[arg(long)]
     pub(in crate::cli) volume: Option<String>,
     /// Out of this snapshot of a VM: id, NAME, or VM/NAME. No byte is copied
@@ -124,7 +124,7 @@ pub(in crate::cli) struct Mode {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub(in crate::cli) struct RevertVolumeArgs {
-    /// VM/TARGET, a name, or an id
+    /// VM/TARGET, a name, an id, or the path of its image
     pub(in crate::cli) volume: String,
     /// The snapshot, of the volume or of its VM: its name or id
     pub(in crate::cli) snapshot: String,

@@ -20,7 +20,7 @@ use super::{monitor, vms};
 use crate::host::images::{open_image, qcow2};
 use crate::host::{HostError, Result};
 use crate::model::operation::causes;
-use crate::model::vm::{AgentChannel, BlockJob, DiskSource, DiskView, RunState};
+use crate::model::vm::{AgentChannel, Attachment, BlockJob, DiskSource, DiskView, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
 
 /// Between two looks at a VM whose accounts disagree. There is no event for "libvirt has noted what QEMU did".
@@ -106,6 +106,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
     });
     Ok(VmView {
         id: vm,
+        attachment: Attachment::Attached,
         name: vms::name(domain, vm)?,
         run_state,
         persistent: is_persistent,

@@ -7,7 +7,7 @@ use super::files::bad;
 use super::machine::{Machine, SlotKind};
 use super::world::World;
 use crate::model::step::ImageRef;
-use crate::model::vm::{BlockJob, ChainImage, DiskSource, DiskView, Format};
+use crate::model::vm::{Attachment, BlockJob, ChainImage, DiskSource, DiskView, Format};
 use crate::model::{DiskTarget, VmId, VmView};
 
 impl World {
@@ -32,6 +32,7 @@ impl World {
         }
         Ok(VmView {
             id: vm,
+            attachment: Attachment::Attached,
             name: machine.name.clone(),
             run_state: machine.run_state(),
             persistent: machine.is_persistent,

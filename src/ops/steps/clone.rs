@@ -81,7 +81,7 @@ pub(super) async fn take_back(context: &Context<'_>, from: &Path, to: &Path) -> 
     make_so(|| async { Ok(!is_renamed(context, from, to).await?) }, || images.publish(to, from)).await
 }
 
-async fn is_renamed(context: &Context<'_>, from: &Path, to: &Path) -> Result<bool> {
+pub(super) async fn is_renamed(context: &Context<'_>, from: &Path, to: &Path) -> Result<bool> {
     let images = &context.host.images;
     match images.inspect(from, Format::Qcow2).await {
         Ok(_) => return Ok(false),

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use tokio::sync::{broadcast, watch};
 
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
+use crate::model::VmId;
 use crate::model::step::{ImageRef, Merge, MergeLayers};
 use crate::model::vm::{DiskSource, Format};
 use crate::plan::merge::{Next, Seen, next};
@@ -125,6 +126,11 @@ impl Course {
                 self.take_in_start(context.host.hypervisor.start_pull(context.vm(), &pull).await)?;
             }
             Next::PullOffline { below } => pull_offline(context, merge, below.as_ref(), self).await?,
+            Next::TakeName => {
+                // Whoever has the child open would go on with a file that nobody finds again.
+                check_unused(context, &[merge.child.clone(), merge.base.clone()]).await?;
+                context.host.images.replace(&merge.base.path, &merge.child.path).await?;
+            }
             Next::Rebase(grandchildren) => {
                 self.has_begun = true;
                 for index in grandchildren {
@@ -249,23 +255,30 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
 }
 
 async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> Result<Seen> {
-    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let mut backings = Vec::with_capacity(merge.headers().len());
+    let seen = match context.operation.of_vm() {
+        Some(vm) => see_disk(context, vm, merge).await?,
+        None => Seen::default(),
+    };
+    for image in merge.headers() {
+        let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
+        backings.push(facts.backing.map(|backing| backing.path));
+    }
+    Ok(Seen { backings, committed_offline, ..seen })
+}
+
+async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {
+    let view = context.host.hypervisor.observe(vm).await?;
     let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
     let stored = match &disk.source {
         DiskSource::Chain { persistent, .. } => persistent.clone(),
         DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
     };
-    let mut backings = Vec::with_capacity(merge.headers().len());
-    for image in merge.headers() {
-        let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
-        backings.push(facts.backing.map(|backing| backing.path));
-    }
     Ok(Seen {
         is_live: view.run_state.is_live(),
         chain: disk.chain().iter().map(|image| image.path.clone()).collect(),
         stored,
         job: disk.block_job,
-        backings,
-        committed_offline,
+        ..Seen::default()
     })
 }

@@ -18,6 +18,7 @@ use super::board::Reporter;
 use super::deadman::DeadMan;
 
 mod clone;
+mod detached;
 mod images;
 mod merge;
 mod power;
@@ -118,6 +119,8 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::ReserveSnapshot { .. } | Step::ReserveClones { .. } => Performed::done(),
         Step::CopyImage(copy) => clone::copy(context, copy).await,
         Step::PublishImage { from, to } => clone::publish(context, from, to).await,
+        Step::LinkImage { from, to } => detached::link(context, from, to).await,
+        Step::ReplaceImage { from, to } => detached::replace(context, from, to).await,
         Step::CheckUnused { image } => clone::check_unused(context, image).await,
         Step::FlattenImage { image } => clone::flatten(context, image).await,
         Step::DefineVm(new) => clone::define(context, new).await,
@@ -159,6 +162,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         }
         Step::CopyImage(copy) => images::remove_unused(context, &copy.path).await,
         Step::PublishImage { from, to } => clone::take_back(context, from, to).await,
+        Step::LinkImage { from, to } => detached::unlink(context, from, to).await,
         Step::DefineVm(new) => clone::undefine(context, new.vm).await,
         Step::StartNewVm { vm, .. } => clone::stop(context, *vm).await,
         Step::CreateOverlay(overlay) => images::remove_unused(context, &overlay.path).await,
@@ -183,6 +187,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         // point.
         Step::CheckMemoryImage { .. }
         | Step::CheckUnused { .. }
+        | Step::ReplaceImage { .. }
         | Step::FlattenImage { .. }
         | Step::ConfirmQuiesce
         | Step::Merge(_)

@@ -75,7 +75,7 @@ fn fewer_bytes() {
 #[test]
 fn a_clone_keeps_its_file() {
     let (mut paper, paths) = tower([9, 9, 1, 50]);
-    paper.world.cloned.insert(paths[2].clone(), VolumeId(Uuid::nil()));
+    paper.world.volumes.insert(paths[2].clone(), VolumeId(Uuid::nil()));
     assert_eq!(merge(&paper.plan_delete("three").unwrap()).survivor().path, paths[2]);
 }
 

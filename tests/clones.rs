@@ -14,7 +14,9 @@ use serde_json::Value;
 
 /// A daemon that may make clones beside the images of a guest.
 fn daemon(guest: &Guest) -> Daemon {
-    let configuration = format!("image_directories = [{:?}]", guest.directory().display().to_string());
+    // The QEMU of the bed may be one that must not be asked to pull by itself: nobody else asks it for anything here.
+    let images = guest.directory().display().to_string();
+    let configuration = format!("image_directories = [{images:?}]\nlive_pulls = 'always'");
     Daemon::start_with(Setup { configuration, ..Setup::default() })
 }
 

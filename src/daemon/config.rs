@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use jiff::SignedDuration;
 use serde::Deserialize;
 
+use crate::plan::LivePulls;
+
 /// Everything that can be set. Every default works unset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +29,10 @@ pub struct Config {
     pub reserve_bytes: u64,
     /// The libvirt to connect to.
     pub libvirt_uri: String,
+    /// When running VMs may pull layers up into the one that they write to, to flatten a clone or to merge with fewer
+    /// bytes: `when_safe`, or `always`. QEMU before 10.2 may crash when a pull ends (QEMU issue 3149); `always` is for one
+    /// that is mended by its distributor.
+    pub live_pulls: LivePulls,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
     /// Memory captures at once.
@@ -50,6 +56,7 @@ impl Default for Config {
             overlay_directory: None,
             reserve_bytes: 256 << 20,
             libvirt_uri: "qemu:///system".to_owned(),
+            live_pulls: LivePulls::WhenSafe,
             concurrent_merges: 4,
             concurrent_captures: 2,
             event_days: 90,
@@ -189,6 +196,9 @@ mod tests {
         check("memory_directory = \"/m\"", Ok(|config| config.memory_directory() == Path::new("/m")));
         check("state_directory = \"/s\"", Ok(|config| config.memory_directory() == Path::new("/s/memory")));
         check("sokcet = \"/x\"", Err("unknown field `sokcet`"));
+        check("", Ok(|config| config.live_pulls == LivePulls::WhenSafe));
+        check("live_pulls = \"always\"", Ok(|config| config.live_pulls == LivePulls::Always));
+        check("live_pulls = \"never\"", Err("unknown variant `never`"));
         check("socket = \"x\"", Err("socket: the path is not absolute"));
         check("socket_mode = \"0999\"", Err("is not an octal file mode"));
         check("concurrent_merges = 0", Err("concurrent_merges: 0 is not between 1 and 64"));

@@ -202,6 +202,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
             overlays: config.overlay_directory.clone(),
             reserve: config.reserve_bytes,
         },
+        live_pulls: config.live_pulls,
         concurrent_merges: config.concurrent_merges,
         concurrent_captures: config.concurrent_captures,
         boot_id: boot_id.trim().to_owned(),

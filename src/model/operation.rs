@@ -279,6 +279,7 @@ pub enum Reason {
     DiskNotSupported,
     NoDisks,
     BlockJobActive,
+    HostLacksFeature,
     MemoryNotSupported,
     AgentUnavailable,
     QuiesceFailed,

@@ -31,6 +31,8 @@ pub struct VmView {
     pub memory_bytes: u64,
     /// What stands in the way of capturing memory, in words, if anything does.
     pub memory_blocker: Option<String>,
+    /// What makes it dangerous to let its process pull layers up, in words, if anything does.
+    pub pull_blocker: Option<String>,
     /// The file with the variables of its UEFI firmware, if it has one.
     pub variables: Option<ImageRef>,
     /// What else it keeps, in no disk of its.
@@ -54,6 +56,7 @@ impl VmView {
             agent: AgentChannel::Absent,
             memory_bytes: 0,
             memory_blocker: None,
+            pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
             disks: vec![DiskView {

@@ -15,7 +15,7 @@ use crate::host::{Host, VmSummary};
 use crate::model::operation::OperationState;
 use crate::model::vm::Format;
 use crate::model::{ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
-use crate::plan::Places;
+use crate::plan::{LivePulls, Places};
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
 mod board;
@@ -55,6 +55,7 @@ struct Inner {
     host: Host,
     store: Store,
     places: Places,
+    live_pulls: LivePulls,
     limits: Limits,
     gate: Gate,
     board: Board,
@@ -77,6 +78,8 @@ struct Limits {
 pub struct Settings {
     /// Where new files go.
     pub places: Places,
+    /// When running VMs may pull.
+    pub live_pulls: LivePulls,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
     /// Memory captures at once.
@@ -93,6 +96,7 @@ impl Engine {
             host,
             store,
             places: settings.places,
+            live_pulls: settings.live_pulls,
             limits: Limits {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),

@@ -8,19 +8,13 @@ use jiff::Timestamp;
 use crate::host::{Host, HostError};
 use crate::model::vm::{DiskView, Format, ImageFacts};
 use crate::model::{LayerTree, VmId, VmView, VolumeId};
-use crate::plan::{Places, World};
-use crate::store::Store;
+use crate::plan::World;
 
-use super::{OpsError, detached};
+use super::{Engine, Inner, OpsError, detached};
 
 /// The world as far as `vm` is concerned. `image`: of a volume that no VM has, and that the catalog may not know.
-pub(super) async fn observe(
-    host: &Host,
-    store: &Store,
-    places: &Places,
-    vm: VmId,
-    image: Option<&Path>,
-) -> Result<World, OpsError> {
+pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> Result<World, OpsError> {
+    let Inner { host, store, places, .. } = &*engine.0;
     let tree = store.tree(vm).await?;
     let view = match tree.detached_image().map(|layer| &*layer.path).or(image) {
         Some(path) => detached::look(host, store, VolumeId(vm.0), path).await?,
@@ -50,6 +44,7 @@ pub(super) async fn observe(
         users: Vec::new(),
         free_space,
         places: places.clone(),
+        live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),
     })
 }

@@ -164,7 +164,7 @@ impl Engine {
             Request::CreateSnapshot(request) => request.image.as_deref(),
             _ => None,
         };
-        let mut world = observe::observe(&self.0.host, &self.0.store, &self.0.places, vm, image).await?;
+        let mut world = observe::observe(self, vm, image).await?;
         self.look_around(&mut world, &request).await?;
         let clone = self.clone_of(&request).await?;
         let subject = Subject { snapshot, clone: clone.as_ref() };

@@ -22,7 +22,7 @@ use super::revert::check_chain;
 use super::take::choose_disk;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space,
-    directory_of, new_image_path,
+    directory_of, new_image_path, pull_blocker,
 };
 
 /// Plans a clone out of `snapshot`, which is in `world.tree`.
@@ -92,6 +92,9 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         // QEMU copies into what it writes to, and into nothing below that.
         let disk = disk.ok_or_else(in_use)?;
         check_disk(world, disk)?;
+        if let Some(blocker) = pull_blocker(world) {
+            return Err(Refusal::PullBlocked(blocker.to_owned()));
+        }
         let merges = vec![pull_all(disk).ok_or_else(in_use)?];
         let pull = Step::Merge(MergeLayers { merges, bandwidth: request.bandwidth });
         return Ok(plan(vec![pull, record], 0));

@@ -16,7 +16,7 @@ use crate::model::step::{
 use crate::model::vm::{Attachment, DiskView};
 use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
 
-use super::{World, is_named_by_us};
+use super::{World, is_named_by_us, pull_blocker};
 
 /// What may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl Collapse {
     pub fn merge_steps(&self, world: &World, bandwidth: Option<u64>) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut tree = world.tree.clone();
-        for round in rounds(&self.ranges) {
+        for round in rounds(world, &self.ranges) {
             let merges: Vec<Merge> = round.iter().filter_map(|range| range.merge(world, &tree)).collect();
             let change = CatalogChange::LayersMerged {
                 merged: round.iter().map(|range| range.merged.clone()).collect(),
@@ -218,11 +218,14 @@ impl Collapse {
     }
 }
 
-/// A disk has one block job at a time.
-fn rounds(ranges: &[Range]) -> Vec<Vec<&Range>> {
+/// A disk has one block job at a time. Where pulls are dangerous and done all the same, each is the VM's only job: the end
+/// of another job is what makes libvirt ask about all of them.
+fn rounds<'a>(world: &World, ranges: &'a [Range]) -> Vec<Vec<&'a Range>> {
+    let is_alone = |range: &Range| range.direction == Direction::Up && world.vm.pull_blocker.is_some();
     let mut rounds: Vec<Vec<&Range>> = Vec::new();
     for range in ranges {
-        let is_free = |round: &&mut Vec<&Range>| round.iter().all(|other| other.volume != range.volume);
+        let fits = |other: &&Range| other.volume != range.volume && !is_alone(other) && !is_alone(range);
+        let is_free = |round: &&mut Vec<&Range>| round.iter().all(fits);
         match rounds.iter_mut().find(is_free) {
             Some(round) => round.push(range),
             None => rounds.push(vec![range]),
@@ -237,12 +240,14 @@ fn disk_of(world: &World, volume: VolumeId) -> Option<&DiskView> {
     world.vm.disks.iter().find(|disk| disk.uses(&active.path))
 }
 
-/// A running VM pulls into the layer that it writes to, and into no other (libvirt's `virDomainBlockRebase`). What nobody
-/// has open is pulled into by `qemu-img`.
+/// A running VM pulls into the layer that it writes to, and into no other (libvirt's `virDomainBlockRebase`), if that is
+/// not dangerous. What nobody has open is pulled into by `qemu-img`.
 fn may_be_pulled_into(world: &World, volume: VolumeId, child: &Layer) -> bool {
     let Some(disk) = disk_of(world, volume) else { return false };
-    let is_active = disk.active().is_some_and(|image| image.path == child.path);
-    is_active || !(world.vm.run_state.is_live() && disk.uses(&child.path))
+    if !(world.vm.run_state.is_live() && disk.uses(&child.path)) {
+        return true;
+    }
+    disk.active().is_some_and(|image| image.path == child.path) && pull_blocker(world).is_none()
 }
 
 fn image_ref(layer: &Layer) -> ImageRef {

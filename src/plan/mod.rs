@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::model::vm::{DiskSource, DiskView};
@@ -62,6 +63,8 @@ pub struct World {
     pub free_space: HashMap<PathBuf, u64>,
     /// Where things go.
     pub places: Places,
+    /// When running VMs may pull.
+    pub live_pulls: LivePulls,
     /// The time.
     pub now: Timestamp,
 }
@@ -73,6 +76,17 @@ pub struct VolumeUser {
     pub name: String,
     /// Whether it has a process.
     pub is_live: bool,
+}
+
+/// When a running VM may be let to pull layers up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LivePulls {
+    /// When nothing makes it dangerous.
+    #[default]
+    WhenSafe,
+    /// Always: whoever runs the node has a QEMU that is mended, or takes the risk.
+    Always,
 }
 
 /// Where new files go.
@@ -187,6 +201,14 @@ fn is_named_by_us(world: &World, path: &Path) -> bool {
     let name = path.file_name().and_then(std::ffi::OsStr::to_str);
     let id = name.and_then(|name| name.strip_prefix("vmsnap-")?.strip_suffix(".qcow2"));
     id.is_some_and(|id| id.parse::<Uuid>().is_ok()) && !world.volumes.contains_key(path)
+}
+
+/// What keeps the VM from pulling now, in words; None if nothing does, or nobody minds.
+fn pull_blocker(world: &World) -> Option<&str> {
+    match world.live_pulls {
+        LivePulls::WhenSafe => world.vm.pull_blocker.as_deref(),
+        LivePulls::Always => None,
+    }
 }
 
 /// Refuses a VM that may not be touched now.

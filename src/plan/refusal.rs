@@ -54,6 +54,8 @@ pub enum Refusal {
     PlaceNotAllowed { path: PathBuf, allowed: Vec<String> },
     #[error("{} does not lie in a directory of images ({})", .path.display(), show_all(.allowed))]
     OutsideOfPlaces { path: PathBuf, allowed: Vec<String> },
+    #[error("the VM cannot be let to copy into the volume while it runs: {0}")]
+    PullBlocked(String),
     #[error("volume {0} has snapshots of its own")]
     VolumeHasSnapshots(VolumeName),
     #[error("there is a file {} already", .0.display())]
@@ -130,6 +132,7 @@ impl Refusal {
             }
             Self::NoDisks => Reason::NoDisks,
             Self::BlockJob(_) => Reason::BlockJobActive,
+            Self::PullBlocked(_) => Reason::HostLacksFeature,
             Self::DefinitionsDiffer { .. }
             | Self::UnknownOverlay { .. }
             | Self::ChainDiffers { .. }
@@ -191,6 +194,10 @@ impl Refusal {
             Self::WhichDisk(_) => "name one with --disk",
             Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
                 "'vmsnap snapshot show' lists its disks"
+            }
+            Self::PullBlocked(_) => {
+                "shut the VM down, or let it run on a QEMU of 10.2 or later; live_pulls in the configuration of vmsnapd \
+                 takes the risk"
             }
             Self::VolumeHasSnapshots(_) => "delete them first; 'vmsnap snapshot list' shows them",
             Self::OutsideOfPlaces { .. } => {

@@ -44,6 +44,7 @@ impl Paper {
             agent: AgentChannel::Connected,
             memory_bytes: 1 << 30,
             memory_blocker: None,
+            pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
             disks: Vec::new(),
@@ -63,6 +64,7 @@ impl Paper {
                 overlays: None,
                 reserve: 0,
             },
+            live_pulls: LivePulls::WhenSafe,
             now: Timestamp::UNIX_EPOCH,
         };
         let mut paper = Self { world, next_id: 100 };

@@ -104,6 +104,24 @@ async fn bad_requests_change_nothing() {
     assert_eq!(node.acts(), acts);
 }
 
+/// The VM that runs on it would have to copy, and its QEMU might not survive that.
+#[tokio::test]
+async fn a_clone_is_not_flattened_at_the_risk_of_its_vm() {
+    let node = Node::start();
+    node.take("one").await;
+    succeed(&node, "volume clone web/one --disk vda --to copy").await;
+    let image = ImageRef { path: "/images/copy".into(), format: Format::Qcow2 };
+    let other = node.sim.vm("other").pull_blocker("QEMU 10.0.2 may crash").image("vda", image).build();
+    let refused = run(&node, "volume flatten copy").await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    for word in ["HOST_LACKS_FEATURE", "QEMU 10.0.2 may crash", "shut the VM down"] {
+        assert!(refused.stderr.contains(word), "{refused:?}");
+    }
+    node.sim.someone_stops(other);
+    succeed(&node, "volume flatten copy").await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 /// Somebody made a VM over a snapshot's image behind our back: what it reads stays until it has gone.
 #[tokio::test]
 async fn what_another_vm_reads_waits() {

@@ -61,6 +61,13 @@ async fn who_the_hypervisor_is() {
     let version = virsh(&["version"]);
     assert!(version.contains(&format!("libvirt {}\n", about.libvirt)), "{about:?} {version}");
     assert!(version.contains(&format!("QEMU {}\n", about.qemu)), "{about:?} {version}");
+    // A VM that is started now runs in that QEMU.
+    let vm = Vm::with_disks(&[("vda", &bed.image("disk", Format::Qcow2))], "");
+    assert_eq!(bed.observe(&vm).await.pull_blocker, None, "it is off");
+    bed.start(&vm).await;
+    let numbers: Vec<u32> = about.qemu.split('.').map(|number| number.parse().unwrap()).collect();
+    let blocker = bed.observe(&vm).await.pull_blocker;
+    assert_eq!(blocker.is_some(), numbers < vec![10, 2, 0], "{about:?} {blocker:?}");
     assert_eq!(about.host_name, run("virsh", &["-q", "-c", URI, "hostname"]).trim());
 }
 

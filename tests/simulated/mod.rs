@@ -24,7 +24,7 @@ use vmsnap::model::{
     VmId, VolumeId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
-use vmsnap::plan::{self, Places};
+use vmsnap::plan::{self, LivePulls, Places};
 use vmsnap::store::Store;
 
 /// What only a broken engine does not do in time. The catalog works on a thread of its own, which a busy machine may keep
@@ -472,6 +472,7 @@ impl Life {
                 overlays: None,
                 reserve: 0,
             },
+            live_pulls: LivePulls::WhenSafe,
             concurrent_merges: 4,
             concurrent_captures: 2,
             boot_id: "boot".to_owned(),

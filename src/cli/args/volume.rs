@@ -24,7 +24,7 @@ pub(in crate::cli) enum VolumeVerb {
     Snapshot(VolumeSnapshotVerb),
     /// Make a volume out of a disk of a snapshot: linked to it, or a full copy
     Clone(Box<CloneArgs>),
-    /// Let a linked clone stand alone, while its VM runs or not
+    /// Let a linked clone stand alone, while its VM runs (QEMU 10.2 or later) or not
     Flatten {
         /// Its name, or id
         volume: String,

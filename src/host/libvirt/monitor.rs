@@ -4,7 +4,7 @@
 //! what changes nothing behind libvirt's back, with one exception: [`activate_images`].
 
 use qapi::Execute;
-use qapi::qmp::query_block;
+use qapi::qmp::{query_block, query_version};
 use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 
@@ -29,6 +29,39 @@ pub(super) struct Reply<T> {
 /// The command is `qapi`'s, the answer's type is our own: `qapi` has closed enums, and a newer QEMU adds values.
 pub(super) fn block_devices(domain: &Domain, vm: VmId) -> Result<Vec<BlockDevice>> {
     ask(domain, vm, &Execute::<query_block>::from(query_block {}))
+}
+
+/// The version of the process (QMP `query-version`). It may be older than the program that is installed now.
+pub(super) fn version(domain: &Domain, vm: VmId) -> Result<Version> {
+    ask::<VersionInfo>(domain, vm, &Execute::<query_version>::from(query_version {})).map(|info| info.qemu)
+}
+
+#[derive(Debug, Deserialize)]
+struct VersionInfo {
+    qemu: Version,
+}
+
+/// A version of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(super) struct Version {
+    major: u32,
+    minor: u32,
+    micro: u32,
+}
+
+impl Version {
+    /// The first that ends a pull safely. Before it, QEMU keeps the filter of a pull that has ended (`copy-on-read`,
+    /// without a child) until libvirt dismisses the job, and crashes if anybody asks for its nodes meanwhile
+    /// (`query-named-block-nodes`): libvirt does, when another pull of the VM ends, and for statistics. QEMU issue 3149,
+    /// commit "block: Drop `detach_subchain` for `bdrv_replace_node`".
+    const PULLS_SAFELY: Self = Self { major: 10, minor: 2, micro: 0 };
+
+    /// What makes a pull dangerous, in words.
+    pub(super) fn pull_blocker(self) -> Option<String> {
+        let Self { major, minor, micro } = self;
+        let words = format!("QEMU {major}.{minor}.{micro} may crash when a pull ends (QEMU issue 3149)");
+        (self < Self::PULLS_SAFELY).then_some(words)
+    }
 }
 
 /// Lets QEMU own the images of a paused VM again, if it has let go of them.
@@ -94,4 +127,25 @@ struct Refusal {
 #[derive(Debug, Deserialize)]
 struct RefusalText {
     desc: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_qemu_pulls_safely() {
+        let check = |json: &str, expected: Option<&str>| {
+            let info: VersionInfo = serde_json::from_str(json).unwrap();
+            assert_eq!(info.qemu.pull_blocker().as_deref(), expected, "{json}");
+        };
+        let debian = r#"{"qemu":{"micro":2,"minor":0,"major":10},"package":"Debian 1:10.0.2+ds-2"}"#;
+        check(debian, Some("QEMU 10.0.2 may crash when a pull ends (QEMU issue 3149)"));
+        check(
+            r#"{"qemu":{"micro":50,"minor":1,"major":10}}"#,
+            Some("QEMU 10.1.50 may crash when a pull ends (QEMU issue 3149)"),
+        );
+        check(r#"{"qemu":{"micro":0,"minor":2,"major":10}}"#, None);
+        check(r#"{"qemu":{"micro":0,"minor":0,"major":11}}"#, None);
+    }
 }

@@ -94,10 +94,12 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
     };
     let live = if is_active { Some(Description::read(&vms::xml(domain, vm, 0)?)?) } else { None };
     let description = live.as_ref().or(stored.as_ref()).ok_or(HostError::NoSuchVm(vm))?;
-    let qemu = match run_state {
-        RunState::Running | RunState::Paused(_) => Some(monitor::block_devices(domain, vm)?),
+    let (qemu, pull_blocker) = match run_state {
+        RunState::Running | RunState::Paused(_) => {
+            (Some(monitor::block_devices(domain, vm)?), monitor::version(domain, vm)?.pull_blocker())
+        }
         // Its monitor may be gone already.
-        RunState::Unsettled | RunState::Off => None,
+        RunState::Unsettled | RunState::Off => (None, None),
     };
     let jobs = if qemu.is_some() { jobs_of(domain, vm, description)? } else { Vec::new() };
     let disks = description.disks.iter().map(|disk| {
@@ -114,6 +116,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         agent: if is_active { description.agent } else { at_rest(description.agent) },
         memory_bytes: description.memory_bytes,
         memory_blocker: description.memory_blocker.clone(),
+        pull_blocker,
         variables: description.variables.clone(),
         uncovered: description.uncovered.clone(),
         disks: disks.collect::<Result<_>>()?,

@@ -36,6 +36,7 @@ pub struct VmBuilder {
     agent: AgentBehaviour,
     memory_bytes: u64,
     memory_blocker: Option<String>,
+    pull_blocker: Option<String>,
     variables: Option<PathBuf>,
     uncovered: Vec<Uncovered>,
     capture_notches: u32,
@@ -53,6 +54,7 @@ impl VmBuilder {
             agent: AgentBehaviour::Obeys,
             memory_bytes: MEMORY,
             memory_blocker: None,
+            pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
             capture_notches: 0,
@@ -150,6 +152,12 @@ impl VmBuilder {
         self
     }
 
+    /// Something makes it dangerous to let its process pull layers up.
+    pub fn pull_blocker(mut self, blocker: &str) -> Self {
+        self.pull_blocker = Some(blocker.to_owned());
+        self
+    }
+
     /// Something stands in the way of capturing memory.
     pub fn memory_blocker(mut self, blocker: &str) -> Self {
         self.memory_blocker = Some(blocker.to_owned());
@@ -199,6 +207,7 @@ impl VmBuilder {
             is_persistent: self.is_persistent,
             memory_bytes: self.memory_bytes,
             memory_blocker: self.memory_blocker,
+            pull_blocker: self.pull_blocker,
             variables: self.variables,
             uncovered: self.uncovered,
             agent: self.agent,

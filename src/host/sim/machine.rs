@@ -24,6 +24,7 @@ pub(super) struct Machine {
     pub(super) is_persistent: bool,
     pub(super) memory_bytes: u64,
     pub(super) memory_blocker: Option<String>,
+    pub(super) pull_blocker: Option<String>,
     /// The file with its UEFI variables.
     pub(super) variables: Option<PathBuf>,
     pub(super) uncovered: Vec<Uncovered>,

@@ -183,6 +183,7 @@ impl World {
             is_persistent: true,
             memory_bytes: 256 << 20,
             memory_blocker: None,
+            pull_blocker: None,
             variables: new.variables.clone(),
             uncovered: Vec::new(),
             agent: AgentBehaviour::Obeys,

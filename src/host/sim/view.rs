@@ -40,6 +40,7 @@ impl World {
             agent: machine.agent.channel(machine.live.is_some()),
             memory_bytes: machine.memory_bytes,
             memory_blocker: machine.memory_blocker.clone(),
+            pull_blocker: machine.pull_blocker.clone().filter(|_| machine.live.is_some()),
             variables: machine.variables.clone().map(|path| ImageRef { path, format: Format::Raw }),
             uncovered: machine.uncovered.clone(),
             disks: machine

@@ -72,6 +72,41 @@ fn fewer_bytes() {
     check([9, 9, 1, 50], shortened, "three", (2, 50));
 }
 
+/// QEMU issue 3149: the VM could end with the pull.
+#[test]
+fn a_running_vm_pulls_only_when_that_is_safe() {
+    let dangerous = |paper: &mut Paper| paper.world.vm.pull_blocker = Some("it may crash".to_owned());
+    check([9, 9, 1, 50], dangerous, "three", (2, 50));
+    let taken = |paper: &mut Paper| {
+        dangerous(paper);
+        paper.world.live_pulls = LivePulls::Always;
+    };
+    check([9, 9, 1, 50], taken, "three", (3, 1));
+    // What nobody has open is pulled into by qemu-img.
+    let off = |paper: &mut Paper| {
+        dangerous(paper);
+        paper.world.vm.run_state = RunState::Off;
+    };
+    check([9, 9, 1, 50], off, "three", (3, 1));
+}
+
+/// Where it is dangerous, no other job of the VM ends beside a pull.
+#[test]
+fn a_dangerous_pull_is_alone() {
+    for (blocker, rounds) in [(None, 1), (Some("it may crash".to_owned()), 2)] {
+        let mut paper = Paper::new();
+        paper.create("one");
+        paper.create("two");
+        paper.world.live_pulls = LivePulls::Always;
+        paper.world.vm.pull_blocker.clone_from(&blocker);
+        let active = paper.disk("vda").active().unwrap().path.clone();
+        paper.world.images.get_mut(&active).unwrap().allocated = 50 * MIB;
+        let plan = paper.plan_delete("two").unwrap();
+        let merges = plan.steps.iter().filter(|step| matches!(step, Step::Merge(_))).count();
+        assert_eq!(merges, rounds, "{blocker:?}: vda goes up, vdb down");
+    }
+}
+
 #[test]
 fn a_clone_keeps_its_file() {
     let (mut paper, paths) = tower([9, 9, 1, 50]);

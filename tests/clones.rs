@@ -302,6 +302,14 @@ fn a_template_of_two_vms_is_never_written() {
     let refused = client.run(&["volume", "delete", &volume, "--yes"]);
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(refused.stderr.contains("not a clone of ours"), "{refused:?}");
+    for named in ["template.qcow2".to_owned(), template.display().to_string()] {
+        let refused = client.run(&["volume", "snapshot", "create", "x", "--volume", &named]);
+        assert_eq!(refused.code, 6, "{refused:?}");
+        assert!(
+            refused.stderr.contains("LAYER_IN_USE") && refused.stderr.contains("reads it"),
+            "{refused:?}"
+        );
+    }
     client.json(&["snapshot", "create", one.name(), "c"]);
     let over = ["volume", "clone", &format!("{}/c", one.name()), "--disk", "vda", "--to", "template.qcow2"];
     let refused = client.run(&over);

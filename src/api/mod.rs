@@ -30,6 +30,7 @@ mod snapshot;
 mod status;
 mod vm;
 mod volume;
+mod volume_list;
 mod watch;
 
 /// A gRPC answer.

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::snapshot::{FREEZE_TIMEOUT, answer, answer_or_blocker, asked, quiesce};
 use super::status::Violations;
-use super::{Answer, Api, caller, clone, convert, paging, status};
+use super::{Answer, Api, caller, clone, convert, status};
 use crate::model::{
     CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot, VmId,
 };
@@ -31,7 +31,7 @@ impl VolumeService for Api {
         &self,
         request: Request<v1::ListVolumesRequest>,
     ) -> Answer<v1::ListVolumesResponse> {
-        list(self, request.into_inner()).await
+        super::volume_list::list(self, request.into_inner()).await
     }
 
     async fn create_volume_snapshot(
@@ -202,38 +202,4 @@ impl Api {
         };
         Ok(self.engine.create_snapshot(request, asked).await)
     }
-}
-
-/// A page of volumes, by name.
-async fn list(api: &Api, mut request: v1::ListVolumesRequest) -> Answer<v1::ListVolumesResponse> {
-    let limit = usize::try_from(paging::size(request.page_size)?).unwrap_or(usize::MAX);
-    let token = std::mem::take(&mut request.page_token);
-    request.page_size = 0;
-    let query = status::digest("ListVolumes", &request);
-    let after = paging::position(&query, &token)?.unwrap_or_default();
-    let filter = request.filter.unwrap_or_default();
-    let known = v1::VolumeFilter {
-        vm: filter.vm.clone(),
-        name_prefix: filter.name_prefix.clone(),
-        ..v1::VolumeFilter::default()
-    };
-    if filter != known || !matches!(request.order_by.as_str(), "" | "name") {
-        return Err(status::not_implemented(
-            "a filter of volumes by more than vm and name_prefix, or another order",
-        ));
-    }
-    let vm = match filter.vm.as_str() {
-        "" => None,
-        vm => Some(api.engine.find_vm(vm).await.map_err(status::of)?),
-    };
-    let mut volumes = api.engine.volumes(vm.as_ref()).await.map_err(status::of)?;
-    volumes.retain(|volume| volume.name.starts_with(&filter.name_prefix));
-    let total_size = i64::try_from(volumes.len()).unwrap_or(i64::MAX);
-    volumes.retain(|volume| volume.name.as_str() > after);
-    let next_page_token = match volumes.get(limit.saturating_sub(1)) {
-        Some(last) if volumes.len() > limit => paging::token(&query, &last.name),
-        Some(_) | None => String::new(),
-    };
-    let page = volumes.iter().take(limit).map(convert::volume);
-    Ok(Response::new(v1::ListVolumesResponse { volumes: page.collect(), next_page_token, total_size }))
 }

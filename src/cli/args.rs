@@ -17,7 +17,8 @@ pub(super) use snapshot::{
 };
 
 pub(super) use volume::{
-    CloneArgs, CreateVolumeSnapshotArgs, Mode, RevertVolumeArgs, VolumeSnapshotVerb, VolumeVerb,
+    CloneArgs, CreateVolumeSnapshotArgs, Mode, RevertVolumeArgs, VolumeListArgs, VolumeSnapshotVerb,
+    VolumeSort, VolumeState, VolumeVerb,
 };
 
 use units::duration;

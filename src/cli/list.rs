@@ -27,10 +27,6 @@ pub(super) async fn all(session: &Session, args: ListArgs) -> Result<v1::ListSna
 }
 
 fn filter(args: ListArgs) -> v1::SnapshotFilter {
-    let property = |text: &String| match text.split_once('=') {
-        Some((key, value)) => v1::PropertyFilter { key: key.to_owned(), value: Some(value.to_owned()) },
-        None => v1::PropertyFilter { key: text.clone(), value: None },
-    };
     v1::SnapshotFilter {
         vm: args.vm.unwrap_or_default(),
         volume_id: args.volume,
@@ -40,12 +36,20 @@ fn filter(args: ListArgs) -> v1::SnapshotFilter {
         states: args.states.into_iter().map(|state| snapshot_state(state).into()).collect(),
         kinds: args.kinds.into_iter().map(|kind| snapshot_kind(kind).into()).collect(),
         name_prefix: args.name_prefix,
-        properties: args.properties.iter().map(property).collect(),
+        properties: args.properties.iter().map(|text| property_filter(text)).collect(),
         created_after: args.created_after.map(Into::into),
         created_before: args.created_before.map(Into::into),
         held: args.held.map(|held| held == Held::Yes),
         parent_id: args.parent,
         ..v1::SnapshotFilter::default()
+    }
+}
+
+/// A property as people filter by it: `KEY=VALUE`, or `KEY` for any value.
+pub(super) fn property_filter(text: &str) -> v1::PropertyFilter {
+    match text.split_once('=') {
+        Some((key, value)) => v1::PropertyFilter { key: key.to_owned(), value: Some(value.to_owned()) },
+        None => v1::PropertyFilter { key: text.to_owned(), value: None },
     }
 }
 

@@ -1,12 +1,13 @@
 //! `vmsnap volume`: single disks.
 
 use super::args::{
-    CloneArgs, CreateVolumeSnapshotArgs, How, Mode, RevertVolumeArgs, Sure, VolumeSnapshotVerb, VolumeVerb,
-    Which,
+    CloneArgs, CreateVolumeSnapshotArgs, How, Mode, RevertVolumeArgs, Sure, VolumeListArgs,
+    VolumeSnapshotVerb, VolumeSort, VolumeState, VolumeVerb, Which,
 };
 use super::ask::ask;
 use super::connect::request_id;
 use super::failure::Failure;
+use super::list::property_filter;
 use super::output::{Shown, Text};
 use super::snapshot::{PAGE, locate, quiesce, see_through, show_plan};
 use super::table::Table;
@@ -16,7 +17,7 @@ use crate::proto::v1::create_volume_snapshot_request::Source;
 
 pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8, Failure> {
     match verb {
-        VolumeVerb::List { vm } => list(session, vm).await,
+        VolumeVerb::List(args) => list(session, *args).await,
         VolumeVerb::Show { volume } => show(session, volume).await,
         VolumeVerb::Snapshot(VolumeSnapshotVerb::Create(args)) => create_snapshot(session, *args).await,
         VolumeVerb::Clone(args) => clone(session, *args).await,
@@ -26,10 +27,22 @@ pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8,
     }
 }
 
-async fn list(session: &Session, vm: Option<String>) -> Result<u8, Failure> {
-    let filter = v1::VolumeFilter { vm: vm.unwrap_or_default(), ..v1::VolumeFilter::default() };
-    let mut request =
-        v1::ListVolumesRequest { filter: Some(filter), page_size: PAGE, ..v1::ListVolumesRequest::default() };
+async fn list(session: &Session, args: VolumeListArgs) -> Result<u8, Failure> {
+    let mut request = v1::ListVolumesRequest {
+        order_by: order_by(args.sort, args.reverse).to_owned(),
+        filter: Some(v1::VolumeFilter {
+            vm: args.vm.unwrap_or_default(),
+            account: args.account,
+            domain: args.domain,
+            project: args.project,
+            name_prefix: args.name_prefix,
+            properties: args.properties.iter().map(|text| property_filter(text)).collect(),
+            states: args.states.into_iter().map(|state| volume_state(state).into()).collect(),
+            ..v1::VolumeFilter::default()
+        }),
+        page_size: PAGE,
+        ..v1::ListVolumesRequest::default()
+    };
     let mut answer = session.daemon.volumes().list_volumes(request.clone()).await?.into_inner();
     while !answer.next_page_token.is_empty() {
         request.page_token.clone_from(&answer.next_page_token);
@@ -58,6 +71,32 @@ async fn list(session: &Session, vm: Option<String>) -> Result<u8, Failure> {
     Ok(0)
 }
 
+fn order_by(sort: VolumeSort, is_reverse: bool) -> &'static str {
+    match (sort, is_reverse) {
+        (VolumeSort::Name, false) => "name",
+        (VolumeSort::Name, true) => "name desc",
+        (VolumeSort::Created, false) => "create_time",
+        (VolumeSort::Created, true) => "create_time desc",
+        (VolumeSort::Size, false) => "virtual_size_bytes",
+        (VolumeSort::Size, true) => "virtual_size_bytes desc",
+    }
+}
+
+fn volume_state(state: VolumeState) -> v1::VolumeState {
+    match state {
+        VolumeState::Creating => v1::VolumeState::Creating,
+        VolumeState::Available => v1::VolumeState::Available,
+        VolumeState::InUse => v1::VolumeState::InUse,
+    }
+}
+
+/// What no snapshot needs and is not merged yet; empty for nothing.
+fn waiting(debt: Option<v1::MergeDebt>) -> String {
+    let debt = debt.filter(|debt| debt.layers > 0);
+    debt.map(|debt| format!("{} layers with {} to merge", debt.layers, words::size(debt.bytes)))
+        .unwrap_or_default()
+}
+
 async fn show(session: &Session, volume: String) -> Result<u8, Failure> {
     let request = v1::GetVolumeRequest { volume };
     let answer = session.daemon.volumes().get_volume(request).await?.into_inner();
@@ -73,6 +112,7 @@ async fn show(session: &Session, volume: String) -> Result<u8, Failure> {
         ("size", words::size(volume.virtual_size_bytes)),
         ("used", words::size(volume.allocated_bytes)),
         ("snapshots", volume.snapshot_count.to_string()),
+        ("waiting", waiting(volume.merge_debt)),
         ("clone of", volume.source_snapshot_id.clone()),
         ("account", volume.account.clone()),
         ("domain", volume.domain.clone()),

@@ -71,6 +71,20 @@ impl Engine {
         images.iter().filter(is_volume).map(|image| image.path.clone()).collect()
     }
 
+    /// Why nothing answers to a name: it may be an image that is no volume, because others read it.
+    pub(super) async fn missing(&self, wanted: &str) -> Result<OpsError> {
+        let images = self.images_in_places().await;
+        let is_wanted =
+            |path: &Path| path == Path::new(wanted) || path.file_name() == Some(OsStr::new(wanted));
+        let Some(found) = images.iter().find(|image| is_wanted(&image.path)) else {
+            return Ok(OpsError::NoSuchVolume(wanted.to_owned()));
+        };
+        let nobody = VmId::of_detached(VolumeId::of_image(&found.path));
+        let reader = self.users_of_detached(nobody, &found.path).await?.into_iter().next();
+        let reader = reader.map_or_else(|| "vmsnapd".to_owned(), |reader| reader.name);
+        Ok(OpsError::NotAVolume { path: found.path.clone(), reader })
+    }
+
     /// A directory or an image that cannot be read is left out: it is not the one that is asked for.
     async fn images_in_places(&self) -> Vec<PlacedImage> {
         let images = &self.0.host.images;

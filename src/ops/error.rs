@@ -1,5 +1,7 @@
 //! Why an engine call fails. Decides the stable reason of each; `api` turns reasons into codes.
 
+use std::path::PathBuf;
+
 use crate::host::HostError;
 use crate::model::{OperationId, Reason};
 use crate::plan::Refusal;
@@ -26,6 +28,14 @@ pub enum OpsError {
     /// No volume answers to the name or id.
     #[error("there is no volume {0:?}")]
     NoSuchVolume(String),
+    /// An image that others read must stay as it is.
+    #[error("{} is no volume of its own: {reader} reads it", .path.display())]
+    NotAVolume {
+        /// The image.
+        path: PathBuf,
+        /// A VM, or another image.
+        reader: String,
+    },
     /// It was not made out of a snapshot.
     #[error("volume {0:?} is not a clone of ours")]
     NotAClone(String),
@@ -95,6 +105,7 @@ impl OpsError {
             Self::NoSuchSnapshot(_) => Reason::SnapshotNotFound,
             Self::VmUnreadable { cause, .. } => cause.reason(),
             Self::NoSuchVolume(_) => Reason::VolumeNotFound,
+            Self::NotAVolume { .. } => Reason::LayerInUse,
             Self::AmbiguousSnapshot { .. } | Self::AmbiguousVolume { .. } => Reason::NameAmbiguous,
             Self::NotAClone(_) | Self::SeveralVms => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
@@ -123,6 +134,7 @@ impl OpsError {
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",
             Self::NotAClone(_) => "'vmsnap volume list' shows which are",
             Self::VmUnreadable { .. } => "bring its images back, or undefine it",
+            Self::NotAVolume { .. } => "take what reads it instead; 'vmsnap volume list' shows the volumes",
             Self::NoSuchVolume(_) => "list the volumes with 'vmsnap volume list'",
             Self::AmbiguousSnapshot { .. } => "use an id, or VM/NAME",
             Self::AmbiguousVolume { .. } => "use an id, or the path of its image",

@@ -30,6 +30,8 @@ pub struct VolumeView {
     pub facts: Option<ImageFacts>,
     /// How many snapshots hold it.
     pub snapshots: usize,
+    /// Of one that no VM has: the layers that wait to be merged, and the bytes that they take.
+    pub debt: (usize, u64),
     /// What the catalog knows of it as a clone.
     pub clone: Option<ClonedVolume>,
     /// The operation at work on it.
@@ -118,7 +120,7 @@ impl Engine {
         let mut found = self.volumes(vm.as_ref()).await?;
         found.retain(is_wanted);
         match (found.pop(), found.is_empty()) {
-            (None, _) => Err(OpsError::NoSuchVolume(wanted.to_owned())),
+            (None, _) => Err(self.missing(wanted).await?),
             (Some(volume), true) => Ok(volume),
             (Some(last), false) => Err(OpsError::AmbiguousVolume {
                 name: wanted.to_owned(),
@@ -161,6 +163,7 @@ impl Engine {
             image,
             state: known.map(|volume| volume.active),
             snapshots: holders(tree, id) + holders(&own, id),
+            debt: (0, 0),
             clone,
             holder: self.holder(view.id),
         }))
@@ -174,6 +177,7 @@ impl Engine {
     ) -> Result<VolumeView> {
         let vm = VmId::of_detached(id);
         let own = self.0.store.tree(vm).await?;
+        let waiting = self.sizes(own.pending().map(|layer| (&layer.path, layer.format))).await;
         Ok(VolumeView {
             id,
             name: detached::name(&path, clone.as_ref()),
@@ -182,6 +186,7 @@ impl Engine {
             image: ChainImage { path, format: Format::Qcow2, is_block_device: false },
             state: own.detached_image().and_then(|image| image.parent),
             snapshots: holders(&own, id),
+            debt: (waiting.len(), waiting.values().map(|facts| facts.allocated).sum()),
             clone,
             holder: self.holder(vm),
         })

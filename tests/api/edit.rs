@@ -221,3 +221,55 @@ async fn the_client_writes_and_shows_them() {
     assert_eq!(run(&node, "snapshot release web/first audit").await.code, 4);
     assert_eq!(run(&node, "snapshot set web/first").await.code, 2, "there is nothing to change");
 }
+
+/// Each attribute that can be asked for, by the client; read back by the client and by gRPC, by a daemon of another life.
+#[tokio::test]
+async fn every_attribute_outlives_a_restart() {
+    let mut node = Node::start();
+    let line = "snapshot create web one --display-name First --description of-all --account acme --domain eu \
+                --project shop --property a=1 --property b=2 --expire 30d --quiesce off --disk vda -o json";
+    let line: Vec<&str> = line.split_whitespace().collect();
+    succeed(&node, &line.join(" ")).await;
+    succeed(&node, "snapshot hold web/one audit --reason May").await;
+    succeed(&node, "snapshot comment web/one seen").await;
+    let shown = succeed(&node, "snapshot show web/one -o json").await;
+    let people = succeed(&node, "snapshot show web/one").await;
+    node.crash();
+    node.restart();
+
+    assert_eq!(succeed(&node, "snapshot show web/one -o json").await, shown);
+    assert_eq!(succeed(&node, "snapshot show web/one").await, people);
+    let snapshot = node.snapshot("one").await;
+    let text = [
+        (&snapshot.name, "one"),
+        (&snapshot.display_name, "First"),
+        (&snapshot.description, "of-all"),
+        (&snapshot.account, "acme"),
+        (&snapshot.domain, "eu"),
+        (&snapshot.project, "shop"),
+        (&snapshot.properties["a"], "1"),
+        (&snapshot.properties["b"], "2"),
+        (&snapshot.vm_name, "web"),
+        (&snapshot.vm_id, &node.vm.to_string()),
+        (&snapshot.parent_id, ""),
+        (&snapshot.holds[0].name, "audit"),
+        (&snapshot.holds[0].reason, "May"),
+        (&snapshot.disks[0].target, "vda"),
+    ];
+    for (actual, expected) in text {
+        assert_eq!(actual, expected);
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert_eq!((snapshot.kind(), snapshot.state()), (v1::SnapshotKind::VmDisks, v1::SnapshotState::Ready));
+    assert_eq!((snapshot.current, snapshot.comment_count), (true, 1));
+    assert_eq!(snapshot.consistency(), v1::Consistency::Crash);
+    assert!(snapshot.consistency_reason.contains("asked for no freeze"), "{snapshot:?}");
+    let days = |time: Option<prost_types::Timestamp>| time.unwrap().seconds / 86400;
+    assert_eq!(days(snapshot.expire_time) - days(snapshot.create_time), 30);
+    assert!(snapshot.disks[0].virtual_size_bytes > 0 && snapshot.disks[0].allocated_bytes > 0);
+    assert!(snapshot.created_by.starts_with("uid:"), "{snapshot:?}");
+    let comments = succeed(&node, "snapshot comment web/one").await;
+    assert!(comments.contains("seen"), "{comments}");
+    let events = succeed(&node, "snapshot events web/one").await;
+    assert!(events.contains("is READY") && events.contains("is held by audit"), "{events}");
+}

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use tonic::Code;
+use vmsnap::model::vm::Format;
 use vmsnap::proto::v1;
 
 use super::client::succeed;
@@ -61,4 +62,53 @@ async fn the_client_lists_what_is_asked_for() {
     check(&format!("--parent {two}"), &["three"]).await;
     check("--created-before 1h", &[]).await;
     check("--created-after 1h --name-prefix t", &["two", "three"]).await;
+}
+
+#[tokio::test]
+async fn volumes_are_filtered_ordered_and_paged() {
+    let node = Node::start();
+    node.take("one").await;
+    succeed(&node, "volume clone web/one --disk vda --to b --account acme --property a=1").await;
+    succeed(&node, "volume clone web/one --disk vda --to a --full --property a=2").await;
+    node.sim.put_image("/images/c.qcow2".as_ref(), Format::Qcow2, 1 << 20, false).unwrap();
+    let check = async |options: &str, expected: &[&str]| {
+        let shown = succeed(&node, format!("volume list -o json {options}").trim_end()).await;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let shown = shown["volumes"].as_array().cloned().unwrap_or_default();
+        let names: Vec<_> = shown.iter().map(|volume| volume["name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{options}");
+    };
+    check("", &["a", "b", "c.qcow2", "web/vda", "web/vdb"]).await;
+    check("--reverse", &["web/vdb", "web/vda", "c.qcow2", "b", "a"]).await;
+    check("web", &["web/vda", "web/vdb"]).await;
+    check("--state available", &["a", "b", "c.qcow2"]).await;
+    check("--state in-use --reverse", &["web/vdb", "web/vda"]).await;
+    check("--account acme", &["b"]).await;
+    check("--property a", &["a", "b"]).await;
+    check("--property a=2", &["a"]).await;
+    check("--name-prefix web/", &["web/vda", "web/vdb"]).await;
+    check("--sort created --property a", &["b", "a"]).await;
+    check("--sort size --state available --name-prefix c", &["c.qcow2"]).await;
+
+    let mut request = v1::ListVolumesRequest {
+        page_size: 2,
+        order_by: "virtual_size_bytes desc".to_owned(),
+        ..Default::default()
+    };
+    let mut names = Vec::new();
+    loop {
+        let page = node.volumes().list_volumes(request.clone()).await.unwrap().into_inner();
+        assert_eq!(page.total_size, 5);
+        names.extend(page.volumes.into_iter().map(|volume| volume.name));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(names.last().map(String::as_str), Some("c.qcow2"), "the smallest one: {names:?}");
+    names.sort();
+    assert_eq!(names, ["a", "b", "c.qcow2", "web/vda", "web/vdb"]);
+    let wrong = v1::ListVolumesRequest { order_by: "colour".to_owned(), ..Default::default() };
+    let refused = node.volumes().list_volumes(wrong).await.unwrap_err();
+    assert_refused(&refused, Code::InvalidArgument, "INVALID_REQUEST");
 }

@@ -173,7 +173,10 @@ async fn what_a_vm_has_or_others_read_is_its_own_matter() {
         virtual_size: 1 << 20,
     };
     vmsnap::host::Images::create_overlay(&node.sim, &overlay).await.unwrap();
-    check("volume snapshot create x --volume template.qcow2", 4, "VOLUME_NOT_FOUND").await;
+    let reads_it = "/images/by-hand.qcow2 reads it";
+    check("volume snapshot create x --volume template.qcow2", 6, reads_it).await;
+    check("volume snapshot create x --volume /images/template.qcow2", 6, "LAYER_IN_USE").await;
+    check("volume snapshot create x --volume /images/nothing.qcow2", 4, "VOLUME_NOT_FOUND").await;
 
     // A VM takes the volume: from then on its snapshots are taken with the VM, and the older ones wait.
     let image = ImageRef { path: "/images/data.qcow2".into(), format: Format::Qcow2 };
@@ -191,6 +194,8 @@ async fn what_a_vm_has_or_others_read_is_its_own_matter() {
     let files = node.sim.files();
     succeed(&node, &format!("snapshot delete {id} --yes")).await;
     assert_eq!(node.sim.files(), files, "the VM reads through it");
+    let waits = json(&node, "volume show other/vda").await["volume"]["merge_debt"].clone();
+    assert_eq!(waits, Value::Null, "it is the VM's now");
     succeed(&node, "snapshot delete other/two --yes").await;
 
     // Once it has gone, what waited is merged by itself.

@@ -17,6 +17,10 @@ pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
         allocated_bytes: volume.facts.as_ref().map_or(0, |facts| facts.allocated),
         snapshot_count: u32::try_from(volume.snapshots).unwrap_or(u32::MAX),
         etag: volume.state.map(|layer| layer.to_string()).unwrap_or_default(),
+        merge_debt: volume.user.is_none().then(|| v1::MergeDebt {
+            layers: u32::try_from(volume.debt.0).unwrap_or(u32::MAX),
+            bytes: volume.debt.1,
+        }),
         operation_id: volume.holder.map(|holder| holder.to_string()).unwrap_or_default(),
         ..v1::Volume::default()
     };

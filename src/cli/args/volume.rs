@@ -1,6 +1,6 @@
 //! `vmsnap volume`: what can be said.
 
-use clap::{Args as ClapArgs, Subcommand};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::snapshot::{LabelArgs, Quiesce, Which};
 use super::units::{bytes, property};
@@ -10,10 +10,7 @@ use super::{How, Sure};
 pub(in crate::cli) enum VolumeVerb {
     /// List volumes
     #[command(alias = "ls")]
-    List {
-        /// Only of this VM: name or UUID
-        vm: Option<String>,
-    },
+    List(Box<VolumeListArgs>),
     /// Show a volume
     Show {
         /// VM/TARGET, a name, an id, or the path of its image
@@ -46,6 +43,52 @@ pub(in crate::cli) enum VolumeVerb {
     },
     /// Bring one volume back to a snapshot. What was written to it since the last one is gone
     Revert(RevertVolumeArgs),
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct VolumeListArgs {
+    /// Only of this VM: name or UUID
+    pub(in crate::cli) vm: Option<String>,
+    /// Only of this account
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) account: String,
+    /// Only of this tenant domain
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) domain: String,
+    /// Only of this project
+    #[arg(long, default_value = "")]
+    pub(in crate::cli) project: String,
+    /// Only those whose name starts so
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub(in crate::cli) name_prefix: String,
+    /// Only those with this property, or with any value of it
+    #[arg(long = "property", value_name = "KEY[=VALUE]")]
+    pub(in crate::cli) properties: Vec<String>,
+    /// Only those in this state; again for more
+    #[arg(long = "state", value_enum)]
+    pub(in crate::cli) states: Vec<VolumeState>,
+    /// What to sort by
+    #[arg(long, value_enum, default_value_t = VolumeSort::Name)]
+    pub(in crate::cli) sort: VolumeSort,
+    /// The other way round
+    #[arg(long, short)]
+    pub(in crate::cli) reverse: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum VolumeState {
+    Creating,
+    /// No VM has it
+    Available,
+    /// A VM has it
+    InUse,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum VolumeSort {
+    Name,
+    Created,
+    Size,
 }
 
 #[derive(Debug, Subcommand)]

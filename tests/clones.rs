@@ -208,6 +208,57 @@ fn a_volume_is_cloned_linked_and_full() {
     assert_eq!(digest(&directory.join("full.qcow2")), read);
 }
 
+/// It goes on under a name of its own, tells how far it is, and leaves nothing when it is cancelled.
+#[test]
+fn a_full_copy_is_sparse_and_is_cancelled() {
+    let guest = Guest::boot(&Spec::default());
+    let daemon = daemon(&guest);
+    let (client, vm) = (daemon.client(), guest.name());
+    guest.exec("dd if=/dev/urandom of=/mnt/vda/bulk bs=1M count=24 && sync");
+    client.json(&["snapshot", "create", vm, "one", "--quiesce", "required"]);
+    let before = files(guest.directory());
+    let clone = |name| {
+        let source = format!("{vm}/one");
+        ["volume", "clone", &source, "--disk", "vda", "--full", "--to", name].map(str::to_owned)
+    };
+    let slow: Vec<String> = clone("slow.qcow2")
+        .into_iter()
+        .chain(["--bandwidth", "2M", "--no-wait"].map(str::to_owned))
+        .collect();
+    let slow: Vec<&str> = slow.iter().map(String::as_str).collect();
+    let id = client.json(&slow)["operation"]["id"].as_str().unwrap().to_owned();
+    let done = || {
+        let shown = client.json(&["op", "show", &id]);
+        assert_eq!(shown["operation"]["state"], "OPERATION_STATE_RUNNING", "{shown}");
+        let progress = shown["operation"]["progress"].as_array().cloned().unwrap_or_default();
+        let done = |part: &Value| part["bytes_done"].as_str().unwrap().parse::<u64>().unwrap();
+        progress.first().map_or(0, done)
+    };
+    let patience = std::time::Duration::from_secs(60);
+    let first = std::cell::Cell::new(0);
+    bed::wait_until("it tells how far it is", patience, || {
+        first.set(done());
+        first.get() > 0
+    });
+    bed::wait_until("it goes on", patience, || done() > first.get());
+    assert!(!guest.directory().join("slow.qcow2").exists(), "what has the name is complete");
+    client.json(&["op", "cancel", &id, "--yes"]);
+    bed::wait_until("it is undone", patience, || {
+        client.json(&["op", "show", &id])["operation"]["state"] == "OPERATION_STATE_FAILED"
+    });
+    assert_eq!(client.json(&["op", "show", &id])["operation"]["error"]["reason"], "REASON_CANCELLED");
+    assert_eq!(files(guest.directory()), before, "nothing is left of it");
+
+    let whole = clone("whole.qcow2");
+    let made = client.json(&whole.each_ref().map(String::as_str));
+    let number = |field: &str| made["volume"][field].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(number("allocated_bytes") > 24 << 20, "{made}");
+    assert!(
+        number("allocated_bytes") < number("virtual_size_bytes") * 3 / 4,
+        "what is empty stays so: {made}"
+    );
+}
+
 /// Its path reads the newest state all the time, for whoever takes it; older ones come and go beside it.
 #[test]
 fn a_volume_that_no_vm_has_is_snapshotted_reverted_and_taken_by_a_vm() {

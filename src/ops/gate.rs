@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::model::{OperationId, VmId};
 
 /// Who holds which VM.
 #[derive(Clone, Default)]
 pub(super) struct Gate {
     holders: Arc<Mutex<HashMap<VmId, OperationId>>>,
+    /// Told when a VM is let go of, and when its holder has become an operation that can be seen.
+    changes: Arc<watch::Sender<()>>,
 }
 
 /// The right to change a VM, until dropped.
@@ -28,6 +32,16 @@ impl Gate {
         Ok(Permit { gate: self.clone(), vm })
     }
 
+    /// Tells when it may be worth to ask again.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// A holder can be seen now.
+    pub(super) fn tell(&self) {
+        self.changes.send_replace(());
+    }
+
     /// Who holds the VM.
     pub(super) fn holder(&self, vm: VmId) -> Option<OperationId> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).copied()
@@ -45,5 +59,6 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.vm);
+        self.gate.tell();
     }
 }

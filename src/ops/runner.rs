@@ -40,6 +40,7 @@ impl Runner {
     /// Takes charge of an operation that the journal has. `is_fresh`: it has never run.
     pub(super) fn new(engine: Engine, operation: Operation, permit: Permit, is_fresh: bool) -> Self {
         let (reporter, commands) = engine.0.board.enter(&operation);
+        engine.0.gate.tell();
         Self { engine, operation, reporter, commands, permit, is_fresh }
     }
 

@@ -139,15 +139,33 @@ impl Engine {
         asked: Asked,
     ) -> Result<Submitted> {
         let id = OperationId::new();
-        let permit = match self.0.gate.enter(vm, id) {
-            Ok(permit) => permit,
-            Err(holder) => return Err(self.busy_with(holder).await),
-        };
+        let permit = self.enter(vm, id).await?;
         let (submitted, runner) = self.prepare(id, permit, vm, snapshot, request, asked).await?;
         if let Some(runner) = runner {
             self.0.tasks.spawn(runner.run());
         }
         Ok(submitted)
+    }
+
+    /// Holds the VM for an operation, or names the one that does. Whoever is only being planned, by another client or by
+    /// the daemon to see whether something could be merged, is waited for: there may be nothing to name in the end.
+    async fn enter(&self, vm: VmId, id: OperationId) -> Result<Permit> {
+        let mut changes = self.0.gate.changes();
+        loop {
+            changes.mark_unchanged();
+            match self.0.gate.enter(vm, id) {
+                Ok(permit) => return Ok(permit),
+                Err(holder) if self.0.board.watch(holder).is_some() => {
+                    return Err(self.busy_with(holder).await);
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                // It fails when the gate is gone, and with it this engine.
+                _ = changes.changed() => {}
+                () = self.0.stopping.cancelled() => return Err(OpsError::Draining),
+            }
+        }
     }
 
     /// Plans an operation and makes it durable. With the runner, if it is a new one.

@@ -161,3 +161,25 @@ async fn a_disk_that_is_resized_meanwhile() {
     assert_eq!(next.disks[0].virtual_size_bytes, larger);
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
+
+/// Whoever comes while another request is only being planned is told of the operation that comes of it, never of none.
+#[tokio::test]
+async fn who_holds_a_vm_can_be_seen() {
+    let node = Node::start();
+    let (planning, switching) = (node.hold(Method::Observe), node.hold(Method::SwitchDisks));
+    let ask = |name: &str| {
+        let mut snapshots = node.snapshots();
+        let request = create("web", name);
+        tokio::spawn(async move { snapshots.create_snapshot(request).await })
+    };
+    let first = ask("one");
+    planning.reached().await;
+    let second = ask("two");
+    planning.release();
+    let first = first.await.unwrap().unwrap().into_inner().operation.unwrap();
+    let status = second.await.unwrap().unwrap_err();
+    assert_refused(&status, Code::Aborted, "VM_BUSY");
+    assert!(status.message().contains(&first.id), "{status:?}");
+    switching.release();
+    assert_eq!(node.end_of(&first.id).await.state(), v1::OperationState::Succeeded);
+}

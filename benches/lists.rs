@@ -40,7 +40,7 @@ fn main() {
 }
 
 /// What is asked for, by name. An owner has one in ten snapshots, a property's value one in a hundred.
-fn cases() -> [(&'static str, v1::ListSnapshotsRequest); 14] {
+fn cases() -> [(&'static str, v1::ListSnapshotsRequest); 15] {
     let ask = |order_by: &str, filter| v1::ListSnapshotsRequest {
         filter: Some(filter),
         order_by: order_by.to_owned(),
@@ -52,6 +52,7 @@ fn cases() -> [(&'static str, v1::ListSnapshotsRequest); 14] {
         properties: vec![v1::PropertyFilter { key: "ticket".to_owned(), value: value.map(str::to_owned) }],
         ..all()
     };
+    let ready = || vec![v1::SnapshotState::Ready.into()];
     let half = Timestamp::from_millisecond(50_000 * APART_MS).unwrap();
     let half = prost_types::Timestamp { seconds: half.as_second(), nanos: 0 };
     [
@@ -63,10 +64,11 @@ fn cases() -> [(&'static str, v1::ListSnapshotsRequest); 14] {
         ("one volume", ask("", v1::SnapshotFilter { volume_id: volume(17).to_string(), ..all() })),
         ("one account", ask("", account())),
         ("one account, by name", ask("name", account())),
-        ("ready", ask("", v1::SnapshotFilter { states: vec![v1::SnapshotState::Ready.into()], ..all() })),
+        ("ready", ask("", v1::SnapshotFilter { states: ready(), ..all() })),
         ("in error", ask("", v1::SnapshotFilter { states: vec![v1::SnapshotState::Error.into()], ..all() })),
         ("name prefix", ask("name", v1::SnapshotFilter { name_prefix: "nightly-04".to_owned(), ..all() })),
         ("one property's value", ask("", property(Some("42")))),
+        ("any value, and ready", ask("", v1::SnapshotFilter { states: ready(), ..property(None) })),
         ("any value of a property", ask("", property(None))),
         ("the older half", ask("", v1::SnapshotFilter { created_before: Some(half), ..all() })),
     ]

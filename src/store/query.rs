@@ -1,8 +1,8 @@
 //! Lists of snapshots: filter, order, pages.
 
 use jiff::Timestamp;
-use rusqlite::params_from_iter;
 use rusqlite::types::Value;
+use rusqlite::{Transaction, params_from_iter};
 
 use super::conditions::Conditions;
 use super::placed::{Placed, place};
@@ -102,10 +102,10 @@ impl Store {
     /// Lists snapshots.
     pub async fn snapshots(&self, filter: SnapshotFilter, page: Page) -> Result<SnapshotPage> {
         self.transact(move |transaction| {
-            let wanted = Conditions::of(&filter);
-            let sql = format!("SELECT count(*) FROM snapshot WHERE {}", wanted.text);
+            let wanted = Conditions::of(&filter, |property| is_common(transaction, property))?;
+            let (sql, values) = filter.count(&wanted);
             let mut statement = transaction.prepare_cached(&sql)?;
-            let total: i64 = statement.query_row(params_from_iter(&wanted.values), |row| row.get(0))?;
+            let total: i64 = statement.query_row(params_from_iter(values), |row| row.get(0))?;
             let (sql, values) = page.select(wanted);
             let mut statement = transaction.prepare_cached(&sql)?;
             let rows = statement.query_map(params_from_iter(values), |row| row.get(0))?;
@@ -166,8 +166,48 @@ impl Page {
     }
 }
 
+/// Up to so many rows are collected first and then looked for; more are looked up one by one on the way through a list.
+const RARE: u32 = 1000;
+
+/// A property, and its value if any one is not good enough.
+type Property = (String, Option<String>);
+
+/// Where a property is, as a condition on the table of properties.
+fn with_property((_, value): &Property) -> &'static str {
+    match value {
+        None => "key = ?",
+        Some(_) => "key = ? AND value = ?",
+    }
+}
+
+fn values_of((key, value): &Property) -> impl Iterator<Item = Value> {
+    [key].into_iter().chain(value).map(|text| text.clone().into())
+}
+
+/// Whether many snapshots have a property.
+fn is_common(transaction: &Transaction<'_>, property: &Property) -> Result<bool> {
+    let has = with_property(property);
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM snapshot_property WHERE {has} LIMIT {RARE} + 1)");
+    let mut statement = transaction.prepare_cached(&sql)?;
+    let found: u32 = statement.query_row(params_from_iter(values_of(property)), |row| row.get(0))?;
+    Ok(found > RARE)
+}
+
+impl SnapshotFilter {
+    /// How many there are. Of a property and nothing else an index knows.
+    fn count(&self, wanted: &Conditions) -> (String, Vec<Value>) {
+        match self.properties.as_slice() {
+            [property] if *self == (Self { properties: self.properties.clone(), ..Self::default() }) => {
+                let sql = format!("SELECT count(*) FROM snapshot_property WHERE {}", with_property(property));
+                (sql, values_of(property).collect())
+            }
+            _ => (format!("SELECT count(*) FROM snapshot WHERE {}", wanted.text), wanted.values.clone()),
+        }
+    }
+}
+
 impl Conditions {
-    fn of(filter: &SnapshotFilter) -> Self {
+    fn of(filter: &SnapshotFilter, is_common: impl Fn(&Property) -> Result<bool>) -> Result<Self> {
         let mut wanted = Self::none();
         if let Some(vm) = filter.vm {
             wanted.and("vm = ?", [vm.to_string().into()]);
@@ -202,12 +242,14 @@ impl Conditions {
             let beyond = format!("{}{}", filter.name_prefix, char::MAX);
             wanted.and("name >= ? AND name < ?", [filter.name_prefix.clone().into(), beyond.into()]);
         }
-        for (key, value) in &filter.properties {
-            let has = match value {
-                None => "number IN (SELECT snapshot FROM snapshot_property WHERE key = ?)",
-                Some(_) => "number IN (SELECT snapshot FROM snapshot_property WHERE key = ? AND value = ?)",
+        for property in &filter.properties {
+            let has = with_property(property);
+            let has = if is_common(property)? {
+                format!("EXISTS (SELECT 1 FROM snapshot_property WHERE snapshot = number AND {has})")
+            } else {
+                format!("number IN (SELECT snapshot FROM snapshot_property WHERE {has})")
             };
-            wanted.and(has, [key].into_iter().chain(value).map(|text| text.clone().into()));
+            wanted.and(&has, values_of(property));
         }
         if let Some(after) = filter.created_after {
             wanted.and("created_at >= ?", [after.as_millisecond().into()]);
@@ -215,6 +257,6 @@ impl Conditions {
         if let Some(before) = filter.created_before {
             wanted.and("created_at < ?", [before.as_millisecond().into()]);
         }
-        wanted
+        Ok(wanted)
     }
 }

@@ -156,3 +156,38 @@ async fn a_snapshot_is_shown_with_what_stands_around_it() {
     let snapshots = page.snapshots.iter().map(|placed| placed.snapshot.clone()).collect();
     assert_eq!(store.placed(snapshots).await.unwrap(), page.snapshots);
 }
+
+/// Few are collected first, many are looked up one by one, and of one alone an index knows the number: each finds the same.
+#[tokio::test]
+async fn common_and_rare_properties() {
+    let store = Store::in_memory().unwrap();
+    let count = 1200_u128;
+    for number in 1..=count {
+        let mut snapshot = snapshot(&format!("s{number:04}"), number);
+        let parity = if number % 2 == 0 { "even" } else { "odd" };
+        snapshot.properties.insert("parity".to_owned(), parity.to_owned());
+        if number > 1190 {
+            snapshot.properties.insert("late".to_owned(), String::new());
+        }
+        let reservation = Reservation::Snapshot(Box::new(snapshot), String::new());
+        store.begin(operation(number), None, reservation).await.unwrap();
+    }
+    let check = async |properties: &[(&str, Option<&str>)], prefix: &str, expected: u64, last: &str| {
+        let owned = properties.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)));
+        let filter = SnapshotFilter {
+            properties: owned.collect(),
+            name_prefix: prefix.to_owned(),
+            ..SnapshotFilter::default()
+        };
+        let page = Page { limit: 1, direction: Direction::Descending, ..Page::default() };
+        let part = store.snapshots(filter, page).await.unwrap();
+        assert_eq!(part.total, expected, "{properties:?} {prefix:?}");
+        assert_eq!(part.snapshots[0].snapshot.name.as_str(), last, "{properties:?} {prefix:?}");
+    };
+    check(&[("parity", None)], "", 1200, "s1200").await;
+    check(&[("parity", None)], "s000", 9, "s0009").await;
+    check(&[("parity", Some("odd"))], "", 600, "s1199").await;
+    check(&[("late", None)], "", 10, "s1200").await;
+    check(&[("late", None), ("parity", None)], "", 10, "s1200").await;
+    check(&[("late", None), ("parity", Some("odd"))], "s119", 5, "s1199").await;
+}

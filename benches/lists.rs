@@ -165,6 +165,7 @@ fn snapshot(number: u128) -> Snapshot {
         display_name: format!("Nightly {number}"),
         description: "Made by the schedule of every night, before the backup.".to_owned(),
         kind: SnapshotKind::VmDisks,
+        trouble: None,
         state: if number.is_multiple_of(1000) { SnapshotState::Error } else { SnapshotState::Ready },
         parent: (number >= VMS).then(|| SnapshotId(Uuid::from_u128(number - VMS))),
         source: None,

@@ -1,5 +1,5 @@
-//! A real guest whose disks change between a snapshot and the way back to it: resized, removed, replaced under the same
-//! name. What goes back is told in the plan before.
+//! What changes behind the daemon's back: a real guest whose disks are resized, removed, replaced under the same name
+//! between a snapshot and the way back to it; one that leaves the node and comes back.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -7,8 +7,9 @@
 mod bed;
 
 use std::path::Path;
+use std::time::Duration;
 
-use bed::{Daemon, Format, Guest, Spec, images};
+use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
 
 fn write(guest: &Guest, name: &str) {
     for disk in ["vda", "vdb"] {
@@ -78,4 +79,72 @@ fn disks_that_were_resized_removed_and_replaced() {
     }
     client.json(&["snapshot", "delete", &snapshot, "--yes"]);
     assert_eq!(client.json(&["vm", "show", vm])["vm"]["merge_debt"]["layers"].as_u64(), Some(0));
+}
+
+fn wait_for_state(client: &Client, snapshot: &str, state: &str) {
+    bed::wait_until(&format!("{snapshot} is {state}"), Duration::from_secs(60), || {
+        client.json(&["snapshot", "show", snapshot])["snapshot"]["state"] == format!("SNAPSHOT_STATE_{state}")
+    });
+}
+
+#[test]
+fn a_guest_that_leaves_the_node_and_comes_back() {
+    let guest = Guest::boot(&Spec::default());
+    let images = guest.directory().display().to_string();
+    let setup = Setup { configuration: format!("image_directories = [{images:?}]"), ..Setup::default() };
+    let daemon = Daemon::start_with(setup);
+    let (client, vm) = (daemon.client(), guest.name());
+    write(&guest, "first");
+    client.json(&["snapshot", "create", vm, "one", "--quiesce", "required"]);
+    write(&guest, "second");
+    guest.shutdown();
+    let snapshot = format!("{vm}/one");
+    let shown = client.json(&["snapshot", "show", &snapshot]);
+    let id = shown["snapshot"]["id"].as_str().unwrap();
+    let definition = guest.directory().join("kept.xml");
+    std::fs::write(&definition, guest.virsh("dumpxml", &["--inactive"])).unwrap();
+    let (overlays, leave) = (guest.disks(), || guest.virsh("undefine", &[]));
+    leave();
+    wait_for_state(&client, id, "LOST");
+    assert_eq!(client.json(&["vm", "show", vm])["vm"]["gone"], true);
+    assert!(overlays.iter().all(|(_, image)| image.exists()), "the files are kept");
+
+    // What it held is had all the same.
+    let rescued = guest.made_by(|name| {
+        client.json(&["vm", "deploy", id, "--name", name, "--full", "--then", "running"]);
+    });
+    rescued.wait_until_up();
+    assert!(rescued.has_file("/mnt/vda/first") && !rescued.has_file("/mnt/vda/second"));
+    drop(rescued);
+
+    let come_back = || bed::virsh::run(&["define", &definition.display().to_string()]);
+    come_back();
+    wait_for_state(&client, id, "READY");
+    guest.start();
+    assert!(guest.has_file("/mnt/vdb/second"));
+    client.json(&["snapshot", "revert", &snapshot, "--yes"]);
+    guest.wait_until_up();
+    assert!(guest.has_file("/mnt/vdb/first") && !guest.has_file("/mnt/vdb/second"));
+
+    // Gone for good, as far as anybody knows: what the disks read through stays for wherever it is.
+    guest.shutdown();
+    std::fs::write(&definition, guest.virsh("dumpxml", &["--inactive"])).unwrap();
+    leave();
+    wait_for_state(&client, id, "LOST");
+    let plan = client.json(&["snapshot", "purge", id, "--dry-run"]);
+    assert!(plan["plan"]["warnings"].to_string().contains("disks read through it"), "{plan}");
+    client.json(&["snapshot", "purge", id, "--yes"]);
+    come_back();
+    guest.start();
+    for disk in ["vda", "vdb"] {
+        assert!(guest.has_file(&format!("/mnt/{disk}/first")), "{disk}");
+    }
+    client.json(&["snapshot", "create", vm, "again"]);
+    // What nothing needed is merged now that the VM can be asked to.
+    bed::wait_until("nothing waits any more", Duration::from_secs(60), || {
+        let vm = client.json(&["vm", "show", vm])["vm"].clone();
+        vm["merge_debt"]["layers"].as_u64() == Some(0) && vm["operation_id"] == ""
+    });
+    client.json(&["snapshot", "delete", &format!("{vm}/again"), "--yes"]);
+    assert!(guest.has_file("/mnt/vda/first"));
 }

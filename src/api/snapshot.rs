@@ -9,8 +9,8 @@ use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, convert, generation, status};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, DeletionReason, DiskTarget, Label, Quiesce, RevertSnapshot,
-    RunStateAfter, Snapshot, SnapshotKind,
+    CreateSnapshot, DeleteSnapshots, DeletionReason, DiskTarget, Label, PurgeSnapshot, Quiesce,
+    RevertSnapshot, RunStateAfter, Snapshot, SnapshotKind,
 };
 use crate::ops::{Asked, OpsError, Submitted};
 use crate::proto::v1;
@@ -164,6 +164,29 @@ impl SnapshotService for Api {
         Ok(Response::new(batch_delete_response(submitted, &asked)?))
     }
 
+    async fn purge_snapshot(
+        &self,
+        request: Request<v1::PurgeSnapshotRequest>,
+    ) -> Answer<v1::PurgeSnapshotResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let kind = v1::OperationKind::PurgeSnapshot;
+        let asked = asked(by, "PurgeSnapshot", &message, &message.request_id, message.validate_only);
+        if let Some(before) = self.repeated(&asked).await? {
+            let (operation, plan) = answer(before, kind);
+            return Ok(Response::new(v1::PurgeSnapshotResponse { operation, plan }));
+        }
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        let generation = violations.take("etag", generation(&message.etag)).flatten();
+        violations.check()?;
+        let snapshot = self.find(&message.snapshot, "").await?;
+        let request = PurgeSnapshot { snapshot: snapshot.id, generation };
+        let submitted = self.engine.purge_snapshot(request, asked.clone()).await;
+        let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
+        Ok(Response::new(v1::PurgeSnapshotResponse { operation, plan }))
+    }
+
     async fn update_snapshot(
         &self,
         request: Request<v1::UpdateSnapshotRequest>,
@@ -207,7 +230,6 @@ impl SnapshotService for Api {
     }
 
     later! {
-        purge_snapshot(PurgeSnapshotRequest) -> v1::PurgeSnapshotResponse;
         reset_snapshot_state(ResetSnapshotStateRequest) -> v1::ResetSnapshotStateResponse;
     }
 }

@@ -6,6 +6,7 @@ use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, status};
 use crate::model::vm::DiskView;
+use crate::ops::OpsError;
 use crate::proto::v1;
 use crate::proto::v1::vm_service_server::VmService;
 
@@ -20,10 +21,19 @@ impl VmService for Api {
         let after = paging::position(&query, &token)?.unwrap_or_default();
         let filter = request.filter.unwrap_or_default();
         let prefix = filter.name_prefix.clone();
-        if filter != (v1::VmFilter { name_prefix: prefix.clone(), ..v1::VmFilter::default() }) {
-            return Err(status::not_implemented("a filter of VMs by more than name_prefix"));
+        let known = v1::VmFilter {
+            name_prefix: prefix.clone(),
+            include_gone: filter.include_gone,
+            ..v1::VmFilter::default()
+        };
+        if filter != known {
+            return Err(status::not_implemented("a filter of VMs by more than name_prefix and include_gone"));
         }
         let mut vms = self.engine.vms().await.map_err(status::of)?;
+        let gone = self.engine.gone(&vms).await.map_err(status::of)?;
+        if filter.include_gone {
+            vms.extend(gone.clone());
+        }
         vms.retain(|vm| vm.name.starts_with(&prefix));
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         let total_size = i64::try_from(vms.len()).unwrap_or(i64::MAX);
@@ -38,7 +48,8 @@ impl VmService for Api {
         for vm in vms {
             let tree = self.tree(vm.id).await?;
             let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
-            answer.vms.push(convert::vm_summary(&vm, &tree, &sizes, self.engine.holder(vm.id)));
+            let shown = convert::vm_summary(&vm, &tree, &sizes, self.engine.holder(vm.id));
+            answer.vms.push(v1::Vm { gone: gone.contains(&vm), ..shown });
         }
         Ok(Response::new(answer))
     }
@@ -47,7 +58,10 @@ impl VmService for Api {
         let mut violations = Violations::default();
         violations.required("vm", &request.get_ref().vm);
         violations.check()?;
-        let found = self.engine.find_vm(&request.get_ref().vm).await.map_err(status::of)?;
+        let found = match self.engine.find_vm(&request.get_ref().vm).await {
+            Err(OpsError::NoSuchVm(_)) => return self.get_gone(&request.get_ref().vm).await,
+            found => found.map_err(status::of)?,
+        };
         let (view, tree) = self.engine.vm(found.id).await.map_err(status::of)?;
         let active = view.disks.iter().filter_map(DiskView::active).map(|image| (&image.path, image.format));
         let pending = tree.pending().map(|layer| (&layer.path, layer.format));
@@ -65,5 +79,19 @@ impl VmService for Api {
         check_vm(CheckVmRequest) -> v1::CheckVmResponse;
         resolve_vm(ResolveVmRequest) -> v1::ResolveVmResponse;
         resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
+    }
+}
+
+impl Api {
+    /// A VM that has left: what the catalog has of it.
+    async fn get_gone(&self, vm: &str) -> Answer<v1::GetVmResponse> {
+        let id = self.vm_id(vm).await?;
+        let gone = self.engine.gone(&[]).await.map_err(status::of)?;
+        let found = gone.into_iter().find(|gone| gone.id == id);
+        let found = found.ok_or_else(|| status::of(OpsError::NoSuchVm(vm.to_owned())))?;
+        let tree = self.tree(id).await?;
+        let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
+        let shown = convert::vm_summary(&found, &tree, &sizes, self.engine.holder(id));
+        Ok(Response::new(v1::GetVmResponse { vm: Some(v1::Vm { gone: true, ..shown }) }))
     }
 }

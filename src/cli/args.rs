@@ -12,8 +12,8 @@ mod volume;
 
 pub(super) use event::{EventVerb, WhichEvents};
 pub(super) use snapshot::{
-    CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, Quiesce, RevertArgs, RunState,
-    SetArgs, SnapshotVerb, Sort, State, Which,
+    CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, PurgeArgs, Quiesce, RevertArgs,
+    RunState, SetArgs, SnapshotVerb, Sort, State, Which,
 };
 
 pub(super) use volume::{

@@ -18,6 +18,7 @@ mod node;
 mod operation;
 mod output;
 mod progress;
+mod purge;
 mod snapshot;
 mod table;
 mod tree;

@@ -8,7 +8,7 @@ use super::connect::request_id;
 use super::failure::{Failure, exit};
 use super::output::{Shown, Text};
 use super::table::Table;
-use super::{Session, edit, event, list, operation, output, progress, tree, words};
+use super::{Session, edit, event, list, operation, output, progress, purge, tree, words};
 use crate::proto::v1;
 
 /// Most entries that one call gives.
@@ -22,6 +22,7 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
         SnapshotVerb::Show { which } => show(session, &which).await,
         SnapshotVerb::Revert(args) => revert(session, args).await,
         SnapshotVerb::Delete(args) => delete(session, args).await,
+        SnapshotVerb::Purge(args) => purge::purge(session, args).await,
         SnapshotVerb::Set(args) => edit::set(session, *args).await,
         SnapshotVerb::Hold(args) => edit::hold(session, args).await,
         SnapshotVerb::Release { which, name } => edit::release(session, &which, name).await,
@@ -112,6 +113,7 @@ pub(super) fn details(snapshot: &v1::Snapshot) -> String {
         ("vm", format!("{} ({})", snapshot.vm_name, snapshot.vm_id)),
         ("kind", words::snapshot_kind(snapshot.kind()).to_owned()),
         ("state", words::snapshot_state(snapshot.state())),
+        ("because", snapshot.error.as_ref().map(|error| error.message.clone()).unwrap_or_default()),
         ("current", if snapshot.current { "yes" } else { "no" }.to_owned()),
         ("consistency", consistency),
         ("frozen for", words::milliseconds(snapshot.frozen_ms)),

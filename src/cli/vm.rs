@@ -47,7 +47,9 @@ async fn deploy(session: &Session, args: DeployArgs) -> Result<u8, Failure> {
 }
 
 async fn list(session: &Session) -> Result<u8, Failure> {
-    let mut request = v1::ListVmsRequest { page_size: 1000, ..v1::ListVmsRequest::default() };
+    let filter = v1::VmFilter { include_gone: true, ..v1::VmFilter::default() };
+    let mut request =
+        v1::ListVmsRequest { filter: Some(filter), page_size: 1000, ..v1::ListVmsRequest::default() };
     let mut answer = session.daemon.vms().list_vms(request.clone()).await?.into_inner();
     while !answer.next_page_token.is_empty() {
         request.page_token.clone_from(&answer.next_page_token);
@@ -59,7 +61,7 @@ async fn list(session: &Session) -> Result<u8, Failure> {
     for vm in &answer.vms {
         table.row(vec![
             vm.name.clone(),
-            words::run_state(vm.run_state()),
+            state(vm),
             vm.snapshot_count.to_string(),
             vm.operation_id.clone(),
             vm.id.clone(),
@@ -74,13 +76,18 @@ async fn list(session: &Session) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// What a VM does; of one that has left, that it has.
+fn state(vm: &v1::Vm) -> String {
+    if vm.gone { "gone".to_owned() } else { words::run_state(vm.run_state()) }
+}
+
 async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
     let answer = session.daemon.vms().get_vm(v1::GetVmRequest { vm }).await?.into_inner();
     let vm = answer.vm.clone().unwrap_or_default();
     let mut lines = vec![
         format!("id         {}", vm.id),
         format!("name       {}", vm.name),
-        format!("state      {}", words::run_state(vm.run_state())),
+        format!("state      {}", state(&vm)),
         format!("memory     {}", words::size(vm.memory_bytes)),
         format!("agent      {}", if vm.agent_connected { "connected" } else { "not connected" }),
         format!("snapshots  {}", vm.snapshot_count),

@@ -151,6 +151,7 @@ impl Daemon {
         engine.keep_events_for(config.event_retention());
         engine.expire_snapshots();
         engine.collapse_when_vms_change();
+        engine.keep_presence();
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();

@@ -223,8 +223,12 @@ impl Snapshot {
 
     fn add_hold(&mut self, hold: Hold) -> Result<(), EditRefusal> {
         match self.state {
-            SnapshotState::Creating | SnapshotState::Ready | SnapshotState::Reverting => {}
-            SnapshotState::Deleting | SnapshotState::Error | SnapshotState::Lost => {
+            SnapshotState::Creating
+            | SnapshotState::Ready
+            | SnapshotState::Reverting
+            // Somebody may be looking for its VM: it must not be purged meanwhile.
+            | SnapshotState::Lost => {}
+            SnapshotState::Deleting | SnapshotState::Error => {
                 return Err(EditRefusal::NotNow(self.state));
             }
         }

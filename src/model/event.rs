@@ -61,6 +61,8 @@ pub enum EventKind {
     GuestFrozen,
     GuestThawed,
     VolumeStateChanged,
+    VmArrived,
+    VmLeft,
     DaemonStarted,
     DaemonStopping,
 }
@@ -125,6 +127,21 @@ impl Event {
         self.attributes.insert(key.to_owned(), value.to_string());
         self
     }
+}
+
+/// A VM is not on this node any more, or is back.
+#[must_use]
+pub fn of_presence(vm: VmId, name: &str, is_here: bool, snapshots: usize, cause: &Cause) -> Event {
+    let (kind, severity, message) = if is_here {
+        (EventKind::VmArrived, Severity::Info, format!("VM {name} is back on this node"))
+    } else {
+        let message =
+            format!("VM {name} has left this node: {snapshots} snapshots are LOST, their files are kept");
+        (EventKind::VmLeft, Severity::Error, message)
+    };
+    let event =
+        Event { vm: Some(vm), vm_name: name.to_owned(), severity, ..Event::new(kind, message, cause) };
+    event.with("snapshots", snapshots)
 }
 
 /// What a change of a VM's tree tells: snapshots and clones that came to another state, came or went.

@@ -27,7 +27,7 @@ pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{
     CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm, FlattenVolume,
-    Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
+    PurgeSnapshot, Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;

@@ -23,6 +23,8 @@ pub enum Request {
     RevertVolume(RevertVolume),
     /// Delete snapshots of one VM.
     DeleteSnapshots(DeleteSnapshots),
+    /// Remove a snapshot that is lost, and what was kept for it.
+    PurgeSnapshot(PurgeSnapshot),
     /// Make a volume out of a disk of a snapshot.
     CloneVolume(CloneVolume),
     /// Let a linked clone stand alone.
@@ -58,6 +60,7 @@ impl Request {
             Self::RevertSnapshot(_) => "revert snapshot",
             Self::RevertVolume(_) => "revert volume",
             Self::DeleteSnapshots(_) => "delete snapshot",
+            Self::PurgeSnapshot(_) => "purge snapshot",
             Self::CloneVolume(_) => "clone volume",
             Self::FlattenVolume(_) => "flatten volume",
             Self::DeleteVolume(_) => "delete volume",
@@ -233,6 +236,15 @@ pub struct DeleteSnapshots {
     pub generation: Option<u64>,
     /// Why.
     pub reason: DeletionReason,
+}
+
+/// Remove a snapshot that is lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PurgeSnapshot {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The generation of it that the client has seen; None not to check.
+    pub generation: Option<u64>,
 }
 
 /// Why snapshots are deleted.

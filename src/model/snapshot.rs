@@ -5,8 +5,11 @@
 //!                   |        ^   |
 //!                   v        |   v
 //!               (nothing)   Reverting
+//!
+//!                            Ready <--> Lost -> Deleting -> (nothing)
 //! ```
-//! `Error` and `Lost` are entered from any state, when what the snapshot reads cannot be vouched for.
+//! `Error` is entered from any state, when what the snapshot reads cannot be vouched for. `Lost` is entered when the VM
+//! leaves the node, and left when it comes back or when a person purges the snapshot.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::edit::Hold;
 use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+use super::operation::Failure;
 use super::vm::{Attachment, RunState};
 
 /// A point in time of a VM that one can go back to.
@@ -40,6 +44,9 @@ pub struct Snapshot {
     pub kind: SnapshotKind,
     /// Where it is in its life.
     pub state: SnapshotState,
+    /// Why it is in error, or lost.
+    #[serde(default)]
+    pub trouble: Option<Failure>,
     /// The snapshot that the VM descended from when this one was taken; None for one of a volume.
     pub parent: Option<SnapshotId>,
     /// The VM's snapshot that this one, of a volume, was taken out of.

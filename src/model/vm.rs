@@ -67,6 +67,13 @@ impl VmView {
         }
     }
 
+    /// A VM that is not on this node any more: nothing can be seen of it.
+    #[must_use]
+    pub fn of_gone(id: VmId, name: String) -> Self {
+        let nothing = Self::of_detached(VolumeId(id.0), name, Vec::new());
+        Self { attachment: Attachment::Gone, persistent: false, disks: Vec::new(), ..nothing }
+    }
+
     /// The disk at `target`, if the VM has one.
     #[must_use]
     pub fn disk(&self, target: &DiskTarget) -> Option<&DiskView> {
@@ -86,6 +93,8 @@ pub enum Attachment {
     Attached,
     /// It is one volume that no VM has.
     Detached,
+    /// They are those of a VM that is not on this node any more.
+    Gone,
 }
 
 impl Attachment {
@@ -93,7 +102,7 @@ impl Attachment {
     #[must_use]
     pub fn vm(self, vm: VmId) -> Option<VmId> {
         match self {
-            Self::Attached => Some(vm),
+            Self::Attached | Self::Gone => Some(vm),
             Self::Detached => None,
         }
     }

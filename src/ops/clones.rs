@@ -53,6 +53,7 @@ impl Engine {
             | Request::RevertSnapshot(_)
             | Request::RevertVolume(_)
             | Request::DeleteSnapshots(_)
+            | Request::PurgeSnapshot(_)
             | Request::CloneVolume(_)
             | Request::DeployVm(_)
             | Request::Collapse { .. } => Ok(None),
@@ -90,7 +91,7 @@ impl Engine {
                     world.users = self.users_of_detached(world.vm.id, &image.path).await?;
                 }
             }
-            Request::DeleteSnapshots(_) | Request::Collapse { .. } => {
+            Request::DeleteSnapshots(_) | Request::PurgeSnapshot(_) | Request::Collapse { .. } => {
                 world.tree.read_elsewhere = self.read_elsewhere(&world.tree).await?;
                 self.note_waiting(world.vm.id, !world.tree.read_elsewhere.is_empty());
             }

@@ -7,10 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
-
+use super::presence::vm_changed;
 use super::{Engine, Result};
-use crate::host::HostEvent;
 use crate::model::vm::DiskView;
 use crate::model::{LayerId, LayerTree, Ownership, VmId};
 
@@ -67,17 +65,12 @@ impl Engine {
             let stopping = engine.draining();
             let mut events = engine.0.host.hypervisor.events();
             loop {
-                let changed = tokio::select! {
-                    event = events.recv() => match event {
-                        // Lost events may have been such a change.
-                        Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => true,
-                        Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => false,
-                        Err(RecvError::Closed) => return,
-                    },
+                tokio::select! {
+                    goes_on = vm_changed(&mut events) => if !goes_on { return },
                     () = stopping.cancelled() => return,
-                };
+                }
                 let waiting = engine.waiting();
-                if !changed || waiting.is_empty() {
+                if waiting.is_empty() {
                     continue;
                 }
                 tokio::select! {

@@ -70,6 +70,6 @@ impl Engine {
     }
 }
 
-fn by_itself() -> Cause {
+pub(super) fn by_itself() -> Cause {
     Cause { operation: None, actor: "vmsnapd".to_owned(), at: Timestamp::now() }
 }

@@ -29,6 +29,7 @@ mod events;
 mod expiry;
 mod gate;
 mod observe;
+mod presence;
 mod recover;
 mod runner;
 mod steps;

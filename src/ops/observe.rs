@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::host::{Host, HostError};
 use crate::model::vm::{DiskView, Format, ImageFacts};
-use crate::model::{LayerTree, VmId, VmView, VolumeId};
+use crate::model::{LayerTree, SnapshotState, VmId, VmView, VolumeId};
 use crate::plan::World;
 
 use super::{Engine, Inner, OpsError, detached};
@@ -18,7 +18,10 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
     let tree = store.tree(vm).await?;
     let view = match tree.detached_image().map(|layer| &*layer.path).or(image) {
         Some(path) => detached::look(host, store, VolumeId(vm.0), path).await?,
-        None => host.hypervisor.observe(vm).await?,
+        None => match (host.hypervisor.observe(vm).await, name_of_lost(&tree)) {
+            (Err(HostError::NoSuchVm(_)), Some(name)) => VmView::of_gone(vm, name),
+            (seen, _) => seen?,
+        },
     };
     let images = inspect_all(host, &view, &tree).await?;
     let memory_images = measure_memory_images(host, &tree).await?;
@@ -47,6 +50,12 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
         live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),
     })
+}
+
+/// The name of a VM that has left, if its snapshots say that it has.
+fn name_of_lost(tree: &LayerTree) -> Option<String> {
+    let lost = tree.snapshots.iter().find(|snapshot| snapshot.state == SnapshotState::Lost);
+    lost.map(|snapshot| snapshot.vm_name.clone())
 }
 
 /// The images of the VM and of the catalog. One that is not there is left out: the plan tells what that means.

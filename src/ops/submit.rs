@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    Attachment, ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, Request,
-    RevertSnapshot, RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
+    Attachment, ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, PurgeSnapshot,
+    Request, RevertSnapshot, RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey, Reservation};
@@ -75,6 +75,12 @@ impl Engine {
             return Err(OpsError::NoSuchSnapshot(String::new()));
         };
         self.submit(vm, first, Request::DeleteSnapshots(request), asked).await
+    }
+
+    /// Removes a snapshot that is lost.
+    pub async fn purge_snapshot(&self, request: PurgeSnapshot, asked: Asked) -> Result<Submitted> {
+        let snapshot = self.existing(request.snapshot).await?;
+        self.submit(snapshot.vm, Some(snapshot.id), Request::PurgeSnapshot(request), asked).await
     }
 
     /// The operation that merges and removes what nothing of a VM refers to any more, if anything can go now.
@@ -193,7 +199,7 @@ impl Engine {
         let reservation = match &plan.reservation {
             Some(snapshot) => {
                 let definition = match world.vm.attachment {
-                    Attachment::Attached => self.0.host.hypervisor.definition(vm).await?.0,
+                    Attachment::Attached | Attachment::Gone => self.0.host.hypervisor.definition(vm).await?.0,
                     Attachment::Detached => String::new(),
                 };
                 Reservation::Snapshot(Box::new(snapshot.clone()), definition)
@@ -255,6 +261,7 @@ fn make_plan(
             snapshot()?;
             plan::delete(world, request)?
         }
+        Request::PurgeSnapshot(request) => plan::purge(world, snapshot()?, request)?,
         Request::CloneVolume(request) => plan::clone_volume(world, snapshot()?, request, ids)?,
         Request::FlattenVolume(request) => plan::flatten_volume(world, clone()?, request)?,
         Request::DeleteVolume(request) => plan::delete_volume(world, clone()?, request)?,

@@ -32,7 +32,8 @@ pub fn clone_volume(
     request: &CloneVolume,
     ids: NewIds<'_>,
 ) -> Result<Plan, Refusal> {
-    if snapshot.state != SnapshotState::Ready {
+    // One that is lost may be all that is left.
+    if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Lost) {
         return Err(Refusal::SnapshotNotReady(snapshot.state));
     }
     let disk = choose_disk(snapshot, request.disk.as_ref())?;

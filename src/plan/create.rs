@@ -205,7 +205,9 @@ pub(super) fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeI
     // A clone that became a disk is the volume that it was.
     let cloned = disk.active().and_then(|image| world.volumes.get(&image.path)).copied();
     let unknown = || match world.vm.attachment {
-        Attachment::Attached => VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active),
+        Attachment::Attached | Attachment::Gone => {
+            VolumeId::of_unknown_disk(world.vm.id, &disk.target, &active)
+        }
         Attachment::Detached => VolumeId(world.vm.id.0),
     };
     let volume = cloned.unwrap_or_else(unknown);

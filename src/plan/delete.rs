@@ -132,7 +132,7 @@ fn merges(steps: &[Step]) -> impl Iterator<Item = &crate::model::step::Merge> {
     layers.flat_map(|layers| &layers.merges)
 }
 
-fn removal(world: &World, snapshot: &Snapshot) -> Removal {
+pub(super) fn removal(world: &World, snapshot: &Snapshot) -> Removal {
     let layers = snapshot.disks.iter().filter_map(|disk| world.tree.layers.get(&disk.layer));
     let disks: u64 =
         layers.filter_map(|layer| world.images.get(&layer.path)).map(|facts| facts.allocated).sum();

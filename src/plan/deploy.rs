@@ -7,6 +7,7 @@ use crate::model::clone::ClonedVolume;
 use crate::model::request::NewVmState;
 use crate::model::snapshot::{SnapshotKind, SnapshotState};
 use crate::model::step::{CatalogChange, ImageRef, NewVm, Step};
+use crate::model::vm::Attachment;
 use crate::model::{DeployVm, Format, Snapshot, VmId, VolumeId, VolumeName};
 
 use super::clone::{Identity, Part};
@@ -19,7 +20,8 @@ pub fn deploy_vm(
     request: &DeployVm,
     ids: NewIds<'_>,
 ) -> Result<Plan, Refusal> {
-    if snapshot.state != SnapshotState::Ready {
+    // One that is lost may be all that is left.
+    if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Lost) {
         return Err(Refusal::SnapshotNotReady(snapshot.state));
     }
     if snapshot.kind == SnapshotKind::Volume {
@@ -85,6 +87,11 @@ pub fn deploy_vm(
 }
 
 fn warnings(world: &World, snapshot: &Snapshot) -> Vec<String> {
+    if world.vm.attachment == Attachment::Gone && snapshot.variables.is_some() {
+        return vec![
+            "where the VM kept its UEFI variables is not known, so the new VM begins with none".to_owned(),
+        ];
+    }
     let missing = world.vm.disks.iter().filter(|disk| {
         let is_held = snapshot.disks.iter().any(|held| held.target == disk.target);
         disk.active().is_some() && !is_held

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::model::vm::{DiskSource, DiskView};
+use crate::model::vm::{Attachment, DiskSource, DiskView};
 use crate::model::{
     ClonedVolume, Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume, VolumeId,
 };
@@ -22,6 +22,7 @@ mod delete;
 mod deploy;
 mod detached;
 pub mod merge;
+mod purge;
 mod refusal;
 mod reserve;
 mod revert;
@@ -37,8 +38,9 @@ pub use collapse::collapse as collapse_tree;
 pub use create::create;
 pub use delete::{collapse, delete};
 pub use deploy::deploy_vm;
+pub use purge::purge;
 pub use refusal::Refusal;
-pub use revert::{revert, revert_volume};
+pub use revert::{is_whole, revert, revert_volume};
 pub use summary::describe;
 pub use take::take_from_snapshot;
 
@@ -213,6 +215,9 @@ fn pull_blocker(world: &World) -> Option<&str> {
 
 /// Refuses a VM that may not be touched now.
 fn check_vm(world: &World) -> Result<(), Refusal> {
+    if world.vm.attachment == Attachment::Gone {
+        return Err(Refusal::VmGone);
+    }
     if world.vm.run_state == RunState::Unsettled {
         return Err(Refusal::VmUnsettled);
     }

@@ -10,6 +10,10 @@ use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState,
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the message of each variant is its documentation")]
 pub enum Refusal {
+    #[error("the VM is not on this node any more")]
+    VmGone,
+    #[error("the snapshot is {0}, not LOST")]
+    NotLost(SnapshotState),
     #[error("the VM is between two states, or in one that only its owner may end")]
     VmUnsettled,
     #[error("the VM has a saved memory image that its next start would resume on changed disks")]
@@ -115,6 +119,7 @@ impl Refusal {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::VmGone => Reason::VmNotFound,
             Self::VmUnsettled => Reason::VmUnsettled,
             Self::VmTransient => Reason::VmTransient,
             Self::ManagedSave => Reason::ManagedSavePresent,
@@ -150,7 +155,7 @@ impl Refusal {
             Self::QuiesceWhilePaused => Reason::QuiesceFailed,
             Self::AgentDisconnected | Self::AgentAbsent => Reason::AgentUnavailable,
             Self::NameTaken(_) => Reason::SnapshotExists,
-            Self::SnapshotNotReady(_) => Reason::SnapshotNotReady,
+            Self::SnapshotNotReady(_) | Self::NotLost(_) => Reason::SnapshotNotReady,
             Self::EtagMismatch { .. } | Self::VolumeChanged => Reason::EtagMismatch,
             Self::Held(held) => held.reason(),
             Self::NothingToCollapse => Reason::Internal,
@@ -161,6 +166,11 @@ impl Refusal {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::VmGone | Self::SnapshotNotReady(SnapshotState::Lost) => {
+                "bring the VM back; or get at its disks with 'vmsnap volume clone' or 'vmsnap vm deploy', and remove the \
+                 snapshot with 'vmsnap snapshot purge'"
+            }
+            Self::NotLost(_) => "'vmsnap snapshot delete' deletes it",
             Self::VmUnsettled => "wait until the VM runs, is paused or is off, and try again",
             Self::ManagedSave => "start the VM, or remove its saved image with 'virsh managedsave-remove'",
             Self::VmTransient => "define the VM persistently",

@@ -23,6 +23,7 @@ pub(super) fn reserve(
         description: label.description.clone(),
         kind,
         state: SnapshotState::Creating,
+        trouble: None,
         parent: None,
         source: None,
         disks: Vec::new(),

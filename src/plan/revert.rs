@@ -220,6 +220,14 @@ fn find_disk<'a>(world: &'a World, held: &SnapshotDisk) -> Option<(&'a Layer, &'
     Some((active, view))
 }
 
+/// Whether all that a snapshot reads is there, and as it was.
+#[must_use]
+pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
+    let memory = snapshot.memory.as_ref();
+    snapshot.disks.iter().all(|disk| check_chain(world, disk.layer).is_ok())
+        && memory.is_none_or(|memory| world.memory_images.get(&memory.path) == Some(&memory.bytes))
+}
+
 /// Every layer that the snapshot reads must exist and lie on the one that the catalog says.
 pub(super) fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
     let chain = world.tree.chain(top);

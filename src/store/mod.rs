@@ -24,6 +24,7 @@ mod expiry;
 mod journal;
 mod lease;
 mod placed;
+mod presence;
 mod query;
 mod request;
 mod schema;
@@ -35,6 +36,7 @@ pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;
 pub use placed::Placed;
+pub use presence::Kept;
 pub use query::{Direction, OrderBy, Page, Position, SnapshotFilter, SnapshotPage};
 pub use request::RequestKey;
 

@@ -28,6 +28,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         description: String::new(),
         kind: SnapshotKind::VmDisks,
         state: SnapshotState::Creating,
+        trouble: None,
         parent: None,
         source: None,
         disks: Vec::new(),

@@ -14,6 +14,7 @@ mod expiry;
 mod life;
 mod lists;
 mod node;
+mod presence;
 mod readme;
 mod stuck;
 mod volumes;

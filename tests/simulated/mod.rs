@@ -496,6 +496,7 @@ impl Life {
                 Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
                 Request::RevertVolume(request) => engine.revert_volume(request, asked).await,
                 Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
+                Request::PurgeSnapshot(request) => engine.purge_snapshot(request, asked).await,
                 Request::CloneVolume(request) => engine.clone_volume(request, asked).await,
                 Request::FlattenVolume(request) => engine.flatten_volume(request, asked).await,
                 Request::DeleteVolume(request) => engine.delete_volume(request, asked).await,

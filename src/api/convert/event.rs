@@ -55,6 +55,8 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::GuestFrozen => v1::EventKind::GuestFrozen,
         EventKind::GuestThawed => v1::EventKind::GuestThawed,
         EventKind::VolumeStateChanged => v1::EventKind::VolumeStateChanged,
+        EventKind::VmArrived => v1::EventKind::VmArrived,
+        EventKind::VmLeft => v1::EventKind::VmLeft,
         EventKind::DaemonStarted => v1::EventKind::DaemonStarted,
         EventKind::DaemonStopping => v1::EventKind::DaemonStopping,
     }
@@ -62,7 +64,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 12] = [
+    const KINDS: [EventKind; 14] = [
         EventKind::SnapshotStateChanged,
         EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented,
@@ -73,6 +75,8 @@ pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
         EventKind::GuestFrozen,
         EventKind::GuestThawed,
         EventKind::VolumeStateChanged,
+        EventKind::VmArrived,
+        EventKind::VmLeft,
         EventKind::DaemonStarted,
         EventKind::DaemonStopping,
     ];

@@ -57,6 +57,7 @@ fn volume(operation: &Operation) -> String {
         | Request::TakeFromSnapshot(_)
         | Request::RevertSnapshot(_)
         | Request::DeleteSnapshots(_)
+        | Request::PurgeSnapshot(_)
         | Request::Collapse { .. } => match operation.of_vm() {
             Some(_) => String::new(),
             // Its own id is what stands for the VM of a volume that no VM has.
@@ -79,6 +80,7 @@ fn kind(request: &Request) -> v1::OperationKind {
         Request::DeployVm(_) => v1::OperationKind::DeployVm,
         Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
         Request::DeleteSnapshots(_) => v1::OperationKind::DeleteSnapshot,
+        Request::PurgeSnapshot(_) => v1::OperationKind::PurgeSnapshot,
         Request::Collapse { .. } => v1::OperationKind::Collapse,
     }
 }

@@ -1,6 +1,7 @@
 //! Snapshots.
 
 use super::{consistency, run_state, timestamp};
+use crate::api::status;
 use crate::model::{Comment, Hold, OperationId, SnapshotDisk, SnapshotKind, SnapshotState};
 use crate::proto::v1;
 use crate::store::Placed;
@@ -21,6 +22,7 @@ pub(in crate::api) fn snapshot(placed: &Placed, holder: Option<OperationId>) -> 
         description: snapshot.description.clone(),
         kind: kind(snapshot.kind).into(),
         state: state(snapshot.state).into(),
+        error: snapshot.trouble.as_ref().map(|trouble| status::failure(trouble, "")),
         current: placed.is_current,
         parent_id: snapshot.parent.map(|parent| parent.to_string()).unwrap_or_default(),
         child_count: placed.children,

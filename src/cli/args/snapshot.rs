@@ -21,6 +21,8 @@ pub(in crate::cli) enum SnapshotVerb {
     },
     /// Bring the VM back to a snapshot. What was written since the last one is gone
     Revert(RevertArgs),
+    /// Remove a snapshot that is LOST because its VM has left, and the files that were kept for it
+    Purge(PurgeArgs),
     /// Delete snapshots, of any tree. The guest is not paused
     #[command(alias = "rm")]
     Delete(DeleteArgs),
@@ -251,6 +253,16 @@ pub(in crate::cli) struct DeleteArgs {
     /// Most bytes per second that the merge of one disk moves, as in 50M
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(in crate::cli) bandwidth: Option<u64>,
+    #[command(flatten)]
+    pub(in crate::cli) sure: Sure,
+    #[command(flatten)]
+    pub(in crate::cli) how: How,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(in crate::cli) struct PurgeArgs {
+    #[command(flatten)]
+    pub(in crate::cli) which: Which,
     #[command(flatten)]
     pub(in crate::cli) sure: Sure,
     #[command(flatten)]

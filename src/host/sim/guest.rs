@@ -200,6 +200,12 @@ impl SimHost {
         self.change(|world| world.set_run_state(vm, RunState::Unsettled));
     }
 
+    /// The image that the process writes to; of a VM that is off, the one that its definition names.
+    #[must_use]
+    pub fn image_of(&self, vm: VmId, disk: &DiskTarget) -> Option<PathBuf> {
+        self.world().active_image(vm, disk).map(|image| image.path)
+    }
+
     /// Somebody saves the VM's memory for the next start, and stops it.
     pub fn someone_saves(&self, vm: VmId) {
         self.change(|world| {

@@ -1,0 +1,142 @@
+//! Which VMs are on this node. A VM that was undefined or migrated away takes nothing with it: its snapshots are LOST, with
+//! the reason, and their files are kept. When it comes back with its chains as they were, they are READY again.
+//!
+//! Decides when to look. Leaves to `plan` whether a chain is as it was. Nothing is removed here.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::events::by_itself;
+use super::{Engine, Result, observe};
+use crate::host::{HostError, HostEvent, Link, VmSummary};
+use crate::model::operation::Reason;
+use crate::model::{Failure, OperationId, RunState, SnapshotId, SnapshotState, VmId};
+use crate::plan;
+
+/// A VM that is undefined to be defined anew is back after this.
+const BREATH: Duration = Duration::from_millis(500);
+
+impl Engine {
+    /// Keeps up with VMs that leave and come back, from now until the daemon goes down.
+    pub fn keep_presence(&self) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            let stopping = engine.draining();
+            let mut events = engine.0.host.hypervisor.events();
+            let mut link = engine.0.host.hypervisor.link();
+            let mut gate = engine.0.gate.changes();
+            loop {
+                gate.mark_unchanged();
+                let is_up = *link.borrow_and_update() == Link::Up;
+                let is_all = !is_up || engine.look_who_is_here().await;
+                tokio::select! {
+                    goes_on = vm_changed(&mut events) => if !goes_on { return },
+                    Ok(()) = link.changed() => {}
+                    // What was passed over because somebody held it.
+                    Ok(()) = gate.changed(), if !is_all => {}
+                    () = stopping.cancelled() => return,
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(BREATH) => {}
+                    () = stopping.cancelled() => return,
+                }
+                // What happens from here on is seen by the next look.
+                events = events.resubscribe();
+            }
+        });
+    }
+
+    /// VMs with snapshots that are LOST, by the names they had, but for those in `here`.
+    pub async fn gone(&self, here: &[VmSummary]) -> Result<Vec<VmSummary>> {
+        let mut gone = Vec::new();
+        for kept in self.0.store.kept().await?.into_iter().filter(|kept| kept.lost > 0) {
+            if !here.iter().any(|vm| vm.id == kept.vm) {
+                let name =
+                    self.0.store.tree(kept.vm).await?.snapshots.first().map(|first| first.vm_name.clone());
+                let name = name.unwrap_or_default();
+                gone.push(VmSummary { id: kept.vm, name, run_state: RunState::Off });
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Compares once. False if some VM was passed over.
+    async fn look_who_is_here(&self) -> bool {
+        match self.compare_presence().await {
+            Ok(is_all) => is_all,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::info!(error, "it cannot be told which VMs are here");
+                true
+            }
+        }
+    }
+
+    async fn compare_presence(&self) -> Result<bool> {
+        let kept = self.0.store.kept().await?;
+        let here: BTreeSet<VmId> = self.vms().await?.into_iter().map(|vm| vm.id).collect();
+        let mut is_all = true;
+        for kept in kept {
+            let is_here = here.contains(&kept.vm);
+            if (is_here && kept.lost == 0) || (!is_here && kept.ready == 0) {
+                continue;
+            }
+            // Whoever works on it finds out by itself; this waits for its end.
+            let Ok(_permit) = self.0.gate.enter(kept.vm, OperationId::new()) else {
+                is_all = false;
+                continue;
+            };
+            if is_here {
+                self.regain(kept.vm).await?;
+            } else {
+                self.lose(kept.vm).await?;
+            }
+        }
+        Ok(is_all)
+    }
+
+    /// A list may be older than what it is held against.
+    async fn lose(&self, vm: VmId) -> Result<()> {
+        if !matches!(self.0.host.hypervisor.observe(vm).await, Err(HostError::NoSuchVm(_))) {
+            return Ok(());
+        }
+        let message = "its VM is not on this node: it was undefined, migrated away, or transient and stopped";
+        let why = Failure { reason: Reason::VmNotFound, message: message.to_owned(), causes: Vec::new() };
+        let lost = self.0.store.lose(vm, why, by_itself()).await?;
+        tracing::warn!(%vm, lost, "a VM has left: its snapshots are LOST, their files are kept");
+        Ok(())
+    }
+
+    async fn regain(&self, vm: VmId) -> Result<()> {
+        let world = match observe::observe(self, vm, None).await {
+            Ok(world) => world,
+            // It cannot be looked at now; an event tells when it changes.
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::info!(%vm, error, "a VM that is back cannot be looked at yet");
+                return Ok(());
+            }
+        };
+        let lost = world.tree.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Lost);
+        let whole = lost.filter(|lost| plan::is_whole(&world, lost));
+        let ids: Vec<SnapshotId> = whole.map(|snapshot| snapshot.id).collect();
+        let regained = self.0.store.regain(vm, ids, by_itself()).await?;
+        tracing::info!(%vm, regained, "a VM is back");
+        Ok(())
+    }
+}
+
+/// Until a VM may have come or gone. False when nothing will be told any more.
+pub(super) async fn vm_changed(events: &mut broadcast::Receiver<HostEvent>) -> bool {
+    loop {
+        match events.recv().await {
+            // Lost events may have been such a change.
+            Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => return true,
+            Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
+            Err(RecvError::Closed) => return false,
+        }
+    }
+}

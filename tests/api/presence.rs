@@ -1,0 +1,177 @@
+//! VMs that leave and come back: their snapshots are LOST meanwhile, and nothing of them goes without being asked for.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tonic::Code;
+use vmsnap::host::sim::SimHost;
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::Format;
+use vmsnap::model::{DiskTarget, VmId};
+use vmsnap::proto::v1;
+
+use super::client::{run, succeed};
+use super::node::{Node, PATIENCE, assert_refused, delete};
+
+async fn json(node: &Node, line: &str) -> Value {
+    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
+}
+
+async fn until_all_are(node: &Node, state: &str) {
+    let settled = async {
+        loop {
+            let list = json(node, "snapshot list").await;
+            let snapshots = list["snapshots"].as_array().cloned().unwrap_or_default();
+            if snapshots.iter().all(|snapshot| snapshot["state"] == state) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.unwrap_or_else(|_| panic!("they do not become {state}"));
+}
+
+fn leave(node: &Node) {
+    node.sim.someone_stops(node.vm);
+    node.sim.someone_undefines(node.vm);
+}
+
+/// The images that the VM writes to.
+fn images(node: &Node) -> Vec<(DiskTarget, PathBuf)> {
+    let targets: Vec<DiskTarget> = super::node::disks().into();
+    let active = |target: &DiskTarget| node.sim.image_of(node.vm, target).unwrap();
+    targets.iter().map(|target| (target.clone(), active(target))).collect()
+}
+
+/// Defines the VM as it was, over these images.
+fn come_back(sim: &SimHost, images: &[(DiskTarget, PathBuf)]) -> VmId {
+    let mut vm = sim.vm("web");
+    for (target, path) in images {
+        vm = vm.image(target.as_str(), ImageRef { path: path.clone(), format: Format::Qcow2 });
+    }
+    vm.build()
+}
+
+#[tokio::test]
+async fn a_vm_leaves_and_comes_back() {
+    let mut node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    node.take("two").await;
+    let (images, files) = (images(&node), node.sim.files());
+    leave(&node);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+    node.crash();
+    node.restart();
+    let shown = json(&node, "snapshot show web/one").await;
+    let error = &shown["snapshot"]["error"];
+    assert!(error["message"].as_str().unwrap().contains("not on this node"), "{shown}");
+    assert_eq!(error["reason"], "REASON_VM_NOT_FOUND");
+    let vms = succeed(&node, "vm list").await;
+    assert!(vms.contains("web") && vms.contains("gone"), "{vms}");
+    assert_eq!(json(&node, "vm show web").await["vm"]["gone"], true);
+    let events = succeed(&node, "event list web").await;
+    assert!(events.contains("VM web has left this node: 2 snapshots are LOST"), "{events}");
+    assert_eq!(node.sim.files(), files, "nothing goes with it");
+
+    // Nothing that needs the VM; but what it held can be had.
+    for (line, word) in [
+        ("snapshot create web x", "VM_NOT_FOUND"),
+        ("snapshot revert web/one --yes", "VM_NOT_FOUND"),
+        ("snapshot delete web/one --yes", "VM_NOT_FOUND"),
+    ] {
+        let refused = run(&node, line).await;
+        assert_eq!(refused.code, 4, "{line}: {refused:?}");
+        assert!(refused.stderr.contains(word), "{line}: {refused:?}");
+    }
+    succeed(&node, "volume clone web/one --disk vda --to rescued --full").await;
+    assert_eq!(node.sim.read_image("/images/rescued".as_ref()).unwrap().get(&1), Some(&10));
+
+    assert_eq!(come_back(&node.sim, &images), node.vm);
+    until_all_are(&node, "SNAPSHOT_STATE_READY").await;
+    let shown = json(&node, "snapshot show web/one").await;
+    assert_eq!(shown["snapshot"]["error"], Value::Null);
+    let events = succeed(&node, "event list web").await;
+    assert!(events.contains("VM web is back on this node"), "{events}");
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Nobody knows whether the VM goes on with its disks elsewhere: only what they do not read through may go.
+#[tokio::test]
+async fn a_purge_leaves_what_the_disks_read_through() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("root").await;
+    node.write(1, 20);
+    node.take("dead").await;
+    succeed(&node, "snapshot revert web/root --yes").await;
+    let images = images(&node);
+    let held = json(&node, "snapshot show web/root").await;
+    let dead = json(&node, "snapshot show web/dead").await;
+    let paths = |shown: &Value| -> BTreeSet<PathBuf> {
+        let disks = shown["snapshot"]["disks"].as_array().unwrap();
+        disks.iter().map(|disk| PathBuf::from(disk["path"].as_str().unwrap())).collect()
+    };
+    let refused = run(&node, "snapshot purge web/dead --yes").await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    assert!(refused.stderr.contains("not LOST"), "{refused:?}");
+    leave(&node);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+
+    succeed(&node, "snapshot hold web/dead audit").await;
+    let refused = run(&node, "snapshot purge web/dead --yes").await;
+    assert!(refused.code == 6 && refused.stderr.contains("audit"), "{refused:?}");
+    succeed(&node, "snapshot release web/dead audit").await;
+    succeed(&node, "snapshot purge web/dead --yes").await;
+    let left: BTreeSet<PathBuf> = node.sim.files().into_iter().collect();
+    assert!(left.is_disjoint(&paths(&dead)), "a dead branch goes");
+    let plan = succeed(&node, "snapshot purge web/root --dry-run").await;
+    assert!(plan.contains("the VM's disks read through it"), "{plan}");
+    let stale = v1::PurgeSnapshotRequest {
+        snapshot: held["snapshot"]["id"].as_str().unwrap().to_owned(),
+        etag: "1".to_owned(),
+        ..Default::default()
+    };
+    let status = node.snapshots().purge_snapshot(stale).await.unwrap_err();
+    assert_refused(&status, Code::Aborted, "ETAG_MISMATCH");
+    succeed(&node, "snapshot purge web/root --yes").await;
+    let left: BTreeSet<PathBuf> = node.sim.files().into_iter().collect();
+    assert!(left.is_superset(&paths(&held)), "the VM reads through these, wherever it is");
+    assert!(node.names().await.is_empty());
+
+    // It comes back and goes on with what it had.
+    come_back(&node.sim, &images);
+    assert_eq!(node.read(1), [10, 10]);
+    node.take("again").await;
+    let gone = node.snapshots().delete_snapshot(delete("again")).await.unwrap().into_inner();
+    node.end_of(&gone.operation.unwrap().id).await;
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// The chain that a VM comes back with is not the one it left with: what reads wrong stays LOST.
+#[tokio::test]
+async fn a_vm_that_comes_back_without_an_image() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    node.take("two").await;
+    let images = images(&node);
+    let two = json(&node, "snapshot show web/two").await;
+    let lost = PathBuf::from(two["snapshot"]["disks"][0]["path"].as_str().unwrap());
+    leave(&node);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+    node.sim.someone_removes(&lost);
+    let other: Vec<_> = images.into_iter().filter(|(target, _)| target.as_str() == "vdb").collect();
+    come_back(&node.sim, &other);
+    let settled = async {
+        while json(&node, "snapshot show web/one").await["snapshot"]["state"] != "SNAPSHOT_STATE_READY" {}
+    };
+    tokio::time::timeout(PATIENCE, settled).await.expect("what is whole is READY");
+    let shown = json(&node, "snapshot show web/two").await;
+    assert_eq!(shown["snapshot"]["state"], "SNAPSHOT_STATE_LOST");
+}

@@ -1,5 +1,6 @@
 //! What changes behind the daemon's back: a real guest whose disks are resized, removed, replaced under the same name
-//! between a snapshot and the way back to it; one that leaves the node and comes back.
+//! between a snapshot and the way back to it; one that leaves the node and comes back; one that somebody works on with
+//! `virsh` and with files.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -8,6 +9,8 @@ mod bed;
 
 use std::path::Path;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
 
@@ -147,4 +150,80 @@ fn a_guest_that_leaves_the_node_and_comes_back() {
     });
     client.json(&["snapshot", "delete", &format!("{vm}/again"), "--yes"]);
     assert!(guest.has_file("/mnt/vda/first"));
+}
+
+/// The classes of what a check of the VM finds, with whether they block.
+fn differences(client: &Client, vm: &str) -> Vec<(String, bool)> {
+    let reply = client.run(&["--output", "json", "vm", "check", vm]);
+    let answer: Value = serde_json::from_str(&reply.stdout).unwrap_or_else(|_| panic!("{reply:?}"));
+    let found = answer["differences"].as_array().unwrap();
+    assert_eq!(reply.code, if found.is_empty() { 0 } else { 11 }, "{reply:?}");
+    let of = |found: &Value| {
+        let kind = found["kind"].as_str().unwrap().trim_start_matches("DIFFERENCE_KIND_");
+        (kind.to_owned(), found["blocks"].as_bool().unwrap())
+    };
+    found.iter().map(of).collect()
+}
+
+#[test]
+fn what_somebody_does_is_told_and_settled() {
+    let guest = Guest::boot(&Spec::default());
+    let daemon = Daemon::start();
+    let (client, vm) = (daemon.client(), guest.name());
+    let root = guest.image("vda");
+    for name in ["one", "two"] {
+        write(&guest, name);
+        client.json(&["snapshot", "create", vm, name, "--quiesce", "required"]);
+    }
+    write(&guest, "three");
+    let [held, active] = [&images::chain(&guest.image("vda"), Format::Qcow2)[1], &guest.image("vda")];
+    let check = |expected: &[(&str, bool)]| {
+        let found = differences(&client, vm);
+        let found: Vec<(&str, bool)> = found.iter().map(|(kind, blocks)| (kind.as_str(), *blocks)).collect();
+        assert_eq!(found, expected);
+        let plan = client.run(&["snapshot", "create", vm, "next", "--dry-run"]);
+        assert_eq!(plan.code, if found.iter().any(|(_, blocks)| *blocks) { 6 } else { 0 }, "{plan:?}");
+    };
+    check(&[]);
+
+    let mine = guest.directory().join("mine.qcow2");
+    let disk = format!("vda,file={}", mine.display());
+    let overlay = ["--disk-only", "--no-metadata", "--diskspec", &disk, "--diskspec", "vdb,snapshot=no"];
+    guest.virsh("snapshot-create-as", &[&["by-hand"], &overlay[..]].concat());
+    check(&[("UNKNOWN_OVERLAY", true)]);
+    guest.virsh("blockcommit", &["vda", "--shallow", "--active", "--pivot", "--wait"]);
+    check(&[]);
+
+    let copy = guest.directory().join("copy.qcow2");
+    guest.virsh("blockcopy", &["vdb", &copy.display().to_string(), "--transient-job", "--wait"]);
+    check(&[("FOREIGN_BLOCK_JOB", true)]);
+    guest.virsh("blockjob", &["vdb", "--abort"]);
+    check(&[]);
+
+    guest.shutdown();
+    let aside = guest.directory().join("aside.qcow2");
+    std::fs::rename(held, &aside).unwrap();
+    check(&[("IMAGE_MISSING", true)]);
+    let events = client.json(&["event", "list", vm]).to_string();
+    assert!(events.contains("no image") && events.contains("settled"), "{events}");
+    std::os::unix::fs::symlink(&aside, held).unwrap();
+    check(&[("IMAGE_CHANGED", false)]);
+    std::fs::remove_file(held).unwrap();
+    std::fs::copy(&aside, held).unwrap();
+    check(&[("IMAGE_CHANGED", false)]);
+    std::fs::remove_file(held).unwrap();
+    std::fs::rename(&aside, held).unwrap();
+    check(&[]);
+
+    // What somebody merges is lost to the snapshot that needed it, and nothing is done on top of that.
+    guest.start();
+    let (top, base) = (held.display().to_string(), root.display().to_string());
+    guest.virsh("blockcommit", &["vda", "--top", &top, "--base", &base, "--wait"]);
+    let found = differences(&client, vm);
+    // The base may be longer for it, or not.
+    assert!(found.contains(&("LAYER_MERGED".to_owned(), true)), "{found:?}");
+    let refused = client.run(&["snapshot", "delete", &format!("{vm}/one"), "--yes"]);
+    assert!(refused.code == 6 && refused.stderr.contains("the catalog says"), "{refused:?}");
+    assert_eq!(guest.image("vda"), *active);
+    assert!(guest.has_file("/mnt/vda/three"), "the guest goes on");
 }

@@ -328,7 +328,9 @@ impl History {
         drop(life);
         sim.reset_script();
         // Whatever was left is seen through by the next life.
-        Life::start(&self.scene).settle(&self.scene);
+        let life = Life::start(&self.scene);
+        life.settle(&self.scene);
+        life.check(&self.scene).map_err(|problem| TestCaseError::fail(format!("{moved:?}: {problem}")))?;
         let ended = self.scene.last_asked().filter(|operation| Some(operation.id) != before);
         match ended.map(|operation| operation.cursor.state) {
             Some(OperationState::Succeeded) => done(&mut self.truth),

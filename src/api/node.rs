@@ -51,8 +51,16 @@ impl NodeService for Api {
         Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
     }
 
+    async fn check_node(&self, _: Request<v1::CheckNodeRequest>) -> Answer<v1::CheckNodeResponse> {
+        let found = self.engine.check_node().await.map_err(status::of)?;
+        Ok(Response::new(v1::CheckNodeResponse {
+            differences: found.differences.iter().map(convert::difference).collect(),
+            vms_checked: u32::try_from(found.vms).unwrap_or(u32::MAX),
+            images_checked: u32::try_from(found.images).unwrap_or(u32::MAX),
+        }))
+    }
+
     later! {
-        check_node(CheckNodeRequest) -> v1::CheckNodeResponse;
         back_up_catalog(BackUpCatalogRequest) -> v1::BackUpCatalogResponse;
         reload_configuration(ReloadConfigurationRequest) -> v1::ReloadConfigurationResponse;
     }

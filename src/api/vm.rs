@@ -1,10 +1,12 @@
 //! `VmService`: the VMs of this node, as far as their snapshots are concerned.
 
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, status};
+use crate::host::{HostError, VmSummary};
+use crate::model::VmId;
 use crate::model::vm::DiskView;
 use crate::ops::OpsError;
 use crate::proto::v1;
@@ -46,9 +48,7 @@ impl VmService for Api {
         let mut answer =
             v1::ListVmsResponse { total_size, next_page_token, ..v1::ListVmsResponse::default() };
         for vm in vms {
-            let tree = self.tree(vm.id).await?;
-            let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
-            let shown = convert::vm_summary(&vm, &tree, &sizes, self.engine.holder(vm.id));
+            let shown = self.without_disks(&vm).await?;
             answer.vms.push(v1::Vm { gone: gone.contains(&vm), ..shown });
         }
         Ok(Response::new(answer))
@@ -58,16 +58,19 @@ impl VmService for Api {
         let mut violations = Violations::default();
         violations.required("vm", &request.get_ref().vm);
         violations.check()?;
-        let found = match self.engine.find_vm(&request.get_ref().vm).await {
-            Err(OpsError::NoSuchVm(_)) => return self.get_gone(&request.get_ref().vm).await,
-            found => found.map_err(status::of)?,
-        };
-        let (view, tree) = self.engine.vm(found.id).await.map_err(status::of)?;
-        let active = view.disks.iter().filter_map(DiskView::active).map(|image| (&image.path, image.format));
-        let pending = tree.pending().map(|layer| (&layer.path, layer.format));
-        let sizes = self.engine.sizes(active.chain(pending)).await;
-        let vm = convert::vm(&view, &tree, &sizes, self.engine.holder(found.id));
+        let vm = self.one_vm(&request.get_ref().vm).await?;
         Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))
+    }
+
+    async fn check_vm(&self, request: Request<v1::CheckVmRequest>) -> Answer<v1::CheckVmResponse> {
+        let mut violations = Violations::default();
+        violations.required("vm", &request.get_ref().vm);
+        violations.check()?;
+        let id = self.vm_id(&request.get_ref().vm).await?;
+        let found = self.engine.check_vm(id).await.map_err(status::of)?;
+        let differences = found.iter().map(convert::difference).collect();
+        let vm = self.one_vm(&request.get_ref().vm).await?;
+        Ok(Response::new(v1::CheckVmResponse { vm: Some(vm), differences }))
     }
 
     async fn deploy_vm(&self, request: Request<v1::DeployVmRequest>) -> Answer<v1::DeployVmResponse> {
@@ -76,22 +79,57 @@ impl VmService for Api {
     }
 
     later! {
-        check_vm(CheckVmRequest) -> v1::CheckVmResponse;
         resolve_vm(ResolveVmRequest) -> v1::ResolveVmResponse;
         resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
     }
 }
 
 impl Api {
+    async fn one_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
+        let found = match self.engine.find_vm(wanted).await {
+            Err(OpsError::NoSuchVm(_)) => return self.gone_vm(wanted).await,
+            found => found.map_err(status::of)?,
+        };
+        let (view, tree) = match self.engine.vm(found.id).await {
+            // It can be shown without its disks, and has to be: somebody wants to know what is wrong with it.
+            Err(OpsError::Host(error @ (HostError::NoSuchImage(_) | HostError::BadImage { .. }))) => {
+                let vm = self.without_disks(&found).await?;
+                return Ok(v1::Vm { blocked_reason: error.to_string(), ..vm });
+            }
+            seen => seen.map_err(status::of)?,
+        };
+        let active = view.disks.iter().filter_map(DiskView::active).map(|image| (&image.path, image.format));
+        let pending = tree.pending().map(|layer| (&layer.path, layer.format));
+        let sizes = self.engine.sizes(active.chain(pending)).await;
+        let vm = convert::vm(&view, &tree, &sizes, self.engine.holder(found.id));
+        Ok(self.with_differences(found.id, vm))
+    }
+
     /// A VM that has left: what the catalog has of it.
-    async fn get_gone(&self, vm: &str) -> Answer<v1::GetVmResponse> {
-        let id = self.vm_id(vm).await?;
+    async fn gone_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
+        let id = self.vm_id(wanted).await?;
         let gone = self.engine.gone(&[]).await.map_err(status::of)?;
         let found = gone.into_iter().find(|gone| gone.id == id);
-        let found = found.ok_or_else(|| status::of(OpsError::NoSuchVm(vm.to_owned())))?;
-        let tree = self.tree(id).await?;
+        let found = found.ok_or_else(|| status::of(OpsError::NoSuchVm(wanted.to_owned())))?;
+        Ok(v1::Vm { gone: true, ..self.without_disks(&found).await? })
+    }
+
+    /// What the catalog has of a VM, and what of it can be said without looking at its disks.
+    async fn without_disks(&self, vm: &VmSummary) -> Result<v1::Vm, Status> {
+        let tree = self.tree(vm.id).await?;
         let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
-        let shown = convert::vm_summary(&found, &tree, &sizes, self.engine.holder(id));
-        Ok(Response::new(v1::GetVmResponse { vm: Some(v1::Vm { gone: true, ..shown }) }))
+        let shown = convert::vm_summary(vm, &tree, &sizes, self.engine.holder(vm.id));
+        Ok(self.with_differences(vm.id, shown))
+    }
+
+    /// With what the last look at the VM has found.
+    fn with_differences(&self, id: VmId, vm: v1::Vm) -> v1::Vm {
+        let differences = self.engine.last_check(id);
+        let blocks = differences.iter().find(|difference| difference.blocks);
+        v1::Vm {
+            blocked_reason: blocks.map(|blocks| blocks.description.clone()).unwrap_or_default(),
+            difference_count: u32::try_from(differences.len()).unwrap_or(u32::MAX),
+            ..vm
+        }
     }
 }

@@ -26,7 +26,8 @@ use units::duration;
 /// Snapshots of the VMs on a KVM hypervisor
 ///
 /// Exit codes: 0 ok, 1 failed, 2 usage, 3 partly done, 4 not found, 5 exists already, 6 precondition or conflict,
-/// 7 permission, 8 unavailable, 9 timed out (the work goes on), 10 no space, 130 interrupted (the work goes on).
+/// 7 permission, 8 unavailable, 9 timed out (the work goes on), 10 no space, 11 a check found differences,
+/// 130 interrupted (the work goes on).
 #[derive(Debug, Parser)]
 #[command(name = "vmsnap", version, disable_help_subcommand = true)]
 pub struct Args {
@@ -118,6 +119,11 @@ pub(super) enum VmVerb {
         /// Name or UUID
         vm: String,
     },
+    /// Compare what the catalog says of a VM with what is there. Changes nothing
+    Check {
+        /// Name or UUID
+        vm: String,
+    },
     /// Make a new VM out of a snapshot. The VM that the snapshot is of goes on
     Deploy(DeployArgs),
 }
@@ -145,6 +151,8 @@ pub(super) struct DeployArgs {
 pub(super) enum NodeVerb {
     /// Show the node: versions, parts, what is under way
     Show,
+    /// Compare the catalog with what is there: VMs, images, files that nobody needs. Changes nothing
+    Check,
 }
 
 /// For verbs that cannot be taken back.

@@ -21,6 +21,7 @@ pub(super) mod exit {
     pub(in crate::cli) const UNAVAILABLE: u8 = 8;
     pub(in crate::cli) const TIMED_OUT: u8 = 9;
     pub(in crate::cli) const NO_SPACE: u8 = 10;
+    pub(in crate::cli) const DIFFERS: u8 = 11;
     pub(in crate::cli) const INTERRUPTED: u8 = 130;
 }
 

@@ -9,6 +9,7 @@ use clap::Parser;
 
 mod args;
 mod ask;
+mod check;
 mod connect;
 mod edit;
 mod event;

@@ -4,11 +4,17 @@ use super::args::NodeVerb;
 use super::connect::Daemon;
 use super::failure::Failure;
 use super::output::{Shown, Text};
-use super::{Session, words};
+use super::{Session, check, words};
 use crate::proto::v1;
 
 pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, Failure> {
-    let NodeVerb::Show = verb;
+    match verb {
+        NodeVerb::Show => show(session).await,
+        NodeVerb::Check => check::node(session).await,
+    }
+}
+
+async fn show(session: &Session) -> Result<u8, Failure> {
     let answer = session.daemon.nodes().get_node(v1::GetNodeRequest {}).await?.into_inner();
     let node = answer.node.clone().unwrap_or_default();
     let versions = node.versions.clone().unwrap_or_default();

@@ -7,13 +7,14 @@ use super::output::{Shown, Text};
 use super::snapshot::{locate, see_through, show_plan};
 use super::table::Table;
 use super::volume::mode;
-use super::{Session, words};
+use super::{Session, check, words};
 use crate::proto::v1;
 
 pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Failure> {
     match verb {
         VmVerb::List => list(session).await,
         VmVerb::Show { vm } => show(session, vm).await,
+        VmVerb::Check { vm } => check::vm(session, vm).await,
         VmVerb::Deploy(args) => deploy(session, args).await,
     }
 }
@@ -101,6 +102,9 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
     if let Some(debt) = vm.merge_debt.filter(|debt| debt.layers > 0) {
         let bytes = words::size(debt.bytes);
         lines.push(format!("to merge   {} layers with {bytes} that no snapshot needs", debt.layers));
+    }
+    if !vm.blocked_reason.is_empty() {
+        lines.push(format!("blocked    {}", vm.blocked_reason));
     }
     if !vm.operation_id.is_empty() {
         lines.push(format!("operation  {}", vm.operation_id));

@@ -81,6 +81,10 @@ pub(super) fn severity(severity: v1::Severity) -> String {
     short(severity.as_str_name(), "SEVERITY_")
 }
 
+pub(super) fn difference(kind: v1::DifferenceKind) -> String {
+    short(kind.as_str_name(), "DIFFERENCE_KIND_").to_lowercase().replace('_', " ")
+}
+
 pub(super) fn volume_state(state: v1::VolumeState) -> String {
     short(state.as_str_name(), "VOLUME_STATE_")
 }

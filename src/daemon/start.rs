@@ -152,6 +152,7 @@ impl Daemon {
         engine.expire_snapshots();
         engine.collapse_when_vms_change();
         engine.keep_presence();
+        engine.check_when_linked();
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();

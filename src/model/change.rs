@@ -9,7 +9,7 @@ use super::layer::{Layer, LayerTree, Ownership, Volume};
 use super::operation::Findings;
 use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
 use super::step::{CatalogChange, MergedLayers, Survivor};
-use super::vm::RunState;
+use super::vm::{RunState, Seen};
 use super::{LayerId, SnapshotId};
 
 impl LayerTree {
@@ -83,6 +83,15 @@ impl LayerTree {
         }
     }
 
+    /// Notes how files of layers are.
+    pub fn remember(&mut self, seen: &[(LayerId, Seen)]) {
+        for (id, seen) in seen {
+            if let Some(layer) = self.layers.get_mut(id) {
+                layer.seen = Some(*seen);
+            }
+        }
+    }
+
     /// Changes one snapshot, and its generation with it.
     pub fn change_snapshot(&mut self, id: SnapshotId, change: impl FnOnce(&mut Snapshot)) {
         if let Some(snapshot) = self.snapshots.iter_mut().find(|snapshot| snapshot.id == id) {
@@ -110,6 +119,11 @@ impl LayerTree {
             self.layers.insert(layer.id, layer.clone());
         }
         for volume in volumes {
+            // What was written to until now is not as it was seen before.
+            let before = self.volume(volume.id).map(|before| before.active);
+            if let Some(layer) = before.and_then(|active| self.layers.get_mut(&active)) {
+                layer.seen = None;
+            }
             self.volumes.retain(|known| known.id != volume.id);
             self.volumes.push(volume.clone());
         }
@@ -126,6 +140,7 @@ impl LayerTree {
     fn cut_below(&mut self, path: &Path) {
         let Some(layer) = self.layers.values_mut().find(|layer| layer.path == path) else { return };
         let mut below = layer.parent.take();
+        layer.seen = None;
         while let Some(layer) = below.and_then(|id| self.layers.get(&id)) {
             if layer.ownership == Ownership::Owned || self.children(layer.id).next().is_some() {
                 return;
@@ -149,6 +164,7 @@ impl LayerTree {
         self.forget_layers(&merged.between);
         if let Some(child) = self.layers.get_mut(&merged.child) {
             child.parent = base.parent;
+            child.seen = None;
         }
     }
 
@@ -158,9 +174,11 @@ impl LayerTree {
         self.forget_layers(&merged.between);
         if let Some(base) = self.layers.get_mut(&merged.base) {
             base.virtual_size = child.virtual_size;
+            base.seen = None;
         }
         for layer in self.layers.values_mut().filter(|layer| layer.parent == Some(merged.child)) {
             layer.parent = Some(merged.base);
+            layer.seen = None;
         }
         for volume in self.volumes.iter_mut().filter(|volume| volume.active == merged.child) {
             volume.active = merged.base;

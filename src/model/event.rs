@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::clone::{CloneState, ClonedVolume};
+use super::difference::Difference;
 use super::edit::{Comment, Edit};
 use super::ids::{OperationId, SnapshotId, VmId, VolumeId};
 use super::layer::LayerTree;
@@ -63,6 +64,7 @@ pub enum EventKind {
     VolumeStateChanged,
     VmArrived,
     VmLeft,
+    VmDifference,
     DaemonStarted,
     DaemonStopping,
 }
@@ -142,6 +144,28 @@ pub fn of_presence(vm: VmId, name: &str, is_here: bool, snapshots: usize, cause:
     let event =
         Event { vm: Some(vm), vm_name: name.to_owned(), severity, ..Event::new(kind, message, cause) };
     event.with("snapshots", snapshots)
+}
+
+/// A difference between the catalog and the world was found, or is settled.
+#[must_use]
+pub fn of_difference(difference: &Difference, is_found: bool, cause: &Cause) -> Event {
+    let severity = match (is_found, difference.blocks) {
+        (true, true) => Severity::Error,
+        (true, false) => Severity::Warning,
+        (false, _) => Severity::Info,
+    };
+    let (change, message) = if is_found {
+        ("found", difference.description.clone())
+    } else {
+        ("settled", format!("settled: {}", difference.description))
+    };
+    let event = Event {
+        vm: difference.vm,
+        vm_name: difference.vm_name.clone(),
+        severity,
+        ..Event::new(EventKind::VmDifference, message, cause)
+    };
+    event.with("difference_id", difference.id()).with("change", change)
 }
 
 /// What a change of a VM's tree tells: snapshots and clones that came to another state, came or went.

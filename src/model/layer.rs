@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::clone::ClonedVolume;
 use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VolumeId};
 use super::snapshot::{Snapshot, SnapshotState};
-use super::vm::Format;
+use super::vm::{Format, Seen};
 
 /// One image file of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Layer {
     pub ownership: Ownership,
     /// Size that the guest sees, in bytes.
     pub virtual_size: u64,
+    /// Its file, as it was left in order by the last operation; None until it was looked at since.
+    #[serde(default)]
+    pub seen: Option<Seen>,
 }
 
 /// Whether we may write to a layer or remove it.
@@ -155,6 +158,15 @@ impl LayerTree {
             && !self.is_active(layer.id)
             && !self.is_cloned(layer.id)
             && self.references(layer.id).next().is_none()
+    }
+
+    /// The snapshots that read through a layer.
+    #[must_use]
+    pub fn readers(&self, layer: LayerId) -> Vec<SnapshotId> {
+        let reads = |top: LayerId| self.chain(top).iter().any(|read| read.id == layer);
+        let readers = self.snapshots.iter();
+        let readers = readers.filter(|snapshot| snapshot.disks.iter().any(|disk| reads(disk.layer)));
+        readers.map(|snapshot| snapshot.id).collect()
     }
 
     /// The layers that are to be merged or removed, as soon as the tree allows it: the merge debt.

@@ -6,6 +6,7 @@
 pub mod change;
 pub mod clone;
 pub mod cursor;
+pub mod difference;
 pub mod edit;
 pub mod event;
 pub mod ids;
@@ -17,6 +18,7 @@ pub mod step;
 pub mod vm;
 
 pub use clone::{CloneMode, CloneState, ClonedVolume};
+pub use difference::{Difference, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use event::{Cause, Event};
 pub use ids::{

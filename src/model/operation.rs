@@ -1,14 +1,17 @@
 //! An operation: what was asked, the plan, how far it is, what was learned. Decides nothing of its own: the moves are
 //! the cursor's. It is what the journal keeps, so a field here is a promise to the next version.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::cursor::Cursor;
-use super::ids::{OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+use super::ids::{LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+use super::layer::LayerTree;
 use super::request::Request;
 use super::snapshot::Consistency;
-use super::step::{NewVm, Step};
+use super::step::{CatalogChange, NewVm, Step};
 use super::vm::{Attachment, RunState};
 
 pub use super::cursor::{Direction, Outcome, State as OperationState, Turn};
@@ -79,12 +82,42 @@ impl Operation {
         }
     }
 
-    /// Whether memory is being captured: the one commit step that can be ended from outside.
+    /// Layers with images that it writes to, whether it comes through with it or not.
+    #[must_use]
+    pub fn written_layers(&self, tree: &LayerTree) -> BTreeSet<LayerId> {
+        let of_step = |step: &Step| match step {
+            Step::Record(CatalogChange::LayersMerged { merged }) => {
+                merged.iter().flat_map(|merged| [merged.child, merged.base]).collect()
+            }
+            Step::FlattenImage { image } => {
+                let layers = tree.layers.values().filter(|layer| layer.path == image.path);
+                layers.map(|layer| layer.id).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.steps.iter().flat_map(of_step).collect()
+    }
+
+    /// Whether a wish to cancel can still be granted: before the commit step, and in one that can be ended from outside.
+    #[must_use]
+    pub fn can_cancel(&self) -> bool {
+        self.cursor.can_cancel() || self.captures_memory() || self.flattens_offline()
+    }
+
+    fn flattens_offline(&self) -> bool {
+        matches!(self.commit_step(), Some(Step::FlattenImage { .. }))
+    }
+
+    /// The commit step, while it is being done.
+    fn commit_step(&self) -> Option<&Step> {
+        let OperationState::Running { at } = self.cursor.state else { return None };
+        self.steps.get(at).filter(|_| at == self.cursor.commit_point)
+    }
+
+    /// Whether memory is being captured.
     #[must_use]
     pub fn captures_memory(&self) -> bool {
-        let OperationState::Running { at } = self.cursor.state else { return false };
-        at == self.cursor.commit_point
-            && matches!(&self.steps[at], Step::SwitchDisks(switch) if switch.memory.is_some())
+        matches!(self.commit_step(), Some(Step::SwitchDisks(switch)) if switch.memory.is_some())
     }
 
     /// What the VM did when a create was planned.

@@ -323,6 +323,29 @@ pub struct ImageFacts {
     pub backing: Option<Backing>,
     /// Which file it is, whatever its name.
     pub identity: FileIdentity,
+    /// How long the file is, in bytes.
+    pub length: u64,
+    /// Whether the name is a symbolic link.
+    pub is_link: bool,
+}
+
+impl ImageFacts {
+    /// What is remembered of a file, to tell later whether it is still the same.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen { inode: self.identity.inode, length: self.length, is_link: self.is_link }
+    }
+}
+
+/// A file as it was when it was last left in order. Not its device: those are numbered anew with each boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Inode number.
+    pub inode: u64,
+    /// How long it was, in bytes.
+    pub length: u64,
+    /// Whether its name was a symbolic link.
+    pub is_link: bool,
 }
 
 /// The backing file as an image header names it.

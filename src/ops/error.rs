@@ -125,6 +125,9 @@ impl OpsError {
         match self {
             Self::Refused(refusal) => refusal.remedy(),
             Self::Host(HostError::Unreachable(_)) => "start libvirtd; vmsnapd connects to it by itself",
+            Self::Host(HostError::NoSuchImage(_)) => {
+                "bring the image back; 'vmsnap vm check' tells what needs it"
+            }
             Self::Host(_) => "see the log of vmsnapd",
             Self::Store(StoreError::NameTaken | StoreError::VolumeNameTaken(_)) => "choose another name",
             Self::Store(StoreError::KeyReused(_)) => "use a new request id for a new request",

@@ -44,7 +44,7 @@ impl Engine {
         self.tell(Event::new(EventKind::DaemonStopping, message, &by_itself())).await;
     }
 
-    async fn tell(&self, event: Event) {
+    pub(super) async fn tell(&self, event: Event) {
         if let Err(error) = self.0.store.tell(event).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error, "an event cannot be kept");

@@ -3,7 +3,7 @@
 //! Decides when something runs, waits or is refused for being in the way. Leaves what to do to `plan`, how to `host`.
 //! Must never know of gRPC, XML or SQL.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -14,11 +14,14 @@ use tokio_util::task::TaskTracker;
 use crate::host::{Host, VmSummary};
 use crate::model::operation::OperationState;
 use crate::model::vm::Format;
-use crate::model::{ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView};
+use crate::model::{
+    Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
+};
 use crate::plan::{LivePulls, Places};
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
 mod board;
+mod check;
 mod clones;
 mod deadman;
 mod detached;
@@ -37,6 +40,7 @@ mod submit;
 mod volumes;
 
 pub use board::{OperationView, Phase, Progress};
+pub use check::NodeCheck;
 pub use error::OpsError;
 pub use submit::{Asked, Submitted};
 pub use volumes::{VolumePlace, VolumeView};
@@ -63,6 +67,8 @@ struct Inner {
     dead_man: DeadMan,
     /// VMs with layers that wait for other VMs.
     waiting: Mutex<BTreeSet<VmId>>,
+    /// What the last check of each VM found.
+    differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -107,6 +113,7 @@ impl Engine {
             board: Board::default(),
             dead_man,
             waiting: Mutex::default(),
+            differences: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))
@@ -251,8 +258,7 @@ impl Engine {
     /// Asks an operation to turn back.
     pub async fn cancel(&self, id: OperationId) -> Result<OperationView> {
         let view = self.operation(id).await?;
-        let captures_memory = view.operation.captures_memory();
-        if !(view.operation.cursor.can_cancel() || captures_memory) {
+        if !view.operation.can_cancel() {
             return Err(OpsError::NotCancellable);
         }
         self.say(id, Command::Cancel, OpsError::NotCancellable).await?;

@@ -73,6 +73,8 @@ impl Runner {
         if matches!(self.operation.cursor.state, OperationState::Stuck { .. }) {
             return Box::pin(self.wait_for_a_person()).await;
         }
+        // Before the end is durable: what was written to has to be looked at, even if the daemon dies now.
+        self.engine.remember(&self.operation).await;
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
         self.log_end();

@@ -155,7 +155,7 @@ impl Engine {
 
     /// Holds the VM for an operation, or names the one that does. Whoever is only being planned, by another client or by
     /// the daemon to see whether something could be merged, is waited for: there may be nothing to name in the end.
-    async fn enter(&self, vm: VmId, id: OperationId) -> Result<Permit> {
+    pub(super) async fn enter(&self, vm: VmId, id: OperationId) -> Result<Permit> {
         let mut changes = self.0.gate.changes();
         loop {
             changes.mark_unchanged();
@@ -189,6 +189,7 @@ impl Engine {
             _ => None,
         };
         let mut world = observe::observe(self, vm, image).await?;
+        self.tell_differences(vm, &plan::differences(&world)).await;
         self.look_around(&mut world, &request).await?;
         let clone = self.clone_of(&request).await?;
         let subject = Subject { snapshot, clone: clone.as_ref() };

@@ -289,6 +289,7 @@ mod tests {
             format: Format::Qcow2,
             ownership: if number == 1 { Ownership::Foreign } else { Ownership::Owned },
             virtual_size: 1,
+            seen: None,
         };
         let volume = |&number: &u128| Volume {
             id: VolumeId(Uuid::from_u128(number)),

@@ -156,6 +156,7 @@ impl Part {
             format: Format::Qcow2,
             ownership: Ownership::Owned,
             virtual_size: facts.virtual_size,
+            seen: None,
         });
         Ok(Self {
             target: disk.target.clone(),
@@ -221,6 +222,7 @@ pub(super) fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeI
             format: image.format,
             ownership: if depth == 0 { Ownership::Owned } else { Ownership::Foreign },
             virtual_size: world.images.get(&image.path).map_or(0, |facts| facts.virtual_size),
+            seen: None,
         });
     }
     let frozen = layers.last().map_or_else(LayerId::new, |layer| layer.id);

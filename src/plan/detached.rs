@@ -34,6 +34,7 @@ pub(super) fn create(
         id: LayerId(ids()),
         path: new_image_path(&directory, ids()),
         virtual_size: image.virtual_size,
+        seen: None,
         ..image.layer.clone()
     };
     let new = image.over(&frozen, image.virtual_size, ids);
@@ -168,6 +169,7 @@ impl Image {
                 format: Format::Qcow2,
                 ownership: Ownership::Owned,
                 virtual_size,
+                seen: None,
                 ..self.layer.clone()
             },
         }

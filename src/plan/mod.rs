@@ -15,6 +15,7 @@ use crate::model::{
     ClonedVolume, Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume, VolumeId,
 };
 
+mod check;
 mod clone;
 mod collapse;
 mod create;
@@ -33,6 +34,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
+pub use check::differences;
 pub use clone::{clone_volume, delete_volume, flatten_volume};
 pub use collapse::collapse as collapse_tree;
 pub use create::create;

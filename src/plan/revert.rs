@@ -183,6 +183,7 @@ impl Part {
                 format: Format::Qcow2,
                 ownership: Ownership::Owned,
                 virtual_size: disk.virtual_size,
+                seen: None,
             },
             target: view.target.clone(),
         })

@@ -96,6 +96,8 @@ impl Paper {
             allocated: 1 << 20,
             backing,
             identity,
+            length: 1 << 20,
+            is_link: false,
         };
         self.world.images.insert(path.to_owned(), facts);
     }

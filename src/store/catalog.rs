@@ -7,7 +7,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::{Result, Store, clone, event, from_json, parse, snapshot, to_json};
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
-use crate::model::{Findings, Layer, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
+use crate::model::vm::Seen;
+use crate::model::{Findings, Layer, LayerId, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
 
 impl Store {
     /// What is known of a VM; an empty tree if nothing is.
@@ -87,6 +88,17 @@ impl Store {
             changed.generation += 1;
             snapshot::write(transaction, &changed)?;
             event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), &cause))
+        })
+        .await
+    }
+
+    /// Notes how the files of layers are.
+    pub async fn remember(&self, vm: VmId, seen: Vec<(LayerId, Seen)>) -> Result<()> {
+        self.transact(move |transaction| {
+            let before = read_tree(transaction, vm)?;
+            let mut tree = before.clone();
+            tree.remember(&seen);
+            write_tree(transaction, &before, &tree)
         })
         .await
     }

@@ -119,8 +119,10 @@ async fn others() {
     let resolved = node.operations().resolve_operation(resolve).await.map(drop);
     check(resolved, Code::FailedPrecondition, "OPERATION_NOT_STUCK");
 
-    let later = v1::CheckVmRequest::default();
-    check(node.vms().check_vm(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
+    let nobody = v1::CheckVmRequest::default();
+    check(node.vms().check_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
+    let later = v1::ResolveVmRequest::default();
+    check(node.vms().resolve_vm(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
     assert_eq!(node.acts(), acts, "something was done");
     assert_eq!(node.names().await, ["one"]);
 }

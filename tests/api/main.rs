@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
 mod bad_requests;
+mod check;
 mod client;
 mod clones;
 mod edit;

@@ -23,7 +23,7 @@ use vmsnap::model::{
     RevertSnapshot, RevertVolume, RunStateAfter, SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot,
     VmId, VolumeId,
 };
-use vmsnap::ops::{Asked, Engine, OpsError, Settings, Submitted};
+use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, LivePulls, Places};
 use vmsnap::store::Store;
 
@@ -557,6 +557,26 @@ impl Life {
 }
 
 impl Life {
+    /// What a check of the node finds to differ. Nothing, as long as nobody else does anything.
+    pub fn check(&self, scene: &Scene) -> Result<(), String> {
+        // A link that was cut at the very end comes back after some calls.
+        let found = (0..5).find_map(|_| self.check_once().ok()).ok_or("the node cannot be checked")?;
+        let is_known = !scene.tree().layers.is_empty();
+        ensure(found.vms > 0 || !is_known, || "the VM was not checked".to_owned())?;
+        ensure(found.differences.is_empty(), || format!("differences: {:#?}", found.differences))
+    }
+
+    fn check_once(&self) -> Result<NodeCheck, OpsError> {
+        let engine = self.engine.clone();
+        self.runtime.block_on(async {
+            let task = tokio::spawn(async move { engine.check_node().await });
+            while !task.is_finished() {
+                pass_time().await;
+            }
+            task.await.unwrap()
+        })
+    }
+
     /// Whether nothing could go any more, but for what VMs read that the catalog does not know.
     async fn is_settled(scene: &Scene) -> bool {
         let mut trees = vec![scene.store.tree(scene.vm).await.unwrap()];

@@ -1,6 +1,7 @@
 //! Between the model and the contract. Decides only spelling; every match is exhaustive, so that a new state cannot
 //! go out unnamed.
 
+mod difference;
 mod event;
 mod operation;
 mod plan;
@@ -8,6 +9,7 @@ mod snapshot;
 mod vm;
 mod volume;
 
+pub(super) use difference::difference;
 pub(super) use event::{event, event_kind, severity};
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};

@@ -29,7 +29,7 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         steps: steps(operation),
         current_step: index(current_step(operation)),
         commit_point: index(cursor.commit_point),
-        cancellable: cursor.can_cancel() || operation.captures_memory(),
+        cancellable: operation.can_cancel(),
         progress: view.progress.iter().map(|progress| progress_of(progress, has_ended)).collect(),
         generation: view.revision,
         error: error(operation),

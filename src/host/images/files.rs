@@ -53,7 +53,9 @@ pub(super) fn inspect(path: &Path, format: Format) -> Result<ImageFacts> {
             (header.virtual_size, backing(&header, path)?)
         }
     };
-    Ok(ImageFacts { format, virtual_size, allocated, backing, identity: identity(&metadata) })
+    let is_link = path.symlink_metadata().map_err(failed("look at", path))?.is_symlink();
+    let identity = identity(&metadata);
+    Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: bytes, is_link })
 }
 
 /// The header of a qcow2 image, if the image is one that we handle.

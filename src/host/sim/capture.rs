@@ -116,7 +116,7 @@ impl World {
     }
 
     /// All disks at one instant.
-    fn switch_live(&mut self, vm: VmId, disks: &[(DiskTarget, ImageRef)], extent: Extent) {
+    pub(super) fn switch_live(&mut self, vm: VmId, disks: &[(DiskTarget, ImageRef)], extent: Extent) {
         for (disk, overlay) in disks {
             let machine = self.machines.get_mut(&vm);
             let Some(live) = machine.and_then(|machine| machine.live.as_mut()) else { return };

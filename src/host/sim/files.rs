@@ -39,6 +39,7 @@ pub(super) struct Files {
 #[derive(Debug, Clone)]
 pub(super) struct File {
     pub(super) identity: FileIdentity,
+    pub(super) is_link: bool,
     pub(super) kind: FileKind,
 }
 
@@ -137,7 +138,7 @@ impl Files {
         }
         let identity = FileIdentity { device: 1, inode: self.next_inode };
         self.next_inode += 1;
-        self.by_path.insert(path.to_owned(), File { identity, kind });
+        self.by_path.insert(path.to_owned(), File { identity, is_link: false, kind });
         Ok(())
     }
 
@@ -163,6 +164,21 @@ impl Files {
         }
         self.by_path.insert(to.to_owned(), file);
         Ok(())
+    }
+
+    /// Somebody copies a file elsewhere and back: the same content is in another file.
+    pub(super) fn renew(&mut self, path: &Path) {
+        if let Some(file) = self.by_path.get_mut(path) {
+            file.identity.inode = self.next_inode;
+            self.next_inode += 1;
+        }
+    }
+
+    /// Somebody moves a file elsewhere and puts a link in its place.
+    pub(super) fn make_link(&mut self, path: &Path) {
+        if let Some(file) = self.by_path.get_mut(path) {
+            file.is_link = true;
+        }
     }
 
     /// Lets a file take the name of another one.
@@ -254,7 +270,8 @@ impl Files {
             }
             (Format::Raw, _) => (allocated, None),
         };
-        Ok(ImageFacts { format, virtual_size, allocated, backing, identity: file.identity })
+        let (identity, is_link) = (file.identity, file.is_link);
+        Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: allocated, is_link })
     }
 
     /// Bytes that are free.

@@ -254,6 +254,27 @@ impl SimHost {
         });
     }
 
+    /// Somebody puts an overlay on what a running VM writes to, as `virsh snapshot-create-as` does.
+    pub fn someone_overlays(&self, vm: VmId, disk: &DiskTarget, path: &Path) {
+        self.change(|world| {
+            let Some(below) = world.active_image(vm, disk) else { return };
+            let Ok(virtual_size) = world.files.image(&below.path).map(|image| image.virtual_size) else {
+                return;
+            };
+            let kind = FileKind::Image(Image {
+                format: Format::Qcow2,
+                virtual_size,
+                backing: Some(below),
+                blocks: Content::new(),
+                is_template: false,
+            });
+            let overlay = ImageRef { path: path.to_owned(), format: Format::Qcow2 };
+            if world.files.create(path, kind).is_ok() {
+                world.switch_live(vm, &[(disk.clone(), overlay)], Extent::Whole);
+            }
+        });
+    }
+
     /// The hypervisor believes something wrong of the images that the VM uses, because it died before it could note a
     /// switch: no look at the VM succeeds any more, until it stops.
     pub fn becomes_known_wrongly(&self, vm: VmId) {
@@ -273,6 +294,23 @@ impl SimHost {
     /// Somebody removes a file.
     pub fn someone_removes(&self, path: &Path) {
         self.world().files.remove(path);
+    }
+
+    /// Somebody copies a file elsewhere and back.
+    pub fn someone_replaces(&self, path: &Path) {
+        self.world().files.renew(path);
+    }
+
+    /// Somebody moves a file elsewhere and puts a link to it in its place.
+    pub fn someone_links(&self, path: &Path) {
+        self.world().files.make_link(path);
+    }
+
+    /// Somebody cuts the end of a file off, and with it a block.
+    pub fn someone_truncates(&self, path: &Path) {
+        if let Ok(image) = self.world().files.image_mut(path) {
+            image.blocks.pop_last();
+        }
     }
 
     /// Somebody puts an image without backing at a path: a template, if nobody may write to it.

@@ -1,0 +1,34 @@
+//! Differences between the catalog and the host.
+
+use crate::model::{Difference, DifferenceKind};
+use crate::proto::v1;
+
+/// A difference. This version offers no ways to settle one: a person does, and checks again.
+pub(in crate::api) fn difference(difference: &Difference) -> v1::Difference {
+    v1::Difference {
+        id: difference.id().to_string(),
+        kind: kind(difference.kind).into(),
+        vm_id: difference.vm.map(|vm| vm.to_string()).unwrap_or_default(),
+        vm_name: difference.vm_name.clone(),
+        disk: difference.disk.as_ref().map(ToString::to_string).unwrap_or_default(),
+        path: difference.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        snapshot_ids: difference.snapshots.iter().map(ToString::to_string).collect(),
+        description: difference.description.clone(),
+        blocks: difference.blocks,
+        actions: Vec::new(),
+    }
+}
+
+fn kind(kind: DifferenceKind) -> v1::DifferenceKind {
+    match kind {
+        DifferenceKind::UnknownOverlay => v1::DifferenceKind::UnknownOverlay,
+        DifferenceKind::ImageMissing => v1::DifferenceKind::ImageMissing,
+        DifferenceKind::ImageChanged => v1::DifferenceKind::ImageChanged,
+        DifferenceKind::LayerMerged => v1::DifferenceKind::LayerMerged,
+        DifferenceKind::DefinitionDiffers => v1::DifferenceKind::DefinitionDiffers,
+        DifferenceKind::VmUndefined => v1::DifferenceKind::VmUndefined,
+        DifferenceKind::DiskSetChanged => v1::DifferenceKind::DiskSetChanged,
+        DifferenceKind::OrphanFile => v1::DifferenceKind::OrphanFile,
+        DifferenceKind::ForeignBlockJob => v1::DifferenceKind::ForeignBlockJob,
+    }
+}

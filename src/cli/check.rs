@@ -1,0 +1,48 @@
+//! `vmsnap vm check` and `vmsnap node check`: what differs between the catalog and what is there.
+//!
+//! To find something is not to fail: it has an exit code of its own.
+
+use prost::Message;
+
+use super::failure::{Failure, exit};
+use super::output::{Shown, Text};
+use super::table::Table;
+use super::{Session, words};
+use crate::proto::v1;
+
+pub(super) async fn vm(session: &Session, vm: String) -> Result<u8, Failure> {
+    let answer = session.daemon.vms().check_vm(v1::CheckVmRequest { vm }).await?.into_inner();
+    let name = answer.vm.as_ref().map(|vm| vm.name.clone()).unwrap_or_default();
+    let well = format!("{name}: the catalog and what is there agree");
+    show(session, &answer, "CheckVmResponse", &answer.differences, well)
+}
+
+pub(super) async fn node(session: &Session) -> Result<u8, Failure> {
+    let answer = session.daemon.nodes().check_node(v1::CheckNodeRequest {}).await?.into_inner();
+    let (vms, images) = (answer.vms_checked, answer.images_checked);
+    let well = format!("{vms} VMs with {images} images: the catalog and what is there agree");
+    show(session, &answer, "CheckNodeResponse", &answer.differences, well)
+}
+
+fn show(
+    session: &Session,
+    message: &impl Message,
+    name: &'static str,
+    differences: &[v1::Difference],
+    well: String,
+) -> Result<u8, Failure> {
+    let mut table = Table::new(&["VM", "DISK", "DIFFERENCE", "BLOCKS", "WHAT"]);
+    for difference in differences {
+        table.row(vec![
+            difference.vm_name.clone(),
+            difference.disk.clone(),
+            words::difference(difference.kind()),
+            if difference.blocks { "yes" } else { "no" }.to_owned(),
+            difference.description.clone(),
+        ]);
+    }
+    let text = if differences.is_empty() { Text::Lines(well) } else { Text::Table(table) };
+    let ids = differences.iter().map(|difference| difference.id.clone()).collect();
+    session.output.show(&Shown { message, name, ids, text })?;
+    Ok(if differences.is_empty() { 0 } else { exit::DIFFERS })
+}

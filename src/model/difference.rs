@@ -1,0 +1,54 @@
+//! Differences between what the catalog says of a VM and what is there. Decides which there are; `plan` finds them.
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::ids::{DiskTarget, SnapshotId, VmId};
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its class.
+    pub kind: DifferenceKind,
+    /// The VM, or what stands for it; None for a file that is nobody's.
+    pub vm: Option<VmId>,
+    /// Its name.
+    pub vm_name: String,
+    /// The disk, if it is about one.
+    pub disk: Option<DiskTarget>,
+    /// The file, if it is about one.
+    pub path: Option<PathBuf>,
+    /// The snapshots that cannot be relied on for it.
+    pub snapshots: Vec<SnapshotId>,
+    /// What was expected, what is there, and what a person can do.
+    pub description: String,
+    /// Whether the VM, or the disk, takes no new operation until it is settled.
+    pub blocks: bool,
+}
+
+/// A class of difference. The contract says what each is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each is explained once, in proto/vmsnap/v1/vm.proto")]
+pub enum DifferenceKind {
+    UnknownOverlay,
+    ImageMissing,
+    ImageChanged,
+    LayerMerged,
+    DefinitionDiffers,
+    VmUndefined,
+    DiskSetChanged,
+    OrphanFile,
+    ForeignBlockJob,
+}
+
+impl Difference {
+    /// The same for as long as the difference stays the same.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        let path = self.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let disk = self.disk.as_ref().map(ToString::to_string).unwrap_or_default();
+        let text = format!("{:?}\0{disk}\0{path}\0{}", self.kind, self.description);
+        Uuid::new_v5(&self.vm.map_or(Uuid::nil(), |vm| vm.0), text.as_bytes())
+    }
+}

@@ -1,0 +1,256 @@
+//! Looks whether the catalog and the world agree: at start, when the hypervisor is back, and when somebody asks.
+//!
+//! Decides whom to look at. Leaves what differs to `plan`. Changes nothing but what it remembers of files that are in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use super::events::by_itself;
+use super::{Engine, OpsError, Result, observe};
+use crate::host::{HostError, Link};
+use crate::model::event::of_difference;
+use crate::model::operation::causes;
+use crate::model::vm::{DiskView, Seen};
+use crate::model::{Difference, DifferenceKind, LayerId, LayerTree, Operation, OperationId, VmId};
+use crate::plan::{self, World};
+
+/// What a look at the whole node found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeCheck {
+    /// What differs.
+    pub differences: Vec<Difference>,
+    /// How many VMs, and volumes that no VM has, were looked at.
+    pub vms: usize,
+    /// How many images were looked at.
+    pub images: usize,
+}
+
+impl Engine {
+    /// What differs between the catalog and a VM. Waits for nobody: one that is held is busy.
+    pub async fn check_vm(&self, vm: VmId) -> Result<Vec<Difference>> {
+        Ok(self.check(vm).await?.0)
+    }
+
+    /// What differs on the whole node. What operations work on is left out: it differs all the time.
+    pub async fn check_node(&self) -> Result<NodeCheck> {
+        let mut found = NodeCheck::default();
+        for vm in self.0.store.vms().await? {
+            match self.check(vm).await {
+                Ok((differences, images)) => {
+                    found.differences.extend(differences);
+                    found.images += images;
+                    found.vms += 1;
+                }
+                // Held, or it has left with no snapshot that would say so.
+                Err(OpsError::VmBusy(_) | OpsError::VmStuck(_) | OpsError::Host(HostError::NoSuchVm(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found.differences.extend(self.orphans().await?);
+        Ok(found)
+    }
+
+    /// Looks at the whole node whenever the hypervisor can be reached again, from now until the daemon goes down.
+    pub fn check_when_linked(&self) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            let stopping = engine.draining();
+            let mut link = engine.0.host.hypervisor.link();
+            loop {
+                if *link.borrow_and_update() == Link::Up {
+                    match engine.check_node().await {
+                        Ok(found) => tracing::info!(
+                            vms = found.vms,
+                            images = found.images,
+                            differences = found.differences.len(),
+                            "the node was checked"
+                        ),
+                        Err(error) => {
+                            let error: &dyn std::error::Error = &error;
+                            tracing::warn!(error, "the node cannot be checked");
+                        }
+                    }
+                }
+                tokio::select! {
+                    changed = link.changed() => if changed.is_err() { return },
+                    () = stopping.cancelled() => return,
+                }
+            }
+        });
+    }
+
+    /// What the last check of a VM found.
+    #[must_use]
+    pub fn last_check(&self, vm: VmId) -> Vec<Difference> {
+        let known = self.0.differences.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&vm).cloned().unwrap_or_default()
+    }
+
+    /// Notes how the files of layers are that an operation has made or written to, however it ended.
+    pub(super) async fn remember(&self, operation: &Operation) {
+        let vm = operation.vm;
+        let noted = async {
+            let tree = self.0.store.tree(vm).await?;
+            let written = operation.written_layers(&tree);
+            let unseen =
+                tree.layers.values().filter(|layer| layer.seen.is_none() || written.contains(&layer.id));
+            let facts = self.sizes(unseen.clone().map(|layer| (&layer.path, layer.format))).await;
+            let seen = unseen.filter_map(|layer| Some((layer.id, facts.get(&layer.path)?.seen())));
+            self.remember_all(vm, seen.collect()).await
+        };
+        if let Err(error) = noted.await {
+            let error: &dyn std::error::Error = &error;
+            tracing::info!(%vm, error, "how the files are is noted with the next operation");
+        }
+    }
+
+    async fn remember_all(&self, vm: VmId, seen: Vec<(LayerId, Seen)>) -> Result<()> {
+        if seen.is_empty() { Ok(()) } else { Ok(self.0.store.remember(vm, seen).await?) }
+    }
+
+    /// With the number of images that were looked at.
+    async fn check(&self, vm: VmId) -> Result<(Vec<Difference>, usize)> {
+        let _permit = self.enter(vm, OperationId::new()).await?;
+        let (differences, images) = match observe::observe(self, vm, None).await {
+            Ok(world) => {
+                let differences = plan::differences(&world);
+                self.remember_all(vm, unseen(&world, &differences)).await?;
+                (differences, world.images.len())
+            }
+            Err(OpsError::Host(error)) => match unreadable(&error) {
+                Some(wrong) => (vec![self.difference_of(vm, &error, wrong).await?], 0),
+                None => return Err(error.into()),
+            },
+            Err(error) => return Err(error),
+        };
+        self.tell_differences(vm, &differences).await;
+        Ok((differences, images))
+    }
+
+    /// A VM that cannot even be looked at.
+    async fn difference_of(
+        &self,
+        vm: VmId,
+        error: &HostError,
+        (kind, path): (DifferenceKind, Option<&PathBuf>),
+    ) -> Result<Difference> {
+        let name = self.vms().await?.into_iter().find(|seen| seen.id == vm).map(|seen| seen.name);
+        let tree = self.0.store.tree(vm).await?;
+        let layer = tree.layers.values().find(|layer| Some(&layer.path) == path);
+        let mut words = causes(error);
+        words.insert(0, error.to_string());
+        words.push("bring it back as it was".to_owned());
+        Ok(Difference {
+            kind,
+            vm: Some(vm),
+            vm_name: name.unwrap_or_default(),
+            disk: None,
+            path: path.cloned(),
+            snapshots: layer.map(|layer| tree.readers(layer.id)).unwrap_or_default(),
+            description: words.join(": "),
+            blocks: true,
+        })
+    }
+
+    /// Tells what is new and what is settled since the last look.
+    pub(super) async fn tell_differences(&self, vm: VmId, now: &[Difference]) {
+        let before = {
+            let mut known = self.0.differences.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert(vm, now.to_vec()).unwrap_or_default()
+        };
+        let of = |all: &[Difference]| -> BTreeMap<_, _> {
+            all.iter().map(|difference| (difference.id(), difference.clone())).collect()
+        };
+        let (before, now) = (of(&before), of(now));
+        for (_, found) in now.iter().filter(|(id, _)| !before.contains_key(id)) {
+            self.tell(of_difference(found, true, &by_itself())).await;
+        }
+        for (_, settled) in before.iter().filter(|(id, _)| !now.contains_key(id)) {
+            self.tell(of_difference(settled, false, &by_itself())).await;
+        }
+    }
+
+    /// Files that we made, by their names, and that nobody needs. They are told, never removed.
+    async fn orphans(&self) -> Result<Vec<Difference>> {
+        let mut known: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut directories: BTreeSet<PathBuf> = self.0.places.images.iter().cloned().collect();
+        directories.insert(self.0.places.memory.clone());
+        directories.extend(self.0.places.overlays.clone());
+        for vm in self.0.store.vms().await? {
+            let tree = self.0.store.tree(vm).await?;
+            directories
+                .extend(tree.layers.values().filter_map(|layer| Some(layer.path.parent()?.to_owned())));
+            known.extend(files_of(&tree));
+        }
+        known.extend(self.0.store.clones().await?.into_iter().map(|clone| clone.path));
+        for vm in self.vms().await? {
+            // One that cannot be looked at may read anything: then nothing can be said.
+            let Ok(view) = self.0.host.hypervisor.observe(vm.id).await else { return Ok(Vec::new()) };
+            known.extend(view.variables.iter().map(|file| file.path.clone()));
+            known.extend(view.disks.iter().flat_map(DiskView::chain).map(|image| image.path.clone()));
+        }
+        if !self.0.store.open_operations().await?.is_empty() {
+            // What is being made is not in the catalog yet.
+            return Ok(Vec::new());
+        }
+        let mut orphans = Vec::new();
+        for directory in directories {
+            let files = self.0.host.images.list(&directory).await.unwrap_or_default();
+            let is_orphan = |path: &&PathBuf| is_named_by_us(path) && !known.contains(*path);
+            orphans.extend(files.iter().filter(is_orphan).map(|path| orphan(path)));
+        }
+        Ok(orphans)
+    }
+}
+
+/// What is wrong when a look at a VM fails so: an image is gone, cannot be read, or libvirt and QEMU do not agree on it.
+fn unreadable(error: &HostError) -> Option<(DifferenceKind, Option<&PathBuf>)> {
+    match error {
+        HostError::NoSuchImage(path) => Some((DifferenceKind::ImageMissing, Some(path))),
+        HostError::BadImage { path, .. } => Some((DifferenceKind::ImageChanged, Some(path))),
+        HostError::Malformed { .. } => Some((DifferenceKind::ImageChanged, None)),
+        _ => None,
+    }
+}
+
+/// Files of layers that nothing is wrong with, and that were not looked at since they changed.
+fn unseen(world: &World, differences: &[Difference]) -> Vec<(LayerId, Seen)> {
+    let is_well = |path: &PathBuf| !differences.iter().any(|wrong| wrong.path.as_ref() == Some(path));
+    let layers = world.tree.layers.values().filter(|layer| layer.seen.is_none() && is_well(&layer.path));
+    layers.filter_map(|layer| Some((layer.id, world.images.get(&layer.path)?.seen()))).collect()
+}
+
+fn files_of(tree: &LayerTree) -> impl Iterator<Item = PathBuf> {
+    let layers = tree.layers.values().map(|layer| layer.path.clone());
+    let kept = tree.snapshots.iter().flat_map(|snapshot| {
+        let memory = snapshot.memory.iter().map(|memory| memory.path.clone());
+        memory.chain(snapshot.variables.iter().map(|variables| variables.path.clone()))
+    });
+    layers.chain(kept)
+}
+
+/// `vmsnap-UUID` with one of the endings that we give.
+fn is_named_by_us(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(OsStr::to_str).and_then(|stem| stem.strip_prefix("vmsnap-"));
+    let is_ours =
+        matches!(path.extension().and_then(OsStr::to_str), Some("qcow2" | "memory" | "nvram" | "fd"));
+    is_ours && stem.is_some_and(|stem| stem.parse::<uuid::Uuid>().is_ok())
+}
+
+fn orphan(path: &Path) -> Difference {
+    Difference {
+        kind: DifferenceKind::OrphanFile,
+        vm: None,
+        vm_name: String::new(),
+        disk: None,
+        path: Some(path.to_owned()),
+        snapshots: Vec::new(),
+        description: format!(
+            "{} has a name of ours, and nothing here needs it: if no other node does, remove it",
+            path.display()
+        ),
+        blocks: false,
+    }
+}

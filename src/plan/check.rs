@@ -1,0 +1,200 @@
+//! What differs between the catalog and the world: what somebody did with `virsh`, with files, with the VM.
+//!
+//! Decides the class of each difference, and what it stands in the way of. Adopts nothing and removes nothing: that is a
+//! person's. Leaves to every plan to refuse by itself what it finds wrong with the disks that it touches.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::layer::Layer;
+use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
+use crate::model::{CloneState, Difference, DifferenceKind, LayerId};
+
+use super::{Refusal, World, check_disk};
+
+/// All differences of a VM, or of a volume that no VM has.
+#[must_use]
+pub fn differences(world: &World) -> Vec<Difference> {
+    if world.vm.attachment == Attachment::Gone {
+        return vec![undefined(world)];
+    }
+    let mut found: Vec<Difference> = Vec::new();
+    found.extend(world.vm.disks.iter().filter_map(|disk| of_disk(world, disk)));
+    found.extend(unplugged(world));
+    for difference in world.tree.layers.values().filter_map(|layer| of_layer(world, layer)) {
+        // A disk that has told of the image already only learns which snapshots read it.
+        let same = |told: &&mut Difference| told.kind == difference.kind && told.path == difference.path;
+        match found.iter_mut().find(same) {
+            Some(told) => told.snapshots = difference.snapshots,
+            None => found.push(difference),
+        }
+    }
+    found.extend(of_memory(world));
+    found.extend(of_clones(world));
+    found
+}
+
+impl Difference {
+    fn new(world: &World, kind: DifferenceKind, description: String) -> Self {
+        Self {
+            kind,
+            vm: Some(world.vm.id),
+            vm_name: world.vm.name.clone(),
+            disk: None,
+            path: None,
+            snapshots: Vec::new(),
+            description,
+            blocks: true,
+        }
+    }
+
+    fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
+        self
+    }
+}
+
+fn undefined(world: &World) -> Difference {
+    let lost = world.tree.snapshots.len();
+    let words = format!(
+        "{} is not on this node: its {lost} snapshots are LOST until it is back; purge what nobody needs any more",
+        world.vm.name
+    );
+    Difference::new(world, DifferenceKind::VmUndefined, words)
+}
+
+/// What stands in the way of any operation on a disk.
+fn of_disk(world: &World, disk: &DiskView) -> Option<Difference> {
+    disk.active()?;
+    let refusal = check_disk(world, disk).err()?;
+    let (kind, path, advice) = match &refusal {
+        Refusal::UnknownOverlay { active, .. } => (
+            DifferenceKind::UnknownOverlay,
+            Some(active),
+            // Without --shallow it would go into the lowest image, and with it all snapshots.
+            "merge it into what it lies on, with 'virsh blockcommit VM DISK --shallow --active --pivot'",
+        ),
+        Refusal::DefinitionsDiffer { stored, .. } => (
+            DifferenceKind::DefinitionDiffers,
+            Some(stored),
+            "let the stored definition name what the VM writes to, with 'virsh edit'",
+        ),
+        Refusal::ChainDiffers { .. } if is_merged(world, disk) => (
+            DifferenceKind::LayerMerged,
+            None,
+            "somebody merged layers that snapshots need: they read wrong, and this version cannot go on from that",
+        ),
+        Refusal::ChainDiffers { .. } => {
+            (DifferenceKind::ImageChanged, None, "bring the backing files back as they were")
+        }
+        Refusal::BlockJob(_) => (
+            DifferenceKind::ForeignBlockJob,
+            None,
+            "wait until it has ended, or end it with 'virsh blockjob'",
+        ),
+        Refusal::ImageMissing(path) => {
+            (DifferenceKind::ImageMissing, Some(path), "bring the file back as it was")
+        }
+        _ => return None,
+    };
+    let difference = Difference::new(world, kind, format!("{refusal}: {advice}"));
+    Some(Difference { disk: Some(disk.target.clone()), path: path.cloned(), ..difference })
+}
+
+/// Whether the disk reads through some of the layers that it should, and through nothing else.
+fn is_merged(world: &World, disk: &DiskView) -> bool {
+    let active = disk.active().and_then(|active| world.tree.volume_writing(&active.path));
+    let Some(volume) = active else { return false };
+    let expected: Vec<&PathBuf> = world.tree.chain(volume.active).iter().map(|layer| &layer.path).collect();
+    let mut left = expected.iter();
+    disk.chain().iter().all(|image| left.any(|layer| **layer == image.path))
+}
+
+/// Volumes of the catalog that the VM has no disk for now. It may have been meant so.
+fn unplugged(world: &World) -> impl Iterator<Item = Difference> {
+    let is_there = |layer: &LayerId| {
+        let path = world.tree.layers.get(layer).map(|layer| &layer.path);
+        path.is_some_and(|path| world.vm.disks.iter().any(|disk| disk.uses(path)))
+    };
+    let gone = world.tree.volumes.iter().filter(move |volume| !is_there(&volume.active));
+    gone.map(|volume| {
+        let description = format!(
+            "disk {} is not the VM's any more: its content in snapshots stays, and a revert leaves it out",
+            volume.target
+        );
+        let difference = Difference::new(world, DifferenceKind::DiskSetChanged, description);
+        Difference { disk: Some(volume.target.clone()), blocks: false, ..difference }
+    })
+}
+
+/// What is wrong with the file of a layer. What it stands in the way of, the disks say.
+fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
+    let path = &layer.path;
+    let (kind, words) = match world.images.get(path) {
+        None => (DifferenceKind::ImageMissing, missing(path)),
+        Some(facts) => {
+            let wrong = wrong_backing(world, layer, facts).or_else(|| not_as_seen(world, layer, facts))?;
+            (DifferenceKind::ImageChanged, format!("{}: {wrong}", path.display()))
+        }
+    };
+    let difference = Difference::new(world, kind, words).at(path);
+    Some(Difference { snapshots: world.tree.readers(layer.id), blocks: false, ..difference })
+}
+
+fn missing(path: &Path) -> String {
+    format!("there is no image {}: bring it back as it was", path.display())
+}
+
+fn of_clones(world: &World) -> impl Iterator<Item = Difference> {
+    let made = world.tree.clones.iter().filter(|clone| clone.state == CloneState::Available);
+    let gone = made.filter(|clone| !world.images.contains_key(&clone.path));
+    gone.map(|clone| {
+        let words = format!("{}, or delete volume {}", missing(&clone.path), clone.name);
+        let difference = Difference::new(world, DifferenceKind::ImageMissing, words).at(&clone.path);
+        Difference { blocks: false, ..difference }
+    })
+}
+
+fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+    let expected = layer.parent.and_then(|parent| world.tree.layers.get(&parent)).map(|parent| &parent.path);
+    let actual = facts.backing.as_ref().map(|backing| &backing.path);
+    // What lies below foreign images was never ours to know.
+    if expected == actual || layer.format != facts.format || layer.format == Format::Raw {
+        return None;
+    }
+    let show = |path: Option<&PathBuf>| path.map_or("nothing".to_owned(), |path| path.display().to_string());
+    Some(format!("it lies on {}, not on {}", show(actual), show(expected)))
+}
+
+/// Held against how the last operation left the file. What the VM writes to may have any length.
+fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+    let (seen, now) = (layer.seen?, facts.seen());
+    if now.is_link != seen.is_link {
+        let (was, is) = if now.is_link { ("a file", "a link") } else { ("a link", "a file") };
+        return Some(format!("it was {was} and is {is} now: put the file back in its place"));
+    }
+    if now.length != seen.length && !world.tree.is_active(layer.id) {
+        return Some(format!("it has {} bytes, not {}: bring it back as it was", now.length, seen.length));
+    }
+    if now.inode != seen.inode {
+        return Some(
+            "another file stands there than before: make sure that its content is the same".to_owned(),
+        );
+    }
+    None
+}
+
+fn of_memory(world: &World) -> impl Iterator<Item = Difference> {
+    world.tree.snapshots.iter().filter_map(|snapshot| {
+        let memory = snapshot.memory.as_ref()?;
+        let (kind, words) = match world.memory_images.get(&memory.path) {
+            Some(bytes) if *bytes == memory.bytes => return None,
+            Some(bytes) => {
+                (DifferenceKind::ImageChanged, format!("it has {bytes} bytes, not {}", memory.bytes))
+            }
+            None => (DifferenceKind::ImageMissing, "there is no complete memory image".to_owned()),
+        };
+        let words = format!("{}: {words}; the disks of the snapshot are as they were", memory.path.display());
+        let difference = Difference::new(world, kind, words).at(&memory.path);
+        Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
+    })
+}

@@ -214,6 +214,14 @@ fn give_snapshots(scene: &Scene, life: &Life, wish: Wish, truth: &mut Truth) {
     truth.of_clones.insert("clone".to_owned(), held);
 }
 
+/// The daemon's own check finds nothing, whatever has happened.
+fn check_node(scene: &Scene) -> Result<(), String> {
+    scene.sim.reset_script();
+    let life = Life::start(scene);
+    life.settle(scene);
+    life.check(scene)
+}
+
 /// Everything that must hold once the operation has ended.
 fn verify(
     scene: &Scene,
@@ -308,8 +316,9 @@ fn strike(
             life.run(open, || false).unwrap()
         }
     };
-    if let Err(problem) = verify(&scene, wish, run_state, truth, &ended) {
-        let struck = scene.sim.calls().get(call.saturating_sub(1)).map(ToString::to_string);
+    let struck = scene.sim.calls().get(call.saturating_sub(1)).map(ToString::to_string);
+    let verified = verify(&scene, wish, run_state, truth, &ended);
+    if let Err(problem) = verified.and_then(|()| check_node(&scene)) {
         panic!(
             "{wish:?}, {run_state:?}, call {call} ({struck:?}), {moment:?} {mishap:?}: {problem}\n{ended:#?}"
         );

@@ -104,7 +104,8 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     let unlimited = "no VM has the volume open, so the copy keeps to no limit";
     Ok(Plan {
         warnings: request.bandwidth.map(|_| unlimited.to_owned()).into_iter().collect(),
-        ..plan(steps, 2)
+        // An image that stands alone cannot be made to lie on another one again.
+        ..plan(steps, 1)
     })
 }
 

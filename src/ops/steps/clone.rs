@@ -23,16 +23,27 @@ pub(super) async fn copy(context: &Context<'_>, copy: &NewCopy) -> Performed {
     see_through(context, Some(&copy.target), seen, copying).await
 }
 
-/// Whether it lies on something can be seen; until it does not, an attempt costs time and nothing else.
+/// Whether it lies on something can be seen; until it does not, an attempt costs time and nothing else. What says that it
+/// failed, or was ended, is no proof that it does: so that is looked at again.
 pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performed {
-    match context.host.images.inspect(&image.path, image.format).await {
+    let images = &context.host.images;
+    match images.inspect(&image.path, image.format).await {
         Ok(facts) if facts.backing.is_none() => return Performed::done(),
         Ok(_) => {}
         Err(error) => return Performed::unknown(error),
     }
     let (progress, seen) = watch::channel((0, 0));
-    let flattening = context.host.images.pull(image, None, &progress);
-    see_through(context, None, seen, flattening).await
+    let ended = see_through(context, None, seen, images.pull(image, None, &progress)).await;
+    let Performed::Seen { failure: Some(failure), .. } = ended else { return ended };
+    if images.is_in_use(&image.path, image.format).await.unwrap_or(true) {
+        // Whoever copies has not been seen to be gone.
+        return Performed::unknown(failure);
+    }
+    match images.inspect(&image.path, image.format).await {
+        Ok(facts) if facts.backing.is_none() => Performed::done(),
+        Ok(_) => Performed::not_applied(failure),
+        Err(_) => Performed::unknown(failure),
+    }
 }
 
 /// Shows how far it is. A wish to cancel, or the end of the daemon, ends it where it is.

@@ -103,7 +103,7 @@ fn clones() {
         &clone,
         &FlattenVolume { volume: clone.id, bandwidth: None, generation: None },
     );
-    check(flatten.clone(), Ok("unused flatten record!"));
+    check(flatten.clone(), Ok("unused flatten! record"));
     paper.carry_out(&flatten.unwrap());
     check(collapse(&paper.world), Ok("merge! record record remove"));
     let alone = paper.world.tree.clones[0].clone();

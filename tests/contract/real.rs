@@ -138,11 +138,23 @@ impl Node for Real {
 impl Drop for Real {
     fn drop(&mut self) {
         for vm in self.vms.lock().unwrap().iter() {
-            let vm = vm.to_string();
-            for arguments in [&["destroy", &vm][..], &["undefine", "--managed-save", &vm]] {
-                // Off already, or gone already.
-                let _ = Command::new("virsh").args(["-q", "-c", URI]).args(arguments).output();
-            }
+            remove(&vm.to_string());
+        }
+    }
+}
+
+/// On a busy machine libvirt gives up waiting for the end of a process that it has killed: asked again, it finds it gone.
+fn remove(vm: &str) {
+    let virsh = |arguments: &[&str]| {
+        let ended = Command::new("virsh").args(["-q", "-c", URI]).args(arguments).output();
+        ended.is_ok_and(|ended| ended.status.success())
+    };
+    for _ in 0..5 {
+        // Off already, or gone already.
+        virsh(&["destroy", vm]);
+        virsh(&["undefine", "--managed-save", vm]);
+        if !virsh(&["domuuid", vm]) {
+            return;
         }
     }
 }

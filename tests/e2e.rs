@@ -219,6 +219,59 @@ fn kills_during_create_revert_and_delete() {
     assert_eq!(names(&client, &vm), Vec::<String>::new());
 }
 
+/// Kills the daemon while it has the guest frozen. Gives the operation.
+fn die_frozen(daemon: &mut Daemon, guest: &Guest) -> String {
+    let client = daemon.client();
+    for attempt in 0..20 {
+        let name = format!("attempt-{attempt}");
+        let id = begin(&client, &["snapshot", "create", guest.name(), &name]);
+        let caught = eventually("it freezes, or is over", END, || {
+            let operation = operation(&client, &id);
+            let is_over = !operation["end_time"].is_null();
+            let steps = operation["steps"].as_array()?;
+            let is_past = |step: &Value| {
+                step["description"].as_str().is_some_and(|words| words.starts_with("freeze"))
+                    && step["state"] == "STEP_STATE_DONE"
+            };
+            (is_over || steps.iter().any(is_past)).then_some(!is_over)
+        });
+        if !caught {
+            continue;
+        }
+        daemon.kill();
+        if guest.is_frozen() {
+            return id;
+        }
+        daemon.restart();
+        wait_for_end(&client, &id);
+    }
+    panic!("the daemon is never caught with the guest frozen");
+}
+
+#[test]
+fn a_guest_is_thawed_without_a_daemon_and_somebody_elses_is_not() {
+    let guest = Guest::boot(&Spec::default());
+    let mut daemon = Daemon::start();
+    write(&guest, "first");
+    let id = die_frozen(&mut daemon, &guest);
+    assert!(daemon.run_verb("thaw").success());
+    assert_well(&guest);
+    write(&guest, "second");
+
+    guest.virsh("domfsfreeze", &[]);
+    assert!(daemon.run_verb("thaw").success());
+    assert!(guest.is_frozen(), "it was frozen by somebody else");
+    daemon.restart();
+    let ended = wait_for_end(&daemon.client(), &id);
+    assert_ne!(ended["state"], "OPERATION_STATE_STUCK", "{ended:#}");
+    assert!(guest.is_frozen(), "it was frozen by somebody else");
+    guest.virsh("domfsthaw", &[]);
+    assert_well(&guest);
+    assert_files(&guest, &["first", "second"], &[]);
+    // One that runs does it by itself.
+    assert!(daemon.run_verb("thaw").success());
+}
+
 fn check(client: &Client, arguments: &[&str], code: i32, reason: &str) {
     let reply = client.run(arguments);
     assert_eq!(reply.code, code, "{arguments:?}: {}", reply.stderr);

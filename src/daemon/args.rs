@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{start, telemetry};
+use super::{start, telemetry, thaw};
 use crate::model::operation::causes;
 
 /// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
@@ -35,6 +35,8 @@ struct Args {
 enum Verb {
     /// Check the configuration and leave
     CheckConfig,
+    /// Thaw the guests that a daemon which is gone has left frozen, and leave
+    Thaw,
 }
 
 /// The whole of `vmsnapd`.
@@ -54,14 +56,15 @@ pub fn main() -> ExitCode {
     if let Err(error) = config.check() {
         return complain(&error, EXIT_CONFIG);
     }
-    match args.verb {
+    let run = match args.verb {
         Some(Verb::CheckConfig) => return ExitCode::SUCCESS,
-        None => {}
-    }
+        Some(Verb::Thaw) => thaw::run,
+        None => start::run,
+    };
     if let Err(error) = telemetry::start(&config.log) {
         return complain(&error, EXIT_CONFIG);
     }
-    match start::run(&config) {
+    match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();

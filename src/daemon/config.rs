@@ -164,6 +164,12 @@ impl Config {
         })
     }
 
+    /// The file of the catalog.
+    #[must_use]
+    pub fn catalog(&self) -> PathBuf {
+        self.state_directory.join("catalog.db")
+    }
+
     /// Where memory images go.
     #[must_use]
     pub fn memory_directory(&self) -> PathBuf {

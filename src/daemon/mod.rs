@@ -7,6 +7,7 @@ mod lock;
 mod serve;
 mod start;
 pub mod telemetry;
+mod thaw;
 
 pub use args::main;
 pub use start::{Daemon, StartError};

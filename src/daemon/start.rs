@@ -61,6 +61,17 @@ pub enum StartError {
     /// What an earlier life left cannot be read.
     #[error("cannot recover")]
     Recover(#[source] OpsError),
+    /// What may be frozen cannot be read or noted.
+    #[error("cannot thaw")]
+    Thaw(#[source] OpsError),
+    /// Guests may be frozen still.
+    #[error("the guests of {vms} may be frozen: {}; the next start of vmsnapd thaws them", why(*.is_up))]
+    Frozen {
+        /// Their VMs.
+        vms: String,
+        /// Whether the hypervisor could be reached.
+        is_up: bool,
+    },
     /// A value makes no sense.
     #[error("the configuration is wrong")]
     Config(#[from] ConfigError),
@@ -84,6 +95,10 @@ pub enum StartError {
     Serve(#[source] tonic::transport::Error),
 }
 
+fn why(is_up: bool) -> &'static str {
+    if is_up { "their agents do not say that they are thawed" } else { "libvirt cannot be reached" }
+}
+
 impl StartError {
     /// 78 where starting again changes nothing, else 1.
     pub(super) fn exit_code(&self) -> u8 {
@@ -98,6 +113,8 @@ impl StartError {
             | Self::Lock { .. }
             | Self::Catalog { .. }
             | Self::Recover(_)
+            | Self::Thaw(_)
+            | Self::Frozen { .. }
             | Self::Listen { .. }
             | Self::Host(_)
             | Self::System(_)
@@ -111,8 +128,7 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
     make_directory(&config.state_directory)?;
     make_directory(&config.memory_directory())?;
     let _lock = take_lock(&config.state_directory)?;
-    let catalog = config.state_directory.join("catalog.db");
-    let store = Store::open(&catalog).map_err(|cause| StartError::Catalog { path: catalog, cause })?;
+    let store = open_catalog(config)?;
     let runtime = tokio::runtime::Runtime::new().map_err(StartError::System)?;
     let result = runtime.block_on(serve_libvirt(config, store));
     // Calls into libvirt that are still out cannot be called back; the process does not wait for them.
@@ -123,14 +139,23 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
 async fn serve_libvirt(config: &Config, store: Store) -> Result<(), StartError> {
     // Before anything else: a signal while the daemon starts is not lost.
     let told = told_to_go().map_err(StartError::System)?;
+    Daemon::start(libvirt_host(config)?, store, config).await?.run(told).await
+}
+
+pub(super) fn open_catalog(config: &Config) -> Result<Store, StartError> {
+    let catalog = config.catalog();
+    Store::open(&catalog).map_err(|cause| StartError::Catalog { path: catalog, cause })
+}
+
+/// The node that the configuration names. Needs a runtime.
+pub(super) fn libvirt_host(config: &Config) -> Result<Host, StartError> {
     let libvirt = Libvirt::connect(&config.libvirt_uri, Deadlines::default()).map_err(StartError::Host)?;
-    let host = Host {
+    Ok(Host {
         hypervisor: Arc::clone(&libvirt) as _,
         agent: Arc::clone(&libvirt) as _,
         images: HostImages::new(ImageDeadlines::default()).map_err(StartError::Host)?,
         emergency: libvirt.emergency(),
-    };
-    Daemon::start(host, store, config).await?.run(told).await
+    })
 }
 
 /// A daemon that has recovered and listens. It is the same over libvirt and over a simulated node.

@@ -42,6 +42,7 @@ mod volumes;
 pub use board::{OperationView, Phase, Progress};
 pub use check::NodeCheck;
 pub use error::OpsError;
+pub use recover::thaw_guests;
 pub use submit::{Asked, Submitted};
 pub use volumes::{VolumePlace, VolumeView};
 

@@ -4,13 +4,37 @@
 
 use std::time::Duration;
 
-use crate::host::Link;
+use crate::host::{Host, Link};
 use crate::model::{Finding, OperationId, VmId};
-use crate::store::FreezeLease;
+use crate::store::{FreezeLease, Store};
 
 use super::runner::Runner;
 use super::steps::{Thawed, prove_thaw};
 use super::{Engine, Result};
+
+/// Thaws the guests that a daemon which is gone has left frozen. That they are is noted, and the next start goes on with
+/// what froze them. Gives the VMs whose guests do not say that they are thawed.
+pub async fn thaw_guests(host: &Host, store: &Store) -> Result<Vec<VmId>> {
+    let mut unproven = Vec::new();
+    for lease in store.leases().await?.into_iter().filter(|lease| !lease.is_thawed) {
+        match prove_thaw(host, lease.vm).await {
+            Ok(Thawed::Proven { file_systems }) => {
+                tracing::warn!(vm = %lease.vm, file_systems, "the guest is thawed");
+                store.put_lease(FreezeLease { is_thawed: true, ..lease }).await?;
+            }
+            Ok(Thawed::Unproven) => {
+                tracing::error!(vm = %lease.vm, "the guest does not say that it is thawed");
+                unproven.push(lease.vm);
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(vm = %lease.vm, error, "the guest cannot be thawed");
+                unproven.push(lease.vm);
+            }
+        }
+    }
+    Ok(unproven)
+}
 
 impl Engine {
     /// Holds the VMs of open operations, thaws, and lets the operations go on. Returns as soon as the VMs are held;
@@ -30,7 +54,7 @@ impl Engine {
                 }
             })
             .collect();
-        for lease in &leases {
+        for lease in leases.iter().filter(|lease| !lease.is_thawed) {
             // Whatever becomes of the tasks below, the dead-man goes on with it.
             self.0.dead_man.arm(lease.vm, Duration::ZERO);
         }
@@ -88,6 +112,10 @@ impl Engine {
 
     /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.
     async fn honour(&self, lease: &FreezeLease) -> bool {
+        if lease.is_thawed {
+            // If this fails, it is found once more by the next start.
+            return self.0.store.clear_lease(lease.vm).await.is_ok();
+        }
         if !self.is_linked().await {
             return false;
         }

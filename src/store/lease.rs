@@ -19,6 +19,9 @@ pub struct FreezeLease {
     pub since_ms: i64,
     /// Milliseconds since the epoch at which the guest is thawed, whatever happens.
     pub deadline_ms: i64,
+    /// It is proven that the guest is thawed; only the operation does not know yet. Whoever freezes it now is not us.
+    #[serde(default)]
+    pub is_thawed: bool,
 }
 
 impl Store {

@@ -162,6 +162,7 @@ async fn leases_last_until_cleared() {
         boot_id: "boot".to_owned(),
         since_ms: 1,
         deadline_ms: 2,
+        is_thawed: false,
     };
     store.put_lease(lease.clone()).await.unwrap();
     assert_eq!(store.leases().await.unwrap(), vec![lease.clone()]);

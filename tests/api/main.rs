@@ -18,6 +18,7 @@ mod node;
 mod presence;
 mod readme;
 mod stuck;
+mod thaw;
 mod volumes;
 mod watch;
 mod work;

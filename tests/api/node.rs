@@ -97,6 +97,11 @@ impl Node {
         Going { runtime: life.runtime, serving: life.serving }
     }
 
+    /// The catalog, while no daemon runs or beside one.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("vmsnapd.sock")
     }

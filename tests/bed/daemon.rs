@@ -86,6 +86,14 @@ impl Daemon {
         self.process = Some(child);
     }
 
+    /// Runs `vmsnapd VERB` with the daemon's configuration to its end.
+    #[track_caller]
+    pub fn run_verb(&self, verb: &str) -> ExitStatus {
+        let mut command = Command::new(program("vmsnapd"));
+        command.arg("--config").arg(self.scratch.join("vmsnapd.toml")).arg(verb);
+        command.status().expect("vmsnapd can be run")
+    }
+
     /// A client of this daemon.
     pub fn client(&self) -> Client {
         Client::new(&self.socket())

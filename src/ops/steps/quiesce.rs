@@ -86,6 +86,7 @@ async fn take_lease(context: &Context<'_>, freeze: &Freeze) -> crate::store::Res
         boot_id: context.limits.boot_id.clone(),
         since_ms: now,
         deadline_ms: now.saturating_add(timeout),
+        is_thawed: false,
     };
     context.store.put_lease(lease).await?;
     context.dead_man.arm(context.vm(), Duration::from_millis(freeze.timeout_ms));

@@ -1,0 +1,56 @@
+//! A daemon that dies while a guest is frozen: what `vmsnapd thaw` does without it, and what the next start knows.
+
+use std::time::Duration;
+
+use vmsnap::host::sim::{AgentBehaviour, Method};
+use vmsnap::ops::thaw_guests;
+use vmsnap::proto::v1;
+
+use super::node::Node;
+
+/// A node whose daemon died while it had the guest frozen, with the operation.
+async fn frozen() -> (Node, String) {
+    let mut node = Node::start();
+    let hold = node.hold(Method::SwitchDisks);
+    let begun = node.begin("one").await;
+    hold.reached().await;
+    node.crash();
+    assert!(node.sim.is_guest_frozen(node.vm), "nobody is there to thaw it");
+    (node, begun.id)
+}
+
+#[tokio::test]
+async fn no_guest_stays_frozen_while_the_daemon_is_gone() {
+    let (mut node, operation) = frozen().await;
+    let host = node.sim.host();
+    assert_eq!(thaw_guests(&host, node.store()).await.unwrap(), []);
+    assert!(!node.sim.is_guest_frozen(node.vm));
+    node.write(1, 10);
+
+    // Somebody else freezes it meanwhile: that is theirs to thaw, for this program and for the daemon.
+    host.agent.freeze(node.vm, &[], Duration::from_secs(5)).await.unwrap();
+    assert_eq!(thaw_guests(&host, node.store()).await.unwrap(), []);
+    assert!(node.sim.is_guest_frozen(node.vm));
+    node.restart();
+    let ended = node.end_of(&operation).await;
+    assert!(node.sim.is_guest_frozen(node.vm), "it is still theirs");
+    // The snapshot does not pretend that the guest was frozen all the while.
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    let snapshot = node.snapshot("one").await;
+    assert_eq!(snapshot.consistency(), v1::Consistency::Crash);
+    assert!(snapshot.consistency_reason.contains("restarted"), "{}", snapshot.consistency_reason);
+    assert_eq!(node.store().leases().await.unwrap(), [], "it is settled");
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_is_told_and_tried_again() {
+    let (mut node, operation) = frozen().await;
+    node.sim.set_agent(node.vm, AgentBehaviour::Hangs);
+    let vm = node.vm;
+    assert_eq!(thaw_guests(&node.sim.host(), node.store()).await.unwrap(), [vm]);
+    assert!(node.sim.is_guest_frozen(vm));
+    node.sim.set_agent(node.vm, AgentBehaviour::Obeys);
+    node.restart();
+    node.end_of(&operation).await;
+    assert!(!node.sim.is_guest_frozen(vm), "the next start goes on");
+}

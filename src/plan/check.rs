@@ -67,12 +67,9 @@ fn of_disk(world: &World, disk: &DiskView) -> Option<Difference> {
     disk.active()?;
     let refusal = check_disk(world, disk).err()?;
     let (kind, path, advice) = match &refusal {
-        Refusal::UnknownOverlay { active, .. } => (
-            DifferenceKind::UnknownOverlay,
-            Some(active),
-            // Without --shallow it would go into the lowest image, and with it all snapshots.
-            "merge it into what it lies on, with 'virsh blockcommit VM DISK --shallow --active --pivot'",
-        ),
+        Refusal::UnknownOverlay { active, .. } => {
+            (DifferenceKind::UnknownOverlay, Some(active), advice_on_overlay(world, disk))
+        }
         Refusal::DefinitionsDiffer { stored, .. } => (
             DifferenceKind::DefinitionDiffers,
             Some(stored),
@@ -98,6 +95,17 @@ fn of_disk(world: &World, disk: &DiskView) -> Option<Difference> {
     };
     let difference = Difference::new(world, kind, format!("{refusal}: {advice}"));
     Some(Difference { disk: Some(disk.target.clone()), path: path.cloned(), ..difference })
+}
+
+/// What lies on a volume's active image can be merged into that, and into nothing else: what lies below is a snapshot's.
+fn advice_on_overlay(world: &World, disk: &DiskView) -> &'static str {
+    let below = disk.chain().get(1);
+    if below.is_some_and(|below| world.tree.volume_writing(&below.path).is_some()) {
+        // Without --shallow it would go into the lowest image.
+        return "merge it into what it lies on, with 'virsh blockcommit VM DISK --shallow --active --pivot'";
+    }
+    "do not merge it, for it lies on what snapshots or other VMs need: let the VM write to its own image again, with \
+     'virsh edit', or take the disk away"
 }
 
 /// Whether the disk reads through some of the layers that it should, and through nothing else.

@@ -346,8 +346,8 @@ impl History {
 fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
     match act {
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
-        // It stands alone already.
-        Act::Flatten { .. } => reason == Reason::InvalidArgument,
+        // It stands alone already; or a VM runs on it, and it has snapshots of its own.
+        Act::Flatten { .. } => matches!(reason, Reason::InvalidArgument | Reason::VolumeInUse),
         // A VM runs on it; or it has snapshots of its own.
         Act::DeleteClone { .. } | Act::TakeClone { .. } | Act::RevertClone { .. } => {
             reason == Reason::VolumeInUse

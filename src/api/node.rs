@@ -57,6 +57,7 @@ impl NodeService for Api {
             differences: found.differences.iter().map(convert::difference).collect(),
             vms_checked: u32::try_from(found.vms).unwrap_or(u32::MAX),
             images_checked: u32::try_from(found.images).unwrap_or(u32::MAX),
+            vm_ids_skipped: found.skipped.iter().map(ToString::to_string).collect(),
         }))
     }
 

@@ -7,7 +7,7 @@ use prost::Message;
 use super::failure::{Failure, exit};
 use super::output::{Shown, Text};
 use super::table::Table;
-use super::{Session, words};
+use super::{Session, output, words};
 use crate::proto::v1;
 
 pub(super) async fn vm(session: &Session, vm: String) -> Result<u8, Failure> {
@@ -21,7 +21,16 @@ pub(super) async fn node(session: &Session) -> Result<u8, Failure> {
     let answer = session.daemon.nodes().check_node(v1::CheckNodeRequest {}).await?.into_inner();
     let (vms, images) = (answer.vms_checked, answer.images_checked);
     let well = format!("{vms} VMs with {images} images: the catalog and what is there agree");
-    show(session, &answer, "CheckNodeResponse", &answer.differences, well)
+    let code = show(session, &answer, "CheckNodeResponse", &answer.differences, well)?;
+    let skipped = &answer.vm_ids_skipped;
+    if skipped.is_empty() {
+        return Ok(code);
+    }
+    output::complaint(&format!(
+        "left out, for an operation holds them or they gave no answer: {}",
+        skipped.join(", ")
+    ));
+    Ok(if code == 0 { exit::PARTLY } else { code })
 }
 
 fn show(

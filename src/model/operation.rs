@@ -2,6 +2,7 @@
 //! the cursor's. It is what the journal keeps, so a field here is a promise to the next version.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -82,20 +83,25 @@ impl Operation {
         }
     }
 
-    /// Layers with images that it writes to, whether it comes through with it or not.
+    /// Layers of a tree with images that it writes to, whether it comes through with it or not.
     #[must_use]
     pub fn written_layers(&self, tree: &LayerTree) -> BTreeSet<LayerId> {
-        let of_step = |step: &Step| match step {
-            Step::Record(CatalogChange::LayersMerged { merged }) => {
-                merged.iter().flat_map(|merged| [merged.child, merged.base]).collect()
-            }
-            Step::FlattenImage { image } => {
-                let layers = tree.layers.values().filter(|layer| layer.path == image.path);
-                layers.map(|layer| layer.id).collect()
-            }
-            _ => Vec::new(),
-        };
-        self.steps.iter().flat_map(of_step).collect()
+        let merged = self.steps.iter().filter_map(|step| match step {
+            Step::Record(CatalogChange::LayersMerged { merged }) => Some(merged),
+            _ => None,
+        });
+        let merged = merged.flatten().flat_map(|merged| [merged.child, merged.base]);
+        merged
+            .chain(self.flattened_images().filter_map(|path| tree.layer_at(path)).map(|layer| layer.id))
+            .collect()
+    }
+
+    /// Images that it lets stand alone without a VM. Trees of several VMs may have them.
+    pub fn flattened_images(&self) -> impl Iterator<Item = &Path> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::FlattenImage { image } => Some(image.path.as_path()),
+            _ => None,
+        })
     }
 
     /// Whether a wish to cancel can still be granted: before the commit step, and in one that can be ended from outside.

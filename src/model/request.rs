@@ -50,6 +50,18 @@ impl Request {
         }
     }
 
+    /// What nothing else may change while it is carried out for `vm`: with a clone, what stands for it as a volume that no
+    /// VM has, for that has the clone's own snapshots.
+    #[must_use]
+    pub fn holds(&self, vm: VmId) -> BTreeSet<VmId> {
+        let volume = match self {
+            Self::FlattenVolume(request) => Some(request.volume),
+            Self::DeleteVolume(request) => Some(request.volume),
+            _ => None,
+        };
+        volume.map(VmId::of_detached).into_iter().chain([vm]).collect()
+    }
+
     /// What it asks for, in words.
     #[must_use]
     pub fn name(&self) -> &'static str {

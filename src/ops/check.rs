@@ -25,6 +25,8 @@ pub struct NodeCheck {
     pub vms: usize,
     /// How many images were looked at.
     pub images: usize,
+    /// Those that could not be looked at: an operation holds them, or the hypervisor gave no answer.
+    pub skipped: Vec<VmId>,
 }
 
 impl Engine {
@@ -36,6 +38,7 @@ impl Engine {
     /// What differs on the whole node. What operations work on is left out: it differs all the time.
     pub async fn check_node(&self) -> Result<NodeCheck> {
         let mut found = NodeCheck::default();
+        let orphans = self.orphans().await?;
         for vm in self.0.store.vms().await? {
             match self.check(vm).await {
                 Ok((differences, images)) => {
@@ -43,12 +46,20 @@ impl Engine {
                     found.images += images;
                     found.vms += 1;
                 }
-                // Held, or it has left with no snapshot that would say so.
-                Err(OpsError::VmBusy(_) | OpsError::VmStuck(_) | OpsError::Host(HostError::NoSuchVm(_))) => {}
-                Err(error) => return Err(error),
+                // It has left, with no snapshot that would say so.
+                Err(OpsError::Host(HostError::NoSuchVm(_))) => {}
+                Err(error @ (OpsError::Store(_) | OpsError::Host(HostError::Unreachable(_)))) => {
+                    return Err(error);
+                }
+                // Held, or it gives no answer: the others are looked at all the same.
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::info!(%vm, error, "a VM is left out of the check");
+                    found.skipped.push(vm);
+                }
             }
         }
-        found.differences.extend(self.orphans().await?);
+        found.differences.extend(orphans);
         Ok(found)
     }
 
@@ -90,20 +101,29 @@ impl Engine {
 
     /// Notes how the files of layers are that an operation has made or written to, however it ended.
     pub(super) async fn remember(&self, operation: &Operation) {
-        let vm = operation.vm;
         let noted = async {
-            let tree = self.0.store.tree(vm).await?;
-            let written = operation.written_layers(&tree);
-            let unseen =
-                tree.layers.values().filter(|layer| layer.seen.is_none() || written.contains(&layer.id));
-            let facts = self.sizes(unseen.clone().map(|layer| (&layer.path, layer.format))).await;
-            let seen = unseen.filter_map(|layer| Some((layer.id, facts.get(&layer.path)?.seen())));
-            self.remember_all(vm, seen.collect()).await
+            let mut vms = BTreeSet::from([operation.vm]);
+            for path in operation.flattened_images() {
+                vms.extend(self.0.store.with_layer_at(path.to_owned()).await?);
+            }
+            for vm in vms {
+                self.remember_tree(vm, operation).await?;
+            }
+            Ok::<(), OpsError>(())
         };
         if let Err(error) = noted.await {
             let error: &dyn std::error::Error = &error;
-            tracing::info!(%vm, error, "how the files are is noted with the next operation");
+            tracing::info!(vm = %operation.vm, error, "how the files are is noted with the next operation");
         }
+    }
+
+    async fn remember_tree(&self, vm: VmId, operation: &Operation) -> Result<()> {
+        let tree = self.0.store.tree(vm).await?;
+        let written = operation.written_layers(&tree);
+        let unseen = tree.layers.values().filter(|layer| layer.seen.is_none() || written.contains(&layer.id));
+        let facts = self.sizes(unseen.clone().map(|layer| (&layer.path, layer.format))).await;
+        let seen = unseen.filter_map(|layer| Some((layer.id, facts.get(&layer.path)?.seen())));
+        self.remember_all(vm, seen.collect()).await
     }
 
     async fn remember_all(&self, vm: VmId, seen: Vec<(LayerId, Seen)>) -> Result<()> {
@@ -112,7 +132,7 @@ impl Engine {
 
     /// With the number of images that were looked at.
     async fn check(&self, vm: VmId) -> Result<(Vec<Difference>, usize)> {
-        let _permit = self.enter(vm, OperationId::new()).await?;
+        let _permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await?;
         let (differences, images) = match observe::observe(self, vm, None).await {
             Ok(world) => {
                 let differences = plan::differences(&world);
@@ -173,35 +193,50 @@ impl Engine {
     }
 
     /// Files that we made, by their names, and that nobody needs. They are told, never removed.
+    ///
+    /// First the files, then whether anything is under way, then who needs them: a file that is seen is then in the catalog,
+    /// or an operation that makes it is open, or it is nobody's.
     async fn orphans(&self) -> Result<Vec<Difference>> {
-        let mut known: BTreeSet<PathBuf> = BTreeSet::new();
-        let mut directories: BTreeSet<PathBuf> = self.0.places.images.iter().cloned().collect();
-        directories.insert(self.0.places.memory.clone());
-        directories.extend(self.0.places.overlays.clone());
+        let mut files: BTreeSet<PathBuf> = BTreeSet::new();
+        for directory in self.directories_of_files().await? {
+            files.extend(self.0.host.images.list(&directory).await.unwrap_or_default());
+        }
+        files.retain(|path| is_named_by_us(path));
+        if files.is_empty() || !self.0.store.open_operations().await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        for vm in self.0.store.vms().await? {
+            for path in files_of(&self.0.store.tree(vm).await?) {
+                files.remove(&path);
+            }
+        }
+        for clone in self.0.store.clones().await? {
+            files.remove(&clone.path);
+        }
+        for vm in self.vms().await? {
+            // One that cannot be looked at may read anything: then nothing can be said.
+            let Ok(view) = self.0.host.hypervisor.observe(vm.id).await else { return Ok(Vec::new()) };
+            let variables = view.variables.iter().map(|file| &file.path);
+            for path in variables.chain(view.disks.iter().flat_map(DiskView::chain).map(|image| &image.path))
+            {
+                files.remove(path);
+            }
+        }
+        Ok(files.iter().map(|path| orphan(path)).collect())
+    }
+
+    /// Where files of ours may be.
+    async fn directories_of_files(&self) -> Result<BTreeSet<PathBuf>> {
+        let places = &self.0.places;
+        let mut directories: BTreeSet<PathBuf> = places.images.iter().cloned().collect();
+        directories.insert(places.memory.clone());
+        directories.extend(places.overlays.clone());
         for vm in self.0.store.vms().await? {
             let tree = self.0.store.tree(vm).await?;
             directories
                 .extend(tree.layers.values().filter_map(|layer| Some(layer.path.parent()?.to_owned())));
-            known.extend(files_of(&tree));
         }
-        known.extend(self.0.store.clones().await?.into_iter().map(|clone| clone.path));
-        for vm in self.vms().await? {
-            // One that cannot be looked at may read anything: then nothing can be said.
-            let Ok(view) = self.0.host.hypervisor.observe(vm.id).await else { return Ok(Vec::new()) };
-            known.extend(view.variables.iter().map(|file| file.path.clone()));
-            known.extend(view.disks.iter().flat_map(DiskView::chain).map(|image| image.path.clone()));
-        }
-        if !self.0.store.open_operations().await?.is_empty() {
-            // What is being made is not in the catalog yet.
-            return Ok(Vec::new());
-        }
-        let mut orphans = Vec::new();
-        for directory in directories {
-            let files = self.0.host.images.list(&directory).await.unwrap_or_default();
-            let is_orphan = |path: &&PathBuf| is_named_by_us(path) && !known.contains(*path);
-            orphans.extend(files.iter().filter(is_orphan).map(|path| orphan(path)));
-        }
-        Ok(orphans)
+        Ok(directories)
     }
 }
 
@@ -209,7 +244,9 @@ impl Engine {
 fn unreadable(error: &HostError) -> Option<(DifferenceKind, Option<&PathBuf>)> {
     match error {
         HostError::NoSuchImage(path) => Some((DifferenceKind::ImageMissing, Some(path))),
-        HostError::BadImage { path, .. } => Some((DifferenceKind::ImageChanged, Some(path))),
+        HostError::BadImage { path, .. } | HostError::Io { path, .. } => {
+            Some((DifferenceKind::ImageChanged, Some(path)))
+        }
         HostError::Malformed { .. } => Some((DifferenceKind::ImageChanged, None)),
         _ => None,
     }

@@ -80,7 +80,9 @@ impl Engine {
                     if matches!(request, Request::DeleteVolume(_)) {
                         self.check_no_snapshots(&clone).await?;
                     }
-                    let users = self.users(&clone.path, VmId::of_detached(clone.id)).await?;
+                    let own = VmId::of_detached(clone.id);
+                    world.clone_tree = Some(self.0.store.tree(own).await?);
+                    let users = self.users(&clone.path, own).await?;
                     world.users = users.into_iter().map(|(_, user)| user).collect();
                 }
             }

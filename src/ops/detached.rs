@@ -86,7 +86,7 @@ impl Engine {
     }
 
     /// A directory or an image that cannot be read is left out: it is not the one that is asked for.
-    async fn images_in_places(&self) -> Vec<PlacedImage> {
+    pub(super) async fn images_in_places(&self) -> Vec<PlacedImage> {
         let images = &self.0.host.images;
         let mut found = Vec::new();
         for directory in self.image_directories() {
@@ -115,9 +115,9 @@ impl Engine {
 }
 
 /// An image in a directory of images.
-struct PlacedImage {
-    path: PathBuf,
-    backing: Option<Backing>,
+pub(super) struct PlacedImage {
+    pub(super) path: PathBuf,
+    pub(super) backing: Option<Backing>,
 }
 
 /// Overlays, and clones that are being made.

@@ -1,9 +1,10 @@
-//! Layers that other VMs read: somebody made an overlay over one behind our back. What they read is neither merged nor
-//! removed; it waits until they are gone.
+//! Layers that others read: a VM, because somebody made an overlay over one behind our back; or a snapshot of another VM or
+//! volume that is known here. What they read is neither merged nor removed; it waits until they are gone.
 //!
 //! Decides whom to look at and when to try again. Leaves what waits to `plan`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use crate::model::{LayerId, LayerTree, Ownership, VmId};
 const BREATH: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// The highest of our own layers in each chain of other VMs.
+    /// The highest of our own layers in each chain of other VMs, and of what is kept of other VMs and volumes.
     ///
     /// A VM that cannot be looked at is passed over: one that runs has its images locked, so a merge would be refused; one
     /// that is off and whose images are not there reads nothing.
     pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
-        let mut read = BTreeSet::new();
+        let mut read = self.kept_elsewhere(tree).await?;
+        read.extend(self.covered_by_hand(tree).await);
         for vm in self.vms().await?.into_iter().filter(|vm| vm.id != tree.vm) {
             if self.captures_memory(vm.id).await {
                 continue;
@@ -40,6 +42,42 @@ impl Engine {
             }
         }
         Ok(read)
+    }
+
+    /// What snapshots of others read, whether their VMs are here or not. Where nothing is kept, nothing is read.
+    async fn kept_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
+        let mut read = BTreeSet::new();
+        for vm in self.0.store.vms().await?.into_iter().filter(|vm| *vm != tree.vm) {
+            let other = self.0.store.tree(vm).await?;
+            for disk in other.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
+                // Highest first.
+                let known = other.chain(disk.layer).into_iter().find_map(|layer| tree.layer_at(&layer.path));
+                read.extend(known.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
+            }
+        }
+        Ok(read)
+    }
+
+    /// What images in the directories of images lie on that the tree does not know, though no VM has them.
+    async fn covered_by_hand(&self, tree: &LayerTree) -> BTreeSet<LayerId> {
+        let is_known = |path: &Path| {
+            // A clone holds its layer by itself.
+            tree.layer_at(path).is_some() || tree.clones.iter().any(|clone| clone.path == path)
+        };
+        let images = self.images_in_places().await;
+        let below = images.iter().filter(|image| !is_known(&image.path)).filter_map(|image| {
+            let layer = tree.layer_at(&image.backing.as_ref()?.path)?;
+            (layer.ownership == Ownership::Owned).then_some(layer.id)
+        });
+        below.collect()
+    }
+
+    /// Merges what waited for the snapshots of others, now that some may have gone.
+    pub(super) fn collapse_waiting(&self) {
+        for vm in self.waiting() {
+            let engine = self.clone();
+            self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });
+        }
     }
 
     /// libvirt lets everybody who asks about such a VM wait.

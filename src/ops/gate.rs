@@ -1,6 +1,6 @@
 //! One operation per VM at a time. Decides who holds a VM; must never know what for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -15,21 +15,30 @@ pub(super) struct Gate {
     changes: Arc<watch::Sender<()>>,
 }
 
-/// The right to change a VM, until dropped.
+/// The right to change VMs, until dropped.
 pub(super) struct Permit {
     gate: Gate,
-    vm: VmId,
+    vms: BTreeSet<VmId>,
 }
 
 impl Gate {
     /// Lets `operation` have the VM, or names the one that has it.
     pub(super) fn enter(&self, vm: VmId, operation: OperationId) -> Result<Permit, OperationId> {
+        self.enter_all(BTreeSet::from([vm]), operation)
+    }
+
+    /// Lets `operation` have all of them, or none.
+    pub(super) fn enter_all(
+        &self,
+        vms: BTreeSet<VmId>,
+        operation: OperationId,
+    ) -> Result<Permit, OperationId> {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = holders.get(&vm) {
+        if let Some(holder) = vms.iter().find_map(|vm| holders.get(vm)) {
             return Err(*holder);
         }
-        holders.insert(vm, operation);
-        Ok(Permit { gate: self.clone(), vm })
+        holders.extend(vms.iter().map(|vm| (*vm, operation)));
+        Ok(Permit { gate: self.clone(), vms })
     }
 
     /// Tells when it may be worth to ask again.
@@ -49,16 +58,20 @@ impl Gate {
 }
 
 impl Permit {
-    /// Hands the VM on to another operation, without a gap.
+    /// Hands the VMs on to another operation, without a gap.
     pub(super) fn hand_on(self, operation: OperationId) -> Self {
-        self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).insert(self.vm, operation);
+        let mut holders = self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.extend(self.vms.iter().map(|vm| (*vm, operation)));
+        drop(holders);
         self
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.vm);
+        let mut holders = self.gate.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.retain(|vm, _| !self.vms.contains(vm));
+        drop(holders);
         self.gate.tell();
     }
 }

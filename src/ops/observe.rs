@@ -45,6 +45,7 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
         variables,
         volumes: store.volumes_without_vm().await?.into_iter().collect(),
         users: Vec::new(),
+        clone_tree: None,
         free_space,
         places: places.clone(),
         live_pulls: engine.0.live_pulls,

@@ -2,6 +2,7 @@
 //!
 //! A restart is no special case: the same runner carries on from what the journal says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::host::{Host, Link};
@@ -46,11 +47,14 @@ impl Engine {
         self.tell_start(count).await;
         let held: Vec<_> = operations
             .into_iter()
-            .filter_map(|operation| match self.0.gate.enter(operation.vm, operation.id) {
-                Ok(permit) => Some((operation, permit)),
-                Err(holder) => {
-                    tracing::error!(operation = %operation.id, %holder, "two open operations for one VM");
-                    None
+            .filter_map(|operation| {
+                let vms = operation.request.holds(operation.vm);
+                match self.0.gate.enter_all(vms, operation.id) {
+                    Ok(permit) => Some((operation, permit)),
+                    Err(holder) => {
+                        tracing::error!(operation = %operation.id, %holder, "two open operations for one VM");
+                        None
+                    }
                 }
             })
             .collect();
@@ -94,8 +98,8 @@ impl Engine {
         if self.is_settled(vm).await || !self.is_linked().await {
             return;
         }
-        // Whoever holds the VM collapses it in the end.
-        let Ok(permit) = self.0.gate.enter(vm, OperationId::new()) else { return };
+        // An operation that holds the VM collapses it in the end. Whoever only looks is waited for.
+        let Ok(permit) = self.enter(BTreeSet::from([vm]), OperationId::new()).await else { return };
         if let Some(runner) = self.collapse(vm, permit).await {
             runner.run().await;
         }

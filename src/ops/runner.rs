@@ -81,6 +81,7 @@ impl Runner {
         // What was held up by the references that have gone now goes, too.
         if !matches!(self.operation.request, Request::Collapse { .. }) {
             self.settle_source();
+            self.engine.collapse_waiting();
             let next = self.engine.collapse(self.operation.vm, self.permit).await;
             drop(self.reporter);
             if let Some(next) = next {

@@ -2,6 +2,8 @@
 //!
 //! Before the operation is durable nothing was promised; after it nothing is forgotten, whether the client stays or not.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use crate::model::cursor::Cursor;
@@ -145,7 +147,7 @@ impl Engine {
         asked: Asked,
     ) -> Result<Submitted> {
         let id = OperationId::new();
-        let permit = self.enter(vm, id).await?;
+        let permit = self.enter(request.holds(vm), id).await?;
         let (submitted, runner) = self.prepare(id, permit, vm, snapshot, request, asked).await?;
         if let Some(runner) = runner {
             self.0.tasks.spawn(runner.run());
@@ -153,13 +155,13 @@ impl Engine {
         Ok(submitted)
     }
 
-    /// Holds the VM for an operation, or names the one that does. Whoever is only being planned, by another client or by
+    /// Holds VMs for an operation, or names the one that does. Whoever is only being planned, by another client or by
     /// the daemon to see whether something could be merged, is waited for: there may be nothing to name in the end.
-    pub(super) async fn enter(&self, vm: VmId, id: OperationId) -> Result<Permit> {
+    pub(super) async fn enter(&self, vms: BTreeSet<VmId>, id: OperationId) -> Result<Permit> {
         let mut changes = self.0.gate.changes();
         loop {
             changes.mark_unchanged();
-            match self.0.gate.enter(vm, id) {
+            match self.0.gate.enter_all(vms.clone(), id) {
                 Ok(permit) => return Ok(permit),
                 Err(holder) if self.0.board.watch(holder).is_some() => {
                     return Err(self.busy_with(holder).await);

@@ -90,8 +90,8 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     if let Some(user) = world.users.iter().find(|user| user.is_live) {
         let in_use = || Refusal::VolumeInUse(user.name.clone());
         let disk = world.vm.disks.iter().find(|disk| disk.active().is_some_and(|it| it.path == clone.path));
-        // QEMU copies into what it writes to, and into nothing below that.
-        let disk = disk.ok_or_else(in_use)?;
+        // QEMU copies into what it writes to, and into nothing below that: not into what the clone's own snapshots hold.
+        let disk = disk.filter(|_| image.path == clone.path).ok_or_else(in_use)?;
         check_disk(world, disk)?;
         if let Some(blocker) = pull_blocker(world) {
             return Err(Refusal::PullBlocked(blocker.to_owned()));
@@ -111,8 +111,11 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
 
 /// The image of the clone that lies on what others made: its own, or the lowest that its own snapshots hold.
 fn lowest_image(world: &World, clone: &ClonedVolume) -> ImageRef {
-    let own = world.tree.detached_image().filter(|image| image.path == clone.path);
-    let chain = own.map(|image| world.tree.chain(image.id)).unwrap_or_default();
+    let layers = world.clone_tree.as_ref().and_then(|tree| {
+        let own = tree.detached_image().filter(|image| image.path == clone.path)?;
+        Some(tree.chain(own.id))
+    });
+    let chain = layers.unwrap_or_default();
     let lowest = chain.into_iter().rfind(|layer| layer.ownership == Ownership::Owned);
     lowest.map_or_else(|| image(clone), |layer| ImageRef { path: layer.path.clone(), format: layer.format })
 }

@@ -16,7 +16,8 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
     check_vm(world)?;
     let doomed = doomed_snapshots(world, request);
     for snapshot in &doomed {
-        if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Error) {
+        // One that is LOST although the VM is here lacks an image: it may go like any other.
+        if !matches!(snapshot.state, SnapshotState::Ready | SnapshotState::Error | SnapshotState::Lost) {
             return Err(Refusal::SnapshotNotReady(snapshot.state));
         }
         snapshot.check_not_held().map_err(Refusal::Held)?;

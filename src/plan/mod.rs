@@ -63,6 +63,8 @@ pub struct World {
     pub volumes: HashMap<PathBuf, VolumeId>,
     /// Who has the clone that the request is about.
     pub users: Vec<VolumeUser>,
+    /// What the catalog knows of that clone as a volume that no VM has: its own snapshots and their layers.
+    pub clone_tree: Option<LayerTree>,
     /// Bytes free, per directory.
     pub free_space: HashMap<PathBuf, u64>,
     /// Where things go.

@@ -12,7 +12,7 @@ use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState,
 pub enum Refusal {
     #[error("the VM is not on this node any more")]
     VmGone,
-    #[error("the snapshot is {0}, not LOST")]
+    #[error("the snapshot is {0}, not LOST, or its VM is here")]
     NotLost(SnapshotState),
     #[error("the VM is between two states, or in one that only its owner may end")]
     VmUnsettled,
@@ -166,9 +166,12 @@ impl Refusal {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::VmGone | Self::SnapshotNotReady(SnapshotState::Lost) => {
+            Self::VmGone => {
                 "bring the VM back; or get at its disks with 'vmsnap volume clone' or 'vmsnap vm deploy', and remove the \
                  snapshot with 'vmsnap snapshot purge'"
+            }
+            Self::SnapshotNotReady(SnapshotState::Lost) => {
+                "'vmsnap vm check' tells what is missing: bring it back, or delete the snapshot"
             }
             Self::NotLost(_) => "'vmsnap snapshot delete' deletes it",
             Self::VmUnsettled => "wait until the VM runs, is paused or is off, and try again",

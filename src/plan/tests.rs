@@ -55,6 +55,7 @@ impl Paper {
             images: HashMap::new(),
             volumes: HashMap::new(),
             users: Vec::new(),
+            clone_tree: None,
             memory_images: HashMap::new(),
             variables: HashMap::new(),
             free_space: HashMap::new(),

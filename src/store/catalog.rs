@@ -1,6 +1,7 @@
 //! Snapshots, volumes and layers: read as the tree of one VM, changed by the rules of `model`, written back whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -56,12 +57,7 @@ impl Store {
         cause: Cause,
     ) -> Result<()> {
         self.transact(move |transaction| {
-            // A clone may be a disk of another VM than the one it was made out of.
-            let source = match &change {
-                CatalogChange::CloneFlattened { source, .. } => Some(*source),
-                _ => None,
-            };
-            for vm in [Some(vm), source.filter(|source| *source != vm)].into_iter().flatten() {
+            for vm in concerned(transaction, vm, &change)? {
                 let before = read_tree(transaction, vm)?;
                 let mut tree = before.clone();
                 tree.apply(&change, &findings);
@@ -71,6 +67,11 @@ impl Store {
             Ok(())
         })
         .await
+    }
+
+    /// The VMs, and what stands for one, whose trees have a layer at a path.
+    pub async fn with_layer_at(&self, path: PathBuf) -> Result<Vec<VmId>> {
+        self.transact(move |transaction| with_layer_at(transaction, &path)).await
     }
 
     /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
@@ -152,6 +153,22 @@ fn bodies(transaction: &Transaction<'_>, sql: &str, key: &str) -> Result<Vec<Str
     let mut statement = transaction.prepare_cached(sql)?;
     let rows = statement.query_map([key], |row| row.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Whose trees a change is about. A clone may be a disk of other VMs than the one it was made out of, and have snapshots.
+fn concerned(transaction: &Transaction<'_>, vm: VmId, change: &CatalogChange) -> Result<BTreeSet<VmId>> {
+    let mut vms = BTreeSet::from([vm]);
+    if let CatalogChange::CloneFlattened { source, path, .. } = change {
+        vms.insert(*source);
+        vms.extend(with_layer_at(transaction, path)?);
+    }
+    Ok(vms)
+}
+
+fn with_layer_at(transaction: &Transaction<'_>, path: &Path) -> Result<Vec<VmId>> {
+    let mut statement = transaction.prepare_cached("SELECT DISTINCT vm FROM layer WHERE path = ?")?;
+    let rows = statement.query_map([path.to_string_lossy()], |row| row.get::<_, String>(0))?;
+    rows.map(|row| parse(&row?, "VM id")).collect()
 }
 
 /// Writes a tree. Snapshots that are as `before` are left as they are: a VM may have hundreds.

@@ -16,6 +16,7 @@ mod life;
 mod lists;
 mod node;
 mod presence;
+mod readers;
 mod readme;
 mod stuck;
 mod thaw;

@@ -1,6 +1,7 @@
 //! Steps of clones and of new VMs: copied, named, flattened, defined, started.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -11,6 +12,10 @@ use crate::model::{DiskTarget, Failure, Reason, VmId};
 
 use super::super::board::Phase;
 use super::{Context, Performed, images, make_so};
+
+/// How often it is looked whether a process that was killed has gone, and how long after each other.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// The copy is made anew with each attempt: what a broken one left says nothing of itself.
 pub(super) async fn copy(context: &Context<'_>, copy: &NewCopy) -> Performed {
@@ -29,20 +34,42 @@ pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performe
     let images = &context.host.images;
     match images.inspect(&image.path, image.format).await {
         Ok(facts) if facts.backing.is_none() => return Performed::done(),
+        // The last attempt was ended, and what it had left at work is gone by now.
+        Ok(_) if context.operation.cancel_requested && is_let_go(context, image).await => {
+            return Performed::not_applied(cancelled());
+        }
         Ok(_) => {}
         Err(error) => return Performed::unknown(error),
     }
     let (progress, seen) = watch::channel((0, 0));
     let ended = see_through(context, None, seen, images.pull(image, None, &progress)).await;
     let Performed::Seen { failure: Some(failure), .. } = ended else { return ended };
-    if images.is_in_use(&image.path, image.format).await.unwrap_or(true) {
-        // Whoever copies has not been seen to be gone.
+    if !is_let_go(context, image).await {
         return Performed::unknown(failure);
     }
     match images.inspect(&image.path, image.format).await {
         Ok(facts) if facts.backing.is_none() => Performed::done(),
         Ok(_) => Performed::not_applied(failure),
         Err(_) => Performed::unknown(failure),
+    }
+}
+
+/// Whether nobody has the image open any more. A process that was killed is gone a moment later, and nothing tells when.
+async fn is_let_go(context: &Context<'_>, image: &ImageRef) -> bool {
+    for _ in 0..LOOKS {
+        if let Ok(false) = context.host.images.is_in_use(&image.path, image.format).await {
+            return true;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    false
+}
+
+fn cancelled() -> Failure {
+    Failure {
+        reason: Reason::Cancelled,
+        message: "the operation was cancelled".to_owned(),
+        causes: Vec::new(),
     }
 }
 
@@ -60,11 +87,7 @@ async fn see_through(
                 Ok(()) => Performed::done(),
                 Err(error) => Performed::unknown(error),
             },
-            () = context.cancelled.cancelled() => return Performed::not_applied(Failure {
-                reason: Reason::Cancelled,
-                message: "the operation was cancelled".to_owned(),
-                causes: Vec::new(),
-            }),
+            () = context.cancelled.cancelled() => return Performed::not_applied(cancelled()),
             () = context.stopping.cancelled() => return Performed::Interrupted,
             Ok(()) = progress.changed() => {
                 let (done, total) = *progress.borrow_and_update();

@@ -165,6 +165,7 @@ fn a_clone_with_snapshots_is_flattened_from_below() {
         generation: 1,
     };
     let request = FlattenVolume { volume: clone.id, bandwidth: None, generation: None };
+    paper.world.clone_tree = Some(paper.world.tree.clone());
     let plan = flatten_volume(&paper.world, &clone, &request).unwrap();
     let lowest = kept(&paper, "one");
     let flattened = plan.steps.iter().find_map(|step| match step {

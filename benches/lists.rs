@@ -26,6 +26,7 @@ use vmsnap::model::{
     Request, RunState, Snapshot, SnapshotDisk, SnapshotId, SnapshotKind, SnapshotState, Step, VmId, VolumeId,
 };
 use vmsnap::proto::v1;
+use vmsnap::proto::v1::node_service_client::NodeServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::store::{Reservation, Store};
 
@@ -106,13 +107,21 @@ impl Node {
                 let reservation = Reservation::Snapshot(Box::new(snapshot(number)), String::new());
                 store.begin(operation(number), None, reservation).await.unwrap();
             }
-            let daemon = Daemon::start(SimHost::new().host(), store, &config).await.unwrap();
+            // Snapshots of VMs that are not there would become LOST meanwhile.
+            let sim = SimHost::new();
+            for number in 0..VMS {
+                sim.vm(&vm_name(number)).build();
+            }
+            let daemon = Daemon::start(sim.host(), store, &config).await.unwrap();
             tokio::spawn(daemon.run(std::future::pending()));
             let connector = tower::service_fn(move |_| {
                 let socket = config.socket.clone();
                 async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
             });
-            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+            let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+            // What the start looks at is over, too, when this is.
+            NodeServiceClient::new(channel.clone()).check_node(v1::CheckNodeRequest {}).await.unwrap();
+            channel
         });
         Self { runtime, channel, _directory: directory }
     }
@@ -140,8 +149,13 @@ fn last_page() -> String {
     TOKEN.clone()
 }
 
+fn vm_name(number: u128) -> String {
+    format!("web-{:04}", number % VMS)
+}
+
+/// As the simulated node identifies a VM of that name.
 fn vm(number: u128) -> VmId {
-    VmId(Uuid::from_u128(number % VMS))
+    VmId(Uuid::new_v5(&Uuid::NAMESPACE_OID, vm_name(number).as_bytes()))
 }
 
 fn volume(number: u128) -> VolumeId {
@@ -159,7 +173,7 @@ fn snapshot(number: u128) -> Snapshot {
     Snapshot {
         id: SnapshotId(Uuid::from_u128(number)),
         vm: vm(number),
-        vm_name: format!("web-{:04}", number % VMS),
+        vm_name: vm_name(number),
         attachment: Attachment::Attached,
         name: format!("nightly-{number:06}").parse().unwrap(),
         display_name: format!("Nightly {number}"),
@@ -196,7 +210,7 @@ fn operation(number: u128) -> Operation {
     Operation {
         id: OperationId(Uuid::from_u128(number)),
         vm: vm(number),
-        vm_name: format!("web-{:04}", number % VMS),
+        vm_name: vm_name(number),
         attachment: Attachment::Attached,
         snapshot: Some(snapshot),
         snapshot_name: None,

@@ -102,10 +102,9 @@ impl Engine {
     /// Notes how the files of layers are that an operation has made or written to, however it ended.
     pub(super) async fn remember(&self, operation: &Operation) {
         let noted = async {
-            let mut vms = BTreeSet::from([operation.vm]);
-            for path in operation.flattened_images() {
-                vms.extend(self.0.store.with_layer_at(path.to_owned()).await?);
-            }
+            let flattened = operation.flattened_images().map(Path::to_owned).collect();
+            let mut vms = self.0.store.with_layers_at(flattened).await?;
+            vms.insert(operation.vm);
             for vm in vms {
                 self.remember_tree(vm, operation).await?;
             }

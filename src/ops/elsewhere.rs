@@ -47,7 +47,9 @@ impl Engine {
     /// What snapshots of others read, whether their VMs are here or not. Where nothing is kept, nothing is read.
     async fn kept_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
         let mut read = BTreeSet::new();
-        for vm in self.0.store.vms().await?.into_iter().filter(|vm| *vm != tree.vm) {
+        let owned = tree.layers.values().filter(|layer| layer.ownership == Ownership::Owned);
+        let others = self.0.store.with_layers_at(owned.map(|layer| layer.path.clone()).collect()).await?;
+        for vm in others.into_iter().filter(|vm| *vm != tree.vm) {
             let other = self.0.store.tree(vm).await?;
             for disk in other.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
                 // Highest first.

@@ -69,9 +69,10 @@ impl Store {
         .await
     }
 
-    /// The VMs, and what stands for one, whose trees have a layer at a path.
-    pub async fn with_layer_at(&self, path: PathBuf) -> Result<Vec<VmId>> {
-        self.transact(move |transaction| with_layer_at(transaction, &path)).await
+    /// The VMs, and what stands for one, whose trees have a layer at one of these paths.
+    pub async fn with_layers_at(&self, paths: Vec<PathBuf>) -> Result<BTreeSet<VmId>> {
+        self.transact(move |transaction| with_layers_at(transaction, paths.iter().map(PathBuf::as_path)))
+            .await
     }
 
     /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
@@ -160,15 +161,24 @@ fn concerned(transaction: &Transaction<'_>, vm: VmId, change: &CatalogChange) ->
     let mut vms = BTreeSet::from([vm]);
     if let CatalogChange::CloneFlattened { source, path, .. } = change {
         vms.insert(*source);
-        vms.extend(with_layer_at(transaction, path)?);
+        vms.extend(with_layers_at(transaction, [path.as_path()])?);
     }
     Ok(vms)
 }
 
-fn with_layer_at(transaction: &Transaction<'_>, path: &Path) -> Result<Vec<VmId>> {
+fn with_layers_at<'a>(
+    transaction: &Transaction<'_>,
+    paths: impl IntoIterator<Item = &'a Path>,
+) -> Result<BTreeSet<VmId>> {
     let mut statement = transaction.prepare_cached("SELECT DISTINCT vm FROM layer WHERE path = ?")?;
-    let rows = statement.query_map([path.to_string_lossy()], |row| row.get::<_, String>(0))?;
-    rows.map(|row| parse(&row?, "VM id")).collect()
+    let mut vms = BTreeSet::new();
+    for path in paths {
+        let rows = statement.query_map([path.display().to_string()], |row| row.get::<_, String>(0))?;
+        for row in rows {
+            vms.insert(parse(&row?, "VM id")?);
+        }
+    }
+    Ok(vms)
 }
 
 /// Writes a tree. Snapshots that are as `before` are left as they are: a VM may have hundreds.

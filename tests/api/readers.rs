@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use vmsnap::host::Images as _;
+use vmsnap::host::sim::{Call, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::{ImageRef, NewOverlay};
 use vmsnap::model::vm::Format;
@@ -216,4 +217,39 @@ async fn a_lost_snapshot_of_a_vm_that_is_here_is_deleted() {
     succeed(&node, "snapshot revert web/one --yes").await;
     assert_eq!(node.read(1), [10, 10]);
     agrees(&node).await;
+}
+
+/// What is copied must not get a snapshot of its own meanwhile; and it can be had back as it was.
+#[tokio::test]
+async fn a_flatten_holds_the_clone_and_is_cancelled() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    succeed(&node, "volume clone web/one --disk vda --to copy").await;
+    // Half is copied when it comes to a halt.
+    let at = Trigger::Call(Call { method: Method::Pull, occurrence: 1 });
+    node.sim.add_fault(Fault { at, moment: Moment::Midway, mishap: Mishap::Hang });
+    let begun = json(&node, "volume flatten copy --no-wait").await;
+    let id = begun["operation"]["id"].as_str().unwrap().to_owned();
+    let halted = async {
+        while !node.sim.calls().iter().any(|call| call.method == Method::Pull) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, halted).await.unwrap();
+    let refused = run(&node, "volume snapshot create own --volume copy").await;
+    assert!(refused.code == 6 && refused.stderr.contains("VM_BUSY"), "{refused:?}");
+    succeed(&node, &format!("op cancel {id} --yes")).await;
+    let ended = node.end_of(&id).await;
+    assert_eq!(ended.error.unwrap().reason(), vmsnap::proto::v1::Reason::Cancelled);
+    assert_eq!(held_by_clone(&node).await, 1, "it is linked as before");
+    succeed(&node, "volume snapshot create own --volume copy").await;
+    assert_eq!(held(&node, "copy/own").await, 10);
+    agrees(&node).await;
+}
+
+/// How many images lie below the clone.
+async fn held_by_clone(node: &Node) -> usize {
+    let facts = node.sim.inspect("/images/copy".as_ref(), Format::Qcow2).await.unwrap();
+    usize::from(facts.backing.is_some())
 }

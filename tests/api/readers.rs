@@ -60,6 +60,24 @@ async fn agrees(node: &Node) {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// A node where somebody has made an image over a snapshot's, by hand.
+async fn covered(path: &str) -> Node {
+    let node = Node::start();
+    node.write(1, 10);
+    let one = node.take("one").await;
+    node.write(1, 20);
+    let disk = one.disks.iter().find(|disk| disk.target == "vda").unwrap();
+    let overlay = NewOverlay {
+        target: vda(),
+        path: path.into(),
+        backing_path: disk.path.clone().into(),
+        backing_format: Format::Qcow2,
+        virtual_size: disk.virtual_size_bytes,
+    };
+    node.sim.create_overlay(&overlay).await.unwrap();
+    node
+}
+
 /// A linked clone with a snapshot of its own, and a VM that has it.
 async fn used_clone(node: &Node) -> vmsnap::model::VmId {
     node.write(1, 10);
@@ -109,22 +127,10 @@ async fn a_flatten_is_known_to_every_tree_that_has_the_image() {
     agrees(&node).await;
 }
 
-/// Somebody made an image over a snapshot's, by hand, and snapshots of that are taken here. No VM has it.
+/// Snapshots of such an image are taken here. No VM has it.
 #[tokio::test]
 async fn a_layer_that_snapshots_of_another_volume_read_waits_for_them() {
-    let node = Node::start();
-    node.write(1, 10);
-    let one = node.take("one").await;
-    node.write(1, 20);
-    let disk = one.disks.iter().find(|disk| disk.target == "vda").unwrap();
-    let overlay = NewOverlay {
-        target: vda(),
-        path: "/images/by-hand.qcow2".into(),
-        backing_path: disk.path.clone().into(),
-        backing_format: Format::Qcow2,
-        virtual_size: disk.virtual_size_bytes,
-    };
-    node.sim.create_overlay(&overlay).await.unwrap();
+    let node = covered("/images/by-hand.qcow2").await;
     succeed(&node, "volume snapshot create own --volume by-hand.qcow2").await;
     succeed(&node, "snapshot delete web/one --yes").await;
     node.write(1, 30);
@@ -146,19 +152,7 @@ async fn a_layer_that_snapshots_of_another_volume_read_waits_for_them() {
 /// With the last snapshot that reads it goes what held a layer up, without another operation on the VM.
 #[tokio::test]
 async fn a_layer_that_waited_for_lost_snapshots_is_merged_by_itself() {
-    let node = Node::start();
-    node.write(1, 10);
-    let one = node.take("one").await;
-    node.write(1, 20);
-    let disk = one.disks.iter().find(|disk| disk.target == "vda").unwrap();
-    let overlay = NewOverlay {
-        target: vda(),
-        path: "/elsewhere/by-hand".into(),
-        backing_path: disk.path.clone().into(),
-        backing_format: Format::Qcow2,
-        virtual_size: disk.virtual_size_bytes,
-    };
-    node.sim.create_overlay(&overlay).await.unwrap();
+    let node = covered("/elsewhere/by-hand").await;
     let other = node.sim.vm("other").image("vda", qcow2("/elsewhere/by-hand")).build();
     succeed(&node, "snapshot create other mine").await;
     node.sim.someone_stops(other);

@@ -5,10 +5,10 @@ use tonic::{Request, Response, Status};
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, status};
-use crate::host::{HostError, VmSummary};
+use crate::host::VmSummary;
 use crate::model::VmId;
 use crate::model::vm::DiskView;
-use crate::ops::OpsError;
+use crate::ops::{OpsError, is_unreadable};
 use crate::proto::v1;
 use crate::proto::v1::vm_service_server::VmService;
 
@@ -92,7 +92,7 @@ impl Api {
         };
         let (view, tree) = match self.engine.vm(found.id).await {
             // It can be shown without its disks, and has to be: somebody wants to know what is wrong with it.
-            Err(OpsError::Host(error @ (HostError::NoSuchImage(_) | HostError::BadImage { .. }))) => {
+            Err(OpsError::Host(error)) if is_unreadable(&error) => {
                 let vm = self.without_disks(&found).await?;
                 return Ok(v1::Vm { blocked_reason: error.to_string(), ..vm });
             }

@@ -157,10 +157,10 @@ impl Engine {
     ) -> Result<Difference> {
         let name = self.vms().await?.into_iter().find(|seen| seen.id == vm).map(|seen| seen.name);
         let tree = self.0.store.tree(vm).await?;
-        let layer = tree.layers.values().find(|layer| Some(&layer.path) == path);
+        let layer = path.and_then(|path| tree.layer_at(path));
         let mut words = causes(error);
         words.insert(0, error.to_string());
-        words.push("bring it back as it was".to_owned());
+        words.extend(path.map(|_| "bring it back as it was".to_owned()));
         Ok(Difference {
             kind,
             vm: Some(vm),
@@ -237,6 +237,12 @@ impl Engine {
         }
         Ok(directories)
     }
+}
+
+/// Whether a look at a VM fails so because something of the VM is wrong, and not the node.
+#[must_use]
+pub fn is_unreadable(error: &HostError) -> bool {
+    unreadable(error).is_some()
 }
 
 /// What is wrong when a look at a VM fails so: an image is gone, cannot be read, or libvirt and QEMU do not agree on it.

@@ -40,7 +40,7 @@ mod submit;
 mod volumes;
 
 pub use board::{OperationView, Phase, Progress};
-pub use check::NodeCheck;
+pub use check::{NodeCheck, is_unreadable};
 pub use error::OpsError;
 pub use recover::thaw_guests;
 pub use submit::{Asked, Submitted};

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use vmsnap::host::sim::BLOCK;
+use vmsnap::host::Link;
+use vmsnap::host::sim::{BLOCK, Method};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
@@ -30,6 +31,15 @@ async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
     let shown = succeed(node, &format!("snapshot show web/{snapshot} -o json")).await;
     let shown: Value = serde_json::from_str(&shown).unwrap();
     shown["snapshot"]["disks"][0]["path"].as_str().unwrap().into()
+}
+
+async fn until_told(node: &Node, words: &str) {
+    let told = async {
+        while !succeed(node, "event list web").await.contains(words) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("nobody tells that {words}"));
 }
 
 fn vda() -> DiskTarget {
@@ -180,10 +190,52 @@ async fn a_start_finds_what_happened_meanwhile() {
     node.crash();
     node.sim.someone_removes(&file);
     node.restart();
-    let told = async {
-        while !succeed(&node, "event list web").await.contains("there is no image") {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, told).await.expect("the start tells it");
+    until_told(&node, "there is no image").await;
+}
+
+/// What an operation works on is left out and named, and what it makes is not taken for an orphan.
+#[tokio::test]
+async fn a_check_beside_an_operation() {
+    let node = Node::start();
+    node.take("one").await;
+    let hold = node.hold(Method::SwitchDisks);
+    let begun = node.begin("two").await;
+    hold.reached().await;
+    let found = run(&node, "node check").await;
+    assert_eq!(found.code, 3, "{found:?}");
+    assert!(
+        found
+            .stderr
+            .contains(&format!("left out, for an operation holds them or they gave no answer: {}", node.vm))
+    );
+    assert!(!found.stdout.contains("orphan"), "{found:?}");
+    hold.release();
+    node.end_of(&begun.id).await;
+    assert_eq!(run(&node, "node check").await.code, 0);
+}
+
+/// The daemon looks by itself when the hypervisor is back.
+#[tokio::test]
+async fn a_link_that_is_back_finds_what_happened_meanwhile() {
+    let node = Node::start();
+    node.take("one").await;
+    let file = file_of(&node, "one").await;
+    node.sim.set_link(Link::Down("libvirtd is away".to_owned()));
+    node.sim.someone_removes(&file);
+    node.sim.set_link(Link::Up);
+    until_told(&node, "there is no image").await;
+}
+
+/// No look at such a VM succeeds, and none at what else is wrong with it.
+#[tokio::test]
+async fn a_vm_that_libvirt_and_qemu_do_not_agree_on() {
+    let node = Node::start();
+    node.take("one").await;
+    node.sim.becomes_known_wrongly(node.vm);
+    let found = run(&node, "vm check web -o json").await;
+    assert_eq!(found.code, DIFFERS, "{found:?}");
+    assert_eq!(differences(&found), [("IMAGE_CHANGED".to_owned(), true, 0)], "{found:?}");
+    let shown = succeed(&node, "vm show web").await;
+    assert!(shown.contains("blocked    what libvirt and QEMU say"), "{shown}");
+    assert_ne!(run(&node, "snapshot create web two").await.code, 0);
 }

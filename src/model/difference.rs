@@ -1,6 +1,6 @@
 //! Differences between what the catalog says of a VM and what is there. Decides which there are; `plan` finds them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -43,6 +43,20 @@ pub enum DifferenceKind {
 }
 
 impl Difference {
+    /// One of a VM with a name, or of none, that blocks.
+    #[must_use]
+    pub fn new(kind: DifferenceKind, vm: Option<(VmId, String)>, description: String) -> Self {
+        let (vm, vm_name) = vm.unzip();
+        let vm_name = vm_name.unwrap_or_default();
+        Self { kind, vm, vm_name, disk: None, path: None, snapshots: Vec::new(), description, blocks: true }
+    }
+
+    /// The same, about a file.
+    #[must_use]
+    pub fn at(self, path: &Path) -> Self {
+        Self { path: Some(path.to_owned()), ..self }
+    }
+
     /// The same for as long as the difference stays the same.
     #[must_use]
     pub fn id(&self) -> Uuid {

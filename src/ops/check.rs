@@ -3,7 +3,6 @@
 //! Decides whom to look at. Leaves what differs to `plan`. Changes nothing but what it remembers of files that are in order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -161,16 +160,10 @@ impl Engine {
         let mut words = causes(error);
         words.insert(0, error.to_string());
         words.extend(path.map(|_| "bring it back as it was".to_owned()));
-        Ok(Difference {
-            kind,
-            vm: Some(vm),
-            vm_name: name.unwrap_or_default(),
-            disk: None,
-            path: path.cloned(),
-            snapshots: layer.map(|layer| tree.readers(layer.id)).unwrap_or_default(),
-            description: words.join(": "),
-            blocks: true,
-        })
+        let vm = (vm, name.unwrap_or_default());
+        let difference = Difference::new(kind, Some(vm), words.join(": "));
+        let snapshots = layer.map(|layer| tree.readers(layer.id)).unwrap_or_default();
+        Ok(Difference { path: path.cloned(), snapshots, ..difference })
     }
 
     /// Tells what is new and what is settled since the last look.
@@ -200,7 +193,7 @@ impl Engine {
         for directory in self.directories_of_files().await? {
             files.extend(self.0.host.images.list(&directory).await.unwrap_or_default());
         }
-        files.retain(|path| is_named_by_us(path));
+        files.retain(|path| plan::is_named_by_us(path));
         if files.is_empty() || !self.0.store.open_operations().await?.is_empty() {
             return Ok(Vec::new());
         }
@@ -221,7 +214,15 @@ impl Engine {
                 files.remove(path);
             }
         }
-        Ok(files.iter().map(|path| orphan(path)).collect())
+        let orphan = |path: PathBuf| {
+            let path_shown = path.display();
+            let words = format!(
+                "{path_shown} has a name of ours, and nothing here needs it: if no other node does, remove it"
+            );
+            let difference = Difference::new(DifferenceKind::OrphanFile, None, words).at(&path);
+            Difference { blocks: false, ..difference }
+        };
+        Ok(files.into_iter().map(orphan).collect())
     }
 
     /// Where files of ours may be.
@@ -271,28 +272,4 @@ fn files_of(tree: &LayerTree) -> impl Iterator<Item = PathBuf> {
         memory.chain(snapshot.variables.iter().map(|variables| variables.path.clone()))
     });
     layers.chain(kept)
-}
-
-/// `vmsnap-UUID` with one of the endings that we give.
-fn is_named_by_us(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(OsStr::to_str).and_then(|stem| stem.strip_prefix("vmsnap-"));
-    let is_ours =
-        matches!(path.extension().and_then(OsStr::to_str), Some("qcow2" | "memory" | "nvram" | "fd"));
-    is_ours && stem.is_some_and(|stem| stem.parse::<uuid::Uuid>().is_ok())
-}
-
-fn orphan(path: &Path) -> Difference {
-    Difference {
-        kind: DifferenceKind::OrphanFile,
-        vm: None,
-        vm_name: String::new(),
-        disk: None,
-        path: Some(path.to_owned()),
-        snapshots: Vec::new(),
-        description: format!(
-            "{} has a name of ours, and nothing here needs it: if no other node does, remove it",
-            path.display()
-        ),
-        blocks: false,
-    }
 }

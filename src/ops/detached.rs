@@ -10,7 +10,7 @@ use super::{Engine, OpsError, Result};
 use crate::host::{Host, HostError};
 use crate::model::vm::{Backing, ChainImage, Format};
 use crate::model::{ClonedVolume, VmId, VmView, VolumeId};
-use crate::plan::VolumeUser;
+use crate::plan::{self, VolumeUser};
 use crate::store::Store;
 
 /// Most images of one chain. A longer one goes round in circles.
@@ -66,7 +66,7 @@ impl Engine {
         let below: HashSet<&PathBuf> =
             images.iter().filter_map(|image| Some(&image.backing.as_ref()?.path)).collect();
         let is_volume = |image: &&PlacedImage| {
-            !is_named_by_us(&image.path) && !read.contains(&image.path) && !below.contains(&image.path)
+            !plan::is_named_by_us(&image.path) && !read.contains(&image.path) && !below.contains(&image.path)
         };
         images.iter().filter(is_volume).map(|image| image.path.clone()).collect()
     }
@@ -110,7 +110,7 @@ impl Engine {
         if own.detached_image().is_none() {
             return Ok(());
         }
-        Err(OpsError::Refused(crate::plan::Refusal::VolumeHasSnapshots(clone.name.clone())))
+        Err(OpsError::Refused(plan::Refusal::VolumeHasSnapshots(clone.name.clone())))
     }
 }
 
@@ -118,9 +118,4 @@ impl Engine {
 pub(super) struct PlacedImage {
     pub(super) path: PathBuf,
     pub(super) backing: Option<Backing>,
-}
-
-/// Overlays, and clones that are being made.
-fn is_named_by_us(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmsnap-"))
 }

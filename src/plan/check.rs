@@ -33,24 +33,8 @@ pub fn differences(world: &World) -> Vec<Difference> {
     found
 }
 
-impl Difference {
-    fn new(world: &World, kind: DifferenceKind, description: String) -> Self {
-        Self {
-            kind,
-            vm: Some(world.vm.id),
-            vm_name: world.vm.name.clone(),
-            disk: None,
-            path: None,
-            snapshots: Vec::new(),
-            description,
-            blocks: true,
-        }
-    }
-
-    fn at(mut self, path: &Path) -> Self {
-        self.path = Some(path.to_owned());
-        self
-    }
+fn found(world: &World, kind: DifferenceKind, description: String) -> Difference {
+    Difference::new(kind, Some((world.vm.id, world.vm.name.clone())), description)
 }
 
 fn undefined(world: &World) -> Difference {
@@ -59,7 +43,7 @@ fn undefined(world: &World) -> Difference {
         "{} is not on this node: its {lost} snapshots are LOST until it is back; purge what nobody needs any more",
         world.vm.name
     );
-    Difference::new(world, DifferenceKind::VmUndefined, words)
+    found(world, DifferenceKind::VmUndefined, words)
 }
 
 /// What stands in the way of any operation on a disk.
@@ -93,7 +77,7 @@ fn of_disk(world: &World, disk: &DiskView) -> Option<Difference> {
         }
         _ => return None,
     };
-    let difference = Difference::new(world, kind, format!("{refusal}: {advice}"));
+    let difference = found(world, kind, format!("{refusal}: {advice}"));
     Some(Difference { disk: Some(disk.target.clone()), path: path.cloned(), ..difference })
 }
 
@@ -129,7 +113,7 @@ fn unplugged(world: &World) -> impl Iterator<Item = Difference> {
             "disk {} is not the VM's any more: its content in snapshots stays, and a revert leaves it out",
             volume.target
         );
-        let difference = Difference::new(world, DifferenceKind::DiskSetChanged, description);
+        let difference = found(world, DifferenceKind::DiskSetChanged, description);
         Difference { disk: Some(volume.target.clone()), blocks: false, ..difference }
     })
 }
@@ -144,7 +128,7 @@ fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
             (DifferenceKind::ImageChanged, format!("{}: {wrong}", path.display()))
         }
     };
-    let difference = Difference::new(world, kind, words).at(path);
+    let difference = found(world, kind, words).at(path);
     Some(Difference { snapshots: world.tree.readers(layer.id), blocks: false, ..difference })
 }
 
@@ -157,7 +141,7 @@ fn of_clones(world: &World) -> impl Iterator<Item = Difference> {
     let gone = made.filter(|clone| !world.images.contains_key(&clone.path));
     gone.map(|clone| {
         let words = format!("{}, or delete volume {}", missing(&clone.path), clone.name);
-        let difference = Difference::new(world, DifferenceKind::ImageMissing, words).at(&clone.path);
+        let difference = found(world, DifferenceKind::ImageMissing, words).at(&clone.path);
         Difference { blocks: false, ..difference }
     })
 }
@@ -202,7 +186,7 @@ fn of_memory(world: &World) -> impl Iterator<Item = Difference> {
             None => (DifferenceKind::ImageMissing, "there is no complete memory image".to_owned()),
         };
         let words = format!("{}: {words}; the disks of the snapshot are as they were", memory.path.display());
-        let difference = Difference::new(world, kind, words).at(&memory.path);
+        let difference = found(world, kind, words).at(&memory.path);
         Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
     })
 }

@@ -16,7 +16,7 @@ use crate::model::step::{
 use crate::model::vm::{Attachment, DiskView};
 use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
 
-use super::{World, is_named_by_us, pull_blocker};
+use super::{World, is_nameless, pull_blocker};
 
 /// What may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -161,7 +161,7 @@ impl Range {
         let upwards = self.below(&world.tree).into_iter().chain([base]).chain(between).chain([child]);
         let nothing_is_hidden = upwards.filter_map(facts).is_sorted_by_key(|facts| facts.virtual_size);
         let mut gone = self.merged.between.iter().filter_map(layer).chain([base]);
-        let may_go = gone.all(|layer| is_named_by_us(world, &layer.path));
+        let may_go = gone.all(|layer| is_nameless(world, &layer.path));
         if is_less && nothing_is_hidden && may_go && may_be_pulled_into(world, self.volume, child) {
             Direction::Up
         } else {

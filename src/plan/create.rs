@@ -13,6 +13,7 @@ use crate::model::{
     CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, VolumeId,
 };
 
+use super::names::Content;
 use super::reserve::reserve;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, detached,
@@ -319,7 +320,7 @@ fn decide_freeze(world: &World, request: &CreateSnapshot) -> Result<Freezing, Re
 }
 
 fn memory_path(world: &World, snapshot: SnapshotId) -> PathBuf {
-    world.places.memory.join(format!("vmsnap-{snapshot}.memory"))
+    Content::Memory.path(&world.places.memory, snapshot.0)
 }
 
 fn space_needed(world: &World, parts: &[Part], memory: Option<&PathBuf>) -> BTreeMap<PathBuf, u64> {

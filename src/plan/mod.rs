@@ -23,6 +23,7 @@ mod delete;
 mod deploy;
 mod detached;
 pub mod merge;
+mod names;
 mod purge;
 mod refusal;
 mod reserve;
@@ -40,6 +41,7 @@ pub use collapse::collapse as collapse_tree;
 pub use create::create;
 pub use delete::{collapse, delete};
 pub use deploy::deploy_vm;
+pub use names::is_named_by_us;
 pub use purge::purge;
 pub use refusal::Refusal;
 pub use revert::{is_whole, revert, revert_volume};
@@ -198,15 +200,13 @@ fn overlay_path(world: &World, disk: &DiskView, id: Uuid) -> Result<PathBuf, Ref
 }
 
 fn new_image_path(directory: &Path, id: Uuid) -> PathBuf {
-    directory.join(format!("vmsnap-{}.qcow2", id.as_hyphenated()))
+    names::Content::Image.path(directory, id)
 }
 
-/// Whether an image has a name that nobody looks for: made by [`new_image_path`], and not that of a clone. Others are in
-/// the books of whoever made the VM, and stay as long as the disk.
-fn is_named_by_us(world: &World, path: &Path) -> bool {
-    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
-    let id = name.and_then(|name| name.strip_prefix("vmsnap-")?.strip_suffix(".qcow2"));
-    id.is_some_and(|id| id.parse::<Uuid>().is_ok()) && !world.volumes.contains_key(path)
+/// Whether an image has a name that nobody looks for: one of ours, and not that of a clone. Others are in the books of
+/// whoever made the VM, and stay as long as the disk.
+fn is_nameless(world: &World, path: &Path) -> bool {
+    is_named_by_us(path) && !world.volumes.contains_key(path)
 }
 
 /// What keeps the VM from pulling now, in words; None if nothing does, or nobody minds.

@@ -12,12 +12,13 @@ use crate::model::step::{ImageRef, Step};
 use crate::model::vm::Format;
 use crate::model::{Snapshot, SnapshotId, VmId};
 
+use super::names::Content;
 use super::{NewIds, Refusal, World, directory_of};
 
 /// What a snapshot of the VM keeps, and where; None if there is nothing that can be copied.
 pub(super) fn kept(world: &World, snapshot: SnapshotId) -> Option<KeptVariables> {
     let bytes = *world.variables.get(&copyable(world)?.path)?;
-    let path = world.places.memory.join(format!("vmsnap-{snapshot}.nvram"));
+    let path = Content::Variables.path(&world.places.memory, snapshot.0);
     Some(KeptVariables { path, bytes })
 }
 
@@ -63,7 +64,7 @@ impl Restoring {
         let (Some(kept), Some(file)) = (&snapshot.variables, &world.vm.variables) else { return Ok(None) };
         check(world, kept)?;
         let is_there = world.variables.contains_key(&file.path);
-        let before = is_there.then(|| world.places.memory.join(format!("vmsnap-{}.nvram", ids())));
+        let before = is_there.then(|| Content::Variables.path(&world.places.memory, ids()));
         Ok(Some(Self { from: kept.path.clone(), to: file.path.clone(), before }))
     }
 
@@ -91,7 +92,7 @@ pub(super) fn of_new_vm(
 ) -> Result<Option<(PathBuf, Step)>, Refusal> {
     let (Some(kept), Some(file)) = (&snapshot.variables, &world.vm.variables) else { return Ok(None) };
     check(world, kept)?;
-    let to = directory_of(&file.path).join(format!("vmsnap-{vm}.fd"));
+    let to = Content::Firmware.path(&directory_of(&file.path), vm.0);
     Ok(Some((to.clone(), Step::CopyVariables { from: kept.path.clone(), to })))
 }
 

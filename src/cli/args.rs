@@ -155,6 +155,26 @@ pub(super) enum NodeVerb {
     Check,
 }
 
+/// Which of a list, by what users have said of them.
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct LabelFilter {
+    /// Only of this account
+    #[arg(long, default_value = "")]
+    pub(super) account: String,
+    /// Only of this tenant domain
+    #[arg(long, default_value = "")]
+    pub(super) domain: String,
+    /// Only of this project
+    #[arg(long, default_value = "")]
+    pub(super) project: String,
+    /// Only those whose name starts so
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub(super) name_prefix: String,
+    /// Only those with this property, or with any value of it
+    #[arg(long = "property", value_name = "KEY[=VALUE]")]
+    pub(super) properties: Vec<String>,
+}
+
 /// For verbs that cannot be taken back.
 #[derive(Debug, Clone, Copy, ClapArgs)]
 pub(super) struct Sure {

@@ -32,11 +32,11 @@ async fn list(session: &Session, args: VolumeListArgs) -> Result<u8, Failure> {
         order_by: order_by(args.sort, args.reverse).to_owned(),
         filter: Some(v1::VolumeFilter {
             vm: args.vm.unwrap_or_default(),
-            account: args.account,
-            domain: args.domain,
-            project: args.project,
-            name_prefix: args.name_prefix,
-            properties: args.properties.iter().map(|text| property_filter(text)).collect(),
+            account: args.label.account,
+            domain: args.label.domain,
+            project: args.label.project,
+            name_prefix: args.label.name_prefix,
+            properties: args.label.properties.iter().map(|text| property_filter(text)).collect(),
             states: args.states.into_iter().map(|state| volume_state(state).into()).collect(),
             ..v1::VolumeFilter::default()
         }),

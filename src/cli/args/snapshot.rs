@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::units::{ago, bytes, duration, from_now, property};
-use super::{How, Sure};
+use super::{How, LabelFilter, Sure};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum SnapshotVerb {
@@ -132,21 +132,8 @@ pub(in crate::cli) struct ListArgs {
     /// As a tree that ends in where the VM is now
     #[arg(long, requires = "vm")]
     pub(in crate::cli) tree: bool,
-    /// Only of this account
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) account: String,
-    /// Only of this tenant domain
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) domain: String,
-    /// Only of this project
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) project: String,
-    /// Only those whose name starts so
-    #[arg(long, default_value = "", value_name = "PREFIX")]
-    pub(in crate::cli) name_prefix: String,
-    /// Only those with this property, or with any value of it
-    #[arg(long = "property", value_name = "KEY[=VALUE]")]
-    pub(in crate::cli) properties: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) label: LabelFilter,
     /// Only those in this state; again for more
     #[arg(long = "state", value_enum)]
     pub(in crate::cli) states: Vec<State>,

@@ -4,7 +4,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::snapshot::{LabelArgs, Quiesce, Which};
 use super::units::{bytes, property};
-use super::{How, Sure};
+use super::{How, LabelFilter, Sure};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum VolumeVerb {
@@ -49,21 +49,8 @@ pub(in crate::cli) enum VolumeVerb {
 pub(in crate::cli) struct VolumeListArgs {
     /// Only of this VM: name or UUID
     pub(in crate::cli) vm: Option<String>,
-    /// Only of this account
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) account: String,
-    /// Only of this tenant domain
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) domain: String,
-    /// Only of this project
-    #[arg(long, default_value = "")]
-    pub(in crate::cli) project: String,
-    /// Only those whose name starts so
-    #[arg(long, default_value = "", value_name = "PREFIX")]
-    pub(in crate::cli) name_prefix: String,
-    /// Only those with this property, or with any value of it
-    #[arg(long = "property", value_name = "KEY[=VALUE]")]
-    pub(in crate::cli) properties: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) label: LabelFilter,
     /// Only those in this state; again for more
     #[arg(long = "state", value_enum)]
     pub(in crate::cli) states: Vec<VolumeState>,

@@ -139,3 +139,22 @@ fn unsafe_lives_in_one_module() {
         .collect();
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
 }
+
+/// An order by chance would differ each time that a simulation is run again.
+#[test]
+fn the_engine_leaves_no_order_to_chance() {
+    let by_chance: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, _)| room(path) == "ops")
+        .flat_map(|(path, text)| {
+            let selects = text.split("select! {").skip(1);
+            selects
+                .filter(|select| !select.trim_start().starts_with("biased;"))
+                .map(move |select| {
+                    format!("{}: {}", path.display(), select.lines().nth(1).unwrap_or_default())
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(by_chance.is_empty(), "not biased: {by_chance:#?}");
+}

@@ -173,11 +173,7 @@ impl Daemon {
     pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
-        engine.keep_events_for(config.event_retention());
-        engine.expire_snapshots();
-        engine.collapse_when_vms_change();
-        engine.keep_presence();
-        engine.check_when_linked();
+        engine.attend(config.event_retention());
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();

@@ -84,6 +84,7 @@ impl Engine {
                     }
                 }
                 tokio::select! {
+                    biased;
                     changed = link.changed() => if changed.is_err() { return },
                     () = stopping.cancelled() => return,
                 }

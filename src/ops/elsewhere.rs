@@ -106,6 +106,7 @@ impl Engine {
             let mut events = engine.0.host.hypervisor.events();
             loop {
                 tokio::select! {
+                    biased;
                     goes_on = vm_changed(&mut events) => if !goes_on { return },
                     () = stopping.cancelled() => return,
                 }
@@ -114,6 +115,7 @@ impl Engine {
                     continue;
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
                 }

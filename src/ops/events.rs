@@ -62,6 +62,7 @@ impl Engine {
                     tracing::warn!(error, "old events cannot be removed");
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(PRUNE_INTERVAL) => {}
                     () = stopping.cancelled() => return,
                 }

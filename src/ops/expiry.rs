@@ -30,11 +30,13 @@ impl Engine {
                     LOOK_INTERVAL
                 });
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(wait) => {}
                     Ok(()) = events.changed() => {}
                     () = stopping.cancelled() => return,
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
                 }

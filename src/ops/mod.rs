@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use jiff::SignedDuration;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -118,6 +119,16 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))
+    }
+
+    /// Does what nobody asks for, from now until the daemon goes down: snapshots expire, what waited is merged, VMs that
+    /// leave and come back are noted, the node is checked. Events are kept so long.
+    pub fn attend(&self, event_retention: SignedDuration) {
+        self.keep_events_for(event_retention);
+        self.expire_snapshots();
+        self.collapse_when_vms_change();
+        self.keep_presence();
+        self.check_when_linked();
     }
 
     /// The outside world, to look at.

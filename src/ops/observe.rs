@@ -1,6 +1,6 @@
 //! Gathers the view of the world that a plan looks at. Decides nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -69,7 +69,7 @@ async fn inspect_all(
     let layers = tree.layers.values().map(|layer| (&layer.path, layer.format));
     let clones = tree.clones.iter().map(|clone| (&clone.path, Format::Qcow2));
     let of_catalog = layers.chain(clones);
-    let wanted: HashMap<&PathBuf, Format> = of_catalog.chain(of_vm).collect();
+    let wanted: BTreeMap<&PathBuf, Format> = of_catalog.chain(of_vm).collect();
     let mut images = HashMap::new();
     for (path, format) in wanted {
         match host.images.inspect(path, format).await {

@@ -33,6 +33,7 @@ impl Engine {
                 let is_up = *link.borrow_and_update() == Link::Up;
                 let is_all = !is_up || engine.look_who_is_here().await;
                 tokio::select! {
+                    biased;
                     goes_on = vm_changed(&mut events) => if !goes_on { return },
                     Ok(()) = link.changed() => {}
                     // What was passed over because somebody held it.
@@ -40,6 +41,7 @@ impl Engine {
                     () = stopping.cancelled() => return,
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
                 }

@@ -109,6 +109,7 @@ impl Engine {
     async fn is_linked(&self) -> bool {
         let mut link = self.0.host.hypervisor.link();
         tokio::select! {
+            biased;
             result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
             () = self.0.stopping.cancelled() => false,
         }

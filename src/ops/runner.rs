@@ -121,6 +121,7 @@ impl Runner {
             let mut turn = std::pin::pin!(perform(&context, turn));
             loop {
                 tokio::select! {
+                    biased;
                     performed = &mut turn => break performed,
                     Some(command) = self.commands.recv() => {
                         if command == Command::Cancel {
@@ -229,6 +230,7 @@ impl Runner {
     async fn pause(&self, failures: u8) {
         let pause = Duration::from_millis(50).saturating_mul(1 << u32::from(failures.min(7)));
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause.min(Duration::from_secs(5))) => {}
             () = self.engine.0.stopping.cancelled() => {}
         }
@@ -242,6 +244,7 @@ impl Runner {
         tracing::error!(operation = %self.operation.id, vm = %self.operation.vm, "operation is stuck: a person is needed");
         loop {
             let command = tokio::select! {
+                biased;
                 command = self.commands.recv() => command,
                 () = self.engine.0.stopping.cancelled() => None,
             };

@@ -169,6 +169,7 @@ impl Engine {
                 Err(_) => {}
             }
             tokio::select! {
+                biased;
                 // It fails when the gate is gone, and with it this engine.
                 _ = changes.changed() => {}
                 () = self.0.stopping.cancelled() => return Err(OpsError::Draining),

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, Transaction, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::conditions::Conditions;
 use super::{Result, Store, from_json, to_json};
@@ -114,8 +114,8 @@ pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()>
 }
 
 /// The place of the newest event ever.
-pub(super) fn newest(transaction: &Transaction<'_>) -> Result<u64> {
-    let mut statement = transaction.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'event'")?;
+pub(super) fn newest(connection: &Connection) -> Result<u64> {
+    let mut statement = connection.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'event'")?;
     let newest: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
     Ok(newest.unwrap_or(0).unsigned_abs())
 }

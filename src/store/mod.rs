@@ -4,10 +4,10 @@
 //!
 //! `synchronous=FULL` in WAL mode: when a call returns, what it wrote outlives a power cut
 //! (SQLite documentation, "PRAGMA synchronous"). All work is done on a thread of its own, so nothing here blocks the
-//! runtime.
+//! runtime; a catalog in memory is worked on by whoever calls, so that a simulation is the same each time.
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -111,59 +111,73 @@ impl StoreError {
 /// A handle on the catalog. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::Sender<Job>,
+    desk: Desk,
     /// The place of the newest event.
     newest_event: watch::Receiver<u64>,
 }
 
-type Job = Box<dyn FnOnce(&mut Connection, &watch::Sender<u64>) + Send>;
+/// Where the work is done.
+#[derive(Clone)]
+enum Desk {
+    /// On a thread of its own.
+    Thread(mpsc::Sender<Job>),
+    /// Where it is asked for.
+    InPlace(Arc<Mutex<Catalog>>),
+}
+
+/// The file, and who is told of what is new in it.
+struct Catalog {
+    connection: Connection,
+    newest_event: watch::Sender<u64>,
+}
+
+type Job = Box<dyn FnOnce(&mut Catalog) + Send>;
 
 impl Store {
     /// Opens the catalog at `path`, makes it if there is none, brings it to this version. Blocks.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::serve(schema::open(path)?)
-    }
-
-    /// A catalog that is gone with its last handle; for simulations.
-    pub fn in_memory() -> Result<Self> {
-        Self::serve(schema::open_in_memory()?)
-    }
-
-    fn serve(mut connection: Connection) -> Result<Self> {
+        let (mut catalog, newest_event) = Catalog::new(schema::open(path)?)?;
         let (jobs, queue) = mpsc::channel::<Job>();
-        let (newest, newest_event) = watch::channel(transact(&mut connection, event::newest)?);
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
                 while let Ok(job) = queue.recv() {
-                    job(&mut connection, &newest);
+                    job(&mut catalog);
                 }
             })
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { jobs, newest_event })
+        Ok(Self { desk: Desk::Thread(jobs), newest_event })
     }
 
-    /// Runs `work` in one transaction: all of it lasts, or nothing. Once called it is carried through, even if the
+    /// A catalog that is gone with its last handle; for simulations.
+    pub fn in_memory() -> Result<Self> {
+        let (catalog, newest_event) = Catalog::new(schema::open_in_memory()?)?;
+        Ok(Self { desk: Desk::InPlace(Arc::new(Mutex::new(catalog))), newest_event })
+    }
+
+    /// Runs `work` in one transaction: all of it lasts, or nothing. Once it has begun it is carried through, even if the
     /// caller stops waiting.
     async fn transact<T, W>(&self, work: W) -> Result<T>
     where
         T: Send + 'static,
         W: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     {
-        let (answer, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection, newest| {
-            let result = transact(connection, |transaction| {
-                let value = work(transaction)?;
-                Ok((value, event::newest(transaction)?))
-            });
-            if let Ok((_, last)) = &result {
-                newest.send_if_modified(|known| std::mem::replace(known, *last) != *last);
+        match &self.desk {
+            Desk::Thread(jobs) => {
+                let (answer, result) = oneshot::channel();
+                // Whoever asked may have gone; the work is done all the same.
+                let job: Job = Box::new(move |catalog| drop(answer.send(catalog.transact(work))));
+                jobs.send(job).map_err(|_| StoreError::Closed)?;
+                result.await.map_err(|_| StoreError::Closed)?
             }
-            // Whoever asked may have gone; the work is done all the same.
-            let _ = answer.send(result.map(|(value, _)| value));
-        });
-        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
-        result.await.map_err(|_| StoreError::Closed)?
+            Desk::InPlace(catalog) => {
+                // As with a thread, others get their turn before the work is done and before the answer is there.
+                tokio::task::yield_now().await;
+                let result = catalog.lock().unwrap_or_else(PoisonError::into_inner).transact(work);
+                tokio::task::yield_now().await;
+                result
+            }
+        }
     }
 
     /// Tells whenever there are new events: the place of the newest.
@@ -182,11 +196,21 @@ impl Store {
     }
 }
 
-fn transact<T>(connection: &mut Connection, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let value = work(&transaction)?;
-    transaction.commit()?;
-    Ok(value)
+impl Catalog {
+    fn new(connection: Connection) -> Result<(Self, watch::Receiver<u64>)> {
+        let newest = event::newest(&connection)?;
+        let (newest_event, receiver) = watch::channel(newest);
+        Ok((Self { connection, newest_event }, receiver))
+    }
+
+    fn transact<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = work(&transaction)?;
+        let newest = event::newest(&transaction)?;
+        transaction.commit()?;
+        self.newest_event.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+        Ok(value)
+    }
 }
 
 /// A value as a JSON column.

@@ -339,6 +339,11 @@ impl Script {
         self.calls.clone()
     }
 
+    /// How many calls there were.
+    pub(super) fn count(&self) -> usize {
+        self.calls.len()
+    }
+
     /// Counts a call. Gives the faults that strike it.
     pub(super) fn begin(&mut self, method: Method) -> Vec<Fault> {
         let occurrence = self.occurrences.entry(method).or_default();

@@ -231,6 +231,29 @@ impl SimHost {
         });
     }
 
+    /// Somebody undefines a VM that is off, and keeps its definition elsewhere.
+    pub fn someone_takes_away(&self, vm: VmId) {
+        self.change(|world| {
+            if world.machines.get(&vm).is_none_or(|machine| machine.live.is_some()) {
+                return;
+            }
+            if let Some(machine) = world.machines.remove(&vm) {
+                world.away.insert(vm, machine);
+                world.emit(HostEvent::VmChanged(vm));
+            }
+        });
+    }
+
+    /// Somebody defines a VM again as it was when it was taken away.
+    pub fn someone_brings_back(&self, vm: VmId) {
+        self.change(|world| {
+            if let Some(machine) = world.away.remove(&vm) {
+                world.machines.insert(vm, machine);
+                world.emit(HostEvent::VmChanged(vm));
+            }
+        });
+    }
+
     /// Somebody makes a disk larger, of a VM that runs or not. Nothing happens if it is not larger, or a block job has the
     /// disk (QEMU: "node is busy").
     pub fn someone_resizes(&self, vm: VmId, disk: &DiskTarget, bytes: u64) {

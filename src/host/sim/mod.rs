@@ -99,6 +99,12 @@ impl SimHost {
         self.world().script.calls()
     }
 
+    /// How many there were.
+    #[must_use]
+    pub fn call_count(&self) -> usize {
+        self.world().script.count()
+    }
+
     /// Something will go wrong.
     pub fn add_fault(&self, fault: Fault) {
         self.world().script.add(fault);
@@ -112,6 +118,17 @@ impl SimHost {
     /// In how many notches the block jobs that are started from now on copy their blocks.
     pub fn set_job_notches(&self, notches: u32) {
         self.world().job_notches = notches;
+    }
+
+    /// How many turns everybody else gets while a call is made: the first of these during the first call, and so on, again
+    /// and again. What comes before what on the node follows from it.
+    pub fn set_pace(&self, turns: Vec<u8>) {
+        self.world().pace = turns;
+    }
+
+    /// Events come late from now on; or those that are late come now.
+    pub fn hold_events(&self, is_held: bool) {
+        self.change(|world| world.hold_events(is_held));
     }
 
     /// Everything that is under way moves on by a notch.
@@ -142,7 +159,10 @@ impl SimHost {
         effect: impl FnOnce(&mut World, Extent) -> Result<T> + Send,
     ) -> Result<T> {
         // As with a real call, others get their turn.
-        tokio::task::yield_now().await;
+        let turns = self.world().turns();
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
         let answer = self.world().perform(method, effect);
         self.moved.notify_waiters();
         match answer {

@@ -36,6 +36,12 @@ pub(super) struct World {
     pub(super) captures: u64,
     /// What became of captures that nobody has asked about yet.
     pub(super) captured: BTreeMap<u64, Result<()>>,
+    /// How many turns the others get during each call; begins anew at its end.
+    pub(super) pace: Vec<u8>,
+    /// Events that nobody has been told of yet, while they are held.
+    held_events: Option<Vec<HostEvent>>,
+    /// VMs that were undefined and may come back.
+    pub(super) away: BTreeMap<VmId, Machine>,
 }
 
 /// What a call comes to.
@@ -60,6 +66,9 @@ impl World {
             boots: 0,
             captures: 0,
             captured: BTreeMap::new(),
+            pace: vec![1],
+            held_events: None,
+            away: BTreeMap::new(),
         }
     }
 
@@ -176,11 +185,29 @@ impl World {
     }
 
     /// Tells whoever listens. Over a broken link nobody hears.
-    pub(super) fn emit(&self, event: HostEvent) {
-        if self.is_linked() {
+    pub(super) fn emit(&mut self, event: HostEvent) {
+        if let Some(held) = &mut self.held_events {
+            held.push(event);
+        } else if self.is_linked() {
             // Nobody listens: nobody is told.
             let _ = self.events.send(event);
         }
+    }
+
+    /// From now on events come late, or what came late is told.
+    pub(super) fn hold_events(&mut self, is_held: bool) {
+        if is_held {
+            self.held_events.get_or_insert_default();
+            return;
+        }
+        for event in self.held_events.take().unwrap_or_default() {
+            self.emit(event);
+        }
+    }
+
+    /// How many turns the others get during the next call.
+    pub(super) fn turns(&self) -> u8 {
+        self.pace.get(self.script.count() % self.pace.len().max(1)).copied().unwrap_or(1)
     }
 
     pub(super) fn machine(&mut self, vm: VmId) -> Result<&mut Machine> {

@@ -83,6 +83,7 @@ async fn see_through(
     let mut copying = std::pin::pin!(copying);
     loop {
         tokio::select! {
+            biased;
             result = &mut copying => return match result {
                 Ok(()) => Performed::done(),
                 Err(error) => Performed::unknown(error),

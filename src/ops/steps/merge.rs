@@ -226,6 +226,7 @@ async fn see_through(
     let mut merging = std::pin::pin!(merging);
     loop {
         tokio::select! {
+            biased;
             result = &mut merging => return result,
             Ok(()) = seen.changed() => {
                 let (done, total) = *seen.borrow_and_update();
@@ -248,6 +249,7 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
         }
     };
     tokio::select! {
+        biased;
         () = told => {}
         () = context.stopping.cancelled() => {}
         () = tokio::time::sleep(PROGRESS_INTERVAL) => {}

@@ -102,6 +102,7 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
     let mut is_aborted = false;
     loop {
         tokio::select! {
+            biased;
             result = &mut capture => return result,
             () = context.cancelled.cancelled(), if !is_aborted => {
                 is_aborted = true;

@@ -54,25 +54,40 @@ impl Runner {
 
     /// Runs it to its end, or until the daemon goes down.
     pub(super) async fn run(mut self) {
-        let id = self.operation.id;
-        tracing::info!(operation = %id, vm = %self.operation.vm, snapshot = ?self.operation.snapshot, "operation runs");
+        tracing::info!(operation = %self.operation.id, vm = %self.operation.vm, snapshot = ?self.operation.snapshot, "operation runs");
+        loop {
+            if !self.take_turns().await {
+                tracing::info!(operation = %self.operation.id, "operation is left for the next start");
+                return;
+            }
+            if !matches!(self.operation.cursor.state, OperationState::Stuck { .. }) {
+                break;
+            }
+            if !self.wait_for_a_person().await {
+                return;
+            }
+        }
+        self.end().await;
+    }
+
+    /// Until there is none left to take. False if the daemon goes down first.
+    async fn take_turns(&mut self) -> bool {
         loop {
             self.take_commands();
             if self.may_stop() {
                 // What the last turn has learned cannot be seen again.
                 self.save().await;
-                tracing::info!(operation = %id, "operation is left for the next start");
-                return;
+                return false;
             }
-            let Some(turn) = self.operation.cursor.turn() else { break };
+            let Some(turn) = self.operation.cursor.turn() else { return true };
             if !self.wait_for_link().await || !self.save().await {
-                return;
+                return false;
             }
             self.take_turn(turn).await;
         }
-        if matches!(self.operation.cursor.state, OperationState::Stuck { .. }) {
-            return Box::pin(self.wait_for_a_person()).await;
-        }
+    }
+
+    async fn end(mut self) {
         // Before the end is durable: what was written to has to be looked at, even if the daemon dies now.
         self.engine.remember(&self.operation).await;
         self.operation.ended_at = Some(Timestamp::now());
@@ -236,10 +251,10 @@ impl Runner {
         }
     }
 
-    /// The VM stays held and takes no new work until a person has decided.
-    async fn wait_for_a_person(mut self) {
+    /// The VM stays held and takes no new work until a person has decided. False if the daemon goes down first.
+    async fn wait_for_a_person(&mut self) -> bool {
         if !self.save().await {
-            return;
+            return false;
         }
         tracing::error!(operation = %self.operation.id, vm = %self.operation.vm, "operation is stuck: a person is needed");
         loop {
@@ -249,17 +264,17 @@ impl Runner {
                 () = self.engine.0.stopping.cancelled() => None,
             };
             match command {
-                None => return,
+                None => return false,
                 Some(Command::Cancel) => {}
                 Some(Command::Retry) => {
                     self.operation.cursor.retry();
                     self.is_fresh = false;
-                    return Box::pin(self.run()).await;
+                    return true;
                 }
                 Some(Command::Abandon) => {
                     self.operation.was_abandoned = self.operation.cursor.abandon();
                     self.mark_in_error().await;
-                    return Box::pin(self.run()).await;
+                    return true;
                 }
             }
         }

@@ -95,7 +95,7 @@ impl Course {
         match next(merge, seen) {
             Next::Done => return Ok(true),
             Next::StartCommit { is_active } => {
-                self.start_commit(context, merge, bandwidth, is_active).await?;
+                self.start_commit(context, merge, bandwidth, is_active, seen).await?;
             }
             Next::Wait => {
                 self.has_begun = true;
@@ -123,7 +123,8 @@ impl Course {
                 self.check_not_started(merge)?;
                 let below = below.map(|below| below.path);
                 let pull = Pull { disk: merge.target.clone(), below, bandwidth };
-                self.take_in_start(context.host.hypervisor.start_pull(context.vm(), &pull).await)?;
+                let started = context.host.hypervisor.start_pull(context.vm(), &pull).await;
+                self.take_in_start(context, merge, seen, started).await?;
             }
             Next::PullOffline { below } => pull_offline(context, merge, below.as_ref(), self).await?,
             Next::TakeName => {
@@ -155,6 +156,7 @@ impl Course {
         merge: &Merge,
         bandwidth: Option<u64>,
         is_active: bool,
+        seen: &Seen,
     ) -> Result<()> {
         self.check_not_started(merge)?;
         let commit = Commit {
@@ -165,7 +167,7 @@ impl Course {
             bandwidth,
         };
         let started = context.host.hypervisor.start_commit(context.vm(), &commit).await;
-        self.take_in_start(started)
+        self.take_in_start(context, merge, seen, started).await
     }
 
     /// "The block job is gone" is never success: the disk still reads through the layers.
@@ -179,12 +181,26 @@ impl Course {
         })
     }
 
-    fn take_in_start(&mut self, started: Result<()>) -> Result<()> {
-        // A refusal means that nothing began; anything less clear may have.
-        self.has_begun |= !matches!(started, Err(HostError::Refused { .. } | HostError::Busy(_)));
-        started?;
-        self.has_started_job = true;
-        Ok(())
+    /// Nothing began if it was refused and all is as it was `before`; anything less clear may have begun.
+    async fn take_in_start(
+        &mut self,
+        context: &Context<'_>,
+        merge: &Merge,
+        before: &Seen,
+        started: Result<()>,
+    ) -> Result<()> {
+        let Err(error) = started else {
+            self.has_begun = true;
+            self.has_started_job = true;
+            return Ok(());
+        };
+        let is_refused = matches!(error, HostError::Refused { .. } | HostError::Busy(_));
+        self.has_begun |= !is_refused || !self.is_as_before(context, merge, before).await;
+        Err(error)
+    }
+
+    async fn is_as_before(&self, context: &Context<'_>, merge: &Merge, before: &Seen) -> bool {
+        see(context, merge, self.committed_offline).await.is_ok_and(|now| now == *before)
     }
 }
 

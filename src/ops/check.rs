@@ -85,8 +85,8 @@ impl Engine {
                 }
                 tokio::select! {
                     biased;
-                    changed = link.changed() => if changed.is_err() { return },
                     () = stopping.cancelled() => return,
+                    changed = link.changed() => if changed.is_err() { return },
                 }
             }
         });

@@ -107,8 +107,8 @@ impl Engine {
             loop {
                 tokio::select! {
                     biased;
-                    goes_on = vm_changed(&mut events) => if !goes_on { return },
                     () = stopping.cancelled() => return,
+                    goes_on = vm_changed(&mut events) => if !goes_on { return },
                 }
                 let waiting = engine.waiting();
                 if waiting.is_empty() {
@@ -116,8 +116,8 @@ impl Engine {
                 }
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
+                    () = tokio::time::sleep(BREATH) => {}
                 }
                 // What happens from here on is seen by the next look.
                 events = events.resubscribe();

@@ -63,8 +63,8 @@ impl Engine {
                 }
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(PRUNE_INTERVAL) => {}
                     () = stopping.cancelled() => return,
+                    () = tokio::time::sleep(PRUNE_INTERVAL) => {}
                 }
             }
         });

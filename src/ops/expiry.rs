@@ -31,14 +31,14 @@ impl Engine {
                 });
                 tokio::select! {
                     biased;
+                    () = stopping.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                     Ok(()) = events.changed() => {}
-                    () = stopping.cancelled() => return,
                 }
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
+                    () = tokio::time::sleep(BREATH) => {}
                 }
             }
         });

@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::model::{OperationId, VmId};
 
@@ -11,8 +12,9 @@ use crate::model::{OperationId, VmId};
 #[derive(Clone, Default)]
 pub(super) struct Gate {
     holders: Arc<Mutex<HashMap<VmId, OperationId>>>,
-    /// Told when a VM is let go of, and when its holder has become an operation that can be seen.
-    changes: Arc<watch::Sender<()>>,
+    /// Told when a VM is let go of, and when its holder has become an operation that can be seen: whoever waits longest is
+    /// told first.
+    changes: Arc<Notify>,
 }
 
 /// The right to change VMs, until dropped.
@@ -41,14 +43,14 @@ impl Gate {
         Ok(Permit { gate: self.clone(), vms })
     }
 
-    /// Tells when it may be worth to ask again.
-    pub(super) fn changes(&self) -> watch::Receiver<()> {
-        self.changes.subscribe()
+    /// When it may be worth to ask again. What happens from the moment that it is enabled is told.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changes.notified()
     }
 
     /// A holder can be seen now.
     pub(super) fn tell(&self) {
-        self.changes.send_replace(());
+        self.changes.notify_waiters();
     }
 
     /// Who holds the VM.

@@ -27,23 +27,23 @@ impl Engine {
             let stopping = engine.draining();
             let mut events = engine.0.host.hypervisor.events();
             let mut link = engine.0.host.hypervisor.link();
-            let mut gate = engine.0.gate.changes();
             loop {
-                gate.mark_unchanged();
+                let mut gate = std::pin::pin!(engine.0.gate.changed());
+                gate.as_mut().enable();
                 let is_up = *link.borrow_and_update() == Link::Up;
                 let is_all = !is_up || engine.look_who_is_here().await;
                 tokio::select! {
                     biased;
+                    () = stopping.cancelled() => return,
                     goes_on = vm_changed(&mut events) => if !goes_on { return },
                     Ok(()) = link.changed() => {}
                     // What was passed over because somebody held it.
-                    Ok(()) = gate.changed(), if !is_all => {}
-                    () = stopping.cancelled() => return,
+                    () = gate, if !is_all => {}
                 }
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(BREATH) => {}
                     () = stopping.cancelled() => return,
+                    () = tokio::time::sleep(BREATH) => {}
                 }
                 // What happens from here on is seen by the next look.
                 events = events.resubscribe();

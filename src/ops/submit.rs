@@ -158,9 +158,9 @@ impl Engine {
     /// Holds VMs for an operation, or names the one that does. Whoever is only being planned, by another client or by
     /// the daemon to see whether something could be merged, is waited for: there may be nothing to name in the end.
     pub(super) async fn enter(&self, vms: BTreeSet<VmId>, id: OperationId) -> Result<Permit> {
-        let mut changes = self.0.gate.changes();
         loop {
-            changes.mark_unchanged();
+            let mut changed = std::pin::pin!(self.0.gate.changed());
+            changed.as_mut().enable();
             match self.0.gate.enter_all(vms.clone(), id) {
                 Ok(permit) => return Ok(permit),
                 Err(holder) if self.0.board.watch(holder).is_some() => {
@@ -170,9 +170,8 @@ impl Engine {
             }
             tokio::select! {
                 biased;
-                // It fails when the gate is gone, and with it this engine.
-                _ = changes.changed() => {}
                 () = self.0.stopping.cancelled() => return Err(OpsError::Draining),
+                () = changed => {}
             }
         }
     }

@@ -339,6 +339,10 @@ impl Script {
         self.calls.clone()
     }
 
+    pub(super) fn calls_after(&self, count: usize) -> Vec<Call> {
+        self.calls.get(count..).unwrap_or_default().to_vec()
+    }
+
     /// How many calls there were.
     pub(super) fn count(&self) -> usize {
         self.calls.len()

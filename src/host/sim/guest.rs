@@ -2,7 +2,7 @@
 //!
 //! Decides when a guest can write. What a guest reads is the oracle of every test: the contents, through the chain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::super::{HostEvent, Link, Result as HostResult};
@@ -231,6 +231,16 @@ impl SimHost {
         });
     }
 
+    /// Somebody asks the agent to freeze all file systems, or to thaw them. A guest that stands still is not asked.
+    pub fn someone_freezes(&self, vm: VmId, is_frozen: bool) {
+        self.change(|world| {
+            let live = world.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
+            if let Some(live) = live.filter(|live| live.run_state == RunState::Running) {
+                live.frozen = if is_frozen { live.chains.keys().cloned().collect() } else { BTreeSet::new() };
+            }
+        });
+    }
+
     /// Somebody undefines a VM that is off, and keeps its definition elsewhere.
     pub fn someone_takes_away(&self, vm: VmId) {
         self.change(|world| {
@@ -304,6 +314,14 @@ impl SimHost {
         self.change(|world| world.know_wrongly(vm));
     }
 
+    /// Whether it is so now.
+    #[must_use]
+    pub fn is_known_wrongly(&self, vm: VmId) -> bool {
+        let world = self.world();
+        let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        live.is_some_and(|live| live.is_known_wrongly)
+    }
+
     /// A block job ends early: the base stays a mixture.
     pub fn someone_aborts_block_job(&self, vm: VmId, disk: &DiskTarget) {
         self.change(|world| world.drop_job(vm, disk));
@@ -360,6 +378,6 @@ impl SimHost {
 
     /// The link to the hypervisor breaks, or comes back.
     pub fn set_link(&self, link: Link) {
-        self.change(|world| drop(world.link.send_replace(link)));
+        self.change(|world| world.set_link(link));
     }
 }

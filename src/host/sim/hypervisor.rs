@@ -97,6 +97,6 @@ impl Hypervisor for SimHost {
     }
 
     fn link(&self) -> watch::Receiver<Link> {
-        self.world().link.subscribe()
+        self.world().watch_link()
     }
 }

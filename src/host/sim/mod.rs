@@ -99,6 +99,12 @@ impl SimHost {
         self.world().script.calls()
     }
 
+    /// Those after so many.
+    #[must_use]
+    pub fn calls_after(&self, count: usize) -> Vec<Call> {
+        self.world().script.calls_after(count)
+    }
+
     /// How many there were.
     #[must_use]
     pub fn call_count(&self) -> usize {

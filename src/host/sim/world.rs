@@ -25,7 +25,9 @@ pub(super) struct World {
     pub(super) script: Script,
     pub(super) violations: Vec<String>,
     pub(super) events: broadcast::Sender<HostEvent>,
-    pub(super) link: watch::Sender<Link>,
+    link: Link,
+    /// Who is told of the link. Each has a channel of its own: those who wait on one are told in any order.
+    link_watchers: Vec<watch::Sender<Link>>,
     /// So many calls fail over a broken link before it comes back; None if it does not by itself.
     link_failures_left: Option<u32>,
     /// In how many notches a block job copies.
@@ -60,7 +62,8 @@ impl World {
             script: Script::default(),
             violations: Vec::new(),
             events: broadcast::channel(4096).0,
-            link: watch::channel(Link::Up).0,
+            link: Link::Up,
+            link_watchers: Vec::new(),
             link_failures_left: None,
             job_notches: 2,
             boots: 0,
@@ -134,7 +137,7 @@ impl World {
                 *left = left.saturating_sub(1);
                 if *left == 0 {
                     self.link_failures_left = None;
-                    self.link.send_replace(Link::Up);
+                    self.set_link(Link::Up);
                 }
             }
             return Some(error);
@@ -147,11 +150,25 @@ impl World {
     }
 
     pub(super) fn is_linked(&self) -> bool {
-        *self.link.borrow() == Link::Up
+        self.link == Link::Up
+    }
+
+    pub(super) fn set_link(&mut self, link: Link) {
+        if self.link != link {
+            self.link = link;
+            self.link_watchers.retain(|watcher| watcher.send(self.link.clone()).is_ok());
+        }
+    }
+
+    pub(super) fn watch_link(&mut self) -> watch::Receiver<Link> {
+        self.link_watchers.retain(|watcher| !watcher.is_closed());
+        let (sender, receiver) = watch::channel(self.link.clone());
+        self.link_watchers.push(sender);
+        receiver
     }
 
     fn unlinked(&self) -> HostError {
-        match &*self.link.borrow() {
+        match &self.link {
             Link::Up => HostError::Unreachable(None),
             Link::Down(why) => HostError::Unreachable(Some(why.clone().into())),
         }
@@ -160,7 +177,7 @@ impl World {
     /// Breaks the link until so many calls have failed over it.
     pub(super) fn break_link(&mut self, calls: u32) {
         self.link_failures_left = Some(calls);
-        self.link.send_replace(Link::Down("the simulated link is down".to_owned()));
+        self.set_link(Link::Down("the simulated link is down".to_owned()));
     }
 
     /// What happens to the world while a call is made.
@@ -170,7 +187,7 @@ impl World {
                 Mishap::Error(_) | Mishap::Blind { .. } | Mishap::Hang | Mishap::Late(_) => {}
                 Mishap::LinkDown { calls } => self.break_link(*calls),
                 Mishap::LinkUp => {
-                    self.link.send_replace(Link::Up);
+                    self.set_link(Link::Up);
                 }
                 Mishap::NoSpace => self.files.set_free(0),
                 // One that cannot happen now does not: the VM is off already, or gone.

@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories faults bench install clean
+.PHONY: all build demo test check histories faults soak mutants bench install clean
 
 all: build
 
@@ -51,6 +51,16 @@ histories:
 # The faults of tests/crash.rs, all of them.
 faults:
 	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash
+
+# The simulated nodes of tests/simulation, many more of them. A seed that fails runs alone with VMSNAP_SEED.
+SEEDS ?= 50000
+FIRST_SEED ?= 1
+soak:
+	VMSNAP_FIRST_SEED=$(FIRST_SEED) VMSNAP_SEEDS=$(SEEDS) $(CARGO) test --release --test simulation seeds -- --nocapture
+
+# Each broken engine of tests/mutants.rs, and how the simulation sees that it is broken.
+mutants:
+	$(CARGO) test --test mutants -- --nocapture
 
 bench:
 	$(CARGO) bench

@@ -455,6 +455,39 @@ pub fn disks() -> [DiskTarget; 2] {
     ["vda", "vdb"].map(|disk| disk.parse().unwrap())
 }
 
+/// What every engine of a simulation is told.
+pub fn settings() -> Settings {
+    Settings {
+        places: Places {
+            memory: "/memory".into(),
+            images: vec!["/images".into()],
+            overlays: None,
+            reserve: 0,
+        },
+        live_pulls: LivePulls::WhenSafe,
+        concurrent_merges: 4,
+        concurrent_captures: 2,
+        boot_id: "boot".to_owned(),
+    }
+}
+
+/// Asks the engine.
+pub async fn submit(engine: &Engine, request: Request, asked: Asked) -> Result<Submitted, OpsError> {
+    match request {
+        Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
+        Request::TakeFromSnapshot(request) => engine.take_from_snapshot(request, asked).await,
+        Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
+        Request::RevertVolume(request) => engine.revert_volume(request, asked).await,
+        Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
+        Request::PurgeSnapshot(request) => engine.purge_snapshot(request, asked).await,
+        Request::CloneVolume(request) => engine.clone_volume(request, asked).await,
+        Request::FlattenVolume(request) => engine.flatten_volume(request, asked).await,
+        Request::DeleteVolume(request) => engine.delete_volume(request, asked).await,
+        Request::DeployVm(request) => engine.deploy_vm(request, asked).await,
+        Request::Collapse { .. } => unreachable!("nobody asks for it"),
+    }
+}
+
 /// One life of the daemon. Dropping it is a crash.
 pub struct Life {
     runtime: Runtime,
@@ -465,20 +498,8 @@ impl Life {
     /// Recovers what an earlier life left.
     pub fn start(scene: &Scene) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let settings = Settings {
-            places: Places {
-                memory: "/memory".into(),
-                images: vec!["/images".into()],
-                overlays: None,
-                reserve: 0,
-            },
-            live_pulls: LivePulls::WhenSafe,
-            concurrent_merges: 4,
-            concurrent_captures: 2,
-            boot_id: "boot".to_owned(),
-        };
         let engine = runtime.block_on(async {
-            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
+            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings()).unwrap();
             engine.recover().await.unwrap();
             engine
         });
@@ -490,20 +511,7 @@ impl Life {
         let asked = Asked { by: "test".to_owned(), key: None, validate_only: false };
         let engine = self.engine.clone();
         let submit = async move {
-            let submitted = match request {
-                Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
-                Request::TakeFromSnapshot(request) => engine.take_from_snapshot(request, asked).await,
-                Request::RevertSnapshot(request) => engine.revert_snapshot(request, asked).await,
-                Request::RevertVolume(request) => engine.revert_volume(request, asked).await,
-                Request::DeleteSnapshots(request) => engine.delete_snapshots(request, asked).await,
-                Request::PurgeSnapshot(request) => engine.purge_snapshot(request, asked).await,
-                Request::CloneVolume(request) => engine.clone_volume(request, asked).await,
-                Request::FlattenVolume(request) => engine.flatten_volume(request, asked).await,
-                Request::DeleteVolume(request) => engine.delete_volume(request, asked).await,
-                Request::DeployVm(request) => engine.deploy_vm(request, asked).await,
-                Request::Collapse { .. } => unreachable!("nobody asks for it"),
-            };
-            submitted.map(|submitted| match submitted {
+            submit(&engine, request, asked).await.map(|submitted| match submitted {
                 Submitted::Operation(view) => view.operation.id,
                 Submitted::Plan(_) => unreachable!("nobody asked for a plan"),
             })
@@ -590,7 +598,7 @@ impl Life {
 }
 
 /// Lets everybody else move, the catalog's thread too.
-async fn pass_time() {
+pub async fn pass_time() {
     std::thread::yield_now();
     tokio::task::yield_now().await;
     tokio::time::advance(Duration::from_millis(100)).await;

@@ -1,0 +1,161 @@
+//! Broken engines: each mutant breaks one rule that keeps data, guests or the journal safe, and the simulation has to see
+//! it. A simulation that lets one through would let a mistake of ours through, too.
+//!
+//! A mutant is one place of the source, written otherwise; the sources are copied and built beside the others. A place that
+//! is no longer there fails the test: a mutant cannot rot.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(clippy::disallowed_methods, reason = "it runs cargo, and waits for it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// One way to be wrong.
+struct Mutant {
+    /// What it gets wrong.
+    rule: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+}
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        rule: "a step that fails may have half happened, so it is itself undone",
+        file: "src/model/cursor.rs",
+        right: "self.enter(State::Undoing { at });\n            }",
+        wrong: "self.enter(Self::below(at));\n            }",
+    },
+    Mutant {
+        rule: "the commit step turns back only on proof that it did not happen",
+        file: "src/model/cursor.rs",
+        right: "(Turn::Ensure(at), Outcome::NotApplied) if at == self.commit_point",
+        wrong: "(Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown) if at == self.commit_point",
+    },
+    Mutant {
+        rule: "after the commit point there is only forward",
+        file: "src/model/cursor.rs",
+        right: "(Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown) if at < self.commit_point",
+        wrong: "(Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown) if at < self.steps - 1",
+    },
+    Mutant {
+        rule: "a merge that was refused may have begun: look again",
+        file: "src/ops/steps/merge.rs",
+        right: "self.has_begun |= !is_refused || !self.is_as_before(context, merge, before).await;",
+        wrong: "self.has_begun |= !is_refused;",
+    },
+    Mutant {
+        rule: "the intent to freeze is durable before the guest is asked",
+        file: "src/ops/steps/quiesce.rs",
+        right: "    if let Err(error) = take_lease(context, freeze).await {\n        return Performed::not_applied(error);\n    }\n",
+        wrong: "",
+    },
+    Mutant {
+        rule: "a guest that gives no answer is not proven thawed",
+        file: "src/ops/steps/quiesce.rs",
+        right: "            Err(error) => last = Err(error),\n        }\n        match host.hypervisor",
+        wrong: "            Err(_) => return Ok(Thawed::Proven { file_systems }),\n        }\n        match host.hypervisor",
+    },
+    Mutant {
+        rule: "a guest that somebody else has frozen is left alone",
+        file: "src/ops/steps/quiesce.rs",
+        right: "Ok(true) => return cannot_freeze(freeze, \"somebody else has frozen the guest\".to_owned()),",
+        wrong: "Ok(true) => {}",
+    },
+    Mutant {
+        rule: "what is done is journaled before anything more is",
+        file: "src/ops/runner.rs",
+        right: "if !self.wait_for_link().await || !self.save().await {\n                return false;\n            }\n            self.take_turn(turn).await;",
+        wrong: "if !self.wait_for_link().await {\n                return false;\n            }\n            self.take_turn(turn).await;\n            if !self.save().await {\n                return false;\n            }",
+    },
+    Mutant {
+        rule: "a layer that several lie on is merged with none of them",
+        file: "src/plan/collapse.rs",
+        right: "children.next().is_none().then_some(child)",
+        wrong: "Some(child)",
+    },
+];
+
+/// So many seeds a mutant has to pass to get through. Most are seen in the first few.
+const SEEDS: &str = "1500";
+
+#[test]
+fn each_is_seen_by_the_simulation() {
+    let bench = Bench::new();
+    let right = bench.simulate("20");
+    assert!(right.status.success(), "what is right is not let through:\n{}", words(&right));
+    let unseen: Vec<&str> =
+        MUTANTS.iter().filter(|mutant| !bench.is_seen(mutant)).map(|mutant| mutant.rule).collect();
+    assert!(unseen.is_empty(), "nobody saw that these were broken: {unseen:#?}");
+}
+
+/// A copy of the sources.
+struct Bench {
+    sources: PathBuf,
+    target: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        // target/PROFILE/deps/mutants-HASH
+        let own = std::env::current_exe().unwrap();
+        let built = own.ancestors().nth(3).unwrap();
+        let sources = built.join("mutants/sources");
+        if sources.exists() {
+            fs::remove_dir_all(&sources).unwrap();
+        }
+        for part in ["src", "proto", "tests", "benches", "examples", "build.rs", "Cargo.toml", "Cargo.lock"] {
+            copy(&package.join(part), &sources.join(part));
+        }
+        Self { sources, target: built.join("mutants/target") }
+    }
+
+    fn is_seen(&self, mutant: &Mutant) -> bool {
+        let path = self.sources.join(mutant.file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches(mutant.right).count(), 1, "{}: {:?}", mutant.file, mutant.right);
+        fs::write(&path, text.replace(mutant.right, mutant.wrong)).unwrap();
+        let output = self.simulate(SEEDS);
+        fs::write(&path, text).unwrap();
+        let words = words(&output);
+        // One that cannot be built is none.
+        let is_built = words.contains("running 1 test");
+        assert!(is_built, "{} is no mutant:\n{words}", mutant.rule);
+        let is_seen = !output.status.success();
+        let how = words.lines().find(|line| line.starts_with("seed ")).unwrap_or("nobody saw it");
+        println!("{}\n    {}", mutant.rule, how.chars().take(300).collect::<String>());
+        is_seen
+    }
+
+    fn simulate(&self, seeds: &str) -> Output {
+        Command::new(env!("CARGO"))
+            .args(["test", "--test", "simulation", "seeds"])
+            .current_dir(&self.sources)
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env("VMSNAP_SEEDS", seeds)
+            .env("RUST_BACKTRACE", "0")
+            .env_remove("VMSNAP_SEED")
+            .output()
+            .unwrap()
+    }
+}
+
+fn words(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// With all that is in it, if it is a directory.
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    }
+}

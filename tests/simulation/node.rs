@@ -1,0 +1,368 @@
+//! A node and its lives: what happens when. Decides, by its dice, whose turn it is. Leaves what must hold to the oracle.
+
+use std::collections::BTreeMap;
+use std::iter::Sum;
+use std::ops::AddAssign;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use jiff::SignedDuration;
+use tokio::runtime::{Builder, Runtime};
+use vmsnap::host::sim::{Hold, SimHost};
+use vmsnap::host::{self, EmergencyThaw, Host, Link};
+use vmsnap::model::{OperationId, VmId};
+use vmsnap::ops::{Engine, thaw_guests};
+use vmsnap::store::Store;
+
+use crate::oracle::Oracle;
+use crate::simulated::{pass_time, settings};
+use crate::wishes::Wish;
+
+/// Everything.
+pub struct Node {
+    pub seed: u64,
+    pub dice: Rng,
+    pub sim: SimHost,
+    pub store: Store,
+    pub vms: Vec<VmId>,
+    pub oracle: Oracle,
+    pub wishes: Vec<Wish>,
+    /// Calls that are held until this turn.
+    pub held: Vec<(u32, Hold)>,
+    /// The call at which the daemon dies.
+    pub death: Option<usize>,
+    pub turn: u32,
+    pub names: u32,
+    /// So many calls are in the trace.
+    noted_calls: usize,
+    pub tally: Tally,
+    /// What happened, in words: the same for the same seed.
+    pub trace: Vec<String>,
+}
+
+/// What happened, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub turns: u64,
+    pub lives: u64,
+    pub crashes: u64,
+    pub crashes_in_calls: u64,
+    pub drains: u64,
+    pub calls: u64,
+    pub faults: u64,
+    pub writes: u64,
+    pub meddled: u64,
+    pub asked: u64,
+    pub refused: u64,
+    pub succeeded: u64,
+    pub failed: u64,
+    pub stuck: u64,
+    pub reverts: u64,
+    pub quiesced: u64,
+    pub lost: u64,
+    pub snapshots_read: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.turns += more.turns;
+        self.lives += more.lives;
+        self.crashes += more.crashes;
+        self.crashes_in_calls += more.crashes_in_calls;
+        self.drains += more.drains;
+        self.calls += more.calls;
+        self.faults += more.faults;
+        self.writes += more.writes;
+        self.meddled += more.meddled;
+        self.asked += more.asked;
+        self.refused += more.refused;
+        self.succeeded += more.succeeded;
+        self.failed += more.failed;
+        self.stuck += more.stuck;
+        self.reverts += more.reverts;
+        self.quiesced += more.quiesced;
+        self.lost += more.lost;
+        self.snapshots_read += more.snapshots_read;
+    }
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        let mut sum = Self::default();
+        tallies.for_each(|tally| sum += tally);
+        sum
+    }
+}
+
+/// How a life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// At any turn.
+    Crash,
+    /// In the middle of a call, or just before or after its effect.
+    CrashInCall,
+    /// As systemd would end it.
+    Drain,
+}
+
+/// The dead-man's thread keeps time by a clock of its own: it has tests of its own.
+struct NoDeadMan;
+
+impl EmergencyThaw for NoDeadMan {
+    fn thaw_now(&self, _: VmId, _: Duration) -> host::Result<bool> {
+        Ok(false)
+    }
+}
+
+impl Node {
+    pub fn new(seed: u64) -> Self {
+        let mut dice = Rng::with_seed(seed);
+        let sim = SimHost::new();
+        sim.set_job_notches(dice.u32(1..6));
+        sim.set_pace((0..31).map(|_| dice.u8(0..4)).collect());
+        let vms = vec![
+            sim.vm("web").disks(2).uefi().slow_capture(dice.u32(0..4)).build(),
+            sim.vm("db").disk_over("vda", "/images/template").build(),
+            sim.vm("mail")
+                .disk_over("vda", "/images/template")
+                .disk("vdb", vmsnap::model::vm::Format::Qcow2)
+                .build(),
+        ];
+        let oracle = Oracle::new(&sim, &vms);
+        let store = Store::in_memory().unwrap();
+        Self {
+            seed,
+            dice,
+            sim,
+            store,
+            vms,
+            oracle,
+            wishes: Vec::new(),
+            held: Vec::new(),
+            death: None,
+            turn: 0,
+            names: 0,
+            noted_calls: 0,
+            tally: Tally::default(),
+            trace: Vec::new(),
+        }
+    }
+
+    /// Some lives, a rest in which everything is looked at, and so on. What went wrong is told with the seed.
+    pub fn run(&mut self) -> Result<Tally, String> {
+        let result = (0..2).try_for_each(|_| {
+            for _ in 0..self.dice.u32(1..4) {
+                self.live()?;
+            }
+            self.rest()
+        });
+        result.map_err(|problem| {
+            let last = self.trace.iter().rev().take(40).rev().cloned().collect::<Vec<_>>().join("\n  ");
+            let operations = self.describe_operations();
+            format!("seed {}, turn {}: {problem}\n  {last}\n{operations}", self.seed, self.turn)
+        })?;
+        self.tally.turns = u64::from(self.turn);
+        Ok(self.tally)
+    }
+
+    /// The outside world as an engine sees it.
+    pub fn host(&self) -> Host {
+        Host { emergency: Arc::new(NoDeadMan), ..self.sim.host() }
+    }
+
+    /// One life of the daemon.
+    fn live(&mut self) -> Result<(), String> {
+        self.tally.lives += 1;
+        let end = [End::Crash, End::CrashInCall, End::Drain][self.dice.choose_weighted(&[5, 4, 1])];
+        let turns = self.dice.u32(20..200);
+        let runtime = runtime();
+        let lived = runtime.block_on(async {
+            let engine = Engine::new(self.host(), self.store.clone(), settings()).unwrap();
+            let recovering = tokio::spawn({
+                let engine = engine.clone();
+                async move { engine.recover().await }
+            });
+            let mut is_up = false;
+            for turn in 0..turns {
+                if end == End::CrashInCall && turn == turns / 2 {
+                    self.die_in_a_call();
+                }
+                if self.is_dead() {
+                    self.tally.crashes_in_calls += 1;
+                    return Ok(());
+                }
+                if !is_up && recovering.is_finished() {
+                    engine.attend(SignedDuration::from_hours(24));
+                    is_up = true;
+                }
+                self.take_turn(&engine, is_up).await?;
+            }
+            if end == End::Drain {
+                self.tally.drains += 1;
+                self.drain(&engine).await?;
+            }
+            Ok::<(), String>(())
+        });
+        drop(runtime);
+        self.tally.crashes += u64::from(end != End::Drain);
+        self.trace.push(format!("the daemon is gone: {end:?}"));
+        self.forget_life();
+        lived?;
+        self.look(true)?;
+        if self.dice.bool() {
+            self.thaw_as_systemd_does();
+            self.look(true)?;
+        }
+        Ok(())
+    }
+
+    /// One turn of everybody.
+    pub async fn take_turn(&mut self, engine: &Engine, may_ask: bool) -> Result<(), String> {
+        self.turn += 1;
+        match self.dice.u32(0..100) {
+            0..=29 => self.guest_writes(),
+            30..=44 if may_ask => self.make_wish()?,
+            45..=50 => self.something_goes_wrong(),
+            51..=54 => self.somebody_meddles(engine),
+            _ => {}
+        }
+        self.undo_mishaps();
+        if may_ask {
+            self.ask(engine);
+        }
+        pass_time().await;
+        self.note_calls();
+        self.hear(engine)?;
+        let is_whole = self.dice.u32(0..6) == 0;
+        self.look(is_whole)
+    }
+
+    /// As SIGTERM does it. What holds a call is let go: a call has a deadline.
+    async fn drain(&mut self, engine: &Engine) -> Result<(), String> {
+        let draining = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.drain().await }
+        });
+        for _ in 0..2000 {
+            if draining.is_finished() {
+                return Ok(());
+            }
+            self.turn += 1;
+            self.sim.set_link(Link::Up);
+            self.held.drain(..).for_each(|(_, hold)| hold.release());
+            pass_time().await;
+            self.look(false)?;
+        }
+        Err("it does not drain".to_owned())
+    }
+
+    /// Whatever waited for an answer waits no more.
+    pub fn forget_life(&mut self) {
+        self.death = None;
+        self.note_calls();
+        self.tally.calls += self.sim.call_count() as u64;
+        self.noted_calls = 0;
+        self.sim.reset_script();
+        self.held.clear();
+        for wish in &mut self.wishes {
+            wish.forget_life();
+        }
+    }
+
+    /// What the daemon has called since.
+    pub fn note_calls(&mut self) {
+        let calls = self.sim.calls_after(self.noted_calls);
+        self.noted_calls += calls.len();
+        if !calls.is_empty() {
+            let words: Vec<String> = calls.iter().map(ToString::to_string).collect();
+            self.trace.push(format!("turn {}: {}", self.turn, words.join(" ")));
+        }
+    }
+
+    /// `vmsnapd thaw`.
+    fn thaw_as_systemd_does(&mut self) {
+        let runtime = runtime();
+        let (host, store) = (self.host(), self.store.clone());
+        let thawing = runtime.spawn(async move { thaw_guests(&host, &store).await.map(|vms| vms.len()) });
+        let thawed = runtime.block_on(async {
+            while !thawing.is_finished() {
+                pass_time().await;
+            }
+            thawing.await.unwrap()
+        });
+        self.trace.push(format!("thawed as after the end of the unit: {:?}", thawed.ok()));
+    }
+
+    /// Makes a name that nobody has.
+    pub fn new_name(&mut self, kind: &str) -> String {
+        self.names += 1;
+        format!("{kind}{}", self.names)
+    }
+
+    /// One of several.
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        if of.is_empty() { None } else { Some(&of[self.dice.usize(..of.len())]) }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.death.is_some_and(|call| self.sim.call_count() >= call)
+    }
+
+    /// What is known of operations that have not ended, for people.
+    fn describe_operations(&self) -> String {
+        let open = at_once(self.store.open_operations()).unwrap_or_default();
+        let states: BTreeMap<OperationId, String> = open
+            .iter()
+            .map(|operation| {
+                let words = format!(
+                    "{} of {} {:?} {:?} {:?} {:?}",
+                    operation.request.name(),
+                    operation.vm_name,
+                    operation.cursor.state,
+                    operation.steps,
+                    operation.failure,
+                    operation.later_failure
+                );
+                (operation.id, words)
+            })
+            .collect();
+        format!("open: {states:#?}")
+    }
+}
+
+/// A runtime whose clock stands still.
+pub fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// What something comes to that waits for nobody: the others do not get a turn.
+pub fn at_once<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+    }
+}
+
+/// An index, by weights.
+pub trait ChooseWeighted {
+    fn choose_weighted(&mut self, weights: &[u32]) -> usize;
+}
+
+impl ChooseWeighted for Rng {
+    fn choose_weighted(&mut self, weights: &[u32]) -> usize {
+        let sum: u32 = weights.iter().sum();
+        let mut roll = self.u32(..sum);
+        weights
+            .iter()
+            .position(|weight| {
+                let is_it = roll < *weight;
+                roll = roll.saturating_sub(*weight);
+                is_it
+            })
+            .unwrap()
+    }
+}

@@ -1,0 +1,104 @@
+//! What guests and people do by themselves.
+
+use vmsnap::host::sim::{AgentBehaviour, BLOCK};
+use vmsnap::model::vm::PauseReason;
+use vmsnap::model::{DiskTarget, RunState, VmId};
+use vmsnap::ops::Engine;
+
+use crate::node::{Node, at_once};
+
+impl Node {
+    /// A guest writes a block.
+    pub fn guest_writes(&mut self) {
+        let vm = *self.pick(&self.vms.clone()).unwrap();
+        let disk = self.disk_of(vm);
+        let (block, value) = (self.dice.u64(0..8), self.dice.u64(1..1000));
+        if self.sim.guest_write(vm, &disk, block, value).is_ok() {
+            self.tally.writes += 1;
+            let reading = self.oracle.vm(vm).reads.get_mut(&disk).unwrap();
+            reading.content.insert(block, value);
+        } else if matches!(self.sim.run_state(vm), Some(RunState::Paused(_))) {
+            // There was no room, or it was paused before.
+            self.oracle.vm(vm).may_be_paused = true;
+        }
+    }
+
+    /// Somebody does something that has nothing to do with snapshots.
+    pub fn somebody_meddles(&mut self, engine: &Engine) {
+        let vm = *self.pick(&self.vms.clone()).unwrap();
+        let is_free = self.is_free(engine, vm);
+        let state = self.sim.run_state(vm);
+        let is_live = state.is_some_and(RunState::is_live);
+        self.tally.meddled += 1;
+        let what = self.dice.u32(0..9);
+        self.trace.push(format!("turn {}: meddles {what} free {is_free}", self.turn));
+        match what {
+            0 if is_live => {
+                self.oracle.vm(vm).may_be_off = true;
+                self.sim.someone_stops(vm);
+            }
+            // Whoever starts a VM while an operation has it off may start it from images that are about to change.
+            1 if state == Some(RunState::Off) && is_free => self.sim.someone_starts(vm),
+            2 if state == Some(RunState::Running) => {
+                self.oracle.vm(vm).may_be_paused = true;
+                self.sim.someone_pauses(vm, PauseReason::User);
+            }
+            3 if matches!(state, Some(RunState::Paused(_))) && is_free => self.sim.someone_resumes(vm),
+            4 if is_free => self.somebody_resizes(vm),
+            5 if state == Some(RunState::Off) => self.sim.someone_takes_away(vm),
+            6 => self.sim.someone_brings_back(vm),
+            7 if is_free => self.somebody_freezes(vm),
+            8 => self.agent_changes(vm),
+            _ => {}
+        }
+    }
+
+    pub fn agent_changes(&mut self, vm: VmId) {
+        let behaviours = [
+            AgentBehaviour::Obeys,
+            AgentBehaviour::Obeys,
+            AgentBehaviour::NotConnected,
+            AgentBehaviour::Hangs,
+            AgentBehaviour::RefusesToFreeze,
+            AgentBehaviour::FreezesSilently,
+            AgentBehaviour::FreezesAndFallsSilent,
+            AgentBehaviour::ThawsByItself,
+        ];
+        let behaviour = *self.pick(&behaviours).unwrap();
+        self.sim.set_agent(vm, behaviour);
+    }
+
+    fn somebody_resizes(&mut self, vm: VmId) {
+        let disk = self.disk_of(vm);
+        let Some(size) = self.sim.disk_size(vm, &disk) else { return };
+        self.sim.someone_resizes(vm, &disk, size + BLOCK * self.dice.u64(1..3));
+        let size = self.sim.disk_size(vm, &disk).unwrap();
+        self.oracle.vm(vm).reads.get_mut(&disk).unwrap().size = size;
+    }
+
+    /// Or thaws what somebody has frozen.
+    fn somebody_freezes(&mut self, vm: VmId) {
+        let is_frozen = self.sim.is_guest_frozen(vm);
+        if is_frozen && !self.oracle.vm(vm).is_frozen_by_somebody {
+            return;
+        }
+        self.oracle.vm(vm).is_frozen_by_somebody = false;
+        self.sim.someone_freezes(vm, !is_frozen);
+        let is_frozen = self.sim.is_guest_frozen(vm);
+        self.oracle.vm(vm).is_frozen_by_somebody = is_frozen;
+    }
+
+    /// Whether no operation works on a VM, or will, and nobody may have frozen it.
+    fn is_free(&self, engine: &Engine, vm: VmId) -> bool {
+        let is_open = at_once(self.store.open_operations())
+            .is_ok_and(|open| open.iter().any(|operation| operation.vm == vm));
+        let has_lease =
+            at_once(self.store.leases()).is_ok_and(|leases| leases.iter().any(|lease| lease.vm == vm));
+        engine.holder(vm).is_none() && !is_open && !has_lease
+    }
+
+    fn disk_of(&mut self, vm: VmId) -> DiskTarget {
+        let disks: Vec<DiskTarget> = self.oracle.vm(vm).reads.keys().cloned().collect();
+        self.pick(&disks).unwrap().clone()
+    }
+}

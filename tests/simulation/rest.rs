@@ -1,0 +1,190 @@
+//! A rest: nothing goes wrong any more. Everything that was begun ends, and then all that may be seen from outside is as
+//! it should be: contents, files, states, guests.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use jiff::SignedDuration;
+use vmsnap::host::Link;
+use vmsnap::host::sim::AgentBehaviour;
+use vmsnap::model::operation::OperationState;
+use vmsnap::model::{RunState, SnapshotState, VmId};
+use vmsnap::ops::Engine;
+use vmsnap::plan;
+
+use crate::mishaps::ROOM;
+use crate::node::{Node, at_once, runtime};
+use crate::simulated::{ensure, pass_time, settings};
+
+/// What does not end in so many turns does not end.
+const TURNS: u32 = 6000;
+
+/// A person lets what is stuck try again each so many turns.
+const RETRY_TURNS: u32 = 40;
+
+impl Node {
+    /// Ends all that was begun, and looks at everything.
+    pub fn rest(&mut self) -> Result<(), String> {
+        self.trace.push(format!("turn {}: rest", self.turn));
+        self.sim.set_link(Link::Up);
+        self.sim.set_free_space(ROOM);
+        self.sim.hold_events(false);
+        for vm in self.vms.clone() {
+            self.sim.set_agent(vm, AgentBehaviour::Obeys);
+            self.sim.someone_brings_back(vm);
+        }
+        let runtime = runtime();
+        runtime.block_on(async {
+            let engine = Engine::new(self.host(), self.store.clone(), settings()).unwrap();
+            engine.recover().await.map_err(|error| error.to_string())?;
+            engine.attend(SignedDuration::from_hours(24));
+            self.end_everything(&engine).await?;
+            self.look(true)?;
+            self.check_states()?;
+            self.check_files()?;
+            self.check_node(&engine).await
+        })?;
+        drop(runtime);
+        self.forget_life();
+        self.start_anew();
+        self.look(true)
+    }
+
+    async fn end_everything(&mut self, engine: &Engine) -> Result<(), String> {
+        for turn in 1..=TURNS {
+            self.turn += 1;
+            self.people_help();
+            self.ask(engine);
+            pass_time().await;
+            self.note_calls();
+            self.hear(engine)?;
+            self.look(turn % 8 == 0)?;
+            if turn % RETRY_TURNS == 0 {
+                self.retry_what_is_stuck(engine).await?;
+            }
+            if self.wishes.is_empty() && engine.busy() == 0 && self.is_settled()? {
+                return Ok(());
+            }
+        }
+        Err("it does not come to rest".to_owned())
+    }
+
+    /// What the daemon cannot do: somebody stops a VM that libvirt knows wrongly, and lets one go on that was paused: a
+    /// guest that stands still cannot be thawed.
+    fn people_help(&mut self) {
+        for vm in self.vms.clone() {
+            let is_paused = matches!(self.sim.run_state(vm), Some(RunState::Paused(_)));
+            if is_paused && self.oracle.vm(vm).may_be_paused {
+                self.sim.someone_resumes(vm);
+            }
+            if self.sim.is_known_wrongly(vm) {
+                self.oracle.vm(vm).may_be_off = true;
+                self.sim.someone_stops(vm);
+            }
+        }
+    }
+
+    async fn retry_what_is_stuck(&mut self, engine: &Engine) -> Result<(), String> {
+        let open = at_once(self.store.open_operations()).map_err(|error| error.to_string())?;
+        for operation in open {
+            let view = at_once(engine.operation(operation.id)).map_err(|error| error.to_string())?;
+            if matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
+                self.tally.stuck += 1;
+                self.trace.push(format!("turn {}: {} is stuck", self.turn, operation.id));
+                let engine = engine.clone();
+                // Nobody waits for what comes of it: it is looked at again and again.
+                tokio::spawn(async move { engine.resolve(operation.id, false).await });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing could go any more.
+    fn is_settled(&self) -> Result<bool, String> {
+        for vm in &self.vms {
+            let tree = at_once(self.store.tree(*vm)).map_err(|error| error.to_string())?;
+            let is_whole = tree.snapshots.iter().all(|snapshot| snapshot.state == SnapshotState::Ready);
+            if !is_whole || !plan::collapse_tree(&tree, |_| false).is_empty() {
+                return Ok(false);
+            }
+        }
+        let leases = at_once(self.store.leases()).map_err(|error| error.to_string())?;
+        Ok(leases.is_empty())
+    }
+
+    /// No guest is left in a state that nobody wanted.
+    fn check_states(&mut self) -> Result<(), String> {
+        for vm in self.vms.clone() {
+            let state = self.sim.run_state(vm).ok_or_else(|| format!("{vm} is not there"))?;
+            let truth = self.oracle.vm(vm);
+            let is_wanted = match state {
+                RunState::Running => true,
+                RunState::Off => truth.may_be_off,
+                RunState::Paused(_) => truth.may_be_paused,
+                RunState::Unsettled => false,
+            };
+            ensure(is_wanted, || format!("{vm} is {state:?}, and nobody wanted it"))?;
+            let is_frozen = self.sim.is_guest_frozen(vm);
+            let by_somebody = self.oracle.vm(vm).is_frozen_by_somebody;
+            ensure(!is_frozen || by_somebody, || format!("{vm} is frozen"))?;
+            self.check_boot(vm)?;
+        }
+        Ok(())
+    }
+
+    /// A cold start reads what the VM reads now.
+    fn check_boot(&mut self, vm: VmId) -> Result<(), String> {
+        let boot = self.sim.boot_contents(vm);
+        for (disk, reading) in &self.oracle.vm(vm).reads {
+            ensure(boot.get(disk) == Some(&reading.content), || {
+                format!("a cold start of {vm} would read {:?} from {disk}, not {reading:?}", boot.get(disk))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// There is no file too many and none too few.
+    fn check_files(&self) -> Result<(), String> {
+        let mut needed: BTreeSet<PathBuf> = self.oracle.first_files.clone();
+        for vm in &self.vms {
+            let tree = at_once(self.store.tree(*vm)).map_err(|error| error.to_string())?;
+            needed.extend(tree.layers.values().map(|layer| layer.path.clone()));
+            needed.extend(tree.clones.iter().map(|clone| clone.path.clone()));
+            for snapshot in &tree.snapshots {
+                needed.extend(snapshot.memory.iter().map(|memory| memory.path.clone()));
+                needed.extend(snapshot.variables.iter().map(|variables| variables.path.clone()));
+            }
+        }
+        let there: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
+        let (more, less): (Vec<_>, Vec<_>) =
+            (there.difference(&needed).collect(), needed.difference(&there).collect());
+        ensure(more.is_empty() && less.is_empty(), || format!("files too many: {more:?}, too few: {less:?}"))
+    }
+
+    /// The daemon's own check agrees that nothing differs.
+    async fn check_node(&mut self, engine: &Engine) -> Result<(), String> {
+        let checking = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.check_node().await }
+        });
+        while !checking.is_finished() {
+            pass_time().await;
+        }
+        let found = checking.await.unwrap().map_err(|error| error.to_string())?;
+        ensure(found.differences.is_empty(), || format!("differences: {:#?}", found.differences))?;
+        ensure(found.skipped.is_empty(), || format!("not looked at: {:?}", found.skipped))
+    }
+
+    /// All VMs run, thawed: so begins the next day.
+    fn start_anew(&mut self) {
+        for vm in self.vms.clone() {
+            self.sim.someone_starts(vm);
+            self.sim.someone_resumes(vm);
+            self.sim.someone_freezes(vm, false);
+            let truth = self.oracle.vm(vm);
+            truth.is_frozen_by_somebody = false;
+            truth.may_be_off = false;
+            truth.may_be_paused = false;
+        }
+    }
+}

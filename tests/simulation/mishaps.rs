@@ -55,6 +55,7 @@ impl Node {
             Complaint::AgentRefused,
             Complaint::NoSpace("/images".into()),
             Complaint::Program,
+            Complaint::Garbage,
         ];
         self.pick(&complaints).unwrap().clone()
     }

@@ -296,6 +296,8 @@ pub enum Complaint {
     NoSpace(PathBuf),
     /// [`HostError::Program`].
     Program,
+    /// [`HostError::Malformed`]: an answer that makes no sense.
+    Garbage,
 }
 
 impl Complaint {
@@ -311,6 +313,7 @@ impl Complaint {
             Self::AgentRefused => HostError::AgentRefused(cause()),
             Self::NoSpace(path) => HostError::NoSpace(path),
             Self::Program => HostError::Program { program: "qemu-img", output: "a fault".to_owned() },
+            Self::Garbage => HostError::Malformed { what: "an answer", cause: cause() },
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::model::{Findings, Layer, LayerId, LayerTree, Snapshot, SnapshotId, Sn
 impl Store {
     /// What is known of a VM; an empty tree if nothing is.
     pub async fn tree(&self, vm: VmId) -> Result<LayerTree> {
-        self.transact(move |transaction| read_tree(transaction, vm)).await
+        self.read(move |transaction| read_tree(transaction, vm)).await
     }
 
     /// The VMs that have layers in the catalog.
@@ -29,7 +29,7 @@ impl Store {
 
     /// The VMs, and what stands for one, that have snapshots under this name of theirs.
     pub async fn snapshotted_as(&self, vm_name: String) -> Result<Vec<VmId>> {
-        self.transact(move |transaction| {
+        self.read(move |transaction| {
             let mut statement =
                 transaction.prepare_cached("SELECT DISTINCT vm FROM snapshot WHERE vm_name = ?")?;
             let rows = statement.query_map([vm_name], |row| row.get::<_, String>(0))?;
@@ -40,12 +40,12 @@ impl Store {
 
     /// One snapshot.
     pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
-        self.transact(move |transaction| snapshot::read(transaction, id)).await
+        self.read(move |transaction| snapshot::read(transaction, id)).await
     }
 
     /// The definition that was stored with a snapshot.
     pub async fn definition(&self, id: SnapshotId) -> Result<Option<String>> {
-        self.transact(move |transaction| snapshot::read_definition(transaction, id)).await
+        self.read(move |transaction| snapshot::read_definition(transaction, id)).await
     }
 
     /// Lets a change of a step be so.

@@ -71,7 +71,7 @@ impl Store {
 
     /// A part of the events.
     pub async fn events(&self, filter: EventFilter, order: EventOrder, limit: u32) -> Result<EventPage> {
-        self.transact(move |transaction| read(transaction, &filter, order, limit)).await
+        self.read(move |transaction| read(transaction, &filter, order, limit)).await
     }
 
     /// Lets go of events older than `kept`.

@@ -88,7 +88,7 @@ impl Store {
 
     /// One operation.
     pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>> {
-        self.transact(move |transaction| read(transaction, id)).await
+        self.read(move |transaction| read(transaction, id)).await
     }
 
     /// The operations that have not ended, oldest first.
@@ -110,7 +110,7 @@ impl Store {
         before: Option<OperationId>,
         limit: u32,
     ) -> Result<(Vec<Operation>, u64)> {
-        self.transact(move |transaction| {
+        self.read(move |transaction| {
             let vm = vm.map(|vm| vm.to_string());
             let before = before.map(|id| id.to_string());
             let total: i64 = transaction.query_row(

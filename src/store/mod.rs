@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::model::{EditRefusal, Reason, VolumeName};
 
@@ -108,10 +108,14 @@ impl StoreError {
     }
 }
 
+/// Reads that may be in the queue at once: enough that the thread is never idle while somebody wants to read.
+const QUEUED_READS: usize = 32;
+
 /// A handle on the catalog. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     desk: Desk,
+    reads: Arc<Semaphore>,
     /// The place of the newest event.
     newest_event: watch::Receiver<u64>,
 }
@@ -146,13 +150,17 @@ impl Store {
                 }
             })
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { desk: Desk::Thread(jobs), newest_event })
+        Ok(Self::at(Desk::Thread(jobs), newest_event))
     }
 
     /// A catalog that is gone with its last handle; for simulations.
     pub fn in_memory() -> Result<Self> {
         let (catalog, newest_event) = Catalog::new(schema::open_in_memory()?)?;
-        Ok(Self { desk: Desk::InPlace(Arc::new(Mutex::new(catalog))), newest_event })
+        Ok(Self::at(Desk::InPlace(Arc::new(Mutex::new(catalog))), newest_event))
+    }
+
+    fn at(desk: Desk, newest_event: watch::Receiver<u64>) -> Self {
+        Self { desk, reads: Arc::new(Semaphore::new(QUEUED_READS)), newest_event }
     }
 
     /// Runs `work` in one transaction: all of it lasts, or nothing. Once it has begun it is carried through, even if the
@@ -178,6 +186,22 @@ impl Store {
                 result
             }
         }
+    }
+
+    /// [`Self::transact`] for work that changes nothing. It waits for its turn outside of the queue: reads whose callers have
+    /// gone meanwhile are not done, and a crowd of them does not stand before what is to be written.
+    async fn read<T, W>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.reads).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        self.transact(move |transaction| {
+            // It is in the queue, whatever becomes of its caller, until it is done.
+            let _turn = turn;
+            work(transaction)
+        })
+        .await
     }
 
     /// Tells whenever there are new events: the place of the newest.

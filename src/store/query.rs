@@ -101,7 +101,7 @@ pub struct SnapshotPage {
 impl Store {
     /// Lists snapshots.
     pub async fn snapshots(&self, filter: SnapshotFilter, page: Page) -> Result<SnapshotPage> {
-        self.transact(move |transaction| {
+        self.read(move |transaction| {
             let wanted = Conditions::of(&filter, |property| is_common(transaction, property))?;
             let (sql, values) = filter.count(&wanted);
             let mut statement = transaction.prepare_cached(&sql)?;

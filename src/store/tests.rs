@@ -171,4 +171,28 @@ async fn leases_last_until_cleared() {
     assert_eq!(store.lease(VM).await.unwrap(), None);
 }
 
+/// A client asks and goes, over and over: what it asked for is not done behind its back, and a write does not wait for it.
+#[tokio::test]
+async fn reads_of_callers_that_have_gone_are_not_done() {
+    use futures_util::FutureExt;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let store = Store::in_memory().unwrap();
+    let (go, waits) = mpsc::channel::<()>();
+    let busy = store.transact(move |_| Ok(waits.recv().is_ok()));
+    let mut busy = Box::pin(busy);
+    assert!(busy.as_mut().now_or_never().is_none(), "it is in the queue");
+    let done = Arc::new(AtomicUsize::new(0));
+    for _ in 0..10_000 {
+        let done = Arc::clone(&done);
+        let read = store.read(move |_| Ok(done.fetch_add(1, Ordering::Relaxed)));
+        assert!(read.now_or_never().is_none());
+    }
+    go.send(()).unwrap();
+    assert!(busy.await.unwrap());
+    store.probe().await.unwrap();
+    assert_eq!(done.load(Ordering::Relaxed), QUEUED_READS);
+    store.read(|_| Ok(())).await.unwrap();
+}
+
 mod lists;

@@ -19,10 +19,15 @@ use crate::proto::v1;
 #[derive(Debug, Default)]
 pub(super) struct Violations(Vec<FieldViolation>);
 
+/// Most violations that are told: a list may have a million entries, and an answer's headers have some KiB.
+const MOST_VIOLATIONS: usize = 16;
+
 impl Violations {
     /// Notes that a field is wrong.
     pub(super) fn add(&mut self, field: &str, problem: impl Into<String>) {
-        self.0.push(FieldViolation::new(field, problem));
+        if self.0.len() < MOST_VIOLATIONS {
+            self.0.push(FieldViolation::new(field, problem));
+        }
     }
 
     /// Takes the value, or notes why there is none.

@@ -47,6 +47,16 @@ async fn creates() {
     invalid(v1::CreateSnapshotRequest { properties, ..named("two") }, "properties").await;
     let timeout = Some(prost_types::Duration { seconds: 301, nanos: 0 });
     invalid(v1::CreateSnapshotRequest { freeze_timeout: timeout, ..named("two") }, "freeze_timeout").await;
+    // Of a hundred thousand that are wrong some are told.
+    let disks = vec!["../vda".to_owned(); 100_000];
+    let some = ["disks"; 16];
+    check(
+        v1::CreateSnapshotRequest { disks, ..named("two") },
+        Code::InvalidArgument,
+        "INVALID_REQUEST",
+        &some,
+    )
+    .await;
     // All at once.
     let all = v1::CreateSnapshotRequest { account: "a".repeat(300), ..create("", "a/b") };
     check(all, Code::InvalidArgument, "INVALID_REQUEST", &["vm", "account", "name"]).await;

@@ -19,8 +19,8 @@ use crate::proto::v1::event_service_server::EventService;
 use crate::proto::v1::watch_events_response::Update;
 use crate::store::{EventFilter, EventOrder};
 
-/// Events that a watch reads at once.
-const BATCH: u32 = 200;
+/// Events that a watch reads at once. They are held for as long as its reader does not take them.
+const BATCH: u32 = 64;
 
 type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEventsResponse, Status>> + Send>>;
 

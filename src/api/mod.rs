@@ -33,6 +33,17 @@ mod volume;
 mod volume_list;
 mod watch;
 
+/// Longest request, in bytes. One with all texts and properties as long as may be has some tens of KiB; the rest is for
+/// lists of names. Each call of each connection may hold that much.
+const LONGEST_REQUEST: usize = 1024 * 1024;
+
+/// One of the services, which takes no request beyond [`LONGEST_REQUEST`]. They have no trait in common that says so.
+macro_rules! limited {
+    ($api:expr, $module:ident::$server:ident) => {
+        v1::$module::$server::new($api.clone()).max_decoding_message_size(LONGEST_REQUEST)
+    };
+}
+
 /// A gRPC answer.
 type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
 
@@ -53,15 +64,15 @@ impl Api {
 
     /// Adds all services to a server.
     #[must_use]
-    pub fn routes(&self, mut server: Server) -> Router {
+    pub fn routes<L: Clone>(&self, mut server: Server<L>) -> Router<L> {
         server
-            .add_service(v1::node_service_server::NodeServiceServer::new(self.clone()))
-            .add_service(v1::vm_service_server::VmServiceServer::new(self.clone()))
-            .add_service(v1::snapshot_service_server::SnapshotServiceServer::new(self.clone()))
-            .add_service(v1::operation_service_server::OperationServiceServer::new(self.clone()))
-            .add_service(v1::volume_service_server::VolumeServiceServer::new(self.clone()))
-            .add_service(v1::event_service_server::EventServiceServer::new(self.clone()))
-            .add_service(v1::schedule_service_server::ScheduleServiceServer::new(self.clone()))
+            .add_service(limited!(self, node_service_server::NodeServiceServer))
+            .add_service(limited!(self, vm_service_server::VmServiceServer))
+            .add_service(limited!(self, snapshot_service_server::SnapshotServiceServer))
+            .add_service(limited!(self, operation_service_server::OperationServiceServer))
+            .add_service(limited!(self, volume_service_server::VolumeServiceServer))
+            .add_service(limited!(self, event_service_server::EventServiceServer))
+            .add_service(limited!(self, schedule_service_server::ScheduleServiceServer))
     }
 }
 

@@ -1,7 +1,9 @@
 //! The daemon: configuration, start order, listeners, shutdown. Puts the parts together; decides nothing about VMs.
 
+mod admission;
 mod args;
 pub mod config;
+mod connections;
 mod health;
 mod lock;
 mod serve;

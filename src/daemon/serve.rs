@@ -8,15 +8,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
+use super::admission::Admission;
 use super::config::Config;
+use super::connections;
 use super::start::StartError;
 use crate::api::Api;
 use crate::proto;
+
+/// Calls at once on one connection. tonic's own default is no limit at all, and each may hold a request and an answer.
+const STREAMS: u32 = 64;
+
+/// Headers of a call, in bytes. Ours have some hundred.
+const HEADERS: u32 = 16 * 1024;
+
+/// How long a call may take to its answer, or to the begin of one that goes on: longer than any of ours, so that it ends
+/// one whose request never comes whole.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// Listens on the configured socket. A socket that nobody answers on any more is replaced.
 pub(super) fn listen(config: &Config) -> Result<UnixListener, StartError> {
@@ -64,12 +75,16 @@ pub(super) async fn serve<H: Health>(
         Server::builder()
             // A peer that vanished without a word is noticed.
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10))),
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_concurrent_streams(STREAMS)
+            .http2_max_header_list_size(HEADERS)
+            .timeout(ANSWER)
+            .layer(tower::layer::layer_fn(Admission)),
     )
     .add_service(health)
     .add_service(describe().build_v1().expect(built))
     // Python's grpcio-reflection and older grpcurl ask for v1alpha.
     .add_service(describe().build_v1alpha().expect(built))
-    .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+    .serve_with_incoming_shutdown(connections::incoming(listener), stop.cancelled_owned())
     .await
 }

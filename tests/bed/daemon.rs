@@ -29,6 +29,8 @@ pub struct Setup {
     pub configuration: String,
     /// Further environment variables.
     pub environment: Vec<(String, String)>,
+    /// Most descriptors that it may have.
+    pub descriptors: Option<u64>,
 }
 
 /// A daemon with a socket and a state directory of its own. It is killed with the value.
@@ -71,7 +73,16 @@ impl Daemon {
         fs::write(&configuration, self.configuration()).expect("the directory is ours");
         let log =
             File::options().create(true).append(true).open(self.log_path()).expect("the directory is ours");
-        let child = Command::new(program("vmsnapd"))
+        let mut command = match self.setup.descriptors {
+            None => Command::new(program("vmsnapd")),
+            Some(most) => {
+                // It becomes the program.
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--nofile={most}:{most}")).arg(program("vmsnapd"));
+                limited
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(configuration)
             .envs(self.setup.environment.iter().map(|(name, value)| (name, value)))
@@ -125,6 +136,11 @@ impl Daemon {
     #[track_caller]
     pub fn wait_for_health(&self, part: &str, status: ServingStatus) {
         wait_until(&format!("{part:?} is {status:?}"), START, || self.health(part) == status);
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("vmsnapd runs").id()
     }
 
     /// Whether the process runs.

@@ -11,6 +11,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 
 use super::firmware::{Variables, tpms, variables};
 use super::memory_blocker::memory_blocker;
+use super::shape;
 use crate::host::{HostError, Result};
 use crate::model::DiskTarget;
 use crate::model::step::ImageRef;
@@ -105,6 +106,9 @@ impl DescribedDisk {
 pub(super) fn parse(xml: &str) -> Result<Document<'_>> {
     if xml.len() > LONGEST {
         return Err(malformed(format!("it is {} bytes long", xml.len())));
+    }
+    if let Some(excess) = shape::excess(xml) {
+        return Err(malformed(excess));
     }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MOST_NODES, ..ParsingOptions::default() };
     Document::parse_with_options(xml, options).map_err(malformed)

@@ -46,6 +46,7 @@ mod monitor;
 mod new_vm;
 mod observe;
 mod refusal;
+mod shape;
 mod snapshot_xml;
 mod vms;
 

@@ -61,9 +61,10 @@ pub(super) fn splice_disk<'a>(
     splices.push((format.range_value(), new.format.as_str().to_owned()));
 
     let source = child(disk, "source").ok_or_else(|| lacks("source"))?;
-    let path = source.attribute_node("file").or_else(|| source.attribute_node("dev"));
-    let path = path.ok_or_else(|| lacks("path"))?;
+    let mut paths = ["file", "dev"].into_iter().filter_map(|name| source.attribute_node(name));
+    let path = paths.next().ok_or_else(|| lacks("path"))?;
     splices.push((path.range(), format!("{path_attribute}='{}'", escape(new.path))));
+    splices.extend(paths.map(|other| (other.range(), String::new())));
 
     splices.extend(children(disk, "backingStore").map(|below| (below.range(), String::new())));
     Ok(())
@@ -160,6 +161,15 @@ mod tests {
                 ("dev='/dev/vg/lv'", "file='/i/b'"),
             ],
         );
+    }
+
+    /// libvirt writes one of them. Whoever left two must not get a third.
+    #[test]
+    fn a_source_has_one_path_afterwards() {
+        let vda = "vda".parse().unwrap();
+        let both = DOMAIN.replace("file='/i/top'", "dev='/dev/x' file='/i/top'");
+        let edited = with_sources(&both, &[new(&vda, "/dev/y", Format::Raw, true)]).unwrap();
+        assert!(edited.contains("<source  dev='/dev/y' startupPolicy"), "{edited}");
     }
 
     #[test]

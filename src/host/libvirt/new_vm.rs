@@ -134,8 +134,12 @@ fn displays<'a>(devices: Node<'a, 'a>) -> Vec<Splice> {
     splices
 }
 
+/// All that stands in an element that has a text, in however many pieces.
 fn text_range(node: Node<'_, '_>) -> Option<std::ops::Range<usize>> {
-    node.children().find(Node::is_text).map(|text| text.range())
+    let start = node.first_child()?.range().start;
+    // The parser makes one text of pieces that follow each other, and gives the place of the first.
+    let end = node.document().input_text()[..node.range().end].rfind("</")?;
+    node.children().any(|child| child.is_text()).then_some(start..end)
 }
 
 /// Hexadecimal digits that no other VM has for this purpose.
@@ -221,6 +225,11 @@ mod tests {
             "autoport='yes'",
         ] {
             assert!(made.contains(kept), "{kept} is missing: {made}");
+        }
+        for pieces in ["w<!-- -->e<![CDATA[b]]>", "<![CDATA[web]]>", "<!-- -->web", "web<x></x>"] {
+            let pieces = DOMAIN.replace("<name>web<", &format!("<name>{pieces}<"));
+            let made = definition(&pieces, &new, &[]).unwrap();
+            assert!(made.contains("<name>copy</name>"), "{made}");
         }
         let variables = NewVm { variables: Some("/nvram/a&b.fd".into()), ..new.clone() };
         let made = definition(DOMAIN, &variables, &[]).unwrap();

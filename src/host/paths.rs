@@ -1,6 +1,6 @@
 //! Which paths can be handed on: to C, into XML, onto a command line.
 //!
-//! Decides that a path is absolute text without control characters. Opens nothing.
+//! Decides that a path is absolute text of characters that can be written down. Opens nothing.
 
 use std::path::Path;
 
@@ -17,6 +17,10 @@ pub fn plain(path: &Path) -> Result<&str> {
     }
     if text.chars().any(char::is_control) {
         return Err(bad("its path contains control characters"));
+    }
+    // The two that are none in XML 1.0, and that a path can have.
+    if text.contains(['\u{fffe}', '\u{ffff}']) {
+        return Err(bad("its path contains what is no character"));
     }
     Ok(text)
 }

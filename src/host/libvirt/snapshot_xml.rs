@@ -91,7 +91,7 @@ mod tests {
     fn a_path_cannot_break_out() {
         let xml = snapshot_xml(&switch("/i/'\"><&", None)).unwrap();
         assert!(xml.contains("<source file=\"/i/&apos;&quot;&gt;&lt;&amp;\"/>"), "{xml}");
-        for bad in ["relative", "/i/a\0b", "/i/a\nb", "/i/a\u{1}b"] {
+        for bad in ["relative", "/i/a\0b", "/i/a\nb", "/i/a\u{1}b", "/i/a\u{ffff}"] {
             assert!(snapshot_xml(&switch(bad, None)).is_err(), "{bad:?}");
             assert!(snapshot_xml(&switch("/i/new", Some(bad))).is_err(), "{bad:?}");
         }

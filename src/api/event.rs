@@ -179,6 +179,7 @@ impl Api {
             return Err(status::not_implemented("events of schedules"));
         }
         let mut violations = Violations::default();
+        violations.few("filter.kinds", asked.kinds.len());
         let kinds: Vec<v1::EventKind> = asked.kinds().collect();
         let known = kinds.iter().filter_map(|kind| convert::event_kind(*kind)).collect();
         let filter = EventFilter {

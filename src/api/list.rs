@@ -128,6 +128,9 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
     let parent = violations.take_id("filter.parent_id", &asked.parent_id);
     let created_after = violations.take_time("filter.created_after", asked.created_after);
     let created_before = violations.take_time("filter.created_before", asked.created_before);
+    violations.few("filter.states", asked.states.len());
+    violations.few("filter.kinds", asked.kinds.len());
+    violations.few("filter.properties", asked.properties.len());
     violations.check()?;
     if !asked.schedule_id.is_empty() {
         return Err(status::not_implemented("a filter of snapshots by schedule"));

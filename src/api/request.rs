@@ -12,6 +12,9 @@ const TEXT_LIMIT: usize = 4096;
 /// Longest name for people, account, key or value, in bytes.
 const LABEL_LIMIT: usize = 255;
 
+/// Most alternatives of a filter: more than there are kinds of anything, and as many as a snapshot has properties.
+const FILTER_LIMIT: usize = PROPERTIES_LIMIT;
+
 impl Violations {
     /// A request id is short ASCII, or empty.
     pub(super) fn request_id(&mut self, id: &str) {
@@ -44,6 +47,13 @@ impl Violations {
             }
             self.label("properties", key);
             self.label("properties", value);
+        }
+    }
+
+    /// Alternatives of a filter, of which each becomes a condition.
+    pub(super) fn few(&mut self, field: &str, number: usize) {
+        if number > FILTER_LIMIT {
+            self.add(field, format!("it has {number} entries, at most {FILTER_LIMIT} are looked for"));
         }
     }
 

@@ -104,6 +104,21 @@ async fn others() {
     let list = v1::ListSnapshotsRequest { order_by: "beauty".to_owned(), ..Default::default() };
     check(listing(list).await, Code::InvalidArgument, "INVALID_REQUEST");
 
+    // Each would be a condition of its own.
+    let property = v1::PropertyFilter { key: "ticket".to_owned(), value: None };
+    let filter = v1::SnapshotFilter {
+        properties: vec![property; 10_000],
+        states: vec![v1::SnapshotState::Ready.into(); 100_000],
+        ..Default::default()
+    };
+    let list = v1::ListSnapshotsRequest { filter: Some(filter), ..Default::default() };
+    check(listing(list).await, Code::InvalidArgument, "INVALID_REQUEST");
+    let filter =
+        v1::EventFilter { kinds: vec![v1::EventKind::DaemonStarted.into(); 100_000], ..Default::default() };
+    let list = v1::ListEventsRequest { filter: Some(filter), ..Default::default() };
+    let listed = node.events().list_events(list).await.map(drop);
+    check(listed, Code::InvalidArgument, "INVALID_REQUEST");
+
     let watching = async |request| node.operations().watch_operation(request).await.map(drop);
     let watch = |id: &str, token: &str| v1::WatchOperationRequest {
         operation_id: id.to_owned(),

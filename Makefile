@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories faults soak mutants bench install clean
+.PHONY: all build demo test check histories faults soak mutants fuzz bench install clean
 
 all: build
 
@@ -61,6 +61,11 @@ soak:
 # Each broken engine of tests/mutants.rs, and how the simulation sees that it is broken.
 mutants:
 	$(CARGO) test --test mutants -- --nocapture
+
+# All readers of what comes from outside, on inputs that were bent: so many for each.
+FUZZ ?= 20000
+fuzz:
+	PROPTEST_CASES=$(FUZZ) $(CARGO) test --release --lib -- any_ fuzz
 
 bench:
 	$(CARGO) bench

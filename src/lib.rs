@@ -4,6 +4,8 @@ pub mod api;
 pub mod daemon;
 pub mod host;
 pub mod model;
+#[cfg(test)]
+mod mutation;
 pub mod ops;
 pub mod plan;
 pub mod proto;

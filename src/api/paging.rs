@@ -68,4 +68,22 @@ mod tests {
         assert_eq!(size(1_000_000).unwrap(), MOST);
         assert!(size(-1).is_err());
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_token_is_refused_or_one_of_its_query(
+            text in crate::mutation::text([token(b"one query", "17"), token(b"another", "5_name")]),
+            query in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
+            asked: i32,
+        ) {
+            for query in [b"one query", query.as_slice()] {
+                if let Ok(Some(place)) = position(query, &text) {
+                    assert_eq!(token(query, place), text);
+                }
+            }
+            assert!(size(asked).map_or(asked < 0, |size| (1..=MOST).contains(&size)));
+        }
+    }
 }

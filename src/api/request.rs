@@ -75,3 +75,30 @@ impl Violations {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_text_is_refused_or_kept(text in crate::mutation::text(["r-1", "a description\nof two lines", "x"])) {
+            let accepts = |check: fn(&mut Violations, &str)| {
+                let mut violations = Violations::default();
+                check(&mut violations, &text);
+                violations.check().is_ok()
+            };
+            if accepts(Violations::request_id) {
+                assert!(text.len() <= REQUEST_ID_LIMIT && text.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+            if accepts(|violations, text| violations.text("description", text)) {
+                assert!(text.len() <= TEXT_LIMIT && !text.contains('\0'));
+            }
+            if accepts(|violations, text| violations.required("name", text)) {
+                assert!((1..=LABEL_LIMIT).contains(&text.len()) && !text.contains('\0'));
+            }
+        }
+    }
+}

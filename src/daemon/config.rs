@@ -111,8 +111,13 @@ impl Config {
             }
             Err(cause) => return Err(ConfigError::Unreadable { path: wanted.to_owned(), cause }),
         };
-        let config: Self = toml::from_str(&text)
-            .map_err(|cause| ConfigError::Malformed { path: wanted.to_owned(), cause: Box::new(cause) })?;
+        Self::read(&text, wanted)
+    }
+
+    /// A text out of the file at `path` as a configuration.
+    fn read(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|cause| ConfigError::Malformed { path: path.to_owned(), cause: Box::new(cause) })?;
         config.check()?;
         Ok(config)
     }
@@ -135,6 +140,9 @@ impl Config {
         for (key, path) in directories.into_iter().chain(images) {
             if path.is_some_and(|path| !path.is_absolute()) {
                 return Err(ConfigError::BadValue { key, problem: "the path is not absolute".to_owned() });
+            }
+            if path.is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&0)) {
+                return Err(ConfigError::BadValue { key, problem: "the path contains a NUL".to_owned() });
             }
         }
         if self.event_days == 0 {
@@ -216,5 +224,42 @@ mod tests {
             Config::load(Some(Path::new("/nowhere/x.toml"))),
             Err(ConfigError::Unreadable { .. })
         ));
+    }
+
+    const SAMPLE: &str = r#"
+socket = "/run/vmsnapd/vmsnapd.sock"
+socket_mode = "0660"
+state_directory = "/var/lib/vmsnapd"
+memory_directory = "/m"
+image_directories = ["/var/lib/libvirt/images", "/srv"]
+overlay_directory = "/o"
+reserve_bytes = 268435456
+libvirt_uri = "qemu:///system"
+live_pulls = "when_safe"
+concurrent_merges = 4
+concurrent_captures = 2
+event_days = 90
+drain_seconds = 60
+log = "info"
+"#;
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_file_is_refused_or_makes_sense(text in crate::mutation::text([SAMPLE])) {
+            let Ok(config) = Config::read(&text, Path::new("/x")) else { return Ok(()) };
+            let directories = [&config.socket, &config.state_directory];
+            let paths = config.image_directories.iter().chain(&config.overlay_directory).chain(directories);
+            for path in paths.chain([&config.memory_directory(), &config.catalog()]) {
+                assert!(path.is_absolute() && !path.to_str().unwrap().contains('\0'), "{path:?}");
+            }
+            assert!((1..=64).contains(&config.concurrent_merges) && (1..=64).contains(&config.concurrent_captures));
+            assert!(config.mode().unwrap() <= 0o777);
+            let kept = config.event_retention();
+            assert!(kept.is_positive());
+            // As it is used: it must not fail for a number of days that was let through.
+            assert!(jiff::Timestamp::now().saturating_sub(kept).is_ok());
+        }
     }
 }

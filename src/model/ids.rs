@@ -310,4 +310,29 @@ mod tests {
         assert_ne!(VolumeId::of_unknown_disk(vm, &vda, "/a"), VolumeId::of_unknown_disk(vm, &vdb, "/a"));
         assert_ne!(VolumeId::of_unknown_disk(vm, &vda, "/a"), VolumeId::of_unknown_disk(vm, &vda, "/b"));
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_text_is_refused_or_a_name(
+            text in crate::mutation::text(["before-upgrade_2.0", "vda", "01a20843-9990-7137-8cd6-1b47d8d6a58d"])
+        ) {
+            fn check<T: FromStr<Err = InvalidName> + fmt::Display>(text: &str, limit: usize) {
+                let Ok(name) = text.parse::<T>() else { return };
+                let name = name.to_string();
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+                assert_eq!(name, text);
+                assert!((1..=limit).contains(&name.len()) && name.chars().all(is_plain), "{name:?}");
+                assert!(!name.starts_with(['.', '-']), "{name:?}");
+            }
+            check::<SnapshotName>(&text, SnapshotName::LIMIT);
+            check::<VolumeName>(&text, VolumeName::LIMIT);
+            check::<VmName>(&text, VmName::LIMIT);
+            check::<HoldName>(&text, HoldName::LIMIT);
+            check::<DiskTarget>(&text, DiskTarget::LIMIT);
+            let is_id = text.parse::<VmId>().is_ok();
+            assert!(!is_id || (text.parse::<SnapshotName>().is_err() && text.parse::<VmName>().is_err()));
+        }
+    }
 }

@@ -81,4 +81,21 @@ mod tests {
         check(header(*COMPLETE, 9, 1000), 5000, Err("it has version 9 of libvirt's format"));
         check([0; HEADER], 5000, Err("it is not a memory image"));
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_header_is_refused_or_of_a_whole_image(
+            bytes in crate::mutation::bytes([header(*COMPLETE, 2, 1000), header(*PARTIAL, 3, 0)]),
+            length: u64,
+        ) {
+            let mut whole = [0; HEADER];
+            let there = bytes.len().min(HEADER);
+            whole[..there].copy_from_slice(&bytes[..there]);
+            if let Ok(Some(complete)) = judge(&whole, length) {
+                assert!(complete == length && length > HEADER as u64 && whole.starts_with(COMPLETE));
+            }
+        }
+    }
 }

@@ -177,4 +177,16 @@ mod tests {
         check("(1/100%)", None);
         check("(99999999999999999999999999999999999999999.00/100%)", None);
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn no_more_is_done_than_there_is(
+            line in crate::mutation::bytes(["    (12.34/100%)", "(0.00/100%)", "(100.00/100%)"]),
+            total: u64,
+        ) {
+            assert!(done(&line, total).is_none_or(|done| done <= total));
+        }
+    }
 }

@@ -129,7 +129,8 @@ fn whole_seconds(deadline: Duration) -> i32 {
     i32::try_from(seconds.max(1)).unwrap_or(i32::MAX)
 }
 
-fn read<T: DeserializeOwned>(reply: &str) -> Result<T> {
+/// What an agent was asked for, out of its answer.
+pub(super) fn read<T: DeserializeOwned>(reply: &str) -> Result<T> {
     if reply.len() > LONGEST_REPLY {
         return Err(malformed(format!("it is {} bytes long", reply.len())));
     }
@@ -138,7 +139,7 @@ fn read<T: DeserializeOwned>(reply: &str) -> Result<T> {
 }
 
 /// The agent's word for a number of file systems.
-fn count(number: i64) -> Result<u32> {
+pub(super) fn count(number: i64) -> Result<u32> {
     u32::try_from(number).map_err(malformed)
 }
 

@@ -38,6 +38,8 @@ mod description;
 mod edit;
 mod ffi;
 mod firmware;
+#[cfg(test)]
+mod fuzz;
 mod graph;
 mod jobs;
 mod lane;

@@ -100,16 +100,20 @@ pub(super) fn spell(command: &impl Serialize) -> Result<String> {
 }
 
 fn ask<T: for<'a> Deserialize<'a>>(domain: &Domain, vm: VmId, command: &impl Serialize) -> Result<T> {
-    let reply =
-        domain.qemu_monitor_command(&spell(command)?, 0).map_err(on_vm(vm, "pass a question on to QEMU"))?;
+    let reply = domain.qemu_monitor_command(&spell(command)?, 0);
+    read(&reply.map_err(on_vm(vm, "pass a question on to QEMU"))?)
+}
+
+/// What QEMU was asked for, out of its answer.
+pub(super) fn read<T: for<'a> Deserialize<'a>>(reply: &str) -> Result<T> {
     let malformed = |cause| HostError::Malformed { what: "the answer of QEMU", cause };
     if reply.len() > LONGEST_REPLY {
         return Err(malformed(format!("it is {} bytes long", reply.len()).into()));
     }
-    match serde_json::from_str::<Reply<T>>(&reply) {
+    match serde_json::from_str::<Reply<T>>(reply) {
         Ok(reply) => Ok(reply.value),
         // An error of QEMU comes as an object without `return`; its text says more than that of the parser.
-        Err(error) => match serde_json::from_str::<Refusal>(&reply) {
+        Err(error) => match serde_json::from_str::<Refusal>(reply) {
             Ok(refusal) => Err(HostError::Refused {
                 call: "do what its monitor was asked",
                 cause: LibvirtSays::new(refusal.error.desc).into(),

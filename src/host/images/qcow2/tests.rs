@@ -207,3 +207,61 @@ fn names_of_backing_files() {
     check("with:colon", Err(RefusedName::Protocol));
     check("a\nb", Err(RefusedName::Control));
 }
+
+/// An image in memory that counts what is read of it.
+struct Counted {
+    bytes: Vec<u8>,
+    read: std::cell::Cell<usize>,
+}
+
+impl FileExt for Counted {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let there = &self.bytes[from..];
+        let length = there.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&there[..length]);
+        self.read.set(self.read.get() + length);
+        Ok(length)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        unreachable!("nothing is written to an image that is read")
+    }
+}
+
+/// All that is looked at of a good image, and a version 2 of it; the table at a place that is there.
+fn samples() -> [Vec<u8>; 2] {
+    let version_3 = || Image::new().u64(40, 0x300);
+    let version_2 =
+        version_3().u32(4, 2).put(72, &[0; 400]).extension(72, EXTENSION_BACKING_FORMAT, b"qcow2");
+    [version_3(), version_2].map(|image| image.bytes[..0x400].to_vec())
+}
+
+/// Most that a header may cost: the fixed fields, the extensions, the names.
+const MOST_READ: usize = 72 + 32 + MOST_EXTENSIONS * 8 + LONGEST_NAME + 16;
+
+proptest::proptest! {
+    #![proptest_config(crate::mutation::config())]
+
+    #[test]
+    fn any_header_is_refused_or_sane(bytes in crate::mutation::bytes(samples())) {
+        let file = Counted { bytes, read: std::cell::Cell::new(0) };
+        let header = read_header(&file);
+        assert!(file.read.get() <= MOST_READ, "{} bytes were read", file.read.get());
+        let Ok(header) = header else { return Ok(()) };
+        assert!(CLUSTER_BITS.contains(&header.cluster_bits) && matches!(header.version, 2 | 3), "{header:?}");
+        assert!(header.backing_format.as_deref().is_none_or(|format| format.len() < 16), "{header:?}");
+        if let Some(name) = &header.backing_name {
+            assert!(name.len() <= LONGEST_NAME && !name.contains('\0'));
+            if let Ok(path) = backing_path(Path::new("/images/top"), name) {
+                let path = path.to_str().expect("of two texts");
+                assert!(path.starts_with('/') && !path.chars().any(char::is_control), "{path:?}");
+                // As QEMU would read it.
+                assert!(name.starts_with('/') || !name.split('/').next().unwrap().contains(':'), "{name:?}");
+            }
+        }
+        file.read.set(0);
+        let _ = is_empty(&file, &header);
+        assert!(file.read.get() as u64 <= LONGEST_L1);
+    }
+}

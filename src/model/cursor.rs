@@ -105,6 +105,16 @@ impl Cursor {
         })
     }
 
+    /// Whether it is the cursor of a plan of so many steps. One that was read back from somewhere may be none.
+    #[must_use]
+    pub fn fits(&self, steps: usize) -> bool {
+        let is_inside = match self.state {
+            State::Running { at } | State::Undoing { at } | State::Stuck { at, .. } => at < steps,
+            State::Succeeded | State::Failed => true,
+        };
+        self.steps == steps && self.commit_point < steps && is_inside && self.attempts <= Self::MAX_ATTEMPTS
+    }
+
     /// What to do next; None when the operation has ended or is stuck.
     #[must_use]
     pub fn turn(&self) -> Option<Turn> {

@@ -97,7 +97,7 @@ impl Store {
             let mut statement =
                 transaction.prepare("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            rows.map(|row| from_json(&row?, "operation")).collect()
+            rows.map(|row| parsed(&row?)).collect()
         })
         .await
     }
@@ -124,7 +124,7 @@ impl Store {
             )?;
             let rows =
                 statement.query_map(params![vm, only_open, before, limit], |row| row.get::<_, String>(0))?;
-            let operations = rows.map(|row| from_json(&row?, "operation")).collect::<Result<_>>()?;
+            let operations = rows.map(|row| parsed(&row?)).collect::<Result<_>>()?;
             Ok((operations, total.unsigned_abs()))
         })
         .await
@@ -143,7 +143,17 @@ fn read(transaction: &Transaction<'_>, id: OperationId) -> Result<Option<Operati
     let body: Option<String> = transaction
         .query_row("SELECT body FROM operation WHERE id = ?", [id.to_string()], |row| row.get(0))
         .optional()?;
-    body.map(|body| from_json(&body, "operation")).transpose()
+    body.map(|body| parsed(&body)).transpose()
+}
+
+/// An operation out of its row. One whose cursor points beside its plan is not carried on with.
+pub(super) fn parsed(body: &str) -> Result<Operation> {
+    let operation: Operation = from_json(body, "operation")?;
+    if operation.cursor.fits(operation.steps.len()) {
+        return Ok(operation);
+    }
+    let cause = "its cursor is not one of its plan".into();
+    Err(StoreError::Malformed { what: "operation", cause })
 }
 
 fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {

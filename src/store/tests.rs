@@ -195,4 +195,5 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
     store.read(|_| Ok(())).await.unwrap();
 }
 
+mod fuzz;
 mod lists;

@@ -100,8 +100,8 @@ pub fn remembered(name: &str, value: &str) -> Vec<u8> {
     [&[0x40][..], &text(name), &text(value)].concat()
 }
 
-/// The header that was remembered last.
-pub const AGAIN: u8 = 0x80 | 62;
+/// The header that was remembered last: the first behind the 61 that every connection knows.
+pub const AGAIN: u8 = 0x80 + 62;
 
 /// A text with its length before it.
 fn text(text: &str) -> Vec<u8> {

@@ -182,7 +182,7 @@ mod tests {
         #![proptest_config(crate::mutation::config())]
 
         #[test]
-        fn no_more_is_done_than_there_is(
+        fn any_line_tells_of_no_more_than_there_is(
             line in crate::mutation::bytes(["    (12.34/100%)", "(0.00/100%)", "(100.00/100%)"]),
             total: u64,
         ) {

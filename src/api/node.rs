@@ -4,7 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use tonic::{Request, Response};
 
 use super::later::later;
-use super::{Answer, Api, convert, paging, status};
+use super::status::Violations;
+use super::{Answer, Api, asked, caller, convert, paging, status};
 use crate::host::{About, Link};
 use crate::proto::v1;
 use crate::proto::v1::node_service_server::NodeService;
@@ -61,8 +62,23 @@ impl NodeService for Api {
         }))
     }
 
+    async fn back_up_catalog(
+        &self,
+        request: Request<v1::BackUpCatalogRequest>,
+    ) -> Answer<v1::BackUpCatalogResponse> {
+        let by = caller(&request);
+        let message = request.into_inner();
+        let mut violations = Violations::default();
+        violations.request_id(&message.request_id);
+        violations.check()?;
+        let digest = status::digest("BackUpCatalog", &message);
+        let backup = self.engine.back_up_catalog(asked(by, &message.request_id, digest, false)).await;
+        let backup = backup.map_err(status::of)?;
+        let path = backup.path.display().to_string();
+        Ok(Response::new(v1::BackUpCatalogResponse { path, bytes: backup.bytes }))
+    }
+
     later! {
-        back_up_catalog(BackUpCatalogRequest) -> v1::BackUpCatalogResponse;
         reload_configuration(ReloadConfigurationRequest) -> v1::ReloadConfigurationResponse;
     }
 }

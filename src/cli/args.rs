@@ -153,6 +153,8 @@ pub(super) enum NodeVerb {
     Show,
     /// Compare the catalog with what is there: VMs, images, files that nobody needs. Changes nothing
     Check,
+    /// Copy the catalog into the state directory, while the daemon runs
+    Backup,
 }
 
 /// Which of a list, by what users have said of them.

@@ -1,7 +1,7 @@
 //! `vmsnap node`: this node and its daemon.
 
 use super::args::NodeVerb;
-use super::connect::Daemon;
+use super::connect::{Daemon, request_id};
 use super::failure::Failure;
 use super::output::{Shown, Text};
 use super::{Session, check, words};
@@ -11,6 +11,7 @@ pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, F
     match verb {
         NodeVerb::Show => show(session).await,
         NodeVerb::Check => check::node(session).await,
+        NodeVerb::Backup => back_up(session).await,
     }
 }
 
@@ -43,6 +44,18 @@ async fn show(session: &Session) -> Result<u8, Failure> {
         name: "GetNodeResponse",
         ids: vec![node.name],
         text: Text::Lines(lines.join("\n")),
+    })?;
+    Ok(0)
+}
+
+async fn back_up(session: &Session) -> Result<u8, Failure> {
+    let request = v1::BackUpCatalogRequest { request_id: request_id() };
+    let answer = session.daemon.nodes().back_up_catalog(request).await?.into_inner();
+    session.output.show(&Shown {
+        message: &answer,
+        name: "BackUpCatalogResponse",
+        ids: vec![answer.path.clone()],
+        text: Text::Lines(format!("{} ({})", answer.path, words::size(answer.bytes))),
     })?;
     Ok(0)
 }

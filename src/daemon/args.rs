@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
-use super::{start, telemetry, thaw};
+use super::{advice, start, telemetry, thaw};
 use crate::model::operation::causes;
 
 /// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
@@ -67,8 +67,13 @@ pub fn main() -> ExitCode {
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = error.exit_code();
-            complain(&error, code)
+            let code = complain(&error, error.exit_code());
+            if let Some(refused) = error.refused_catalog()
+                && let Some(words) = advice::on(refused, &config.state_directory)
+            {
+                advise(&words);
+            }
+            code
         }
     }
 }
@@ -79,4 +84,10 @@ fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
     let words: Vec<String> = std::iter::once(error.to_string()).chain(causes(error)).collect();
     eprintln!("vmsnapd: {}", words.join(": "));
     ExitCode::from(code)
+}
+
+/// As the client tells of a failure.
+#[allow(clippy::print_stderr, reason = "the last words of a program that cannot start")]
+fn advise(words: &str) {
+    eprintln!("  changed: nothing\n  do: {words}");
 }

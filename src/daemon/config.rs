@@ -37,6 +37,8 @@ pub struct Config {
     pub concurrent_merges: usize,
     /// Memory captures at once.
     pub concurrent_captures: usize,
+    /// Backups of the catalog that are kept: of more than these, the oldest go.
+    pub catalog_backups: usize,
     /// Days that events are kept.
     pub event_days: u32,
     /// Seconds that open operations get to come to a durable stop.
@@ -59,6 +61,7 @@ impl Default for Config {
             live_pulls: LivePulls::WhenSafe,
             concurrent_merges: 4,
             concurrent_captures: 2,
+            catalog_backups: 14,
             event_days: 90,
             drain_seconds: 60,
             log: "info".to_owned(),
@@ -149,6 +152,10 @@ impl Config {
             let problem = "at least one day".to_owned();
             return Err(ConfigError::BadValue { key: "event_days", problem });
         }
+        if self.catalog_backups == 0 {
+            let problem = "at least one".to_owned();
+            return Err(ConfigError::BadValue { key: "catalog_backups", problem });
+        }
         for (key, value) in
             [("concurrent_merges", self.concurrent_merges), ("concurrent_captures", self.concurrent_captures)]
         {
@@ -215,6 +222,7 @@ mod tests {
         check("live_pulls = \"never\"", Err("unknown variant `never`"));
         check("socket = \"x\"", Err("socket: the path is not absolute"));
         check("socket_mode = \"0999\"", Err("is not an octal file mode"));
+        check("catalog_backups = 0", Err("catalog_backups: at least one"));
         check("concurrent_merges = 0", Err("concurrent_merges: 0 is not between 1 and 64"));
     }
 

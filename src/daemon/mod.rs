@@ -1,6 +1,7 @@
 //! The daemon: configuration, start order, listeners, shutdown. Puts the parts together; decides nothing about VMs.
 
 mod admission;
+mod advice;
 mod args;
 pub mod config;
 mod connections;

@@ -100,14 +100,36 @@ fn why(is_up: bool) -> &'static str {
 }
 
 impl StartError {
+    /// Why the catalog cannot be used, if that is why. Nothing was changed then.
+    pub(super) fn refused_catalog(&self) -> Option<&StoreError> {
+        match self {
+            Self::Catalog { cause, .. }
+            | Self::Recover(OpsError::Store(cause))
+            | Self::Thaw(OpsError::Store(cause)) => Some(cause),
+            _ => None,
+        }
+    }
+
     /// 78 where starting again changes nothing, else 1.
     pub(super) fn exit_code(&self) -> u8 {
+        let needs_a_person = |refused: &StoreError| {
+            matches!(
+                refused,
+                StoreError::Foreign
+                    | StoreError::NotAFile(_)
+                    | StoreError::Unreadable(_)
+                    | StoreError::ForeignLog
+                    | StoreError::TooNew { .. }
+                    | StoreError::Corrupt(_)
+                    // What is under way, or who is frozen, cannot be told: going on without it could cost data.
+                    | StoreError::Malformed { .. }
+            )
+        };
+        if self.refused_catalog().is_some_and(needs_a_person) {
+            return 78;
+        }
         match self {
-            Self::Config(_)
-            | Self::Catalog {
-                cause: StoreError::Foreign | StoreError::TooNew { .. } | StoreError::Corrupt(_),
-                ..
-            } => 78,
+            Self::Config(_) => 78,
             Self::Directory { .. }
             | Self::AlreadyRunning(_)
             | Self::Lock { .. }
@@ -228,6 +250,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
         live_pulls: config.live_pulls,
         concurrent_merges: config.concurrent_merges,
         concurrent_captures: config.concurrent_captures,
+        backups: config.catalog_backups,
         boot_id: boot_id.trim().to_owned(),
     })
 }

@@ -132,6 +132,9 @@ impl OpsError {
             Self::Store(StoreError::NameTaken | StoreError::VolumeNameTaken(_)) => "choose another name",
             Self::Store(StoreError::KeyReused(_)) => "use a new request id for a new request",
             Self::Store(StoreError::Edit(refusal)) => refusal.remedy(),
+            Self::Store(StoreError::Backup { .. }) => {
+                "make room in the directory 'backup' under the state directory, or mend it"
+            }
             Self::Store(_) => "see the log of vmsnapd; check the state directory for space and damage",
             Self::NoSuchVm(_) => "list the VMs with 'vmsnap vm list'",
             Self::NoSuchSnapshot(_) => "list the snapshots with 'vmsnap snapshot list'",

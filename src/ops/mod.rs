@@ -21,6 +21,7 @@ use crate::model::{
 use crate::plan::{LivePulls, Places};
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
+mod backup;
 mod board;
 mod check;
 mod clones;
@@ -79,6 +80,7 @@ struct Inner {
 struct Limits {
     merges: Semaphore,
     captures: Semaphore,
+    backups: usize,
     boot_id: String,
 }
 
@@ -93,6 +95,8 @@ pub struct Settings {
     pub concurrent_merges: usize,
     /// Memory captures at once.
     pub concurrent_captures: usize,
+    /// Backups of the catalog that are kept.
+    pub backups: usize,
     /// The boot of this node (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
 }
@@ -109,6 +113,7 @@ impl Engine {
             limits: Limits {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),
+                backups: settings.backups,
                 boot_id: settings.boot_id,
             },
             gate: Gate::default(),

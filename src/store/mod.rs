@@ -6,7 +6,7 @@
 //! (SQLite documentation, "PRAGMA synchronous"). All work is done on a thread of its own, so nothing here blocks the
 //! runtime; a catalog in memory is worked on by whoever calls, so that a simulation is the same each time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
@@ -15,12 +15,14 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::model::{EditRefusal, Reason, VolumeName};
 
+mod backup;
 mod catalog;
 mod clone;
 mod conditions;
 mod edit;
 mod event;
 mod expiry;
+mod file;
 mod journal;
 mod lease;
 mod placed;
@@ -32,6 +34,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use backup::Backup;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;
@@ -69,9 +72,27 @@ pub enum StoreError {
         /// Ours.
         known: i64,
     },
+    /// It is no regular file.
+    #[error("there is {0} where the catalog should be")]
+    NotAFile(&'static str),
+    /// It cannot be opened.
+    #[error("the file cannot be opened")]
+    Unreadable(#[source] std::io::Error),
+    /// The log beside it is not its own.
+    #[error("the log beside it, catalog.db-wal, is that of another file")]
+    ForeignLog,
     /// SQLite found it damaged.
     #[error("the catalog is damaged: {0}")]
     Corrupt(String),
+    /// A copy cannot be written.
+    #[error("cannot write the backup {}", .path.display())]
+    Backup {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// The thread that writes it is gone.
     #[error("the catalog is closed")]
     Closed,
@@ -98,10 +119,15 @@ impl StoreError {
             Self::VolumeNameTaken(_) => Reason::VolumeExists,
             Self::KeyReused(_) => Reason::RequestIdReused,
             Self::Edit(refusal) => refusal.reason(),
+            Self::Backup { cause, .. } if is_full(cause) => Reason::InsufficientSpace,
             Self::Sqlite(_)
+            | Self::Backup { .. }
             | Self::Malformed { .. }
             | Self::Foreign
             | Self::TooNew { .. }
+            | Self::NotAFile(_)
+            | Self::Unreadable(_)
+            | Self::ForeignLog
             | Self::Corrupt(_)
             | Self::Closed => Reason::CatalogFailed,
         }
@@ -111,6 +137,10 @@ impl StoreError {
 /// Reads that may be in the queue at once: enough that the thread is never idle while somebody wants to read.
 const QUEUED_READS: usize = 32;
 
+fn is_full(cause: &std::io::Error) -> bool {
+    matches!(cause.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 /// A handle on the catalog. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -118,6 +148,10 @@ pub struct Store {
     reads: Arc<Semaphore>,
     /// The place of the newest event.
     newest_event: watch::Receiver<u64>,
+    /// Where the file is; None in memory.
+    path: Option<PathBuf>,
+    /// Held by whoever writes a backup.
+    backups: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where the work is done.
@@ -150,17 +184,18 @@ impl Store {
                 }
             })
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self::at(Desk::Thread(jobs), newest_event))
+        Ok(Self::at(Desk::Thread(jobs), newest_event, Some(path)))
     }
 
     /// A catalog that is gone with its last handle; for simulations.
     pub fn in_memory() -> Result<Self> {
         let (catalog, newest_event) = Catalog::new(schema::open_in_memory()?)?;
-        Ok(Self::at(Desk::InPlace(Arc::new(Mutex::new(catalog))), newest_event))
+        Ok(Self::at(Desk::InPlace(Arc::new(Mutex::new(catalog))), newest_event, None))
     }
 
-    fn at(desk: Desk, newest_event: watch::Receiver<u64>) -> Self {
-        Self { desk, reads: Arc::new(Semaphore::new(QUEUED_READS)), newest_event }
+    fn at(desk: Desk, newest_event: watch::Receiver<u64>, path: Option<&Path>) -> Self {
+        let (reads, path) = (Arc::new(Semaphore::new(QUEUED_READS)), path.map(Path::to_owned));
+        Self { desk, reads, newest_event, path, backups: Arc::default() }
     }
 
     /// Runs `work` in one transaction: all of it lasts, or nothing. Once it has begun it is carried through, even if the

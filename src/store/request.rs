@@ -29,6 +29,8 @@ pub(super) enum Answer {
     Comment(CommentId),
     /// This comment was deleted.
     Uncomment(CommentId),
+    /// A backup was made, of this time: milliseconds since the epoch.
+    Backup(i64),
 }
 
 /// What the same request came to before. [`StoreError::KeyReused`] if it was another one.
@@ -46,6 +48,14 @@ pub(super) fn find(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> R
         Some((digest, _)) if digest != key.digest => Err(StoreError::KeyReused(key.id.clone())),
         Some((_, answer)) => from_json(&answer, "answer to a request").map(Some),
     }
+}
+
+/// Lets a request be a new one again.
+pub(super) fn forget(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Result<()> {
+    let Some(key) = key else { return Ok(()) };
+    let sql = "DELETE FROM request WHERE principal = ? AND id = ?";
+    transaction.execute(sql, params![key.principal, key.id])?;
+    Ok(())
 }
 
 /// Enters what a request came to.

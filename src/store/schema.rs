@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
-use super::{Result, StoreError};
+use super::{Result, StoreError, file};
 
 /// "vmsn": tells our file from anybody else's (SQLite documentation, "PRAGMA `application_id`").
 const APPLICATION_ID: i64 = 0x766d_736e;
@@ -149,16 +150,20 @@ CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
 INSERT INTO probe VALUES (0);
 ";
 
-/// Opens the file, 0600, and brings it to this version.
+/// Opens the file, 0600, and brings it to this version. One that is refused is left as it was.
 pub(super) fn open(path: &Path) -> Result<Connection> {
+    file::check(path)?;
     // SQLite would make the file with the mode of the umask.
-    if let Ok(file) = OpenOptions::new().create(true).append(true).mode(0o600).open(path) {
-        // It may have stood there with a wider mode; failing to narrow it is no reason not to start.
-        let _ = file.set_permissions(Permissions::from_mode(0o600));
-    }
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    let file = file.map_err(StoreError::Unreadable)?;
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(5))?;
+    // Whoever closes a file last would write the log into it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     check(&connection)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    // It may have stood there with a wider mode; failing to narrow it is no reason not to start.
+    let _ = file.set_permissions(Permissions::from_mode(0o600));
     connection.pragma_update(None, "journal_mode", "WAL")?;
     prepare(connection)
 }
@@ -178,7 +183,7 @@ fn prepare(mut connection: Connection) -> Result<Connection> {
 }
 
 /// Refuses what is not ours, too new, or damaged, before anything is written.
-fn check(connection: &Connection) -> Result<()> {
+pub(super) fn check(connection: &Connection) -> Result<()> {
     let application: i64 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(damaged)?;
     let tables: i64 =
@@ -243,8 +248,53 @@ mod tests {
         check_refusal("CREATE TABLE mine (a)", |error| matches!(error, StoreError::Foreign));
         check_refusal(
             "PRAGMA application_id = 1986884462; PRAGMA user_version = 99; CREATE TABLE later (a)",
-            |error| matches!(error, StoreError::TooNew { found: 99, known: 1 }),
+            |error| matches!(error, StoreError::TooNew { found: 99, .. }),
         );
+    }
+
+    /// The log that a crash left stays beside its file, and is not written into it.
+    #[test]
+    fn a_refused_file_keeps_its_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        let other = Connection::open(&path).unwrap();
+        other.pragma_update(None, "journal_mode", "WAL").unwrap();
+        other.execute_batch("CREATE TABLE mine (a)").unwrap();
+        let crashed = directory.path().join("crashed.db");
+        for end in ["", "-wal"] {
+            let name = |path: &Path| format!("{}{end}", path.display());
+            std::fs::copy(name(&path), name(&crashed)).unwrap();
+        }
+        let read = || ["", "-wal"].map(|end| std::fs::read(format!("{}{end}", crashed.display())).unwrap());
+        let before = read();
+        assert!(matches!(open(&crashed), Err(StoreError::Foreign)));
+        assert_eq!(read(), before);
+    }
+
+    /// Whatever bit is flipped: it is refused, or opened, and nothing breaks.
+    #[test]
+    fn flipped_bits_and_cut_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        let connection = open(&path).unwrap();
+        for number in 0..200 {
+            let sql = "INSERT INTO lease (vm, body) VALUES (?, ?)";
+            connection.execute(sql, (format!("vm-{number}"), "x".repeat(100))).unwrap();
+        }
+        drop(connection);
+        let whole = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        for at in (0..whole.len()).step_by(whole.len() / 150) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x41;
+            std::fs::write(&path, &damaged).unwrap();
+            refused += u32::from(open(&path).is_err());
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(at == 0 || open(&path).is_err(), "cut at {at}");
+        }
+        assert!(refused > 0, "no damage was found");
+        std::fs::write(&path, &whole).unwrap();
+        assert!(open(&path).is_ok());
     }
 
     #[test]

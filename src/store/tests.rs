@@ -177,7 +177,8 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
     use futures_util::FutureExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    let store = Store::in_memory().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("catalog.db")).unwrap();
     let (go, waits) = mpsc::channel::<()>();
     let busy = store.transact(move |_| Ok(waits.recv().is_ok()));
     let mut busy = Box::pin(busy);
@@ -195,5 +196,6 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
     store.read(|_| Ok(())).await.unwrap();
 }
 
+mod backup;
 mod fuzz;
 mod lists;

@@ -5,6 +5,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use vmsnap::host::Link;
 
+use super::client::{run, succeed};
 use super::node::Node;
 
 async fn status(node: &Node, part: &str) -> Result<ServingStatus, Code> {
@@ -42,4 +43,27 @@ async fn a_socket_that_a_crash_left_is_taken_over_and_one_that_is_used_is_not() 
     assert!(node.socket().exists(), "a crash removes nothing");
     node.restart();
     node.take("one").await;
+}
+
+/// What is wrong with one VM's rows is told whenever that VM is asked about, and stands in nobody else's way.
+#[tokio::test]
+async fn a_row_that_cannot_be_understood_costs_its_own_vm_alone() {
+    let mut node = Node::start();
+    node.sim.vm("db").disks(1).build();
+    node.take("one").await;
+    succeed(&node, "snapshot create db first").await;
+    node.crash();
+    let catalog = rusqlite::Connection::open(node.socket().with_file_name("catalog.db")).unwrap();
+    let of_web = "SELECT number FROM snapshot WHERE name = 'one'";
+    catalog
+        .execute(&format!("UPDATE snapshot_body SET body = '{{' WHERE snapshot = ({of_web})"), [])
+        .unwrap();
+    drop(catalog);
+    node.restart();
+    succeed(&node, "snapshot create db second").await;
+    succeed(&node, "snapshot revert db/first --yes").await;
+    let refused = run(&node, "snapshot create web two").await;
+    assert_eq!(refused.code, 8, "{refused:?}");
+    assert!(refused.stderr.contains("snapshot that cannot be understood"), "{refused:?}");
+    assert!(refused.stderr.contains("CATALOG_UNAVAILABLE"), "{refused:?}");
 }

@@ -467,6 +467,7 @@ pub fn settings() -> Settings {
         live_pulls: LivePulls::WhenSafe,
         concurrent_merges: 4,
         concurrent_captures: 2,
+        backups: 2,
         boot_id: "boot".to_owned(),
     }
 }

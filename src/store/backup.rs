@@ -1,0 +1,184 @@
+//! Backups: copies of the catalog, taken while it is in use.
+//!
+//! Decides what a backup is called, and that it is whole before it has its name. The copy is read over a connection of its
+//! own, on a thread of its own: in WAL mode a reader holds nobody up, and sees one moment (SQLite documentation,
+//! "Write-Ahead Logging"). How many are kept is the caller's to say.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::oneshot;
+
+use super::request::{self, Answer, RequestKey};
+use super::{Result, Store, StoreError, schema};
+
+/// The directory, beside the catalog.
+const DIRECTORY: &str = "backup";
+
+/// What a backup has at its end while it is written: a crash leaves it, the next backup removes it.
+const UNFINISHED: &str = "part";
+
+/// A catalog of 100,000 snapshots is copied in seconds; a disk that takes longer than this is none to wait for.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// A copy of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Its size, in bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Copies the catalog as it is now. The copy is complete and durable when this returns; after an error there is none.
+    /// Of the older ones only the newest stay, so that `kept` are there in the end. The same request again gives the copy
+    /// that it made, unless somebody has taken that away since.
+    pub async fn back_up(&self, key: Option<RequestKey>, kept: usize, now: Timestamp) -> Result<Backup> {
+        let Some(catalog) = self.path.clone() else { return Err(StoreError::Closed) };
+        let directory = catalog.with_file_name(DIRECTORY);
+        let alone = Arc::clone(&self.backups).lock_owned().await;
+        let before = self.backed_up_before(key.clone()).await?.map(|at| directory.join(file_name(at)));
+        let path = directory.join(file_name(now));
+        let failed = |cause| StoreError::Backup { path: path.clone(), cause };
+        let (answer, written) = oneshot::channel();
+        let target = path.clone();
+        let work = move || {
+            // Whoever asked may have gone; what is unfinished is only removed by whoever is alone.
+            let _alone = alone;
+            let made = before.and_then(still_there).map_or_else(|| write(&catalog, &target, kept), Ok);
+            let _ = answer.send(made);
+        };
+        thread::Builder::new().name("backup".to_owned()).spawn(work).map_err(failed)?;
+        let backup = written.await.map_err(|_| StoreError::Closed)??;
+        if backup.path == path {
+            self.transact(move |transaction| {
+                request::forget(transaction, key.as_ref())?;
+                let answer = Answer::Backup(now.as_millisecond());
+                request::remember(transaction, key.as_ref(), answer, now.as_millisecond())
+            })
+            .await?;
+        }
+        Ok(backup)
+    }
+
+    async fn backed_up_before(&self, key: Option<RequestKey>) -> Result<Option<Timestamp>> {
+        let find = move |transaction: &rusqlite::Transaction<'_>| request::find(transaction, key.as_ref());
+        Ok(match self.transact(find).await? {
+            Some(Answer::Backup(at)) => Timestamp::from_millisecond(at).ok(),
+            // The digest covers which call it was, so another answer is never the same request's.
+            Some(_) | None => None,
+        })
+    }
+}
+
+/// Names sort as the backups were made.
+fn file_name(at: Timestamp) -> String {
+    format!("catalog-{}.db", at.strftime("%Y%m%dT%H%M%S.%3fZ"))
+}
+
+fn is_backup(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("catalog-") && name.ends_with(".db")
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    is_backup(&path.with_extension("")) && path.extension().is_some_and(|extension| extension == UNFINISHED)
+}
+
+fn still_there(path: PathBuf) -> Option<Backup> {
+    let bytes = fs::metadata(&path).ok()?.len();
+    Some(Backup { path, bytes })
+}
+
+/// Writes the copy under another name, then gives it its own. Blocks.
+fn write(catalog: &Path, path: &Path, kept: usize) -> Result<Backup> {
+    let failed = |cause| StoreError::Backup { path: path.to_owned(), cause };
+    let directory = path.parent().unwrap_or(path);
+    make_directory(directory).map_err(failed)?;
+    let files = list(directory).map_err(failed)?;
+    files.iter().filter(|file| is_unfinished(file)).for_each(|file| drop(fs::remove_file(file)));
+
+    let unfinished = PathBuf::from(format!("{}.{UNFINISHED}", path.display()));
+    let finished = fill(catalog, &unfinished)
+        .and_then(|bytes| fs::rename(&unfinished, path).map(|()| bytes))
+        .and_then(|bytes| File::open(directory)?.sync_all().map(|()| bytes));
+    if finished.is_err() {
+        // An error has to leave nothing that somebody could take for a backup.
+        drop((fs::remove_file(&unfinished), fs::remove_file(path)));
+    }
+    let bytes = finished.map_err(failed)?;
+    prune(files, kept);
+    Ok(Backup { path: path.to_owned(), bytes })
+}
+
+fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
+    // SQLite would make the file with the mode of the umask. It takes an empty one as it takes none.
+    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(unfinished)?;
+    let connection =
+        Connection::open_with_flags(catalog, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sqlite)?;
+    let name = unfinished.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    within_deadline(&connection, || connection.execute("VACUUM INTO ?", [name]))?;
+    file.sync_all()?;
+    let copy = Connection::open_with_flags(unfinished, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sqlite)?;
+    // A backup that nobody could open is none.
+    schema::check(&copy).map_err(io::Error::other)?;
+    Ok(file.metadata()?.len())
+}
+
+/// Lets SQLite break off what takes too long.
+fn within_deadline<T>(connection: &Connection, work: impl FnOnce() -> rusqlite::Result<T>) -> io::Result<T> {
+    let interrupt = connection.get_interrupt_handle();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watch = thread::Builder::new().name("backup-deadline".to_owned()).spawn(move || {
+        if ended.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            interrupt.interrupt();
+        }
+    })?;
+    let result = work().map_err(sqlite);
+    drop(done);
+    // It has nothing left to wait for.
+    drop(watch.join());
+    result
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => File::open(directory.parent().unwrap_or(directory))?.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Removes the oldest of those from `before`, so that with the new one `kept` are left. What cannot be removed is only more
+/// than was asked for.
+fn prune(before: Vec<PathBuf>, kept: usize) {
+    let mut backups: Vec<PathBuf> = before.into_iter().filter(|path| is_backup(path)).collect();
+    backups.sort();
+    let too_many = (backups.len() + 1).saturating_sub(kept);
+    for old in backups.iter().take(too_many) {
+        if let Err(error) = fs::remove_file(old) {
+            tracing::warn!(path = %old.display(), %error, "an old backup of the catalog stays");
+        }
+    }
+}
+
+fn sqlite(error: rusqlite::Error) -> io::Error {
+    let kind = match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => io::ErrorKind::StorageFull,
+        Some(rusqlite::ErrorCode::OperationInterrupted) => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}

@@ -171,6 +171,13 @@ pub trait Images: Send + Sync + 'static {
     /// is none. No process may have it open. It reads the same at each moment. Durable when this returns.
     async fn pull(&self, image: &ImageRef, below: Option<&ImageRef>, progress: &ByteProgress) -> Result<()>;
 
+    /// Lets a small file of our own hold this, durable when this returns. Whoever reads it finds the old content or the new
+    /// one. What is half done stands at [`unfinished`].
+    async fn write_file(&self, path: &Path, content: &[u8]) -> Result<()>;
+
+    /// What a small file of our own holds, at most `limit` bytes. [`HostError::NoSuchImage`] if there is none.
+    async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>>;
+
     /// Removes a file if it is the one meant. None there is success.
     async fn remove(&self, image: &DoomedImage) -> Result<()>;
 
@@ -185,6 +192,14 @@ pub trait Images: Send + Sync + 'static {
 
     /// Makes a file and its directory entry durable.
     async fn sync(&self, path: &Path) -> Result<()>;
+}
+
+/// Where a small file stands until it is whole.
+#[must_use]
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut unfinished = path.to_owned().into_os_string();
+    unfinished.push(".part");
+    unfinished.into()
 }
 
 /// Bytes done and total of something long.

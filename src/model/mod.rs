@@ -11,6 +11,7 @@ pub mod edit;
 pub mod event;
 pub mod ids;
 pub mod layer;
+pub mod manifest;
 pub mod operation;
 pub mod request;
 pub mod snapshot;

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 
 use super::events::by_itself;
 use super::{Engine, OpsError, Result, observe};
-use crate::host::{HostError, Link};
+use crate::host::{HostError, Link, unfinished};
 use crate::model::event::of_difference;
 use crate::model::operation::causes;
 use crate::model::vm::{DiskView, Seen};
@@ -205,6 +205,10 @@ impl Engine {
         }
         for clone in self.0.store.clones().await? {
             files.remove(&clone.path);
+        }
+        for path in self.0.store.manifest_places().await? {
+            files.remove(&path);
+            files.remove(&unfinished(&path));
         }
         for vm in self.vms().await? {
             // One that cannot be looked at may read anything: then nothing can be said.

@@ -12,6 +12,7 @@ impl Engine {
     pub async fn edit_snapshot(&self, id: SnapshotId, edit: Edit, asked: Asked) -> Result<Snapshot> {
         let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
         let edited = self.0.store.edit(id, edit, asked.key, cause).await?;
+        self.settle_manifests();
         edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
     }
 
@@ -26,6 +27,7 @@ impl Engine {
         let id = CommentId::new();
         let comment = Comment { id, snapshot, author: asked.by, text, created_at: Timestamp::now() };
         let written = self.0.store.add_comment(comment, asked.key).await?;
+        self.settle_manifests();
         written.ok_or_else(|| OpsError::NoSuchSnapshot(snapshot.to_string()))
     }
 
@@ -43,6 +45,7 @@ impl Engine {
     pub async fn delete_comment(&self, id: CommentId, asked: Asked) -> Result<()> {
         let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
         let was_there = self.0.store.delete_comment(id, asked.key, cause).await?;
+        self.settle_manifests();
         if was_there { Ok(()) } else { Err(OpsError::NoSuchComment(id.to_string())) }
     }
 }

@@ -33,6 +33,7 @@ mod error;
 mod events;
 mod expiry;
 mod gate;
+mod manifest;
 mod observe;
 mod presence;
 mod recover;
@@ -51,6 +52,7 @@ pub use volumes::{VolumePlace, VolumeView};
 use board::{Board, Command};
 use deadman::DeadMan;
 use gate::Gate;
+use manifest::Manifests;
 
 /// A result of an engine call.
 pub type Result<T> = std::result::Result<T, OpsError>;
@@ -68,6 +70,7 @@ struct Inner {
     gate: Gate,
     board: Board,
     dead_man: DeadMan,
+    manifests: Manifests,
     /// VMs with layers that wait for other VMs.
     waiting: Mutex<BTreeSet<VmId>>,
     /// What the last check of each VM found.
@@ -105,6 +108,7 @@ impl Engine {
     /// An engine over a world and a catalog. Call [`Engine::recover`] before it is given work.
     pub fn new(host: Host, store: Store, settings: Settings) -> std::io::Result<Self> {
         let dead_man = DeadMan::start(Arc::clone(&host.emergency))?;
+        let manifests = Manifests::new(Arc::clone(&host.images), store.clone(), settings.places.clone());
         Ok(Self(Arc::new(Inner {
             host,
             store,
@@ -119,6 +123,7 @@ impl Engine {
             gate: Gate::default(),
             board: Board::default(),
             dead_man,
+            manifests,
             waiting: Mutex::default(),
             differences: Mutex::default(),
             tasks: TaskTracker::new(),

@@ -108,6 +108,7 @@ impl Engine {
         let message = "its VM is not on this node: it was undefined, migrated away, or transient and stopped";
         let why = Failure { reason: Reason::VmNotFound, message: message.to_owned(), causes: Vec::new() };
         let lost = self.0.store.lose(vm, why, by_itself()).await?;
+        self.settle_manifests();
         tracing::warn!(%vm, lost, "a VM has left: its snapshots are LOST, their files are kept");
         Ok(())
     }
@@ -126,6 +127,7 @@ impl Engine {
         let whole = lost.filter(|lost| plan::is_whole(&world, lost));
         let ids: Vec<SnapshotId> = whole.map(|snapshot| snapshot.id).collect();
         let regained = self.0.store.regain(vm, ids, by_itself()).await?;
+        self.settle_manifests();
         tracing::info!(%vm, regained, "a VM is back");
         Ok(())
     }

@@ -86,6 +86,8 @@ impl Engine {
                 self.0.tasks.spawn(async move { engine.honour(&lease).await });
             }
         }
+        let engine = self.clone();
+        self.0.tasks.spawn(async move { engine.0.manifests.settle_all().await });
         for vm in self.0.store.vms().await? {
             let engine = self.clone();
             self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
 use crate::model::step::CatalogChange;
-use crate::model::{Cause, Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn};
+use crate::model::{Cause, Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn, VmId};
 
 use super::Engine;
 use super::board::{Command, Reporter};
@@ -90,6 +90,9 @@ impl Runner {
     async fn end(mut self) {
         // Before the end is durable: what was written to has to be looked at, even if the daemon dies now.
         self.engine.remember(&self.operation).await;
+        // Those that could not be written before.
+        let concerned = self.source().into_iter().chain([self.operation.vm]).collect();
+        self.engine.0.manifests.settle(&concerned).await;
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
         self.log_end();
@@ -105,13 +108,17 @@ impl Runner {
         }
     }
 
-    /// A clone that stands alone holds nothing of the VM any more that it was made out of.
-    fn settle_source(&self) {
-        let source = self.operation.steps.iter().find_map(|step| match step {
+    /// The VM that a clone was made out of, if this lets it stand alone.
+    fn source(&self) -> Option<VmId> {
+        self.operation.steps.iter().find_map(|step| match step {
             Step::Record(CatalogChange::CloneFlattened { source, .. }) => Some(*source),
             _ => None,
-        });
-        if let Some(source) = source.filter(|source| *source != self.operation.vm) {
+        })
+    }
+
+    /// A clone that stands alone holds nothing of the VM any more that it was made out of.
+    fn settle_source(&self) {
+        if let Some(source) = self.source().filter(|source| *source != self.operation.vm) {
             let engine = self.engine.clone();
             self.engine.0.tasks.spawn(async move { engine.collapse_when_linked(source).await });
         }
@@ -126,6 +133,7 @@ impl Runner {
                 host: &inner.host,
                 store: &inner.store,
                 dead_man: &inner.dead_man,
+                manifests: &inner.manifests,
                 limits: &inner.limits,
                 reporter: &self.reporter,
                 operation: &self.operation,

@@ -18,10 +18,12 @@ pub(super) enum Content {
     Variables,
     /// UEFI variables of a VM that we made.
     Firmware,
+    /// What a snapshot or a clone leaves beside its images.
+    Manifest,
 }
 
 impl Content {
-    const ALL: [Self; 4] = [Self::Image, Self::Memory, Self::Variables, Self::Firmware];
+    const ALL: [Self; 5] = [Self::Image, Self::Memory, Self::Variables, Self::Firmware, Self::Manifest];
 
     fn ending(self) -> &'static str {
         match self {
@@ -29,6 +31,7 @@ impl Content {
             Self::Memory => "memory",
             Self::Variables => "nvram",
             Self::Firmware => "fd",
+            Self::Manifest => "manifest",
         }
     }
 
@@ -36,15 +39,24 @@ impl Content {
     pub(super) fn path(self, directory: &Path, id: Uuid) -> PathBuf {
         directory.join(format!("vmsnap-{}.{}", id.as_hyphenated(), self.ending()))
     }
+
+    /// What is in a file, if its name is one that we give.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let ending = path.extension().and_then(OsStr::to_str)?;
+        let stem = path.file_stem().and_then(OsStr::to_str).and_then(|stem| stem.strip_prefix("vmsnap-"))?;
+        stem.parse::<Uuid>().ok()?;
+        Self::ALL.into_iter().find(|content| content.ending() == ending)
+    }
 }
 
-/// Whether a file has a name that we give.
+/// What a file has behind its name while it is written.
+const UNFINISHED: &str = "part";
+
+/// Whether a file has a name that we give, or will have it.
 #[must_use]
 pub fn is_named_by_us(path: &Path) -> bool {
-    let ending = path.extension().and_then(OsStr::to_str);
-    let stem = path.file_stem().and_then(OsStr::to_str).and_then(|stem| stem.strip_prefix("vmsnap-"));
-    Content::ALL.iter().any(|content| Some(content.ending()) == ending)
-        && stem.is_some_and(|stem| stem.parse::<Uuid>().is_ok())
+    let is_unfinished = path.extension().is_some_and(|ending| ending == UNFINISHED);
+    Content::of(path).or_else(|| Content::of(&path.with_extension("")).filter(|_| is_unfinished)).is_some()
 }
 
 #[cfg(test)]
@@ -61,6 +73,7 @@ mod tests {
             assert!(!is_named_by_us(other.as_ref()), "{other}");
         }
         let id = Uuid::from_u128(7);
+        assert!(is_named_by_us(format!("/images/vmsnap-{id}.manifest.part").as_ref()));
         assert!(!is_named_by_us(format!("/images/vmsnap-{id}.txt").as_ref()));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, clone, event, from_json, parse, snapshot, to_json};
+use super::{Result, Store, clone, event, from_json, manifest, parse, snapshot, to_json};
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
 use crate::model::vm::Seen;
@@ -113,13 +113,15 @@ impl Store {
                 return Ok(());
             };
             transaction.execute("DELETE FROM snapshot WHERE id = ?", [id.to_string()])?;
+            // It has none yet.
+            transaction.execute("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
             event::insert_all(transaction, of_snapshot(Some(&reserved), None, &cause))
         })
         .await
     }
 }
 
-fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
+pub(super) fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
     let key = vm.to_string();
     let current: Option<Option<String>> =
         transaction.query_row("SELECT current FROM vm WHERE id = ?", [&key], |row| row.get(0)).optional()?;
@@ -209,6 +211,7 @@ fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree: &LayerTre
         params![key, to_json(&kept, "list of ids")?],
     )?;
     clone::write_of_vm(transaction, tree)?;
+    manifest::mark_changes(transaction, before, tree)?;
     let is_changed = |snapshot: &&Snapshot| before.snapshot(snapshot.id) != Some(*snapshot);
     tree.snapshots.iter().filter(is_changed).try_for_each(|changed| snapshot::write(transaction, changed))
 }

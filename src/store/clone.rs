@@ -47,6 +47,8 @@ impl Store {
                 let reserved = read(transaction, id)?.filter(|clone| clone.state == CloneState::Creating);
                 if reserved.is_some() {
                     transaction.execute("DELETE FROM clone WHERE id = ?", [id.to_string()])?;
+                    // It has none yet.
+                    transaction.execute("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
                     event::insert_all(transaction, of_clone(reserved.as_ref(), None, &cause))?;
                 }
             }

@@ -115,6 +115,14 @@ fn count(transaction: &Transaction<'_>, snapshot: SnapshotId, by: i32) -> Result
     Ok(Some(snapshot))
 }
 
+/// All comments under a snapshot, oldest first.
+pub(super) fn read_comments(transaction: &Transaction<'_>, snapshot: SnapshotId) -> Result<Vec<Comment>> {
+    let sql = "SELECT body FROM comment WHERE snapshot = ? ORDER BY id";
+    let mut statement = transaction.prepare_cached(sql)?;
+    let rows = statement.query_map([snapshot.to_string()], |row| row.get::<_, String>(0))?;
+    rows.map(|row| from_json(&row?, "comment")).collect()
+}
+
 fn read_comment(transaction: &Transaction<'_>, id: CommentId) -> Result<Option<Comment>> {
     let sql = "SELECT body FROM comment WHERE id = ?";
     let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;

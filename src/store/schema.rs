@@ -14,7 +14,7 @@ use super::{Result, StoreError, file};
 const APPLICATION_ID: i64 = 0x766d_736e;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -148,6 +148,22 @@ CREATE TABLE lease (
 
 CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
 INSERT INTO probe VALUES (0);
+";
+
+/// What is there already has no manifest yet.
+const V2: &str = "
+CREATE TABLE manifest (
+    id          TEXT PRIMARY KEY,
+    vm          TEXT NOT NULL,
+    places      TEXT NOT NULL,
+    checksum    TEXT NOT NULL,
+    mark        INTEGER NOT NULL,
+    settled     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX manifest_vm ON manifest (vm);
+CREATE INDEX manifest_due ON manifest (vm) WHERE mark <> settled;
+INSERT INTO manifest SELECT id, vm, '[]', '', 1, 0 FROM snapshot;
+INSERT INTO manifest SELECT id, vm, '[]', '', 1, 0 FROM clone;
 ";
 
 /// Opens the file, 0600, and brings it to this version. One that is refused is left as it was.

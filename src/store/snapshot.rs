@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
-use super::{Result, StoreError, from_json, to_json};
+use super::{Result, StoreError, from_json, manifest, to_json};
 use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId};
 
 /// Enters a snapshot that is being made, with the definition that belongs to it.
@@ -50,7 +50,9 @@ pub(super) fn write(transaction: &Transaction<'_>, snapshot: &Snapshot) -> Resul
         snapshot.expires_at.map(Timestamp::as_millisecond),
     ];
     let written = statement.query_row(row, |row| row.get(0)).optional().map_err(StoreError::from_insert)?;
-    written.map_or(Ok(()), |number: i64| write_beside(transaction, number, snapshot))
+    let Some(number) = written else { return Ok(()) };
+    manifest::mark(transaction, snapshot.vm, snapshot.id.0)?;
+    write_beside(transaction, number, snapshot)
 }
 
 fn write_beside(transaction: &Transaction<'_>, number: i64, snapshot: &Snapshot) -> Result<()> {

@@ -15,6 +15,7 @@ mod events;
 mod expiry;
 mod life;
 mod lists;
+mod manifests;
 mod node;
 mod presence;
 mod readers;

@@ -75,6 +75,23 @@ async fn small_files(node: &dyn Node) {
     node.check_violations(0);
 }
 
+async fn files_of_our_own(node: &dyn Node) {
+    let (path, images) = (node.path("small"), node.images());
+    expect(&images.read_file(&path, 100).await, "no such image");
+    for content in [&b"first"[..], b"", b"second, and longer"] {
+        images.write_file(&path, content).await.unwrap();
+        assert_eq!(images.read_file(&path, 100).await.unwrap(), content);
+    }
+    assert_eq!(images.read_file(&path, 18).await.unwrap().len(), 18);
+    expect(&images.read_file(&path, 17).await, "bad image");
+    expect(&images.write_file("relative".as_ref(), b"").await, "bad image");
+    let listed = images.list(path.parent().unwrap()).await.unwrap();
+    let ours: Vec<_> = listed.iter().filter(|file| file.to_string_lossy().contains("small")).collect();
+    assert_eq!(ours, [&path], "nothing is left beside it");
+    images.remove(&DoomedImage { path: path.clone(), identity: None }).await.unwrap();
+    expect(&images.read_file(&path, 100).await, "no such image");
+}
+
 async fn removal(node: &dyn Node) {
     let base = node.image("base", Format::Qcow2);
     let over = node.overlay("over", &base).await;
@@ -224,6 +241,7 @@ over_both_nodes! {
     overlays
     what_an_image_is_read_as
     small_files
+    files_of_our_own
     removal
     who_has_an_image_open
     a_removal_of_what_is_open

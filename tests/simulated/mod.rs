@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{BLOCK, Content, SimHost};
+use vmsnap::model::manifest::Manifest;
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::request::NewVmState;
 use vmsnap::model::snapshot::Owner;
@@ -405,11 +406,40 @@ impl Scene {
             format!("variables are {variables}, not {}", truth.variables)
         })?;
         files.extend(self.sim.find_vm("new").and_then(|vm| self.sim.variables(vm)));
+        let trees =
+            tree.clones.iter().map(|clone| self.tree_of_clone(clone.name.as_str())).chain([tree.clone()]);
+        for tree in trees {
+            files.extend(self.verify_manifests(&tree)?);
+        }
         let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
         ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
         ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;
         let violations = self.sim.violations();
         ensure(violations.is_empty(), || violations.join("; "))
+    }
+
+    /// Each snapshot and each clone of a tree has its manifest, which says what the catalog says. Gives where they are.
+    fn verify_manifests(&self, tree: &LayerTree) -> Result<Vec<PathBuf>, String> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let kept = runtime.block_on(self.store.manifests(tree.vm, false)).unwrap();
+        let due: Vec<_> = kept.iter().filter(|kept| kept.is_due).collect();
+        ensure(due.is_empty(), || format!("manifests are due: {due:?}"))?;
+        let of_snapshots = tree.snapshots.iter().map(|snapshot| snapshot.id.0);
+        let all: BTreeSet<_> = of_snapshots.chain(tree.clones.iter().map(|clone| clone.id.0)).collect();
+        let known: BTreeSet<_> = kept.iter().map(|kept| kept.id).collect();
+        ensure(known == all, || format!("manifests are of {known:?}, not of {all:?}"))?;
+        let mut files = Vec::new();
+        for kept in kept {
+            let wanted = kept.wanted.unwrap();
+            let path = plan::manifest_path(&wanted, &places());
+            ensure(kept.places == [path.clone()], || format!("{} is not at {}", kept.id, path.display()))?;
+            let content =
+                self.sim.small_file(&path).ok_or_else(|| format!("there is no {}", path.display()))?;
+            let written = Manifest::decode(&content).map_err(|error| error.to_string())?;
+            ensure(written == wanted, || format!("{} says {written:#?}, not {wanted:#?}", path.display()))?;
+            files.push(path);
+        }
+        Ok(files)
     }
 
     /// A clone's own snapshots are READY and read what they must. Gives the files that they need.
@@ -446,6 +476,11 @@ fn clone_path(name: &str) -> PathBuf {
     PathBuf::from(format!("/images/{name}"))
 }
 
+/// Where the daemon puts files.
+pub fn places() -> Places {
+    Places { memory: "/memory".into(), images: vec!["/images".into()], overlays: None, reserve: 0 }
+}
+
 /// An error unless it holds.
 pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise()) }
@@ -458,12 +493,7 @@ pub fn disks() -> [DiskTarget; 2] {
 /// What every engine of a simulation is told.
 pub fn settings() -> Settings {
     Settings {
-        places: Places {
-            memory: "/memory".into(),
-            images: vec!["/images".into()],
-            overlays: None,
-            reserve: 0,
-        },
+        places: places(),
         live_pulls: LivePulls::WhenSafe,
         concurrent_merges: 4,
         concurrent_captures: 2,

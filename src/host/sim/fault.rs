@@ -66,6 +66,8 @@ methods! {
     List "list",
     CopyBytes "copy_bytes",
     Pull "pull",
+    WriteFile "write_file",
+    ReadFile "read_file",
     Remove "remove",
     IsInUse "is_in_use",
     FreeSpace "free_space",
@@ -87,6 +89,7 @@ impl Method {
             | Self::IsFrozen
             | Self::Inspect
             | Self::List
+            | Self::ReadFile
             | Self::IsInUse
             | Self::FreeSpace
             | Self::MemoryImage => true,
@@ -113,6 +116,7 @@ impl Method {
             | Self::Replace
             | Self::CopyBytes
             | Self::Pull
+            | Self::WriteFile
             | Self::Remove
             | Self::Sync => false,
         }
@@ -130,6 +134,7 @@ impl Method {
                 | Self::Copy
                 | Self::CopyBytes
                 | Self::Pull
+                | Self::WriteFile
         )
     }
 

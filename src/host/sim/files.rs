@@ -47,6 +47,8 @@ pub(super) struct File {
 pub(super) enum FileKind {
     Image(Image),
     Memory(MemoryFile),
+    /// Bytes of ours.
+    Small(Vec<u8>),
     /// Made, and nothing is written to it yet.
     Blank,
 }
@@ -88,7 +90,9 @@ impl Files {
     pub(super) fn image(&self, path: &Path) -> Result<&Image> {
         match &self.get(path)?.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::Blank => Err(bad(path, "it is not an image")),
+            FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => {
+                Err(bad(path, "it is not an image"))
+            }
         }
     }
 
@@ -96,7 +100,9 @@ impl Files {
         let file = self.by_path.get_mut(path).ok_or_else(|| HostError::NoSuchImage(path.to_owned()))?;
         match &mut file.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::Blank => Err(bad(path, "it is not an image")),
+            FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => {
+                Err(bad(path, "it is not an image"))
+            }
         }
     }
 
@@ -104,14 +110,16 @@ impl Files {
     pub(super) fn memory(&self, path: &Path) -> Result<&MemoryFile> {
         match &self.get(path)?.kind {
             FileKind::Memory(memory) => Ok(memory),
-            FileKind::Image(_) | FileKind::Blank => Err(bad(path, "it is not a memory image")),
+            FileKind::Image(_) | FileKind::Small(_) | FileKind::Blank => {
+                Err(bad(path, "it is not a memory image"))
+            }
         }
     }
 
     /// Whether a file is there that is more than the beginning of one.
     pub(super) fn holds_something(&self, path: &Path) -> bool {
         match self.by_path.get(path).map(|file| &file.kind) {
-            Some(FileKind::Image(_)) => true,
+            Some(FileKind::Image(_) | FileKind::Small(_)) => true,
             Some(FileKind::Memory(memory)) => memory.is_complete,
             Some(FileKind::Blank) | None => false,
         }
@@ -249,7 +257,7 @@ impl Files {
             FileKind::Image(image) if image.backing.as_ref().is_some_and(|backing| backing.path == path) => {
                 Some(overlay.as_path())
             }
-            FileKind::Image(_) | FileKind::Memory(_) | FileKind::Blank => None,
+            FileKind::Image(_) | FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => None,
         })
     }
 
@@ -299,6 +307,7 @@ fn size_of(kind: &FileKind) -> u64 {
             header + BLOCK * image.blocks.len() as u64
         }
         FileKind::Memory(memory) => memory.bytes,
+        FileKind::Small(bytes) => bytes.len() as u64,
         FileKind::Blank => 0,
     }
 }

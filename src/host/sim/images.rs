@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use super::super::{ByteProgress, HostError, Images, Result};
+use super::super::{ByteProgress, HostError, Images, Result, unfinished};
 use super::SimHost;
 use super::fault::{Extent, Method};
 use super::files::{BLOCK, FileKind, GARBAGE, Image, bad};
@@ -189,6 +189,29 @@ impl World {
         Ok(())
     }
 
+    /// Half of it: half of the bytes stand where it is written before it has its name.
+    fn write_file(&mut self, path: &Path, content: &[u8], extent: Extent) -> Result<()> {
+        let made = unfinished(path);
+        self.files.remove(&made);
+        let written = if extent == Extent::Whole { content } else { &content[..content.len() / 2] };
+        self.files.create(&made, FileKind::Small(written.to_vec()))?;
+        if extent == Extent::Whole {
+            if self.files.get(path).is_ok_and(|file| !matches!(file.kind, FileKind::Small(_))) {
+                self.violate(format!("{} is overwritten", path.display()));
+            }
+            self.files.remove(path);
+            self.files.rename(&made, path)?;
+        }
+        Ok(())
+    }
+
+    fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>> {
+        match &self.files.get(path)?.kind {
+            FileKind::Small(content) if content.len() <= limit => Ok(content.clone()),
+            _ => Err(bad(path, format!("it has more than {limit} bytes"))),
+        }
+    }
+
     fn remove(&mut self, image: &DoomedImage) -> Result<()> {
         let path = &image.path;
         let Ok(file) = self.files.get(path) else { return Ok(()) };
@@ -214,7 +237,7 @@ impl World {
         match self.files.get(path).map(|file| &file.kind) {
             Err(_) | Ok(FileKind::Blank) => Ok(None),
             Ok(FileKind::Memory(memory)) => Ok(memory.is_complete.then_some(memory.bytes)),
-            Ok(FileKind::Image(_)) => Err(bad(path, "it is not a memory image")),
+            Ok(FileKind::Image(_) | FileKind::Small(_)) => Err(bad(path, "it is not a memory image")),
         }
     }
 }
@@ -269,6 +292,14 @@ impl Images for SimHost {
         self.call(Method::Pull, |world, extent| world.pull(image, below, progress, extent)).await
     }
 
+    async fn write_file(&self, path: &Path, content: &[u8]) -> Result<()> {
+        self.call(Method::WriteFile, |world, extent| world.write_file(path, content, extent)).await
+    }
+
+    async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>> {
+        self.call(Method::ReadFile, |world, _| world.read_file(path, limit)).await
+    }
+
     async fn remove(&self, image: &DoomedImage) -> Result<()> {
         self.call(Method::Remove, |world, _| world.remove(image)).await
     }
@@ -292,6 +323,12 @@ impl Images for SimHost {
 
 /// Paths of all files, in order.
 impl SimHost {
+    /// What a small file of the daemon's holds.
+    #[must_use]
+    pub fn small_file(&self, path: &Path) -> Option<Vec<u8>> {
+        self.world().read_file(path, usize::MAX).ok()
+    }
+
     /// All files of the node.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {

@@ -15,6 +15,7 @@
 //! | `pivot` | the process has pivoted, the stored definition has not |
 //! | `create_overlay` | a file with nothing in it |
 //! | `commit` | half of the blocks are in the base |
+//! | `write_file` | half of the bytes are in a file that has not its name yet |
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -6,9 +6,9 @@ use futures_util::future::join_all;
 use tokio::sync::{broadcast, watch};
 
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
-use crate::model::VmId;
 use crate::model::step::{ImageRef, Merge, MergeLayers};
 use crate::model::vm::{DiskSource, Format};
+use crate::model::{Failure, VmId};
 use crate::plan::merge::{Next, Seen, next};
 
 use super::super::board::Phase;
@@ -32,6 +32,11 @@ enum Merged {
 /// The children are merged into their bases and nothing refers to them.
 pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Performed {
     let _slot = context.limits.merges.acquire().await;
+    // What is merged into reads wrong from the first byte on.
+    if let Err(error) = context.manifests.withdraw(context.vm()).await {
+        let failure = Failure::new(error.reason(), &error);
+        return if context.is_fresh { Performed::not_applied(failure) } else { Performed::unknown(failure) };
+    }
     let all = join_all(layers.merges.iter().map(|merge| carry_out(context, merge, layers.bandwidth))).await;
     let mut untouched = 0;
     let mut failure = None;

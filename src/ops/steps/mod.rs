@@ -3,6 +3,7 @@
 //! Decides only what was seen. Leaves what it means for the operation to the cursor. Must never choose a name, an
 //! order or another step.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use crate::store::{Store, StoreError};
 use super::Limits;
 use super::board::Reporter;
 use super::deadman::DeadMan;
+use super::manifest::Manifests;
 
 mod clone;
 mod detached;
@@ -33,6 +35,7 @@ pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
     pub(super) store: &'a Store,
     pub(super) dead_man: &'a DeadMan,
+    pub(super) manifests: &'a Manifests,
     pub(super) limits: &'a Limits,
     pub(super) reporter: &'a Reporter,
     pub(super) operation: &'a Operation,
@@ -107,10 +110,19 @@ impl From<StoreError> for Failure {
 /// Carries out one turn.
 pub(super) async fn perform(context: &Context<'_>, turn: Turn) -> Performed {
     let step = context.operation.step(turn);
-    match turn {
+    let performed = match turn {
         Turn::Ensure(_) => ensure(context, step).await,
         Turn::Undo(_) => undo(context, step).await,
+    };
+    if changes_catalog(step) {
+        // Before anything is done that builds on it.
+        context.manifests.settle(&BTreeSet::from([context.vm()])).await;
     }
+    performed
+}
+
+fn changes_catalog(step: &Step) -> bool {
+    matches!(step, Step::MarkDeleting { .. } | Step::MarkReverting { .. } | Step::Record(_))
 }
 
 async fn ensure(context: &Context<'_>, step: &Step) -> Performed {

@@ -209,9 +209,16 @@ impl Node {
         hold
     }
 
-    /// What has been done to the world, looks aside.
+    /// What has been done to the world, looks and manifests aside.
     pub fn acts(&self) -> usize {
-        self.sim.calls().iter().filter(|call| !call.method.is_look()).count()
+        let is_act = |method: Method| !method.is_look() && method != Method::WriteFile;
+        self.sim.calls().iter().filter(|call| is_act(call.method)).count()
+    }
+
+    /// All files but manifests.
+    pub fn images(&self) -> Vec<PathBuf> {
+        let files = self.sim.files().into_iter();
+        files.filter(|file| file.extension().is_none_or(|ending| ending != "manifest")).collect()
     }
 
     pub fn write(&self, block: u64, value: u64) {

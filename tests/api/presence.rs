@@ -13,6 +13,7 @@ use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
 use super::node::{Node, PATIENCE, assert_refused, delete};
+use super::readers::settled;
 
 async fn json(node: &Node, line: &str) -> Value {
     serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
@@ -146,6 +147,7 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     come_back(&node.sim, &images);
     assert_eq!(node.read(1), [10, 10]);
     node.take("again").await;
+    settled(&node).await;
     let gone = node.snapshots().delete_snapshot(delete("again")).await.unwrap().into_inner();
     node.end_of(&gone.operation.unwrap().id).await;
     assert_eq!(node.read(1), [10, 10]);

@@ -42,7 +42,7 @@ async fn state(node: &Node, snapshot: &str, wanted: &str) {
 }
 
 /// Nothing waits to be merged any more, and nobody is at it.
-async fn settled(node: &Node) {
+pub async fn settled(node: &Node) {
     let is_settled = async {
         loop {
             let vm = json(node, "vm show web").await["vm"].clone();
@@ -175,9 +175,9 @@ async fn a_layer_that_lost_snapshots_read_waits_for_them() {
     node.sim.someone_stops(other);
     node.sim.someone_undefines(other);
     state(&node, "other/mine", "LOST").await;
-    let files = node.sim.files();
+    let files = node.images();
     succeed(&node, "snapshot delete copy/own --yes").await;
-    assert_eq!(node.sim.files(), files, "its chain stays as it was");
+    assert_eq!(node.images(), files, "its chain stays as it was");
     succeed(&node, "snapshot purge other/mine --yes").await;
 }
 

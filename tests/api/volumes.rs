@@ -143,7 +143,7 @@ async fn a_volume_that_no_vm_has() {
     // A copy of an older state, and then the snapshots go; the copy and the newest state stay.
     succeed(&node, "volume clone data.qcow2/two --to copy.qcow2 --full").await;
     succeed(&node, "snapshot delete data.qcow2/one data.qcow2/two --yes").await;
-    let files: Vec<_> = node.sim.files().into_iter().filter(|file| file.starts_with("/images")).collect();
+    let files: Vec<_> = node.images().into_iter().filter(|file| file.starts_with("/images")).collect();
     assert!(!files.iter().any(|file| file.to_string_lossy().contains("vmsnap-")), "{files:?}");
     assert_eq!(read(&node), 10);
     let events = succeed(&node, "event list").await;
@@ -191,9 +191,9 @@ async fn what_a_vm_has_or_others_read_is_its_own_matter() {
     let snapshots = json(&node, "snapshot list").await;
     let one = snapshots["snapshots"].as_array().unwrap().iter().find(|it| it["name"] == "one").unwrap();
     let id = one["id"].as_str().unwrap();
-    let files = node.sim.files();
+    let files = node.images();
     succeed(&node, &format!("snapshot delete {id} --yes")).await;
-    assert_eq!(node.sim.files(), files, "the VM reads through it");
+    assert_eq!(node.images(), files, "the VM reads through it");
     let waits = json(&node, "volume show other/vda").await["volume"]["merge_debt"].clone();
     assert_eq!(waits, Value::Null, "it is the VM's now");
     succeed(&node, "snapshot delete other/two --yes").await;

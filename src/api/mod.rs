@@ -26,6 +26,7 @@ mod operation;
 mod paging;
 mod reason;
 mod request;
+mod resolve;
 mod snapshot;
 mod status;
 mod vm;

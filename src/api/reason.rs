@@ -16,7 +16,9 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::ResumeTokenInvalid => (v1::Reason::ResumeTokenInvalid, Code::InvalidArgument),
         Reason::ResumeTokenExpired => (v1::Reason::ResumeTokenExpired, Code::OutOfRange),
         Reason::PageTokenInvalid => (v1::Reason::PageTokenInvalid, Code::InvalidArgument),
-        Reason::VmNotFound => (v1::Reason::VmNotFound, Code::NotFound),
+        // One that has migrated is not on this node either.
+        Reason::VmNotFound | Reason::VmMigrated => (v1::Reason::VmNotFound, Code::NotFound),
+        Reason::DifferenceNotFound => (v1::Reason::DifferenceNotFound, Code::NotFound),
         Reason::SnapshotNotFound => (v1::Reason::SnapshotNotFound, Code::NotFound),
         Reason::OperationNotFound => (v1::Reason::OperationNotFound, Code::NotFound),
         Reason::DiskNotFound => (v1::Reason::DiskNotFound, Code::NotFound),

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, caller, clone, convert, paging, status};
+use super::{Answer, Api, caller, clone, convert, paging, resolve, status};
 use crate::host::VmSummary;
 use crate::model::VmId;
 use crate::model::vm::DiskView;
@@ -78,14 +78,18 @@ impl VmService for Api {
         clone::deploy_vm(self, by, request.into_inner()).await
     }
 
+    async fn resolve_vm(&self, request: Request<v1::ResolveVmRequest>) -> Answer<v1::ResolveVmResponse> {
+        let by = caller(&request);
+        resolve::resolve_vm(self, by, request.into_inner()).await
+    }
+
     later! {
-        resolve_vm(ResolveVmRequest) -> v1::ResolveVmResponse;
         resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
     }
 }
 
 impl Api {
-    async fn one_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
+    pub(super) async fn one_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
         let found = match self.engine.find_vm(wanted).await {
             Err(OpsError::NoSuchVm(_)) => return self.gone_vm(wanted).await,
             found => found.map_err(status::of)?,

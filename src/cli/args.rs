@@ -124,8 +124,46 @@ pub(super) enum VmVerb {
         /// Name or UUID
         vm: String,
     },
+    /// Settle a difference that a check has found, one of the ways it offers
+    Resolve {
+        /// Name or UUID
+        vm: String,
+        #[command(flatten)]
+        what: ResolveArgs,
+    },
     /// Make a new VM out of a snapshot. The VM that the snapshot is of goes on
     Deploy(DeployArgs),
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct ResolveArgs {
+    /// Id of the difference, or its beginning
+    pub(super) difference: String,
+    #[command(flatten)]
+    pub(super) way: Settling,
+    #[command(flatten)]
+    pub(super) sure: Sure,
+    #[command(flatten)]
+    pub(super) how: How,
+}
+
+/// The way to settle a difference.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+#[group(required = true, multiple = false)]
+#[allow(clippy::struct_excessive_bools, reason = "one flag for each way")]
+pub(super) struct Settling {
+    /// Take what is there into the catalog
+    #[arg(long)]
+    pub(super) adopt: bool,
+    /// Bring the VM to what the catalog says
+    #[arg(long)]
+    pub(super) restore: bool,
+    /// Declare the snapshots concerned LOST. Their files are kept
+    #[arg(long)]
+    pub(super) mark_lost: bool,
+    /// Remove the orphan file
+    #[arg(long)]
+    pub(super) remove_file: bool,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -155,6 +193,8 @@ pub(super) enum NodeVerb {
     Check,
     /// Copy the catalog into the state directory, while the daemon runs
     Backup,
+    /// Settle a difference that a check of the node has found, one of the ways it offers
+    Resolve(ResolveArgs),
 }
 
 /// Which of a list, by what users have said of them.

@@ -10,6 +10,9 @@ use super::table::Table;
 use super::{Session, output, words};
 use crate::proto::v1;
 
+/// So much of an id tells the few differences of a node apart. The whole of it is in the other formats.
+const SHORT_ID: usize = 8;
+
 pub(super) async fn vm(session: &Session, vm: String) -> Result<u8, Failure> {
     let answer = session.daemon.vms().check_vm(v1::CheckVmRequest { vm }).await?.into_inner();
     let name = answer.vm.as_ref().map(|vm| vm.name.clone()).unwrap_or_default();
@@ -40,13 +43,16 @@ fn show(
     differences: &[v1::Difference],
     well: String,
 ) -> Result<u8, Failure> {
-    let mut table = Table::new(&["VM", "DISK", "DIFFERENCE", "BLOCKS", "WHAT"]);
+    let mut table = Table::new(&["ID", "VM", "DISK", "DIFFERENCE", "BLOCKS", "WAYS", "WHAT"]);
     for difference in differences {
+        let ways: Vec<String> = difference.actions().map(words::difference_action).collect();
         table.row(vec![
+            difference.id.chars().take(SHORT_ID).collect(),
             difference.vm_name.clone(),
             difference.disk.clone(),
             words::difference(difference.kind()),
             if difference.blocks { "yes" } else { "no" }.to_owned(),
+            ways.join(", "),
             difference.description.clone(),
         ]);
     }

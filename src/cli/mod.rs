@@ -20,6 +20,7 @@ mod operation;
 mod output;
 mod progress;
 mod purge;
+mod resolve;
 mod snapshot;
 mod table;
 mod tree;

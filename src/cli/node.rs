@@ -4,7 +4,7 @@ use super::args::NodeVerb;
 use super::connect::{Daemon, request_id};
 use super::failure::Failure;
 use super::output::{Shown, Text};
-use super::{Session, check, words};
+use super::{Session, check, resolve, words};
 use crate::proto::v1;
 
 pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, Failure> {
@@ -12,6 +12,7 @@ pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, F
         NodeVerb::Show => show(session).await,
         NodeVerb::Check => check::node(session).await,
         NodeVerb::Backup => back_up(session).await,
+        NodeVerb::Resolve(what) => resolve::of_node(session, what).await,
     }
 }
 

@@ -7,7 +7,7 @@ use super::output::{Shown, Text};
 use super::snapshot::{locate, see_through, show_plan};
 use super::table::Table;
 use super::volume::mode;
-use super::{Session, check, words};
+use super::{Session, check, resolve, words};
 use crate::proto::v1;
 
 pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Failure> {
@@ -15,6 +15,7 @@ pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Fai
         VmVerb::List => list(session).await,
         VmVerb::Show { vm } => show(session, vm).await,
         VmVerb::Check { vm } => check::vm(session, vm).await,
+        VmVerb::Resolve { vm, what } => resolve::of_vm(session, vm, what).await,
         VmVerb::Deploy(args) => deploy(session, args).await,
     }
 }

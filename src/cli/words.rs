@@ -85,6 +85,11 @@ pub(super) fn difference(kind: v1::DifferenceKind) -> String {
     short(kind.as_str_name(), "DIFFERENCE_KIND_").to_lowercase().replace('_', " ")
 }
 
+/// As the options of `resolve` spell it.
+pub(super) fn difference_action(action: v1::DifferenceAction) -> String {
+    short(action.as_str_name(), "DIFFERENCE_ACTION_").to_lowercase().replace('_', "-")
+}
+
 pub(super) fn volume_state(state: v1::VolumeState) -> String {
     short(state.as_str_name(), "VOLUME_STATE_")
 }

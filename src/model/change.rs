@@ -6,11 +6,11 @@ use std::path::Path;
 
 use super::clone::CloneState;
 use super::layer::{Layer, LayerTree, Ownership, Volume};
-use super::operation::Findings;
+use super::operation::{Failure, Findings};
 use super::snapshot::{Consistency, Snapshot, SnapshotKind, SnapshotState};
 use super::step::{CatalogChange, MergedLayers, Survivor};
 use super::vm::{RunState, Seen};
-use super::{LayerId, SnapshotId};
+use super::{LayerId, SnapshotId, VolumeId};
 
 impl LayerTree {
     /// Lets `change` be so. What was learned on the way goes into the snapshot.
@@ -68,8 +68,48 @@ impl LayerTree {
                 }
                 self.forget_layers(gone);
             }
+            CatalogChange::ChainAdopted { layers, volumes, gone, snapshots, why } => {
+                self.take_in(layers, volumes);
+                self.forget_layers(gone);
+                self.doubt(snapshots, SnapshotState::Error, why);
+            }
+            CatalogChange::SnapshotsLost { snapshots, why } => {
+                self.doubt(snapshots, SnapshotState::Lost, why);
+            }
+            CatalogChange::FileAdopted { layer, seen } => self.remember(&[(*layer, *seen)]),
+            CatalogChange::DiskSetAside { volume, is_gone } => self.set_aside(*volume, *is_gone),
         }
         self.forget_detached();
+    }
+
+    /// Snapshots do not read what they should any more.
+    fn doubt(&mut self, snapshots: &[SnapshotId], state: SnapshotState, why: &Failure) {
+        for id in snapshots {
+            if self.snapshot(*id).is_some_and(|snapshot| snapshot.state != state) {
+                self.change_snapshot(*id, |snapshot| {
+                    snapshot.state = state;
+                    snapshot.trouble = Some(why.clone());
+                });
+            }
+        }
+    }
+
+    fn set_aside(&mut self, volume: VolumeId, is_gone: bool) {
+        let Some(active) = self.volume(volume).map(|volume| volume.active) else { return };
+        if !is_gone {
+            if let Some(layer) = self.layers.get_mut(&active) {
+                layer.is_set_aside = true;
+            }
+            return;
+        }
+        self.volumes.retain(|known| known.id != volume);
+        let is_needed = self.is_active(active)
+            || self.is_cloned(active)
+            || self.references(active).next().is_some()
+            || self.children(active).next().is_some();
+        if !is_needed {
+            self.forget_layers(&[active]);
+        }
     }
 
     /// Of a volume that no VM has nothing is left to know once nothing of it is kept but its image.

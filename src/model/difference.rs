@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ids::{DiskTarget, SnapshotId, VmId};
@@ -25,6 +26,24 @@ pub struct Difference {
     pub description: String,
     /// Whether the VM, or the disk, takes no new operation until it is settled.
     pub blocks: bool,
+    /// The ways to settle it that can be gone now.
+    pub actions: Vec<DifferenceAction>,
+}
+
+/// A way to settle a difference. The contract says what each is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "each is explained once, in proto/vmsnap/v1/vm.proto")]
+pub enum DifferenceAction {
+    Adopt,
+    Restore,
+    MarkLost,
+    RemoveFile,
+}
+
+impl DifferenceAction {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Adopt, Self::Restore, Self::MarkLost, Self::RemoveFile];
 }
 
 /// A class of difference. The contract says what each is.
@@ -37,6 +56,7 @@ pub enum DifferenceKind {
     LayerMerged,
     DefinitionDiffers,
     VmUndefined,
+    VmMigrated,
     DiskSetChanged,
     OrphanFile,
     ForeignBlockJob,
@@ -48,7 +68,17 @@ impl Difference {
     pub fn new(kind: DifferenceKind, vm: Option<(VmId, String)>, description: String) -> Self {
         let (vm, vm_name) = vm.unzip();
         let vm_name = vm_name.unwrap_or_default();
-        Self { kind, vm, vm_name, disk: None, path: None, snapshots: Vec::new(), description, blocks: true }
+        Self {
+            kind,
+            vm,
+            vm_name,
+            disk: None,
+            path: None,
+            snapshots: Vec::new(),
+            description,
+            blocks: true,
+            actions: Vec::new(),
+        }
     }
 
     /// The same, about a file.

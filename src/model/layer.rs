@@ -36,6 +36,9 @@ pub struct Layer {
     /// Its file, as it was left in order by the last operation; None until it was looked at since.
     #[serde(default)]
     pub seen: Option<Seen>,
+    /// The disk that writes to it was taken away from the VM, and somebody has said that this was meant.
+    #[serde(default)]
+    pub is_set_aside: bool,
 }
 
 /// Whether we may write to a layer or remove it.

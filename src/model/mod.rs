@@ -19,7 +19,7 @@ pub mod step;
 pub mod vm;
 
 pub use clone::{CloneMode, CloneState, ClonedVolume};
-pub use difference::{Difference, DifferenceKind};
+pub use difference::{Difference, DifferenceAction, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use event::{Cause, Event};
 pub use ids::{
@@ -30,7 +30,8 @@ pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{
     CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm, FlattenVolume,
-    PurgeSnapshot, Quiesce, Request, RevertSnapshot, RevertVolume, RunStateAfter, TakeFromSnapshot,
+    PurgeSnapshot, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
+    TakeFromSnapshot,
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use step::Step;

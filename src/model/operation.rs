@@ -304,6 +304,8 @@ pub enum Reason {
     ResumeTokenExpired,
     PageTokenInvalid,
     VmNotFound,
+    VmMigrated,
+    DifferenceNotFound,
     SnapshotNotFound,
     OperationNotFound,
     DiskNotFound,

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::clone::CloneMode;
+use super::difference::DifferenceAction;
 use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VmName, VolumeId, VolumeName};
 use super::snapshot::{Label, Owner, SnapshotKind};
 
@@ -33,6 +35,8 @@ pub enum Request {
     DeleteVolume(DeleteVolume),
     /// Make a VM out of a snapshot.
     DeployVm(DeployVm),
+    /// Settle a difference between the catalog and the world.
+    ResolveDifference(ResolveDifference),
     /// Merge and remove what nothing refers to.
     Collapse {
         /// The VM.
@@ -77,6 +81,7 @@ impl Request {
             Self::FlattenVolume(_) => "flatten volume",
             Self::DeleteVolume(_) => "delete volume",
             Self::DeployVm(_) => "deploy vm",
+            Self::ResolveDifference(_) => "resolve difference",
             Self::Collapse { .. } => "collapse",
         }
     }
@@ -257,6 +262,17 @@ pub struct PurgeSnapshot {
     pub snapshot: SnapshotId,
     /// The generation of it that the client has seen; None not to check.
     pub generation: Option<u64>,
+}
+
+/// Settle a difference between the catalog and the world.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolveDifference {
+    /// The difference: it must still be there.
+    pub difference: Uuid,
+    /// Which way.
+    pub action: DifferenceAction,
+    /// The file that it is about, if it concerns no VM.
+    pub orphan: Option<PathBuf>,
 }
 
 /// Why snapshots are deleted.

@@ -9,7 +9,8 @@
 //!                            Ready <--> Lost -> Deleting -> (nothing)
 //! ```
 //! `Error` is entered from any state, when what the snapshot reads cannot be vouched for. `Lost` is entered when the VM
-//! leaves the node, and left when it comes back or when a person purges the snapshot.
+//! leaves the node, or when a person says that a file of the snapshot is; it is left when all is there again as it was, or
+//! when a person purges or deletes the snapshot.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::edit::Hold;
 use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
-use super::operation::Failure;
+use super::operation::{Failure, Reason};
 use super::vm::{Attachment, RunState};
 
 /// A point in time of a VM that one can go back to.
@@ -91,6 +92,19 @@ impl Snapshot {
     pub fn of_vm(&self) -> Option<VmId> {
         self.attachment.vm(self.vm)
     }
+
+    /// Whether it is LOST because its VM has left, and READY again when that is back.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        let by_vm = |why: &Failure| matches!(why.reason, Reason::VmNotFound | Reason::VmMigrated);
+        self.state == SnapshotState::Lost && self.trouble.as_ref().is_none_or(by_vm)
+    }
+
+    /// Whether it is known that it does not read what it should: somebody has said so.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.state == SnapshotState::Error || (self.state == SnapshotState::Lost && !self.has_left())
+    }
 }
 
 /// What people write on a snapshot when they ask for it.
@@ -147,7 +161,7 @@ pub enum SnapshotState {
     Deleting,
     /// What it reads cannot be vouched for.
     Error,
-    /// Its VM has left the node; the files are kept.
+    /// Its VM has left the node, or a file of it; the others are kept.
     Lost,
 }
 

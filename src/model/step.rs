@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VmName, VolumeId};
 use super::layer::{Layer, Volume};
+use super::operation::Failure;
 use super::snapshot::{SnapshotDisk, SnapshotState};
-use super::vm::{FileIdentity, Format, RunState};
+use super::vm::{FileIdentity, Format, RunState, Seen};
 
 /// One thing to make so, or to unmake.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,11 @@ pub enum Step {
     RemoveImages {
         /// Which.
         images: Vec<DoomedImage>,
+    },
+    /// A file that nothing needs is gone. It is looked once more whether anybody has come to need it.
+    RemoveOrphan {
+        /// Which.
+        file: DoomedImage,
     },
     /// The snapshot is REVERTING. Undone: READY.
     MarkReverting {
@@ -368,6 +374,40 @@ pub enum CatalogChange {
         snapshots: Vec<SnapshotId>,
         /// Layers that went.
         gone: Vec<LayerId>,
+    },
+    /// A disk reads through fewer layers than it did, for somebody else has merged them. No file is touched.
+    ChainAdopted {
+        /// The layers that lie elsewhere now, or may have been written to.
+        layers: Vec<Layer>,
+        /// The volume, with the layer that it writes to.
+        volumes: Vec<Volume>,
+        /// Layers that nothing needs any more. Their files stay, and are not ours.
+        gone: Vec<LayerId>,
+        /// Snapshots that cannot be vouched for any more.
+        snapshots: Vec<SnapshotId>,
+        /// Why not.
+        why: Failure,
+    },
+    /// Snapshots lack something, and nobody waits for it.
+    SnapshotsLost {
+        /// Which.
+        snapshots: Vec<SnapshotId>,
+        /// What they lack.
+        why: Failure,
+    },
+    /// The file of a layer is another one than before, with the same content.
+    FileAdopted {
+        /// Which layer.
+        layer: LayerId,
+        /// How its file is.
+        seen: Seen,
+    },
+    /// A disk was taken away from the VM, and that was meant. Its image is kept, and what it lies on.
+    DiskSetAside {
+        /// Which.
+        volume: VolumeId,
+        /// There is no image any more: nothing is left to be kept.
+        is_gone: bool,
     },
 }
 

@@ -37,6 +37,8 @@ pub struct VmView {
     pub variables: Option<ImageRef>,
     /// What else it keeps, in no disk of its.
     pub uncovered: Vec<Uncovered>,
+    /// Snapshots that the hypervisor itself keeps of it, with the images that were made for them. None of them is ours.
+    pub snapshots_elsewhere: Vec<(String, Vec<PathBuf>)>,
     /// Its disks, in the order of the definition.
     pub disks: Vec<DiskView>,
 }
@@ -59,6 +61,7 @@ impl VmView {
             pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
+            snapshots_elsewhere: Vec::new(),
             disks: vec![DiskView {
                 target: DiskTarget::of_detached(),
                 source: DiskSource::Chain { images, persistent },

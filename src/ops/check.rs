@@ -8,11 +8,14 @@ use std::sync::PoisonError;
 
 use super::events::by_itself;
 use super::{Engine, OpsError, Result, observe};
-use crate::host::{HostError, Link, unfinished};
+use crate::host::{HostError, Link};
 use crate::model::event::of_difference;
 use crate::model::operation::causes;
-use crate::model::vm::{DiskView, Seen};
-use crate::model::{Difference, DifferenceKind, LayerId, LayerTree, Operation, OperationId, VmId};
+use crate::model::vm::Seen;
+use crate::model::{
+    Attachment, Difference, DifferenceKind, LayerId, Operation, OperationId, Request, ResolveDifference,
+    VmId, VmView,
+};
 use crate::plan::{self, World};
 
 /// What a look at the whole node found.
@@ -132,39 +135,70 @@ impl Engine {
     /// With the number of images that were looked at.
     async fn check(&self, vm: VmId) -> Result<(Vec<Difference>, usize)> {
         let _permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await?;
-        let (differences, images) = match observe::observe(self, vm, None).await {
-            Ok(world) => {
-                let differences = plan::differences(&world);
-                self.remember_all(vm, unseen(&world, &differences)).await?;
-                (differences, world.images.len())
-            }
-            Err(OpsError::Host(error)) => match unreadable(&error) {
-                Some(wrong) => (vec![self.difference_of(vm, &error, wrong).await?], 0),
-                None => return Err(error.into()),
-            },
-            Err(error) => return Err(error),
-        };
+        let (world, differences) = self.look(vm).await?;
+        self.remember_all(vm, unseen(&world, &differences)).await?;
         self.tell_differences(vm, &differences).await;
-        Ok((differences, images))
+        Ok((differences, world.images.len()))
+    }
+
+    /// What a request is planned by, and what differs.
+    pub(super) async fn look_for(&self, vm: VmId, request: &Request) -> Result<(World, Vec<Difference>)> {
+        let (world, found) = match request {
+            Request::ResolveDifference(ResolveDifference { orphan: Some(path), .. }) => {
+                // There is no VM to tell of.
+                return self.look_at_orphan(path).await;
+            }
+            // Of a VM that cannot be looked at, something can be settled all the same.
+            Request::ResolveDifference(_) => self.look(vm).await?,
+            Request::CreateSnapshot(request) => self.look_whole(vm, request.image.as_deref()).await?,
+            _ => self.look_whole(vm, None).await?,
+        };
+        self.tell_differences(vm, &found).await;
+        Ok((world, found))
+    }
+
+    async fn look_whole(&self, vm: VmId, image: Option<&Path>) -> Result<(World, Vec<Difference>)> {
+        let world = observe::observe(self, vm, image).await?;
+        let found = plan::differences(&world);
+        Ok((world, found))
+    }
+
+    /// A VM and what differs; of one that cannot be looked at because something of it is wrong, that.
+    pub(super) async fn look(&self, vm: VmId) -> Result<(World, Vec<Difference>)> {
+        match self.look_whole(vm, None).await {
+            Err(OpsError::Host(error)) => match unreadable(&error) {
+                Some(wrong) => self.look_blindly(vm, &error, wrong).await,
+                None => Err(error.into()),
+            },
+            seen => seen,
+        }
     }
 
     /// A VM that cannot even be looked at.
-    async fn difference_of(
+    async fn look_blindly(
         &self,
         vm: VmId,
         error: &HostError,
         (kind, path): (DifferenceKind, Option<&PathBuf>),
-    ) -> Result<Difference> {
+    ) -> Result<(World, Vec<Difference>)> {
         let name = self.vms().await?.into_iter().find(|seen| seen.id == vm).map(|seen| seen.name);
         let tree = self.0.store.tree(vm).await?;
         let layer = path.and_then(|path| tree.layer_at(path));
         let mut words = causes(error);
         words.insert(0, error.to_string());
         words.extend(path.map(|_| "bring it back as it was".to_owned()));
-        let vm = (vm, name.unwrap_or_default());
-        let difference = Difference::new(kind, Some(vm), words.join(": "));
+        let name = name.unwrap_or_default();
+        let difference = Difference::new(kind, Some((vm, name.clone())), words.join(": "));
         let snapshots = layer.map(|layer| tree.readers(layer.id)).unwrap_or_default();
-        Ok(Difference { path: path.cloned(), snapshots, ..difference })
+        let mut difference = Difference { path: path.cloned(), snapshots, ..difference };
+        let attachment = match tree.detached_image() {
+            Some(_) => Attachment::Detached,
+            None => Attachment::Attached,
+        };
+        let view = VmView { attachment, ..VmView::of_gone(vm, name) };
+        let world = observe::unseen(self, view, tree);
+        difference.actions = plan::actions(&world, &difference);
+        Ok((world, vec![difference]))
     }
 
     /// Tells what is new and what is settled since the last look.
@@ -183,65 +217,6 @@ impl Engine {
         for (_, settled) in before.iter().filter(|(id, _)| !now.contains_key(id)) {
             self.tell(of_difference(settled, false, &by_itself())).await;
         }
-    }
-
-    /// Files that we made, by their names, and that nobody needs. They are told, never removed.
-    ///
-    /// First the files, then whether anything is under way, then who needs them: a file that is seen is then in the catalog,
-    /// or an operation that makes it is open, or it is nobody's.
-    async fn orphans(&self) -> Result<Vec<Difference>> {
-        let mut files: BTreeSet<PathBuf> = BTreeSet::new();
-        for directory in self.directories_of_files().await? {
-            files.extend(self.0.host.images.list(&directory).await.unwrap_or_default());
-        }
-        files.retain(|path| plan::is_named_by_us(path));
-        if files.is_empty() || !self.0.store.open_operations().await?.is_empty() {
-            return Ok(Vec::new());
-        }
-        for vm in self.0.store.vms().await? {
-            for path in files_of(&self.0.store.tree(vm).await?) {
-                files.remove(&path);
-            }
-        }
-        for clone in self.0.store.clones().await? {
-            files.remove(&clone.path);
-        }
-        for path in self.0.store.manifest_places().await? {
-            files.remove(&path);
-            files.remove(&unfinished(&path));
-        }
-        for vm in self.vms().await? {
-            // One that cannot be looked at may read anything: then nothing can be said.
-            let Ok(view) = self.0.host.hypervisor.observe(vm.id).await else { return Ok(Vec::new()) };
-            let variables = view.variables.iter().map(|file| &file.path);
-            for path in variables.chain(view.disks.iter().flat_map(DiskView::chain).map(|image| &image.path))
-            {
-                files.remove(path);
-            }
-        }
-        let orphan = |path: PathBuf| {
-            let path_shown = path.display();
-            let words = format!(
-                "{path_shown} has a name of ours, and nothing here needs it: if no other node does, remove it"
-            );
-            let difference = Difference::new(DifferenceKind::OrphanFile, None, words).at(&path);
-            Difference { blocks: false, ..difference }
-        };
-        Ok(files.into_iter().map(orphan).collect())
-    }
-
-    /// Where files of ours may be.
-    async fn directories_of_files(&self) -> Result<BTreeSet<PathBuf>> {
-        let places = &self.0.places;
-        let mut directories: BTreeSet<PathBuf> = places.images.iter().cloned().collect();
-        directories.insert(places.memory.clone());
-        directories.extend(places.overlays.clone());
-        for vm in self.0.store.vms().await? {
-            let tree = self.0.store.tree(vm).await?;
-            directories
-                .extend(tree.layers.values().filter_map(|layer| Some(layer.path.parent()?.to_owned())));
-        }
-        Ok(directories)
     }
 }
 
@@ -268,13 +243,4 @@ fn unseen(world: &World, differences: &[Difference]) -> Vec<(LayerId, Seen)> {
     let is_well = |path: &PathBuf| !differences.iter().any(|wrong| wrong.path.as_ref() == Some(path));
     let layers = world.tree.layers.values().filter(|layer| layer.seen.is_none() && is_well(&layer.path));
     layers.filter_map(|layer| Some((layer.id, world.images.get(&layer.path)?.seen()))).collect()
-}
-
-fn files_of(tree: &LayerTree) -> impl Iterator<Item = PathBuf> {
-    let layers = tree.layers.values().map(|layer| layer.path.clone());
-    let kept = tree.snapshots.iter().flat_map(|snapshot| {
-        let memory = snapshot.memory.iter().map(|memory| memory.path.clone());
-        memory.chain(snapshot.variables.iter().map(|variables| variables.path.clone()))
-    });
-    layers.chain(kept)
 }

@@ -56,6 +56,7 @@ impl Engine {
             | Request::PurgeSnapshot(_)
             | Request::CloneVolume(_)
             | Request::DeployVm(_)
+            | Request::ResolveDifference(_)
             | Request::Collapse { .. } => Ok(None),
         }
     }
@@ -100,7 +101,8 @@ impl Engine {
             Request::CreateSnapshot(_)
             | Request::TakeFromSnapshot(_)
             | Request::RevertSnapshot(_)
-            | Request::RevertVolume(_) => {}
+            | Request::RevertVolume(_)
+            | Request::ResolveDifference(_) => {}
         }
         Ok(())
     }

@@ -35,8 +35,10 @@ mod expiry;
 mod gate;
 mod manifest;
 mod observe;
+mod orphans;
 mod presence;
 mod recover;
+mod resolve;
 mod runner;
 mod steps;
 mod submit;
@@ -75,6 +77,8 @@ struct Inner {
     waiting: Mutex<BTreeSet<VmId>>,
     /// What the last check of each VM found.
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
+    /// VMs that were seen to leave for another node, and not seen to run here since.
+    migrated: Mutex<BTreeSet<VmId>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -126,6 +130,7 @@ impl Engine {
             manifests,
             waiting: Mutex::default(),
             differences: Mutex::default(),
+            migrated: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::host::{Host, HostError};
-use crate::model::vm::{DiskView, Format, ImageFacts};
+use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
 use crate::model::{LayerTree, SnapshotState, VmId, VmView, VolumeId};
 use crate::plan::World;
 
@@ -37,20 +37,28 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
             free_space.insert(directory.to_owned(), free);
         }
     }
-    Ok(World {
+    let volumes = store.volumes_without_vm().await?.into_iter().collect();
+    Ok(World { images, memory_images, variables, volumes, free_space, ..unseen(engine, view, tree) })
+}
+
+/// The world of a VM of which no image can be seen.
+pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
+    let is_off = !view.run_state.is_live() && view.attachment == Attachment::Attached;
+    World {
+        has_migrated: is_off && engine.has_migrated(view.id),
         vm: view,
         tree,
-        images,
-        memory_images,
-        variables,
-        volumes: store.volumes_without_vm().await?.into_iter().collect(),
+        images: HashMap::new(),
+        memory_images: HashMap::new(),
+        variables: HashMap::new(),
+        volumes: HashMap::new(),
         users: Vec::new(),
         clone_tree: None,
-        free_space,
-        places: places.clone(),
+        free_space: HashMap::new(),
+        places: engine.0.places.clone(),
         live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),
-    })
+    }
 }
 
 /// The name of a VM that has left, if its snapshots say that it has.

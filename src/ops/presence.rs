@@ -4,6 +4,7 @@
 //! Decides when to look. Leaves to `plan` whether a chain is as it was. Nothing is removed here.
 
 use std::collections::BTreeSet;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -13,7 +14,7 @@ use super::events::by_itself;
 use super::{Engine, Result, observe};
 use crate::host::{HostError, HostEvent, Link, VmSummary};
 use crate::model::operation::Reason;
-use crate::model::{Failure, OperationId, RunState, SnapshotId, SnapshotState, VmId};
+use crate::model::{Attachment, Failure, OperationId, RunState, SnapshotId, SnapshotState, VmId};
 use crate::plan;
 
 /// A VM that is undefined to be defined anew is back after this.
@@ -35,7 +36,7 @@ impl Engine {
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => return,
-                    goes_on = vm_changed(&mut events) => if !goes_on { return },
+                    goes_on = engine.vm_left_or_came(&mut events) => if !goes_on { return },
                     Ok(()) = link.changed() => {}
                     // What was passed over because somebody held it.
                     () = gate, if !is_all => {}
@@ -46,9 +47,41 @@ impl Engine {
                     () = tokio::time::sleep(BREATH) => {}
                 }
                 // What happens from here on is seen by the next look.
-                events = events.resubscribe();
+                while let Ok(event) = events.try_recv() {
+                    engine.note_migration(&event);
+                }
             }
         });
+    }
+
+    /// As [`vm_changed`]. A migration is told once, and nothing that can be looked at later says so.
+    async fn vm_left_or_came(&self, events: &mut broadcast::Receiver<HostEvent>) -> bool {
+        loop {
+            match events.recv().await {
+                Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
+                Ok(event) => {
+                    self.note_migration(&event);
+                    return true;
+                }
+                Err(RecvError::Lagged(_)) => return true,
+                Err(RecvError::Closed) => return false,
+            }
+        }
+    }
+
+    fn note_migration(&self, event: &HostEvent) {
+        if let HostEvent::VmMigrated(vm) = event {
+            self.migrated().insert(*vm);
+        }
+    }
+
+    /// Whether a VM was seen to leave for another node, and not seen to run here since.
+    pub(super) fn has_migrated(&self, vm: VmId) -> bool {
+        self.migrated().contains(&vm)
+    }
+
+    fn migrated(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
+        self.0.migrated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// VMs with snapshots that are LOST, by the names they had, but for those in `here`.
@@ -79,7 +112,10 @@ impl Engine {
 
     async fn compare_presence(&self) -> Result<bool> {
         let kept = self.0.store.kept().await?;
-        let here: BTreeSet<VmId> = self.vms().await?.into_iter().map(|vm| vm.id).collect();
+        let here = self.vms().await?;
+        // Whatever it did before, it runs here.
+        self.migrated().retain(|vm| !here.iter().any(|here| here.id == *vm && here.run_state.is_live()));
+        let here: BTreeSet<VmId> = here.into_iter().map(|vm| vm.id).collect();
         let mut is_all = true;
         for kept in kept {
             let is_here = here.contains(&kept.vm);
@@ -105,15 +141,22 @@ impl Engine {
         if !matches!(self.0.host.hypervisor.observe(vm).await, Err(HostError::NoSuchVm(_))) {
             return Ok(());
         }
-        let message = "its VM is not on this node: it was undefined, migrated away, or transient and stopped";
-        let why = Failure { reason: Reason::VmNotFound, message: message.to_owned(), causes: Vec::new() };
+        let (reason, message) = if self.has_migrated(vm) {
+            (Reason::VmMigrated, "its VM is not on this node: it has migrated to another one")
+        } else {
+            let message = "its VM is not on this node: it was undefined, or transient and stopped, or it has migrated \
+                           while nobody looked";
+            (Reason::VmNotFound, message)
+        };
+        let why = Failure { reason, message: message.to_owned(), causes: Vec::new() };
         let lost = self.0.store.lose(vm, why, by_itself()).await?;
         self.settle_manifests();
         tracing::warn!(%vm, lost, "a VM has left: its snapshots are LOST, their files are kept");
         Ok(())
     }
 
-    async fn regain(&self, vm: VmId) -> Result<()> {
+    /// Lets snapshots of a VM that is here be READY again, if they have all they need.
+    pub(super) async fn regain(&self, vm: VmId) -> Result<()> {
         let world = match observe::observe(self, vm, None).await {
             Ok(world) => world,
             // It cannot be looked at now; an event tells when it changes.
@@ -123,12 +166,17 @@ impl Engine {
                 return Ok(());
             }
         };
+        if world.vm.attachment == Attachment::Gone {
+            return Ok(());
+        }
         let lost = world.tree.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Lost);
         let whole = lost.filter(|lost| plan::is_whole(&world, lost));
         let ids: Vec<SnapshotId> = whole.map(|snapshot| snapshot.id).collect();
-        let regained = self.0.store.regain(vm, ids, by_itself()).await?;
-        self.settle_manifests();
-        tracing::info!(%vm, regained, "a VM is back");
+        if !ids.is_empty() {
+            let regained = self.0.store.regain(vm, ids, by_itself()).await?;
+            self.settle_manifests();
+            tracing::info!(%vm, regained, "snapshots that were LOST are READY");
+        }
         Ok(())
     }
 }
@@ -138,7 +186,9 @@ pub(super) async fn vm_changed(events: &mut broadcast::Receiver<HostEvent>) -> b
     loop {
         match events.recv().await {
             // Lost events may have been such a change.
-            Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => return true,
+            Ok(HostEvent::VmChanged(_) | HostEvent::VmMigrated(_)) | Err(RecvError::Lagged(_)) => {
+                return true;
+            }
             Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
             Err(RecvError::Closed) => return false,
         }

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use crate::host::Link;
 use crate::model::operation::{Direction, OperationState, Reason};
 use crate::model::step::CatalogChange;
-use crate::model::{Cause, Failure, Finding, Operation, Outcome, Request, SnapshotState, Step, Turn, VmId};
+use crate::model::{
+    Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
+};
 
 use super::Engine;
 use super::board::{Command, Reporter};
@@ -93,6 +95,10 @@ impl Runner {
         // Those that could not be written before.
         let concerned = self.source().into_iter().chain([self.operation.vm]).collect();
         self.engine.0.manifests.settle(&concerned).await;
+        if let Request::ResolveDifference(ResolveDifference { orphan: None, .. }) = self.operation.request {
+            // Whoever waits for the end finds the difference settled.
+            self.engine.look_again(self.operation.vm).await;
+        }
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
         self.log_end();

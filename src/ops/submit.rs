@@ -9,15 +9,16 @@ use uuid::Uuid;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
-    Attachment, ClonedVolume, CreateSnapshot, DeleteSnapshots, Operation, OperationId, PurgeSnapshot,
-    Request, RevertSnapshot, RevertVolume, Snapshot, SnapshotId, SnapshotName, TakeFromSnapshot, VmId,
+    Attachment, ClonedVolume, CreateSnapshot, DeleteSnapshots, Difference, Operation, OperationId,
+    PurgeSnapshot, Request, RevertSnapshot, RevertVolume, Snapshot, SnapshotId, SnapshotName,
+    TakeFromSnapshot, VmId,
 };
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey, Reservation};
 
 use super::gate::Permit;
 use super::runner::Runner;
-use super::{Engine, OperationView, OpsError, Result, observe};
+use super::{Engine, OperationView, OpsError, Result};
 
 /// Who asks, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,15 +187,10 @@ impl Engine {
         request: Request,
         asked: Asked,
     ) -> Result<(Submitted, Option<Runner>)> {
-        let image = match &request {
-            Request::CreateSnapshot(request) => request.image.as_deref(),
-            _ => None,
-        };
-        let mut world = observe::observe(self, vm, image).await?;
-        self.tell_differences(vm, &plan::differences(&world)).await;
+        let (mut world, found) = self.look_for(vm, &request).await?;
         self.look_around(&mut world, &request).await?;
         let clone = self.clone_of(&request).await?;
-        let subject = Subject { snapshot, clone: clone.as_ref() };
+        let subject = Subject { snapshot, clone: clone.as_ref(), found: &found };
         let plan = make_plan(&world, subject, &request, id, &asked.by)?;
         if asked.validate_only {
             return Ok((Submitted::Plan(Box::new(plan)), None));
@@ -236,6 +232,8 @@ impl Engine {
 struct Subject<'a> {
     snapshot: Option<SnapshotId>,
     clone: Option<&'a ClonedVolume>,
+    /// What differs.
+    found: &'a [Difference],
 }
 
 fn make_plan(
@@ -269,6 +267,9 @@ fn make_plan(
         Request::FlattenVolume(request) => plan::flatten_volume(world, clone()?, request)?,
         Request::DeleteVolume(request) => plan::delete_volume(world, clone()?, request)?,
         Request::DeployVm(request) => plan::deploy_vm(world, snapshot()?, request, ids)?,
+        Request::ResolveDifference(request) => {
+            plan::resolve(world, subject.found, request, (operation, by), ids)?
+        }
         Request::Collapse { .. } => plan::collapse(world)?,
     };
     Ok(plan)

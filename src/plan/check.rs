@@ -1,14 +1,18 @@
 //! What differs between the catalog and the world: what somebody did with `virsh`, with files, with the VM.
 //!
 //! Decides the class of each difference, and what it stands in the way of. Adopts nothing and removes nothing: that is a
-//! person's. Leaves to every plan to refuse by itself what it finds wrong with the disks that it touches.
+//! person's, one of the ways that `resolve` knows. Leaves to every plan to refuse by itself what it finds wrong with the
+//! disks that it touches.
 
 use std::path::{Path, PathBuf};
 
 use crate::model::layer::Layer;
 use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
-use crate::model::{CloneState, Difference, DifferenceKind, LayerId};
+use crate::model::{
+    CloneState, Difference, DifferenceAction, DifferenceKind, LayerId, Reason, Snapshot, Volume,
+};
 
+use super::resolve::{actions, damaged_by_merge, is_explained_by_merge, owner_elsewhere};
 use super::{Refusal, World, check_disk};
 
 /// All differences of a VM, or of a volume that no VM has.
@@ -18,6 +22,7 @@ pub fn differences(world: &World) -> Vec<Difference> {
         return vec![undefined(world)];
     }
     let mut found: Vec<Difference> = Vec::new();
+    found.extend(world.has_migrated.then(|| elsewhere(world)));
     found.extend(world.vm.disks.iter().filter_map(|disk| of_disk(world, disk)));
     found.extend(unplugged(world));
     for difference in world.tree.layers.values().filter_map(|layer| of_layer(world, layer)) {
@@ -30,6 +35,9 @@ pub fn differences(world: &World) -> Vec<Difference> {
     }
     found.extend(of_memory(world));
     found.extend(of_clones(world));
+    for difference in &mut found {
+        difference.actions = actions(world, difference);
+    }
     found
 }
 
@@ -39,75 +47,120 @@ fn found(world: &World, kind: DifferenceKind, description: String) -> Difference
 
 fn undefined(world: &World) -> Difference {
     let lost = world.tree.snapshots.len();
+    let why = world.tree.snapshots.iter().filter_map(|snapshot| snapshot.trouble.as_ref());
+    let has_migrated = why.clone().any(|why| why.reason == Reason::VmMigrated);
+    let (kind, what) = if has_migrated {
+        (DifferenceKind::VmMigrated, "has migrated to another node")
+    } else {
+        (DifferenceKind::VmUndefined, "is not on this node")
+    };
     let words = format!(
-        "{} is not on this node: its {lost} snapshots are LOST until it is back; purge what nobody needs any more",
+        "{} {what}: its {lost} snapshots are LOST until it is back; purge what nobody needs any more",
         world.vm.name
     );
-    found(world, DifferenceKind::VmUndefined, words)
+    found(world, kind, words)
+}
+
+/// It is off, but only here.
+fn elsewhere(world: &World) -> Difference {
+    let words = format!(
+        "{} has migrated to another node, and its definition is still here: nothing is done to its disks until it runs \
+         here again",
+        world.vm.name
+    );
+    found(world, DifferenceKind::VmMigrated, words)
+}
+
+/// A file that we made, by its name, and that nothing here needs. `reader` is an image that lies on it.
+#[must_use]
+pub fn orphan(path: &Path, reader: Option<&Path>) -> Difference {
+    let shown = path.display();
+    let (words, actions) = match reader {
+        None => (
+            format!(
+                "{shown} has a name of ours, and nothing here needs it: if no other node does, remove it"
+            ),
+            vec![DifferenceAction::RemoveFile],
+        ),
+        Some(reader) => (
+            format!(
+                "{shown} has a name of ours, and nothing here needs it but {}, which lies on it",
+                reader.display()
+            ),
+            Vec::new(),
+        ),
+    };
+    let difference = Difference::new(DifferenceKind::OrphanFile, None, words).at(path);
+    Difference { blocks: false, actions, ..difference }
 }
 
 /// What stands in the way of any operation on a disk.
 fn of_disk(world: &World, disk: &DiskView) -> Option<Difference> {
     disk.active()?;
     let refusal = check_disk(world, disk).err()?;
+    let damaged = damaged_by_merge(world, disk);
     let (kind, path, advice) = match &refusal {
+        Refusal::UnknownOverlay { .. } | Refusal::ChainDiffers { .. } if damaged.is_some() => {
+            (DifferenceKind::LayerMerged, None, MERGED.to_owned())
+        }
         Refusal::UnknownOverlay { active, .. } => {
-            (DifferenceKind::UnknownOverlay, Some(active), advice_on_overlay(world, disk))
+            (DifferenceKind::UnknownOverlay, Some(active), advice_on_overlay(world, disk, active))
         }
         Refusal::DefinitionsDiffer { stored, .. } => (
             DifferenceKind::DefinitionDiffers,
             Some(stored),
-            "let the stored definition name what the VM writes to, with 'virsh edit'",
-        ),
-        Refusal::ChainDiffers { .. } if is_merged(world, disk) => (
-            DifferenceKind::LayerMerged,
-            None,
-            "somebody merged layers that snapshots need: they read wrong, and this version cannot go on from that",
+            "let the stored definition name what the VM writes to, with 'virsh edit'".to_owned(),
         ),
         Refusal::ChainDiffers { .. } => {
-            (DifferenceKind::ImageChanged, None, "bring the backing files back as they were")
+            (DifferenceKind::ImageChanged, None, "bring the backing files back as they were".to_owned())
         }
         Refusal::BlockJob(_) => (
             DifferenceKind::ForeignBlockJob,
             None,
-            "wait until it has ended, or end it with 'virsh blockjob'",
+            "wait until it has ended, or end it with 'virsh blockjob'".to_owned(),
         ),
         Refusal::ImageMissing(path) => {
-            (DifferenceKind::ImageMissing, Some(path), "bring the file back as it was")
+            (DifferenceKind::ImageMissing, Some(path), "bring the file back as it was".to_owned())
         }
         _ => return None,
     };
     let difference = found(world, kind, format!("{refusal}: {advice}"));
-    Some(Difference { disk: Some(disk.target.clone()), path: path.cloned(), ..difference })
+    let snapshots = damaged.filter(|_| kind == DifferenceKind::LayerMerged).unwrap_or_default();
+    Some(Difference { disk: Some(disk.target.clone()), path: path.cloned(), snapshots, ..difference })
 }
+
+const MERGED: &str =
+    "somebody merged layers that snapshots need, or lets the VM write to one: snapshots read wrong";
 
 /// What lies on a volume's active image can be merged into that, and into nothing else: what lies below is a snapshot's.
-fn advice_on_overlay(world: &World, disk: &DiskView) -> &'static str {
+fn advice_on_overlay(world: &World, disk: &DiskView, overlay: &Path) -> String {
     let below = disk.chain().get(1);
-    if below.is_some_and(|below| world.tree.volume_writing(&below.path).is_some()) {
+    let advice = if below.is_some_and(|below| world.tree.volume_writing(&below.path).is_some()) {
         // Without --shallow it would go into the lowest image.
-        return "merge it into what it lies on, with 'virsh blockcommit VM DISK --shallow --active --pivot'";
+        "merge it into what it lies on, with 'virsh blockcommit VM DISK --shallow --active --pivot'"
+    } else {
+        "do not merge it, for it lies on what snapshots or other VMs need: let the VM write to its own image again, \
+         with 'virsh edit', or take the disk away"
+    };
+    match owner_elsewhere(world, overlay) {
+        None => advice.to_owned(),
+        Some(name) => format!(
+            "{advice}; it can be adopted once libvirt does not keep snapshot {name} of it any more: \
+             'virsh snapshot-delete VM {name} --metadata' removes no file"
+        ),
     }
-    "do not merge it, for it lies on what snapshots or other VMs need: let the VM write to its own image again, with \
-     'virsh edit', or take the disk away"
-}
-
-/// Whether the disk reads through some of the layers that it should, and through nothing else.
-fn is_merged(world: &World, disk: &DiskView) -> bool {
-    let active = disk.active().and_then(|active| world.tree.volume_writing(&active.path));
-    let Some(volume) = active else { return false };
-    let expected: Vec<&PathBuf> = world.tree.chain(volume.active).iter().map(|layer| &layer.path).collect();
-    let mut left = expected.iter();
-    disk.chain().iter().all(|image| left.any(|layer| **layer == image.path))
 }
 
 /// Volumes of the catalog that the VM has no disk for now. It may have been meant so.
 fn unplugged(world: &World) -> impl Iterator<Item = Difference> {
-    let is_there = |layer: &LayerId| {
-        let path = world.tree.layers.get(layer).map(|layer| &layer.path);
-        path.is_some_and(|path| world.vm.disks.iter().any(|disk| disk.uses(path)))
+    let is_there = |volume: &Volume| {
+        let active = world.tree.layers.get(&volume.active);
+        let is_it = |disk: &DiskView| active.is_some_and(|active| disk.uses(&active.path));
+        world.vm.disks.iter().any(|disk| is_it(disk) || is_changed(world, disk, volume))
     };
-    let gone = world.tree.volumes.iter().filter(move |volume| !is_there(&volume.active));
+    let is_meant =
+        |volume: &Volume| world.tree.layers.get(&volume.active).is_some_and(|active| active.is_set_aside);
+    let gone = world.tree.volumes.iter().filter(move |volume| !is_there(volume) && !is_meant(volume));
     gone.map(|volume| {
         let description = format!(
             "disk {} is not the VM's any more: its content in snapshots stays, and a revert leaves it out",
@@ -118,8 +171,17 @@ fn unplugged(world: &World) -> impl Iterator<Item = Difference> {
     })
 }
 
+/// Whether a disk is a volume all the same, though somebody lets it write to something else: the disk tells of that.
+fn is_changed(world: &World, disk: &DiskView, volume: &Volume) -> bool {
+    let known = disk.chain().iter().find_map(|image| world.tree.layer_at(&image.path));
+    disk.target == volume.target && known.is_some_and(|known| known.volume == volume.id)
+}
+
 /// What is wrong with the file of a layer. What it stands in the way of, the disks say.
 fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
+    if is_given_up(world, layer) || is_explained_by_merge(world, layer.id) {
+        return None;
+    }
     let path = &layer.path;
     let (kind, words) = match world.images.get(path) {
         None => (DifferenceKind::ImageMissing, missing(path)),
@@ -130,6 +192,18 @@ fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
     };
     let difference = found(world, kind, words).at(path);
     Some(Difference { snapshots: world.tree.readers(layer.id), blocks: false, ..difference })
+}
+
+/// Whether only snapshots need a layer of which it is known that they do not read what they should.
+fn is_given_up(world: &World, layer: &Layer) -> bool {
+    let tree = &world.tree;
+    let reads = |top: LayerId| tree.chain(top).iter().any(|read| read.id == layer.id);
+    let readers = tree.readers(layer.id);
+    let all_know = readers.iter().all(|id| tree.snapshot(*id).is_some_and(Snapshot::is_given_up));
+    !readers.is_empty()
+        && all_know
+        && !tree.volumes.iter().any(|volume| reads(volume.active))
+        && !tree.clones.iter().any(|clone| clone.layer.is_some_and(reads))
 }
 
 fn missing(path: &Path) -> String {
@@ -146,7 +220,7 @@ fn of_clones(world: &World) -> impl Iterator<Item = Difference> {
     })
 }
 
-fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+pub(super) fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
     let expected = layer.parent.and_then(|parent| world.tree.layers.get(&parent)).map(|parent| &parent.path);
     let actual = facts.backing.as_ref().map(|backing| &backing.path);
     // What lies below foreign images was never ours to know.
@@ -158,7 +232,7 @@ fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<Str
 }
 
 /// Held against how the last operation left the file. What the VM writes to may have any length.
-fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+pub(super) fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
     let (seen, now) = (layer.seen?, facts.seen());
     if now.is_link != seen.is_link {
         let (was, is) = if now.is_link { ("a file", "a link") } else { ("a link", "a file") };
@@ -176,7 +250,8 @@ fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<Strin
 }
 
 fn of_memory(world: &World) -> impl Iterator<Item = Difference> {
-    world.tree.snapshots.iter().filter_map(|snapshot| {
+    let needed = world.tree.snapshots.iter().filter(|snapshot| !snapshot.is_given_up());
+    needed.filter_map(|snapshot| {
         let memory = snapshot.memory.as_ref()?;
         let (kind, words) = match world.memory_images.get(&memory.path) {
             Some(bytes) if *bytes == memory.bytes => return None,

@@ -290,6 +290,7 @@ mod tests {
             ownership: if number == 1 { Ownership::Foreign } else { Ownership::Owned },
             virtual_size: 1,
             seen: None,
+            is_set_aside: false,
         };
         let volume = |&number: &u128| Volume {
             id: VolumeId(Uuid::from_u128(number)),

@@ -158,6 +158,7 @@ impl Part {
             ownership: Ownership::Owned,
             virtual_size: facts.virtual_size,
             seen: None,
+            is_set_aside: false,
         });
         Ok(Self {
             target: disk.target.clone(),
@@ -224,6 +225,7 @@ pub(super) fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeI
             ownership: if depth == 0 { Ownership::Owned } else { Ownership::Foreign },
             virtual_size: world.images.get(&image.path).map_or(0, |facts| facts.virtual_size),
             seen: None,
+            is_set_aside: false,
         });
     }
     let frozen = layers.last().map_or_else(LayerId::new, |layer| layer.id);

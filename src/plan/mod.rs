@@ -28,6 +28,7 @@ mod names;
 mod purge;
 mod refusal;
 mod reserve;
+mod resolve;
 mod revert;
 mod summary;
 mod take;
@@ -36,7 +37,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use check::differences;
+pub use check::{differences, orphan};
 pub use clone::{clone_volume, delete_volume, flatten_volume};
 pub use collapse::collapse as collapse_tree;
 pub use create::create;
@@ -46,6 +47,7 @@ pub use manifest::{is_manifest, manifest_path};
 pub use names::is_named_by_us;
 pub use purge::purge;
 pub use refusal::Refusal;
+pub use resolve::{actions, resolve};
 pub use revert::{is_whole, revert, revert_volume};
 pub use summary::describe;
 pub use take::take_from_snapshot;
@@ -55,6 +57,8 @@ pub use take::take_from_snapshot;
 pub struct World {
     /// The VM as it is.
     pub vm: VmView,
+    /// Whether it was seen to migrate to another node, and not seen to run here since. Its definition is here all the same.
+    pub has_migrated: bool,
     /// What the catalog knows of it.
     pub tree: LayerTree,
     /// What the images of both say of themselves; one that does not exist is not here.
@@ -185,6 +189,8 @@ pub enum RemovalKind {
     GuestMemory,
     /// A volume that was cloned.
     Volume,
+    /// A file that nothing refers to.
+    File,
 }
 
 /// Free space is demanded where a new overlay goes: enough for its first moments, so that it is seen to work.
@@ -223,6 +229,9 @@ fn pull_blocker(world: &World) -> Option<&str> {
 fn check_vm(world: &World) -> Result<(), Refusal> {
     if world.vm.attachment == Attachment::Gone {
         return Err(Refusal::VmGone);
+    }
+    if world.has_migrated {
+        return Err(Refusal::VmElsewhere);
     }
     if world.vm.run_state == RunState::Unsettled {
         return Err(Refusal::VmUnsettled);

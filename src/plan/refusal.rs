@@ -3,8 +3,12 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use crate::model::vm::{ExcludedDisk, RefusedDisk};
-use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState, VmName, VolumeName};
+use crate::model::{
+    DifferenceAction, DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState, VmName, VolumeName,
+};
 
 /// Why a request is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +16,8 @@ use crate::model::{DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState,
 pub enum Refusal {
     #[error("the VM is not on this node any more")]
     VmGone,
+    #[error("the VM has migrated to another node, and its disks may be written to there")]
+    VmElsewhere,
     #[error("the snapshot is {0}, not LOST, or its VM is here")]
     NotLost(SnapshotState),
     #[error("the VM is between two states, or in one that only its owner may end")]
@@ -96,6 +102,10 @@ pub enum Refusal {
     SnapshotNotReady(SnapshotState),
     #[error(transparent)]
     Held(EditRefusal),
+    #[error("there is no difference {0} any more")]
+    NoSuchDifference(Uuid),
+    #[error("the difference cannot be settled that way; {}", ways(.offered))]
+    ActionNotOffered { offered: Vec<DifferenceAction> },
     #[error("nothing can be merged or removed now")]
     NothingToCollapse,
     #[error("the snapshot was changed since: it is at etag {actual}")]
@@ -110,6 +120,21 @@ fn show_all(allowed: &[String]) -> String {
     if allowed.is_empty() { "there is none".to_owned() } else { allowed.join(", ") }
 }
 
+fn ways(offered: &[DifferenceAction]) -> String {
+    let word = |way: &DifferenceAction| match way {
+        DifferenceAction::Adopt => "adopt",
+        DifferenceAction::Restore => "restore",
+        DifferenceAction::MarkLost => "mark-lost",
+        DifferenceAction::RemoveFile => "remove-file",
+    };
+    let words: Vec<&str> = offered.iter().map(word).collect();
+    if words.is_empty() {
+        "nothing but what it says".to_owned()
+    } else {
+        format!("only by {}", words.join(", "))
+    }
+}
+
 fn targets(disks: &[DiskTarget]) -> String {
     disks.iter().map(DiskTarget::as_str).collect::<Vec<_>>().join(", ")
 }
@@ -120,7 +145,7 @@ impl Refusal {
     pub fn reason(&self) -> Reason {
         match self {
             Self::VmGone => Reason::VmNotFound,
-            Self::VmUnsettled => Reason::VmUnsettled,
+            Self::VmUnsettled | Self::VmElsewhere => Reason::VmUnsettled,
             Self::VmTransient => Reason::VmTransient,
             Self::ManagedSave => Reason::ManagedSavePresent,
             Self::NoSuchDisk(_) | Self::NotInSnapshot { .. } | Self::VolumeNotInSnapshot(_) => {
@@ -158,6 +183,8 @@ impl Refusal {
             Self::SnapshotNotReady(_) | Self::NotLost(_) => Reason::SnapshotNotReady,
             Self::EtagMismatch { .. } | Self::VolumeChanged => Reason::EtagMismatch,
             Self::Held(held) => held.reason(),
+            Self::NoSuchDifference(_) => Reason::DifferenceNotFound,
+            Self::ActionNotOffered { .. } => Reason::ResolutionNotOffered,
             Self::NothingToCollapse => Reason::Internal,
         }
     }
@@ -171,8 +198,9 @@ impl Refusal {
                  snapshot with 'vmsnap snapshot purge'"
             }
             Self::SnapshotNotReady(SnapshotState::Lost) => {
-                "'vmsnap vm check' tells what is missing: bring it back, or delete the snapshot"
+                "'vmsnap snapshot show' and 'vmsnap vm check' tell what is missing: bring it back, or delete the snapshot"
             }
+            Self::VmElsewhere => "let it migrate back, or start it here once it is off there",
             Self::NotLost(_) => "'vmsnap snapshot delete' deletes it",
             Self::VmUnsettled => "wait until the VM runs, is paused or is off, and try again",
             Self::ManagedSave => "start the VM, or remove its saved image with 'virsh managedsave-remove'",
@@ -184,12 +212,14 @@ impl Refusal {
             Self::NoOverlayDirectory(_) => "set overlay_directory in the configuration of vmsnapd",
             Self::BlockJob(_) => "wait until the job has ended, or end it with 'virsh blockjob'",
             Self::DefinitionsDiffer { .. } | Self::UnknownOverlay { .. } | Self::ChainDiffers { .. } => {
-                "somebody changed the VM without vmsnap; undo that, or remove the layer that is not ours"
+                "somebody changed the VM without vmsnap: 'vmsnap vm check' tells what can be done"
             }
             Self::DiskGone(_) => {
                 "attach the disk again; or, from a snapshot with memory, revert with --then off"
             }
-            Self::ImageMissing(_) | Self::ImageChanged { .. } => "bring the file back as it was",
+            Self::ImageMissing(_) | Self::ImageChanged { .. } => {
+                "bring the file back as it was; 'vmsnap vm check' tells what else can be done"
+            }
             Self::NoSpace { .. } => "make room, or let the directory be another one",
             Self::NoMemoryWhenOff => "leave out --memory, or start the VM",
             Self::MemoryBlocked(_) => "leave out --memory",
@@ -223,6 +253,10 @@ impl Refusal {
             Self::IsOfVolume => "use 'vmsnap volume revert'",
             Self::VolumeInUse(_) => "shut the VM down first, or let it be stopped with --stop",
             Self::Held(held) => held.remedy(),
+            Self::NoSuchDifference(_) => "'vmsnap vm check' and 'vmsnap node check' tell what differs now",
+            Self::ActionNotOffered { .. } => {
+                "'vmsnap vm check' says what a person can do, and which ways it offers"
+            }
             Self::NotLinked(_) | Self::NothingToCollapse => "nothing has to be done",
         }
     }

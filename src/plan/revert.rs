@@ -11,6 +11,7 @@ use crate::model::step::{
 use crate::model::vm::{Attachment, DiskView, Format};
 use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfter};
 
+use super::check::not_as_seen;
 use super::collapse::doomed;
 use super::variables::Restoring;
 use super::{
@@ -184,6 +185,7 @@ impl Part {
                 ownership: Ownership::Owned,
                 virtual_size: disk.virtual_size,
                 seen: None,
+                is_set_aside: false,
             },
             target: view.target.clone(),
         })
@@ -225,7 +227,13 @@ fn find_disk<'a>(world: &'a World, held: &SnapshotDisk) -> Option<(&'a Layer, &'
 #[must_use]
 pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
     let memory = snapshot.memory.as_ref();
-    snapshot.disks.iter().all(|disk| check_chain(world, disk.layer).is_ok())
+    let is_as_seen = |layer: &&Layer| {
+        world.images.get(&layer.path).is_some_and(|facts| not_as_seen(world, layer, facts).is_none())
+    };
+    let is_as_it_was = |disk: &SnapshotDisk| {
+        check_chain(world, disk.layer).is_ok() && world.tree.chain(disk.layer).iter().all(is_as_seen)
+    };
+    snapshot.disks.iter().all(is_as_it_was)
         && memory.is_none_or(|memory| world.memory_images.get(&memory.path) == Some(&memory.bytes))
 }
 
@@ -241,6 +249,11 @@ pub(super) fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
                 Some(path) => format!("it lies on {}", path.display()),
                 None => "it lies on nothing".to_owned(),
             };
+            return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
+        }
+        let was = layer.seen.map(|seen| seen.length).filter(|_| !world.tree.is_active(layer.id));
+        if let Some(was) = was.filter(|was| *was != facts.length) {
+            let problem = format!("it has {} bytes, not {was}", facts.length);
             return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
         }
     }

@@ -38,6 +38,9 @@ pub fn describe(step: &Step) -> String {
             let paths: Vec<String> = images.iter().map(|image| image.path.display().to_string()).collect();
             format!("remove {}", paths.join(", "))
         }
+        Step::RemoveOrphan { file } => {
+            format!("remove {}, if nobody has come to need it", file.path.display())
+        }
         Step::MarkReverting { .. } => "mark the snapshot as being reverted to".to_owned(),
         Step::CheckMemoryImage { path, .. } => format!("check memory image {}", path.display()),
         Step::Stop { .. } => "stop the VM".to_owned(),
@@ -75,6 +78,15 @@ pub fn describe(step: &Step) -> String {
         Step::Record(CatalogChange::CloneDeleted { .. }) => "record that the volume is gone".to_owned(),
         Step::Record(CatalogChange::SnapshotTaken { .. }) => "record the snapshot as READY".to_owned(),
         Step::Record(CatalogChange::SnapshotReverted { .. }) => "record the revert".to_owned(),
+        Step::Record(CatalogChange::ChainAdopted { volumes, .. }) => {
+            let targets: Vec<&str> = volumes.iter().map(|volume| volume.target.as_str()).collect();
+            format!("record what {} reads through", targets.join(", "))
+        }
+        Step::Record(CatalogChange::SnapshotsLost { snapshots, .. }) => {
+            format!("record {} snapshots as LOST", snapshots.len())
+        }
+        Step::Record(CatalogChange::FileAdopted { .. }) => "record which file it is".to_owned(),
+        Step::Record(CatalogChange::DiskSetAside { .. }) => "record that the disk was taken away".to_owned(),
         Step::Record(CatalogChange::LayersMerged { .. }) => "record the merge".to_owned(),
         Step::Record(CatalogChange::SnapshotsDeleted { snapshots, .. }) if snapshots.is_empty() => {
             "record the removal".to_owned()

@@ -47,9 +47,11 @@ impl Paper {
             pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
+            snapshots_elsewhere: Vec::new(),
             disks: Vec::new(),
         };
         let world = World {
+            has_migrated: false,
             tree: LayerTree::empty(vm.id),
             vm,
             images: HashMap::new(),
@@ -279,7 +281,7 @@ fn outline(plan: &Plan) -> String {
         Step::ConfirmQuiesce => "confirm",
         Step::MarkDeleting { .. } => "deleting",
         Step::Merge(_) => "merge",
-        Step::RemoveImages { .. } => "remove",
+        Step::RemoveImages { .. } | Step::RemoveOrphan { .. } => "remove",
         Step::MarkReverting { .. } => "reverting",
         Step::CheckMemoryImage { .. } => "check",
         Step::Stop { .. } => "stop",

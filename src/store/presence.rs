@@ -79,7 +79,10 @@ fn move_all(
     cause: &Cause,
 ) -> Result<usize> {
     let Some(first) = snapshots.first() else { return Ok(0) };
-    event::insert_all(transaction, [of_presence(vm, &first.vm_name, is_here, snapshots.len(), cause)])?;
+    // A file that is back does not bring the VM back.
+    if !is_here || snapshots.iter().any(Snapshot::has_left) {
+        event::insert_all(transaction, [of_presence(vm, &first.vm_name, is_here, snapshots.len(), cause)])?;
+    }
     for before in snapshots {
         let mut changed = before.clone();
         change(&mut changed);

@@ -146,8 +146,8 @@ async fn others() {
 
     let nobody = v1::CheckVmRequest::default();
     check(node.vms().check_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
-    let later = v1::ResolveVmRequest::default();
-    check(node.vms().resolve_vm(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
+    let later = v1::ResumeVmRequest::default();
+    check(node.vms().resume_vm(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
     assert_eq!(node.acts(), acts, "something was done");
     assert_eq!(node.names().await, ["one"]);
 }

@@ -20,6 +20,7 @@ mod node;
 mod presence;
 mod readers;
 mod readme;
+mod resolve;
 mod stuck;
 mod thaw;
 mod volumes;

@@ -177,3 +177,52 @@ async fn a_vm_that_comes_back_without_an_image() {
     let shown = json(&node, "snapshot show web/two").await;
     assert_eq!(shown["snapshot"]["state"], "SNAPSHOT_STATE_LOST");
 }
+
+/// A migration is told once, by an event: what is noted of it then lasts.
+#[tokio::test]
+async fn a_vm_that_migrates_away_and_back() {
+    let mut node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let images = images(&node);
+    let migrated = async |node: &Node, blocks: bool| {
+        let found = run(node, "vm check web -o json").await;
+        let found: Value = serde_json::from_str(&found.stdout).unwrap();
+        let [only] = &found["differences"].as_array().unwrap()[..] else { panic!("{found}") };
+        assert_eq!(only["kind"], "DIFFERENCE_KIND_VM_MIGRATED", "{found}");
+        assert_eq!((&only["blocks"], only["actions"].as_array().map_or(0, Vec::len)), (&blocks.into(), 0));
+    };
+
+    // Its definition stays: it is off here, and nobody may touch its disks.
+    node.sim.someone_migrates(node.vm);
+    let told = async { while run(&node, "snapshot create web x --dry-run").await.code != 6 {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("the VM is elsewhere");
+    migrated(&node, true).await;
+    let refused = run(&node, "snapshot create web x").await;
+    assert!(refused.code == 6 && refused.stderr.contains("has migrated to another node"), "{refused:?}");
+
+    // It follows.
+    node.sim.someone_undefines(node.vm);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+    node.crash();
+    node.restart();
+    let shown = json(&node, "snapshot show web/one").await;
+    assert!(shown["snapshot"]["error"]["message"].as_str().unwrap().contains("has migrated"), "{shown}");
+    migrated(&node, true).await;
+
+    come_back(&node.sim, &images);
+    until_all_are(&node, "SNAPSHOT_STATE_READY").await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    node.take("two").await;
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.read(1), [10, 10]);
+
+    // What leaves otherwise has not migrated.
+    leave(&node);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+    let shown = json(&node, "snapshot show web/one").await;
+    assert!(shown["snapshot"]["error"]["message"].as_str().unwrap().contains("was undefined"), "{shown}");
+    let found = run(&node, "vm check web -o json").await;
+    assert!(found.stdout.contains("DIFFERENCE_KIND_VM_UNDEFINED"), "{found:?}");
+}

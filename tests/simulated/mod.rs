@@ -20,9 +20,9 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
-    DeployVm, DiskTarget, FlattenVolume, Label, LayerTree, Operation, OperationId, Quiesce, Request,
-    RevertSnapshot, RevertVolume, RunStateAfter, SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot,
-    VmId, VolumeId,
+    DeployVm, DifferenceAction, DifferenceKind, DiskTarget, FlattenVolume, Label, LayerTree, Operation,
+    OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
+    SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
 };
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, LivePulls, Places};
@@ -220,6 +220,22 @@ impl Scene {
             owner: Owner::default(),
             properties: BTreeMap::new(),
         })
+    }
+
+    /// Settles the one difference that there is.
+    pub fn resolve(&self, action: DifferenceAction) -> Request {
+        let life = Life::start(self);
+        let found = life.check_once().unwrap().differences;
+        let [only] = &found[..] else { panic!("{found:?}") };
+        let orphan = only.path.clone().filter(|_| only.kind == DifferenceKind::OrphanFile);
+        drop(life);
+        self.sim.reset_script();
+        Request::ResolveDifference(ResolveDifference { difference: only.id(), action, orphan })
+    }
+
+    /// A file that nobody may miss, and that the catalog need not know.
+    pub fn keep(&mut self, path: &Path) {
+        self.first_images.push(path.to_owned());
     }
 
     pub fn flatten(&self, name: &str) -> Request {
@@ -503,7 +519,12 @@ pub fn settings() -> Settings {
 }
 
 /// Asks the engine.
-pub async fn submit(engine: &Engine, request: Request, asked: Asked) -> Result<Submitted, OpsError> {
+pub async fn submit(
+    engine: &Engine,
+    vm: VmId,
+    request: Request,
+    asked: Asked,
+) -> Result<Submitted, OpsError> {
     match request {
         Request::CreateSnapshot(request) => engine.create_snapshot(request, asked).await,
         Request::TakeFromSnapshot(request) => engine.take_from_snapshot(request, asked).await,
@@ -515,6 +536,12 @@ pub async fn submit(engine: &Engine, request: Request, asked: Asked) -> Result<S
         Request::FlattenVolume(request) => engine.flatten_volume(request, asked).await,
         Request::DeleteVolume(request) => engine.delete_volume(request, asked).await,
         Request::DeployVm(request) => engine.deploy_vm(request, asked).await,
+        Request::ResolveDifference(request) if request.orphan.is_some() => {
+            engine.resolve_orphan(request.difference, request.action, asked).await
+        }
+        Request::ResolveDifference(request) => {
+            engine.resolve_difference(vm, request.difference, request.action, asked).await
+        }
         Request::Collapse { .. } => unreachable!("nobody asks for it"),
     }
 }
@@ -523,6 +550,7 @@ pub async fn submit(engine: &Engine, request: Request, asked: Asked) -> Result<S
 pub struct Life {
     runtime: Runtime,
     engine: Engine,
+    vm: VmId,
 }
 
 impl Life {
@@ -534,15 +562,15 @@ impl Life {
             engine.recover().await.unwrap();
             engine
         });
-        Self { runtime, engine }
+        Self { runtime, engine, vm: scene.vm }
     }
 
     /// Submits. None if the daemon is to die before it has answered.
     pub fn begin(&self, request: Request, dies: impl Fn() -> bool) -> Option<Result<OperationId, OpsError>> {
         let asked = Asked { by: "test".to_owned(), key: None, validate_only: false };
-        let engine = self.engine.clone();
+        let (engine, vm) = (self.engine.clone(), self.vm);
         let submit = async move {
-            submit(&engine, request, asked).await.map(|submitted| match submitted {
+            submit(&engine, vm, request, asked).await.map(|submitted| match submitted {
                 Submitted::Operation(view) => view.operation.id,
                 Submitted::Plan(_) => unreachable!("nobody asked for a plan"),
             })

@@ -84,11 +84,12 @@ impl Node {
                 self.oracle.wants_back(&wish.key.id, wish.vm, target.clone());
             }
             let asked = Asked { by: "client".to_owned(), key: Some(wish.key.clone()), validate_only: false };
-            let (engine, request, key) = (engine.clone(), wish.request.clone(), wish.key.clone());
+            let (engine, vm) = (engine.clone(), wish.vm);
+            let (request, key) = (wish.request.clone(), wish.key.clone());
             wish.stage = Stage::Asked(tokio::spawn(async move {
                 match engine.repeated(Some(&key)).await? {
                     Some(before) => Ok(before),
-                    None => submit(&engine, request, asked).await,
+                    None => submit(&engine, vm, request, asked).await,
                 }
             }));
         }

@@ -9,7 +9,7 @@ mod snapshot;
 mod vm;
 mod volume;
 
-pub(super) use difference::difference;
+pub(super) use difference::{asked_action, difference};
 pub(super) use event::{event, event_kind, severity};
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{consistency, timestamp};
 use crate::api::status;
 use crate::model::operation::{Direction, OperationState};
-use crate::model::{Consistency, Operation, Request, RunState, SnapshotKind};
+use crate::model::{Consistency, Operation, Request, ResolveDifference, RunState, SnapshotKind};
 use crate::ops::{OperationView, Phase, Progress};
 use crate::plan::describe;
 use crate::proto::v1;
@@ -53,11 +53,14 @@ fn volume(operation: &Operation) -> String {
         Request::CloneVolume(_) | Request::DeployVm(_) => {
             operation.new_volumes().next().map(ToString::to_string).unwrap_or_default()
         }
+        // It is about a file, which is no volume.
+        Request::ResolveDifference(ResolveDifference { orphan: Some(_), .. }) => String::new(),
         Request::CreateSnapshot(_)
         | Request::TakeFromSnapshot(_)
         | Request::RevertSnapshot(_)
         | Request::DeleteSnapshots(_)
         | Request::PurgeSnapshot(_)
+        | Request::ResolveDifference(_)
         | Request::Collapse { .. } => match operation.of_vm() {
             Some(_) => String::new(),
             // Its own id is what stands for the VM of a volume that no VM has.
@@ -81,6 +84,7 @@ fn kind(request: &Request) -> v1::OperationKind {
         Request::RevertSnapshot(_) => v1::OperationKind::RevertSnapshot,
         Request::DeleteSnapshots(_) => v1::OperationKind::DeleteSnapshot,
         Request::PurgeSnapshot(_) => v1::OperationKind::PurgeSnapshot,
+        Request::ResolveDifference(_) => v1::OperationKind::ResolveVm,
         Request::Collapse { .. } => v1::OperationKind::Collapse,
     }
 }

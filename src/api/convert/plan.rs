@@ -77,7 +77,14 @@ fn summary(plan: &Plan) -> String {
         }
         Some(CatalogChange::CloneFlattened { .. }) => "let the volume stand alone".to_owned(),
         Some(CatalogChange::CloneDeleted { .. }) => "delete the volume".to_owned(),
-        Some(CatalogChange::LayersMerged { .. }) | None => String::new(),
+        Some(CatalogChange::ChainAdopted { .. }) => "go on from what somebody merged".to_owned(),
+        Some(CatalogChange::SnapshotsLost { snapshots, .. }) => {
+            format!("give {} snapshots up as LOST", snapshots.len())
+        }
+        Some(CatalogChange::FileAdopted { .. }) => "take the file that stands there for the same".to_owned(),
+        Some(CatalogChange::DiskSetAside { .. }) => "let the disk be away".to_owned(),
+        Some(CatalogChange::LayersMerged { .. }) => String::new(),
+        None => plan.steps.first().map(describe).unwrap_or_default(),
     }
 }
 
@@ -97,6 +104,7 @@ fn removal(removal: &Removal) -> v1::Removal {
             RemovalKind::ActiveState => v1::RemovalKind::ActiveState,
             RemovalKind::GuestMemory => v1::RemovalKind::GuestMemory,
             RemovalKind::Volume => v1::RemovalKind::Volume,
+            RemovalKind::File => v1::RemovalKind::File,
         }
         .into(),
         id: removal.id.clone(),

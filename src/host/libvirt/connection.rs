@@ -301,6 +301,7 @@ impl Opener {
 fn publish(events: &broadcast::Sender<HostEvent>, kind: EventKind, vm: VmId) {
     let event = match kind {
         EventKind::Lifecycle | EventKind::DeviceRemoved => HostEvent::VmChanged(vm),
+        EventKind::Migrated => HostEvent::VmMigrated(vm),
         EventKind::BlockJob => HostEvent::BlockJobChanged(vm),
         EventKind::Agent => HostEvent::AgentChanged(vm),
     };

@@ -19,6 +19,8 @@ use virt::sys;
 pub(super) enum EventKind {
     /// `VIR_DOMAIN_EVENT_ID_LIFECYCLE`: defined, started, paused, resumed, stopped, undefined.
     Lifecycle,
+    /// The same, of a VM that has stopped because it goes on elsewhere (`VIR_DOMAIN_EVENT_STOPPED_MIGRATED`).
+    Migrated,
     /// `VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED`: a device was unplugged while the guest ran.
     DeviceRemoved,
     /// `VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2`: a block job became ready or ended.
@@ -56,7 +58,7 @@ pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) 
     let (id, callback) = match kind {
         // SAFETY: libvirt calls back with the signature that belongs to the event's id, and stores it as the generic
         // type meanwhile: that is the documented way (VIR_DOMAIN_EVENT_CALLBACK). Function pointers have one size.
-        EventKind::Lifecycle => (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, unsafe {
+        EventKind::Lifecycle | EventKind::Migrated => (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, unsafe {
             std::mem::transmute::<LifecycleCallback, GenericCallback>(on_lifecycle)
         }),
         // SAFETY: as above.
@@ -218,12 +220,16 @@ type BlockJobCallback =
 unsafe extern "C" fn on_lifecycle(
     _connection: sys::virConnectPtr,
     domain: sys::virDomainPtr,
-    _event: c_int,
-    _detail: c_int,
+    event: c_int,
+    detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
+    let is = |what: c_int, kind: u32| u32::try_from(what) == Ok(kind);
+    let has_migrated =
+        is(event, sys::VIR_DOMAIN_EVENT_STOPPED) && is(detail, sys::VIR_DOMAIN_EVENT_STOPPED_MIGRATED);
+    let kind = if has_migrated { EventKind::Migrated } else { EventKind::Lifecycle };
     // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
-    unsafe { forward(domain, opaque) };
+    unsafe { forward_as(Some(kind), domain, opaque) };
     0
 }
 
@@ -263,6 +269,15 @@ unsafe extern "C" fn on_block_job(
 /// # Safety
 /// `domain` is a live domain, `opaque` comes from [`register_event`] and was not given back yet.
 unsafe fn forward(domain: sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: by this function's own condition.
+    unsafe { forward_as(None, domain, opaque) };
+}
+
+/// As [`forward`], of a kind that the event's details tell; None for the one that was registered.
+///
+/// # Safety
+/// As for [`forward`].
+unsafe fn forward_as(kind: Option<EventKind>, domain: sys::virDomainPtr, opaque: *mut c_void) {
     let mut bytes = [0_u8; sys::VIR_UUID_BUFLEN as usize];
     // SAFETY: the buffer has the length that the call writes. It only copies out of the handle: no request is made.
     if unsafe { sys::virDomainGetUUID(domain, bytes.as_mut_ptr()) } < 0 {
@@ -270,7 +285,7 @@ unsafe fn forward(domain: sys::virDomainPtr, opaque: *mut c_void) {
     }
     // SAFETY: by this function's own condition. Only shared references exist: the box is never changed.
     let sink = unsafe { &*opaque.cast::<EventSink>() };
-    contain("an event callback", || (sink.call)(sink.kind, Uuid::from_bytes(bytes)));
+    contain("an event callback", || (sink.call)(kind.unwrap_or(sink.kind), Uuid::from_bytes(bytes)));
 }
 
 unsafe extern "C" fn on_close(_connection: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {

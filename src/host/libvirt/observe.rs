@@ -119,6 +119,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         pull_blocker,
         variables: description.variables.clone(),
         uncovered: description.uncovered.clone(),
+        snapshots_elsewhere: vms::snapshots(domain, vm)?,
         disks: disks.collect::<Result<_>>()?,
     })
 }

@@ -1,11 +1,13 @@
-//! The XML that asks libvirt for a snapshot.
+//! The XML that asks libvirt for a snapshot, and the one that tells of a snapshot of its own.
 //!
 //! Decides nothing but its spelling: built by a writer out of typed values, never by pasting text.
 
 use std::io;
+use std::path::PathBuf;
 
 use quick_xml::Writer;
 
+use super::description::{children, parse};
 use crate::host::paths::plain;
 use crate::host::{DiskSwitch, HostError, Result};
 
@@ -37,6 +39,15 @@ pub(super) fn snapshot_xml(switch: &DiskSwitch) -> Result<String> {
     });
     written.map_err(unspellable)?;
     String::from_utf8(writer.into_inner()).map_err(unspellable)
+}
+
+/// The images that were made for a snapshot of libvirt's own, by its `<domainsnapshot>`.
+pub(super) fn images_of(xml: &str) -> Result<Vec<PathBuf>> {
+    let document = parse(xml)?;
+    let disks = children(document.root_element(), "disks").flat_map(|disks| children(disks, "disk"));
+    let sources = disks.flat_map(|disk| children(disk, "source"));
+    let paths = sources.filter_map(|source| source.attribute("file").or_else(|| source.attribute("dev")));
+    Ok(paths.map(PathBuf::from).collect())
 }
 
 fn write_disk(writer: &mut Writer<Vec<u8>>, target: &str, format: &str, path: &str) -> io::Result<()> {
@@ -85,6 +96,16 @@ mod tests {
     fn memory_too() {
         let xml = snapshot_xml(&switch("/i/new", Some("/m/image"))).unwrap();
         assert!(xml.starts_with("<domainsnapshot><memory snapshot=\"external\" file=\"/m/image\"/><disks>"));
+    }
+
+    #[test]
+    fn images_of_a_snapshot_of_libvirt() {
+        let xml = "<domainsnapshot><name>by-hand</name><memory snapshot='no'/><disks>\
+                   <disk name='vda' snapshot='external' type='file'><driver type='qcow2'/><source file='/i/mine'/></disk>\
+                   <disk name='vdb' snapshot='external' type='block'><source dev='/dev/mine'/></disk>\
+                   <disk name='vdc' snapshot='no'/></disks><domain><devices><disk><source file='/i/root'/></disk>\
+                   </devices></domain></domainsnapshot>";
+        assert_eq!(images_of(xml).unwrap(), [Path::new("/i/mine"), Path::new("/dev/mine")]);
     }
 
     #[test]

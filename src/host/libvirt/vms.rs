@@ -2,11 +2,14 @@
 //!
 //! Decides which of libvirt's states is which of ours. Leaves disks to `observe`.
 
+use std::path::PathBuf;
+
 use virt::domain::Domain;
 use virt::sys;
 
 use super::connection::Connection;
 use super::refusal::{LibvirtSays, of_node, on_vm};
+use super::snapshot_xml::images_of;
 use crate::host::{About, Definition, HostError, Result, VmSummary};
 use crate::model::VmId;
 use crate::model::vm::{PauseReason, RunState};
@@ -72,7 +75,18 @@ pub(super) fn xml(domain: &Domain, vm: VmId, flags: sys::virDomainXMLFlags) -> R
     domain.get_xml_desc(flags).map_err(on_vm(vm, "describe the VM"))
 }
 
-/// What the domain is called.
+/// The snapshots that libvirt itself keeps of a domain, with the images that were made for them.
+pub(super) fn snapshots(domain: &Domain, vm: VmId) -> Result<Vec<(String, Vec<PathBuf>)>> {
+    const CALL: &str = "list libvirt's own snapshots of the VM";
+    let kept = domain.list_all_snapshots(0).map_err(on_vm(vm, CALL))?;
+    let described = kept.iter().map(|snapshot| {
+        let name = snapshot.get_name().map_err(on_vm(vm, CALL))?;
+        let xml = snapshot.get_xml_desc(0).map_err(on_vm(vm, CALL))?;
+        Ok((LibvirtSays::new(name).to_string(), images_of(&xml)?))
+    });
+    described.collect()
+}
+
 pub(super) fn name(domain: &Domain, vm: VmId) -> Result<String> {
     domain.get_name().map_err(on_vm(vm, "name the VM")).map(|name| LibvirtSays::new(name).to_string())
 }

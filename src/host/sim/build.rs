@@ -210,6 +210,7 @@ impl VmBuilder {
             pull_blocker: self.pull_blocker,
             variables: self.variables,
             uncovered: self.uncovered,
+            snapshots: Vec::new(),
             agent: self.agent,
             slots,
             stored,

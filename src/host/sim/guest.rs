@@ -264,6 +264,51 @@ impl SimHost {
         });
     }
 
+    /// Somebody lets a running VM go on on another node. Its definition stays.
+    pub fn someone_migrates(&self, vm: VmId) {
+        self.change(|world| {
+            if world.stop(vm).is_ok() {
+                world.emit(HostEvent::VmMigrated(vm));
+            }
+        });
+    }
+
+    /// Somebody merges the layers from `top` down to just above `base` into that, of a VM that runs, as `virsh blockcommit`
+    /// does. If `top` is the active layer, the VM writes to the base then. The files stay.
+    pub fn someone_commits(&self, vm: VmId, disk: &DiskTarget, top: &Path, base: &Path) {
+        self.change(|world| world.commit_by_hand(vm, disk, top, base));
+    }
+
+    /// Somebody lets a disk lie on nothing, of a VM that runs, as `virsh blockpull` does. The files stay.
+    pub fn someone_pulls(&self, vm: VmId, disk: &DiskTarget) {
+        self.change(|world| world.pull_by_hand(vm, disk));
+    }
+
+    /// Somebody lets the VM have no such disk any more.
+    pub fn someone_unplugs(&self, vm: VmId, disk: &DiskTarget) {
+        self.change(|world| {
+            let Some(machine) = world.machines.get_mut(&vm) else { return };
+            machine.slots.retain(|slot| slot.target != *disk);
+            machine.stored.remove(disk);
+            if let Some(live) = &mut machine.live {
+                live.chains.remove(disk);
+            }
+            world.emit(HostEvent::VmChanged(vm));
+        });
+    }
+
+    /// The hypervisor keeps a snapshot of its own, for which these images were made; with none it forgets it.
+    pub fn someone_keeps_a_snapshot(&self, vm: VmId, name: &str, images: &[&Path]) {
+        self.change(|world| {
+            let Some(machine) = world.machines.get_mut(&vm) else { return };
+            machine.snapshots.retain(|(known, _)| known != name);
+            if !images.is_empty() {
+                let images = images.iter().map(|image| image.to_path_buf()).collect();
+                machine.snapshots.push((name.to_owned(), images));
+            }
+        });
+    }
+
     /// Somebody makes a disk larger, of a VM that runs or not. Nothing happens if it is not larger, or a block job has the
     /// disk (QEMU: "node is busy").
     pub fn someone_resizes(&self, vm: VmId, disk: &DiskTarget, bytes: u64) {
@@ -335,6 +380,11 @@ impl SimHost {
     /// Somebody removes a file.
     pub fn someone_removes(&self, path: &Path) {
         self.world().files.remove(path);
+    }
+
+    /// Somebody gives a file another name.
+    pub fn someone_moves(&self, from: &Path, to: &Path) {
+        drop(self.world().files.rename(from, to));
     }
 
     /// Somebody copies a file elsewhere and back.

@@ -15,7 +15,7 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::{Commit, HostError, HostEvent, Pull, Result};
 use super::fault::Extent;
@@ -137,6 +137,35 @@ impl World {
         let job = Job::new(Work::Pull { below: pull.below.clone() }, top.path.clone(), pending, notches);
         self.live(vm, CALL)?.jobs.insert(pull.disk.clone(), job);
         Ok(())
+    }
+
+    /// A commit from `top` into `base`, from its start to its end at once.
+    pub(super) fn commit_by_hand(&mut self, vm: VmId, disk: &DiskTarget, top: &Path, base: &Path) {
+        let Ok(chain) = self.free_chain(vm, disk, "merge") else { return };
+        let is_active = chain.first().is_some_and(|image| image.path == top);
+        let (top, base) = (top.to_owned(), base.to_owned());
+        let commit = Commit { disk: disk.clone(), top, base, is_active, bandwidth: None };
+        if self.start_commit(vm, &commit).is_err() {
+            return;
+        }
+        while self.job_of(vm, disk).is_some_and(|job| !job.is_ready) {
+            self.advance_jobs(vm);
+        }
+        drop(self.pivot(vm, disk, Extent::Whole));
+    }
+
+    /// A pull of all that a disk reads from others, from its start to its end at once.
+    pub(super) fn pull_by_hand(&mut self, vm: VmId, disk: &DiskTarget) {
+        let pull = Pull { disk: disk.clone(), below: None, bandwidth: None };
+        if self.start_pull(vm, &pull).is_ok() {
+            while self.job_of(vm, disk).is_some() {
+                self.advance_jobs(vm);
+            }
+        }
+    }
+
+    fn job_of(&self, vm: VmId, disk: &DiskTarget) -> Option<&Job> {
+        self.machines.get(&vm)?.live.as_ref()?.jobs.get(disk)
     }
 
     /// The chain of a disk that a job may be started on.

@@ -28,6 +28,8 @@ pub(super) struct Machine {
     /// The file with its UEFI variables.
     pub(super) variables: Option<PathBuf>,
     pub(super) uncovered: Vec<Uncovered>,
+    /// Snapshots of the hypervisor's own, with the images that were made for them.
+    pub(super) snapshots: Vec<(String, Vec<PathBuf>)>,
     pub(super) agent: AgentBehaviour,
     /// In the order of the definition.
     pub(super) slots: Vec<Slot>,

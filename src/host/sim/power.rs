@@ -186,6 +186,7 @@ impl World {
             pull_blocker: None,
             variables: new.variables.clone(),
             uncovered: Vec::new(),
+            snapshots: Vec::new(),
             agent: AgentBehaviour::Obeys,
             slots: new.disks.iter().map(slot).collect(),
             stored: new.disks.iter().cloned().collect(),

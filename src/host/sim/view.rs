@@ -43,6 +43,7 @@ impl World {
             pull_blocker: machine.pull_blocker.clone().filter(|_| machine.live.is_some()),
             variables: machine.variables.clone().map(|path| ImageRef { path, format: Format::Raw }),
             uncovered: machine.uncovered.clone(),
+            snapshots_elsewhere: machine.snapshots.clone(),
             disks: machine
                 .slots
                 .iter()

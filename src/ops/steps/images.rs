@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::host::{HostError, Result};
+use crate::host::{Host, HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
 use crate::model::vm::{DiskSource, Format};
 
@@ -75,6 +75,54 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
         }
     }
     Performed::done()
+}
+
+/// A file that nothing needed when this was planned is gone. Meanwhile somebody may have come to need it.
+pub(super) async fn remove_orphan(context: &Context<'_>, file: &DoomedImage) -> Performed {
+    match context.store.with_layers_at(vec![file.path.clone()]).await {
+        Ok(known) if known.is_empty() => {}
+        Ok(_) => return Performed::not_applied(HostError::ImageInUse(file.path.clone())),
+        Err(error) => return Performed::unknown(error),
+    }
+    let images = &context.host.images;
+    let is_gone = || async {
+        match images.inspect(&file.path, Format::Raw).await {
+            Ok(_) => Ok(false),
+            Err(HostError::NoSuchImage(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    };
+    make_so(is_gone, || async {
+        check_unneeded(context.host, &file.path).await?;
+        images.remove(file).await
+    })
+    .await
+}
+
+/// No VM names the file or reads it, no process has it open, and no image beside it lies on it.
+async fn check_unneeded(host: &Host, path: &Path) -> Result<()> {
+    let in_use = || HostError::ImageInUse(path.to_owned());
+    for vm in host.hypervisor.vms().await? {
+        let view = match host.hypervisor.observe(vm.id).await {
+            Err(HostError::NoSuchVm(_)) => continue,
+            // One that cannot be looked at may read anything.
+            view => view?,
+        };
+        let is_variables = view.variables.as_ref().is_some_and(|file| file.path == path);
+        if is_variables || view.disks.iter().any(|disk| disk.uses(path) || names(&disk.source, path)) {
+            return Err(in_use());
+        }
+    }
+    if host.images.is_in_use(path, Format::Raw).await? {
+        return Err(in_use());
+    }
+    for beside in host.images.list(path.parent().unwrap_or(path)).await? {
+        let facts = host.images.inspect(&beside, Format::Qcow2).await;
+        if facts.is_ok_and(|facts| facts.backing.is_some_and(|backing| backing.path == path)) {
+            return Err(in_use());
+        }
+    }
+    Ok(())
 }
 
 fn names(source: &DiskSource, path: &Path) -> bool {

@@ -143,6 +143,7 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::RestoreVariables { from, to, .. } => variables::restore(context, from, to).await,
         Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
         Step::RemoveImages { images } => images::remove(context, images).await,
+        Step::RemoveOrphan { file } => images::remove_orphan(context, file).await,
         Step::Freeze(freeze) => quiesce::freeze(context, freeze).await,
         Step::Thaw => quiesce::thaw(context).await,
         Step::ConfirmQuiesce => quiesce::confirm(context),
@@ -204,6 +205,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         | Step::ConfirmQuiesce
         | Step::Merge(_)
         | Step::RemoveImages { .. }
+        | Step::RemoveOrphan { .. }
         | Step::Record(_) => Performed::done(),
     }
 }

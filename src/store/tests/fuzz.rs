@@ -24,6 +24,7 @@ fn layer(number: u128) -> Layer {
         format: Format::Qcow2,
         ownership: Ownership::Owned,
         virtual_size: 1 << 30,
+        is_set_aside: false,
         seen: None,
     }
 }

@@ -1,0 +1,572 @@
+//! What somebody did behind the daemon's back is settled, the way that a person chooses: nothing that can be read goes, what
+//! cannot be vouched for is said so, and the VM takes snapshots again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tonic::Code;
+use vmsnap::host::sim::{BLOCK, Call, Fault, Hold, Method, Mishap, Moment, Trigger};
+use vmsnap::model::DiskTarget;
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::Format;
+use vmsnap::proto::v1;
+
+use super::client::{run, succeed};
+use super::node::{Node, PATIENCE, assert_refused};
+
+const DIFFERS: i32 = 11;
+const WAYS: [&str; 4] = ["adopt", "restore", "mark-lost", "remove-file"];
+
+async fn json(node: &Node, line: &str) -> Value {
+    serde_json::from_str(&run(node, &format!("{line} -o json")).await.stdout).unwrap()
+}
+
+fn vda() -> DiskTarget {
+    super::node::disks().into_iter().next().unwrap()
+}
+
+/// The file that holds what a snapshot has of vda.
+async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
+    let shown = json(node, &format!("snapshot show web/{snapshot}")).await;
+    shown["snapshot"]["disks"][0]["path"].as_str().unwrap().into()
+}
+
+fn active(node: &Node) -> PathBuf {
+    node.sim.image_of(node.vm, &vda()).unwrap()
+}
+
+/// What differs: kind, ways, id.
+async fn differences(node: &Node, line: &str) -> Vec<(String, Vec<String>, String)> {
+    let word = |value: &Value, prefix: &str| value.as_str().unwrap().trim_start_matches(prefix).to_owned();
+    let of = |found: &Value| {
+        let ways = found["actions"].as_array().cloned().unwrap_or_default();
+        let ways = ways.iter().map(|way| word(way, "DIFFERENCE_ACTION_").to_lowercase().replace('_', "-"));
+        (word(&found["kind"], "DIFFERENCE_KIND_"), ways.collect(), found["id"].as_str().unwrap().to_owned())
+    };
+    json(node, line).await["differences"].as_array().cloned().unwrap_or_default().iter().map(of).collect()
+}
+
+/// The one difference of the VM, which offers these ways. Gives its id.
+async fn only(node: &Node, kind: &str, ways: &[&str]) -> String {
+    let found = differences(node, "vm check web").await;
+    let [(found_kind, offered, id)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (found_kind.as_str(), offered.iter().map(String::as_str).collect::<Vec<_>>()),
+        (kind, ways.to_vec())
+    );
+    id.clone()
+}
+
+fn request(vm: &str, id: &str, action: v1::DifferenceAction) -> v1::ResolveVmRequest {
+    v1::ResolveVmRequest {
+        vm: vm.to_owned(),
+        difference_id: id.to_owned(),
+        action: action.into(),
+        ..Default::default()
+    }
+}
+
+/// By name, the state of each snapshot and what it reads from block 1 of its first disk.
+async fn snapshots(node: &Node) -> Vec<(String, String, Option<u64>)> {
+    let list = json(node, "snapshot list web --sort created").await;
+    let of = |snapshot: &Value| {
+        let path = snapshot["disks"][0]["path"].as_str().unwrap_or_default();
+        let reads =
+            node.sim.read_image(path.as_ref()).ok().map(|content| content.get(&1).copied().unwrap_or(0));
+        let state = snapshot["state"].as_str().unwrap().trim_start_matches("SNAPSHOT_STATE_").to_owned();
+        (snapshot["name"].as_str().unwrap().to_owned(), state, reads)
+    };
+    let mut all: Vec<_> = list["snapshots"].as_array().unwrap().iter().map(of).collect();
+    all.sort();
+    all
+}
+
+/// What somebody does, how it is settled, and what the snapshots are and read then.
+struct Case {
+    kind: &'static str,
+    ways: &'static [&'static str],
+    way: &'static str,
+    one: (&'static str, u64),
+    two: (&'static str, u64),
+}
+
+async fn check(act: impl AsyncFn(&Node), case: Case) {
+    let node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    node.write(1, 30);
+    act(&node).await;
+    let files = node.sim.files();
+    let id = only(&node, case.kind, case.ways).await;
+    for way in WAYS.iter().filter(|way| !case.ways.contains(way)) {
+        let refused = run(&node, &format!("vm resolve web {id} --{way} --yes")).await;
+        assert!(refused.code == 6 && refused.stderr.contains("RESOLUTION_NOT_OFFERED"), "{way}: {refused:?}");
+    }
+    let asked = run(&node, &format!("vm resolve web {id} --{}", case.way)).await;
+    assert_eq!(asked.code, 2, "it is asked first: {asked:?}");
+    succeed(&node, &format!("vm resolve web {id} --{} --dry-run", case.way)).await;
+    assert_eq!(only(&node, case.kind, case.ways).await, id, "nothing was done so far");
+
+    succeed(&node, &format!("vm resolve web {} --{} --yes", &id[..8], case.way)).await;
+    assert_eq!(node.sim.files(), files, "no file comes or goes");
+    assert_eq!(json(&node, "vm show web").await["vm"]["difference_count"], 0, "it is seen at once");
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    let again = request("web", &id, v1::DifferenceAction::Adopt);
+    let status = node.vms().resolve_vm(again).await.unwrap_err();
+    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
+    let known = snapshots(&node).await;
+    for (name, (state, reads)) in [("one", case.one), ("two", case.two)] {
+        let (_, is, content) = known.iter().find(|(known, ..)| known == name).unwrap();
+        assert_eq!(is, state, "{name}: {known:?}");
+        assert!(state != "READY" || *content == Some(reads), "{name}: {known:?}");
+    }
+
+    // The VM is as any other.
+    assert_eq!(node.read(1)[0], 30);
+    node.write(2, 40);
+    node.take("three").await;
+    node.write(1, 50);
+    succeed(&node, "snapshot revert web/three --yes").await;
+    assert_eq!((node.read(1)[0], node.read(2)[0]), (30, 40));
+    let before = snapshots(&node).await;
+    for (name, ..) in before {
+        succeed(&node, &format!("snapshot delete web/{name} --yes")).await;
+        let left = snapshots(&node).await;
+        for (name, state, reads) in left.iter().filter(|(_, state, _)| state == "READY") {
+            let known = known.iter().find(|(known, ..)| known == name);
+            assert!(known.is_none_or(|(.., before)| before == reads), "{name} {state}: {left:?}");
+        }
+        assert_eq!((node.read(1)[0], node.read(2)[0]), (30, 40));
+    }
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_overlay_is_adopted_with_what_it_was_put_on() {
+    let act = async |node: &Node| node.sim.someone_overlays(node.vm, &vda(), "/images/mine".as_ref());
+    let case = Case {
+        kind: "UNKNOWN_OVERLAY",
+        ways: &["adopt"],
+        way: "adopt",
+        one: ("READY", 10),
+        two: ("READY", 20),
+    };
+    check(act, case).await;
+}
+
+/// What somebody froze is kept until somebody deletes it, and read by nobody but its snapshot.
+#[tokio::test]
+async fn what_an_overlay_froze_is_a_snapshot() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let (frozen, mine) = (active(&node), Path::new("/images/mine"));
+    node.sim.someone_overlays(node.vm, &vda(), mine);
+    node.write(1, 30);
+    // libvirt's own snapshot of it would be a second owner.
+    node.sim.someone_keeps_a_snapshot(node.vm, "by-hand", &[mine]);
+    only(&node, "UNKNOWN_OVERLAY", &[]).await;
+    let told = run(&node, "vm check web").await;
+    assert!(told.stdout.contains("'virsh snapshot-delete VM by-hand --metadata'"), "{told:?}");
+    node.sim.someone_keeps_a_snapshot(node.vm, "by-hand", &[]);
+    let id = only(&node, "UNKNOWN_OVERLAY", &["adopt"]).await;
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+
+    let list = json(&node, "snapshot list web --sort created").await;
+    let list = list["snapshots"].as_array().unwrap();
+    let taken = list.iter().find(|snapshot| snapshot["name"] != "one").unwrap();
+    assert_eq!(taken["kind"], "SNAPSHOT_KIND_VOLUME", "{taken}");
+    assert_eq!(taken["consistency"], "CONSISTENCY_CRASH", "{taken}");
+    assert_eq!(taken["disks"][0]["path"].as_str(), frozen.to_str(), "{taken}");
+    assert_eq!(node.sim.read_image(&frozen).unwrap().get(&1), Some(&20));
+    assert_eq!(active(&node), mine);
+    let name = taken["name"].as_str().unwrap();
+    succeed(&node, &format!("snapshot delete web/{name} --yes")).await;
+    assert_eq!(node.read(1), [30, 30]);
+    assert_eq!(node.sim.read_image(&file_of(&node, "one").await).unwrap().get(&1), Some(&10));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// An image over what a snapshot holds, and the VM made to write to it: a branch by hand. What the VM wrote to before is kept.
+#[tokio::test]
+async fn a_branch_by_hand_is_adopted() {
+    let act = async |node: &Node| {
+        let (one, before) = (file_of(node, "one").await, active(node));
+        node.sim.someone_stops(node.vm);
+        node.sim.someone_redefines(node.vm, &vda(), ImageRef { path: one, format: Format::Qcow2 });
+        node.sim.someone_starts(node.vm);
+        node.sim.someone_overlays(node.vm, &vda(), "/images/mine".as_ref());
+        assert_eq!(node.read(1), [10, 30]);
+        node.sim.guest_write(node.vm, &vda(), 1, 30).unwrap();
+        assert_eq!(node.sim.read_image(&before).unwrap().get(&1), Some(&30));
+    };
+    let case = Case {
+        kind: "UNKNOWN_OVERLAY",
+        ways: &["adopt"],
+        way: "adopt",
+        one: ("READY", 10),
+        two: ("READY", 20),
+    };
+    check(act, case).await;
+}
+
+#[tokio::test]
+async fn several_overlays_are_not_adopted_at_once() {
+    let node = Node::start();
+    node.take("one").await;
+    for path in ["/images/mine", "/images/mine-too"] {
+        node.sim.someone_overlays(node.vm, &vda(), path.as_ref());
+    }
+    only(&node, "UNKNOWN_OVERLAY", &[]).await;
+}
+
+#[tokio::test]
+async fn layers_that_somebody_merged() {
+    let act = async |node: &Node| {
+        let (one, two) = (file_of(node, "one").await, file_of(node, "two").await);
+        node.sim.someone_commits(node.vm, &vda(), &two, &one);
+    };
+    let case = Case {
+        kind: "LAYER_MERGED",
+        ways: &["adopt"],
+        way: "adopt",
+        // Its file reads what `two` reads.
+        one: ("ERROR", 0),
+        two: ("READY", 20),
+    };
+    check(act, case).await;
+}
+
+#[tokio::test]
+async fn an_active_layer_that_somebody_merged() {
+    let act = async |node: &Node| {
+        let two = file_of(node, "two").await;
+        node.sim.someone_commits(node.vm, &vda(), &active(node), &two);
+    };
+    let case =
+        Case { kind: "LAYER_MERGED", ways: &["adopt"], way: "adopt", one: ("READY", 10), two: ("ERROR", 0) };
+    check(act, case).await;
+}
+
+#[tokio::test]
+async fn all_layers_that_somebody_merged() {
+    let act = async |node: &Node| {
+        let one = file_of(node, "one").await;
+        node.sim.someone_commits(node.vm, &vda(), &active(node), &one);
+    };
+    let case =
+        Case { kind: "LAYER_MERGED", ways: &["adopt"], way: "adopt", one: ("ERROR", 0), two: ("ERROR", 0) };
+    check(act, case).await;
+}
+
+/// What is pulled up leaves all below as it was: nothing is lost.
+#[tokio::test]
+async fn layers_that_somebody_pulled_up() {
+    let act = async |node: &Node| node.sim.someone_pulls(node.vm, &vda());
+    let case =
+        Case { kind: "LAYER_MERGED", ways: &["adopt"], way: "adopt", one: ("READY", 10), two: ("READY", 20) };
+    check(act, case).await;
+}
+
+#[tokio::test]
+async fn a_definition_that_is_put_right() {
+    let act = async |node: &Node| {
+        let image = ImageRef { path: file_of(node, "one").await, format: Format::Qcow2 };
+        node.sim.someone_redefines(node.vm, &vda(), image);
+    };
+    let case = Case {
+        kind: "DEFINITION_DIFFERS",
+        ways: &["restore"],
+        way: "restore",
+        one: ("READY", 10),
+        two: ("READY", 20),
+    };
+    check(act, case).await;
+}
+
+#[tokio::test]
+async fn another_file_with_the_same_content() {
+    let act = async |node: &Node| node.sim.someone_replaces(&file_of(node, "two").await);
+    let case = Case {
+        kind: "IMAGE_CHANGED",
+        ways: &["adopt", "mark-lost"],
+        way: "adopt",
+        one: ("READY", 10),
+        two: ("READY", 20),
+    };
+    check(act, case).await;
+}
+
+/// A VM with a branch that it does not read: `dead`, over `root`.
+async fn with_a_branch() -> (Node, PathBuf) {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("root").await;
+    node.write(1, 20);
+    node.take("dead").await;
+    succeed(&node, "snapshot revert web/root --yes").await;
+    let file = file_of(&node, "dead").await;
+    (node, file)
+}
+
+async fn until(node: &Node, snapshot: &str, state: &str) {
+    let settled = async {
+        let is =
+            async || json(node, &format!("snapshot show web/{snapshot}")).await["snapshot"]["state"].clone();
+        while is().await != format!("SNAPSHOT_STATE_{state}") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled)
+        .await
+        .unwrap_or_else(|_| panic!("{snapshot} does not become {state}"));
+}
+
+/// Given up, it is LOST and says why; when the file is back as it was, it is READY.
+#[tokio::test]
+async fn a_snapshot_that_is_given_up_and_comes_back() {
+    let (node, file) = with_a_branch().await;
+    node.sim.someone_moves(&file, "/images/aside".as_ref());
+    let id = only(&node, "IMAGE_MISSING", &["mark-lost"]).await;
+    let plan = succeed(&node, &format!("vm resolve web {id} --mark-lost --dry-run")).await;
+    assert!(plan.contains("record 1 snapshots as LOST"), "{plan}");
+    succeed(&node, &format!("vm resolve web {id} --mark-lost --yes")).await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    let shown = json(&node, "snapshot show web/dead").await;
+    assert_eq!(shown["snapshot"]["state"], "SNAPSHOT_STATE_LOST");
+    assert_eq!(shown["snapshot"]["error"]["reason"], "REASON_IMAGE_MISSING", "{shown}");
+    assert_eq!(run(&node, "snapshot revert web/dead --yes").await.code, 6);
+    node.take("next").await;
+
+    node.sim.someone_moves("/images/aside".as_ref(), &file);
+    // Something happens to the VM: it is looked at.
+    node.sim.someone_resumes(node.vm);
+    until(&node, "dead", "READY").await;
+    let events = succeed(&node, "event list web").await;
+    assert!(!events.contains("is back on this node"), "it has not been away: {events}");
+    succeed(&node, "snapshot revert web/dead --yes").await;
+    assert_eq!(node.read(1), [20, 20]);
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_no_way_back() {
+    let (node, file) = with_a_branch().await;
+    node.sim.someone_truncates(&file);
+    let id = only(&node, "IMAGE_CHANGED", &["mark-lost"]).await;
+    let refused = run(&node, "snapshot revert web/dead --yes").await;
+    assert!(refused.code == 6 && refused.stderr.contains("IMAGE_CHANGED"), "{refused:?}");
+    succeed(&node, &format!("vm resolve web {id} --mark-lost --yes")).await;
+    // It is looked at again, and is not what it was.
+    node.sim.someone_resumes(node.vm);
+    node.take("next").await;
+    until(&node, "dead", "LOST").await;
+    succeed(&node, "snapshot delete web/dead --yes").await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+}
+
+#[tokio::test]
+async fn a_link_is_never_adopted() {
+    let (node, file) = with_a_branch().await;
+    node.sim.someone_links(&file);
+    only(&node, "IMAGE_CHANGED", &["mark-lost"]).await;
+}
+
+#[tokio::test]
+async fn memory_that_is_given_up() {
+    let node = Node::start();
+    succeed(&node, "snapshot create web memory --memory").await;
+    let is_memory = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "memory");
+    let file = node.sim.files().into_iter().find(is_memory).unwrap();
+    node.sim.someone_removes(&file);
+    let id = only(&node, "IMAGE_MISSING", &["mark-lost"]).await;
+    succeed(&node, &format!("vm resolve web {id} --mark-lost --yes")).await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    succeed(&node, "volume clone web/memory --disk vda --to rescued --full").await;
+}
+
+/// What the VM itself reads cannot be given up: the snapshots can, and the VM still says what it lacks.
+#[tokio::test]
+async fn what_the_vm_reads_is_not_settled_by_giving_snapshots_up() {
+    let node = Node::start();
+    node.take("one").await;
+    node.sim.someone_removes(&file_of(&node, "one").await);
+    let id = only(&node, "IMAGE_MISSING", &["mark-lost"]).await;
+    succeed(&node, &format!("vm resolve web {id} --mark-lost --yes")).await;
+    assert_eq!(only(&node, "IMAGE_MISSING", &[]).await, id);
+    until(&node, "one", "LOST").await;
+}
+
+/// A disk that was taken away is meant to be: its image stays whole, whatever becomes of the snapshots.
+#[tokio::test]
+async fn a_disk_that_was_taken_away() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let image = active(&node);
+    node.sim.someone_unplugs(node.vm, &vda());
+    let id = only(&node, "DISK_SET_CHANGED", &["adopt"]).await;
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    node.take("two").await;
+    for name in ["one", "two"] {
+        succeed(&node, &format!("snapshot delete web/{name} --yes")).await;
+    }
+    assert_eq!(node.sim.read_image(&image).unwrap().get(&1), Some(&20), "whoever has it reads all of it");
+    assert_eq!(run(&node, "node check").await.code, 0, "nobody calls it an orphan");
+
+    // Its image is gone as well: nothing is left to be kept.
+    let second = "vdb".parse::<DiskTarget>().unwrap();
+    let image = node.sim.image_of(node.vm, &second).unwrap();
+    node.sim.someone_unplugs(node.vm, &second);
+    node.sim.someone_removes(&image);
+    let found = differences(&node, "vm check web").await;
+    let (.., id) = found.iter().find(|(kind, ..)| kind == "DISK_SET_CHANGED").unwrap();
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+const ORPHAN: &str = "/images/vmsnap-0199aaaa-0000-7000-8000-000000000001.qcow2";
+
+fn put_orphan(node: &Node) {
+    node.sim.put_image(ORPHAN.as_ref(), Format::Qcow2, BLOCK, false).unwrap();
+}
+
+#[tokio::test]
+async fn an_orphan_is_removed_and_nothing_else() {
+    let node = Node::start();
+    node.take("one").await;
+    let files: BTreeSet<PathBuf> = node.sim.files().into_iter().collect();
+    put_orphan(&node);
+    let found = differences(&node, "node check").await;
+    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((kind.as_str(), &ways[..]), ("ORPHAN_FILE", &["remove-file".to_owned()][..]));
+    let plan = succeed(&node, &format!("node resolve {id} --remove-file --dry-run")).await;
+    assert!(plan.contains(&format!("gone for good: {ORPHAN}")), "{plan}");
+    let refused = run(&node, &format!("node resolve {id} --adopt --yes")).await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    succeed(&node, &format!("node resolve {} --remove-file --yes", &id[..8])).await;
+    assert_eq!(node.sim.files().into_iter().collect::<BTreeSet<_>>(), files);
+    assert_eq!(run(&node, "node check").await.code, 0);
+    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
+    let refused = run(&node, "node resolve 00 --remove-file --yes").await;
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_an_image_lies_on_is_not_removed() {
+    let node = Node::start();
+    node.take("one").await;
+    put_orphan(&node);
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    let vm =
+        node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).build();
+    node.sim.someone_overlays(vm, &vda(), "/images/mine".as_ref());
+    // Another VM reads it: it is no orphan.
+    assert_eq!(run(&node, "node check").await.code, 0);
+    let status = node.vms().resolve_vm(request("", &id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
+    node.sim.someone_stops(vm);
+    node.sim.someone_undefines(vm);
+    // Nobody has the image that lies on it; that is there all the same.
+    let found = differences(&node, "node check").await;
+    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((kind.as_str(), ways.len()), ("ORPHAN_FILE", 0));
+    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::FailedPrecondition, "RESOLUTION_NOT_OFFERED");
+    node.sim.someone_removes("/images/mine".as_ref());
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    succeed(&node, &format!("node resolve {id} --remove-file --yes")).await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Between the look that it was planned by and its removal, a VM is defined with it.
+#[tokio::test]
+async fn an_orphan_that_somebody_takes_meanwhile() {
+    let node = Node::start();
+    node.take("one").await;
+    put_orphan(&node);
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    let remove = request("", &id, v1::DifferenceAction::RemoveFile);
+    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
+    let before = looks();
+    node.vms().resolve_vm(v1::ResolveVmRequest { validate_only: true, ..remove.clone() }).await.unwrap();
+    let planning = looks() - before;
+    // The next look after the plan is the step's own first one.
+    let (hold, occurrence) = (Hold::default(), looks() + planning + 1);
+    let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
+    node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
+    let begun = node.vms().resolve_vm(remove).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).off().build();
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::LayerInUse);
+    assert!(node.sim.files().contains(&ORPHAN.into()));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_vm_that_is_busy() {
+    let node = Node::start();
+    node.take("one").await;
+    put_orphan(&node);
+    node.sim.someone_redefines(
+        node.vm,
+        &vda(),
+        ImageRef { path: file_of(&node, "one").await, format: Format::Qcow2 },
+    );
+    let id = only(&node, "DEFINITION_DIFFERS", &["restore"]).await;
+    let orphan = differences(&node, "node check").await;
+    let (.., orphan) = orphan.iter().find(|(kind, ..)| kind == "ORPHAN_FILE").unwrap();
+    let hold = node.hold(Method::PointDisks);
+    let begun = node.vms().resolve_vm(request("web", &id, v1::DifferenceAction::Restore)).await.unwrap();
+    hold.reached().await;
+    let again = node.vms().resolve_vm(request("web", &id, v1::DifferenceAction::Restore)).await.unwrap_err();
+    assert_refused(&again, Code::Aborted, "VM_BUSY");
+    let status =
+        node.vms().resolve_vm(request("", orphan, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::Aborted, "VM_BUSY");
+    hold.release();
+    let operation = begun.into_inner().operation.unwrap();
+    assert_eq!(operation.kind(), v1::OperationKind::ResolveVm);
+    node.end_of(&operation.id).await;
+    assert_eq!(run(&node, "vm check web").await.code, 0);
+}
+
+#[tokio::test]
+async fn requests_that_are_not_complete() {
+    let node = Node::start();
+    let id = "0199aaaa-0000-7000-8000-000000000001";
+    let adopt = v1::DifferenceAction::Adopt;
+    let cases = [
+        (request("web", "", adopt), Code::InvalidArgument, "INVALID_REQUEST"),
+        (request("web", "first", adopt), Code::InvalidArgument, "INVALID_REQUEST"),
+        (request("web", id, v1::DifferenceAction::Unspecified), Code::InvalidArgument, "INVALID_REQUEST"),
+        (request("nobody", id, adopt), Code::NotFound, "VM_NOT_FOUND"),
+        (request("web", id, adopt), Code::NotFound, "DIFFERENCE_NOT_FOUND"),
+        (request("", id, adopt), Code::NotFound, "DIFFERENCE_NOT_FOUND"),
+        (
+            v1::ResolveVmRequest { etag: "7".to_owned(), ..request("web", id, adopt) },
+            Code::Aborted,
+            "ETAG_MISMATCH",
+        ),
+    ];
+    for (request, code, reason) in cases {
+        let status = node.vms().resolve_vm(request).await.unwrap_err();
+        assert_refused(&status, code, reason);
+    }
+    assert_eq!(node.acts(), 0);
+    assert_eq!(run(&node, "vm resolve web 00 --adopt --restore").await.code, 2);
+    assert_eq!(run(&node, "vm resolve web 00").await.code, 2);
+    assert_ne!(run(&node, "vm check web").await.code, DIFFERS);
+}

@@ -226,4 +226,89 @@ fn what_somebody_does_is_told_and_settled() {
     assert!(refused.code == 6 && refused.stderr.contains("the catalog says"), "{refused:?}");
     assert_eq!(guest.image("vda"), *active);
     assert!(guest.has_file("/mnt/vda/three"), "the guest goes on");
+    settle(&client, vm, "LAYER_MERGED", "adopt");
+    let state =
+        |name: &str| client.json(&["snapshot", "show", &format!("{vm}/{name}")])["snapshot"]["state"].clone();
+    assert_eq!((state("one"), state("two")), ("SNAPSHOT_STATE_ERROR".into(), "SNAPSHOT_STATE_READY".into()));
+    assert!(held.exists(), "nothing is removed");
+    client.json(&["snapshot", "create", vm, "next", "--quiesce", "required"]);
+    client.json(&["snapshot", "delete", &format!("{vm}/one"), "--yes"]);
+    client.json(&["snapshot", "revert", &format!("{vm}/two"), "--yes"]);
+    guest.wait_until_up();
+    assert!(guest.has_file("/mnt/vda/two") && !guest.has_file("/mnt/vda/three"), "it reads what it read");
+}
+
+/// The ways that the one difference of this class offers.
+fn ways(client: &Client, check: &[&str], kind: &str) -> (String, Vec<String>) {
+    let reply = client.run(&[&["--output", "json"], check].concat());
+    let answer: Value = serde_json::from_str(&reply.stdout).unwrap_or_else(|_| panic!("{reply:?}"));
+    let all = answer["differences"].as_array().unwrap();
+    let of_kind = |found: &&Value| found["kind"] == format!("DIFFERENCE_KIND_{kind}");
+    let found = all.iter().find(of_kind).unwrap_or_else(|| panic!("{reply:?}"));
+    let ways = found["actions"].as_array().cloned().unwrap_or_default();
+    let ways =
+        ways.iter().map(|way| way.as_str().unwrap().trim_start_matches("DIFFERENCE_ACTION_").to_owned());
+    (found["id"].as_str().unwrap().to_owned(), ways.collect())
+}
+
+/// Settles the difference of this class; then there is none.
+fn settle(client: &Client, vm: &str, kind: &str, way: &str) {
+    let (id, _) = ways(client, &["vm", "check", vm], kind);
+    client.json(&["vm", "resolve", vm, &id[..8], &format!("--{way}"), "--yes"]);
+    assert_eq!(differences(client, vm), [], "{kind} is settled");
+}
+
+#[test]
+fn an_overlay_by_hand_is_adopted_and_an_orphan_goes() {
+    let guest = Guest::boot(&Spec::default());
+    let images = guest.directory().display().to_string();
+    let setup = Setup { configuration: format!("image_directories = [{images:?}]"), ..Setup::default() };
+    let daemon = Daemon::start_with(setup);
+    let (client, vm) = (daemon.client(), guest.name());
+    write(&guest, "one");
+    client.json(&["snapshot", "create", vm, "one", "--quiesce", "required"]);
+    write(&guest, "two");
+    let frozen = guest.image("vda");
+    let mine = guest.directory().join("mine.qcow2");
+    let disk = format!("vda,file={}", mine.display());
+    let overlay =
+        ["by-hand", "--disk-only", "--quiesce", "--diskspec", &disk, "--diskspec", "vdb,snapshot=no"];
+    guest.virsh("snapshot-create-as", &overlay);
+    write(&guest, "three");
+
+    // As long as libvirt keeps a snapshot of its own, the overlay would have two owners.
+    let (id, offered) = ways(&client, &["vm", "check", vm], "UNKNOWN_OVERLAY");
+    assert_eq!(offered, [""; 0]);
+    let refused = client.run(&["vm", "resolve", vm, &id, "--adopt", "--yes"]);
+    assert!(refused.code == 6 && refused.stderr.contains("RESOLUTION_NOT_OFFERED"), "{refused:?}");
+    assert!(client.run(&["vm", "check", vm]).stdout.contains("snapshot-delete VM by-hand --metadata"));
+    guest.virsh("snapshot-delete", &["by-hand", "--metadata"]);
+    assert_eq!(ways(&client, &["vm", "check", vm], "UNKNOWN_OVERLAY").1, ["ADOPT"]);
+    settle(&client, vm, "UNKNOWN_OVERLAY", "adopt");
+    assert_eq!(guest.image("vda"), mine);
+    let listed = client.json(&["snapshot", "list", vm]);
+    let listed = listed["snapshots"].as_array().unwrap();
+    let taken = listed.iter().find(|snapshot| snapshot["name"] != "one").unwrap();
+    assert_eq!(taken["disks"][0]["path"].as_str(), frozen.to_str(), "what somebody froze is kept: {taken}");
+    let file = |name: &str| images::read_file(&frozen, Format::Qcow2, name).is_some();
+    assert!(file("two") && !file("three"));
+
+    // It is a VM like any other.
+    client.json(&["snapshot", "create", vm, "next", "--quiesce", "required"]);
+    write(&guest, "four");
+    let by_hand = format!("{vm}/{}", taken["name"].as_str().unwrap());
+    client.json(&["snapshot", "delete", &by_hand, "--yes"]);
+    for name in ["one", "two", "three", "four"] {
+        assert!(guest.has_file(&format!("/mnt/vda/{name}")), "{name}");
+    }
+    client.json(&["snapshot", "revert", &format!("{vm}/next"), "--yes"]);
+    guest.wait_until_up();
+    assert!(guest.has_file("/mnt/vda/three") && !guest.has_file("/mnt/vda/four"));
+
+    let orphan = guest.directory().join("vmsnap-0199aaaa-0000-7000-8000-000000000001.qcow2");
+    images::create(&orphan, Format::Qcow2, 8);
+    let (id, offered) = ways(&client, &["node", "check"], "ORPHAN_FILE");
+    assert_eq!(offered, ["REMOVE_FILE"]);
+    client.json(&["node", "resolve", &id[..8], "--remove-file", "--yes"]);
+    assert!(!orphan.exists() && guest.disks().iter().all(|(_, image)| image.exists()));
 }

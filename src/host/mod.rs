@@ -289,7 +289,8 @@ pub struct Pull {
 pub enum HostEvent {
     /// A VM was defined, undefined, started, stopped, paused or resumed, or lost a device while it ran.
     VmChanged(VmId),
-    /// A VM's process has ended, because it goes on on another node. Its definition may stay, or follow.
+    /// A VM's process has ended, because it goes on on another node. Told beside the change. Its definition may stay, or
+    /// follow.
     VmMigrated(VmId),
     /// A block job became ready or ended.
     BlockJobChanged(VmId),

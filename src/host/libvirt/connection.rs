@@ -299,9 +299,12 @@ impl Opener {
 
 /// The channel is bounded and sending to it never blocks: a slow reader is told how many events it missed.
 fn publish(events: &broadcast::Sender<HostEvent>, kind: EventKind, vm: VmId) {
+    if kind == EventKind::Migrated {
+        // An error means that nobody listens.
+        let _ = events.send(HostEvent::VmMigrated(vm));
+    }
     let event = match kind {
-        EventKind::Lifecycle | EventKind::DeviceRemoved => HostEvent::VmChanged(vm),
-        EventKind::Migrated => HostEvent::VmMigrated(vm),
+        EventKind::Lifecycle | EventKind::Migrated | EventKind::DeviceRemoved => HostEvent::VmChanged(vm),
         EventKind::BlockJob => HostEvent::BlockJobChanged(vm),
         EventKind::Agent => HostEvent::AgentChanged(vm),
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
+use bed::{Client, Daemon, Elsewhere, Format, Guest, Setup, Spec, images};
 
 fn write(guest: &Guest, name: &str) {
     for disk in ["vda", "vdb"] {
@@ -236,6 +236,35 @@ fn what_somebody_does_is_told_and_settled() {
     client.json(&["snapshot", "revert", &format!("{vm}/two"), "--yes"]);
     guest.wait_until_up();
     assert!(guest.has_file("/mnt/vda/two") && !guest.has_file("/mnt/vda/three"), "it reads what it read");
+}
+
+#[test]
+fn a_guest_that_migrates_away_and_back() {
+    let elsewhere = Elsewhere::start();
+    let guest = Guest::boot(&Spec::default());
+    let daemon = Daemon::start();
+    let (client, vm) = (daemon.client(), guest.name());
+    write(&guest, "first");
+    let taken = client.json(&["snapshot", "create", vm, "one", "--quiesce", "required"]);
+    let id = taken["snapshot"]["id"].as_str().unwrap();
+    write(&guest, "second");
+    elsewhere.take(&guest);
+    wait_for_state(&client, id, "LOST");
+    let shown = client.json(&["snapshot", "show", id]);
+    assert!(
+        shown["snapshot"]["error"]["message"].as_str().unwrap().contains("has migrated to another"),
+        "{shown}"
+    );
+    assert_eq!(differences(&client, vm), [("VM_MIGRATED".to_owned(), true)]);
+
+    elsewhere.give_back(&guest);
+    wait_for_state(&client, id, "READY");
+    assert_eq!(differences(&client, vm), []);
+    assert!(guest.has_file("/mnt/vda/second"), "it has gone on all the time");
+    client.json(&["snapshot", "create", vm, "two"]);
+    client.json(&["snapshot", "revert", &format!("{vm}/one"), "--yes"]);
+    guest.wait_until_up();
+    assert!(guest.has_file("/mnt/vda/first") && !guest.has_file("/mnt/vda/second"));
 }
 
 /// The ways that the one difference of this class offers.

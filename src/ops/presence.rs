@@ -23,6 +23,7 @@ const BREATH: Duration = Duration::from_millis(500);
 impl Engine {
     /// Keeps up with VMs that leave and come back, from now until the daemon goes down.
     pub fn keep_presence(&self) {
+        self.note_migrations();
         let engine = self.clone();
         self.0.tasks.spawn(async move {
             let stopping = engine.draining();
@@ -36,7 +37,7 @@ impl Engine {
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => return,
-                    goes_on = engine.vm_left_or_came(&mut events) => if !goes_on { return },
+                    goes_on = vm_changed(&mut events) => if !goes_on { return },
                     Ok(()) = link.changed() => {}
                     // What was passed over because somebody held it.
                     () = gate, if !is_all => {}
@@ -47,32 +48,29 @@ impl Engine {
                     () = tokio::time::sleep(BREATH) => {}
                 }
                 // What happens from here on is seen by the next look.
-                while let Ok(event) = events.try_recv() {
-                    engine.note_migration(&event);
-                }
+                events = events.resubscribe();
             }
         });
     }
 
-    /// As [`vm_changed`]. A migration is told once, and nothing that can be looked at later says so.
-    async fn vm_left_or_came(&self, events: &mut broadcast::Receiver<HostEvent>) -> bool {
-        loop {
-            match events.recv().await {
-                Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
-                Ok(event) => {
-                    self.note_migration(&event);
-                    return true;
+    /// Notes which VMs migrate, from now until the daemon goes down: it is told once, and no later look shows it.
+    fn note_migrations(&self) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            let stopping = engine.draining();
+            let mut events = engine.0.host.hypervisor.events();
+            loop {
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    () = stopping.cancelled() => return,
+                };
+                match event {
+                    Ok(HostEvent::VmMigrated(vm)) => drop(engine.migrated().insert(vm)),
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
                 }
-                Err(RecvError::Lagged(_)) => return true,
-                Err(RecvError::Closed) => return false,
             }
-        }
-    }
-
-    fn note_migration(&self, event: &HostEvent) {
-        if let HostEvent::VmMigrated(vm) = event {
-            self.migrated().insert(*vm);
-        }
+        });
     }
 
     /// Whether a VM was seen to leave for another node, and not seen to run here since.
@@ -138,14 +136,16 @@ impl Engine {
 
     /// A list may be older than what it is held against.
     async fn lose(&self, vm: VmId) -> Result<()> {
+        // A VM is gone before the event that tells why has come.
+        tokio::time::sleep(BREATH).await;
         if !matches!(self.0.host.hypervisor.observe(vm).await, Err(HostError::NoSuchVm(_))) {
             return Ok(());
         }
         let (reason, message) = if self.has_migrated(vm) {
             (Reason::VmMigrated, "its VM is not on this node: it has migrated to another one")
         } else {
-            let message = "its VM is not on this node: it was undefined, or transient and stopped, or it has migrated \
-                           while nobody looked";
+            let message =
+                "its VM is not on this node: it was undefined, or transient and stopped, or it left unseen";
             (Reason::VmNotFound, message)
         };
         let why = Failure { reason, message: message.to_owned(), causes: Vec::new() };
@@ -186,10 +186,8 @@ pub(super) async fn vm_changed(events: &mut broadcast::Receiver<HostEvent>) -> b
     loop {
         match events.recv().await {
             // Lost events may have been such a change.
-            Ok(HostEvent::VmChanged(_) | HostEvent::VmMigrated(_)) | Err(RecvError::Lagged(_)) => {
-                return true;
-            }
-            Ok(HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
+            Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => return true,
+            Ok(HostEvent::VmMigrated(_) | HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
             Err(RecvError::Closed) => return false,
         }
     }

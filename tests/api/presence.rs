@@ -208,7 +208,10 @@ async fn a_vm_that_migrates_away_and_back() {
     node.crash();
     node.restart();
     let shown = json(&node, "snapshot show web/one").await;
-    assert!(shown["snapshot"]["error"]["message"].as_str().unwrap().contains("has migrated"), "{shown}");
+    assert!(
+        shown["snapshot"]["error"]["message"].as_str().unwrap().contains("has migrated to another"),
+        "{shown}"
+    );
     migrated(&node, true).await;
 
     come_back(&node.sim, &images);

@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
-use crate::model::{DiskTarget, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 mod error;
 pub mod images;
@@ -100,6 +100,15 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Ends an active commit that is ready: the VM writes to the base. [`HostError::NotReady`] if it is not.
     async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
+
+    /// Ends the block job of a disk where it stands: the VM goes on with the layers that it had. None there is success.
+    async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
+
+    /// What the process of a VM may read from a disk and write to it. None if it is off, or has no such disk.
+    async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>>;
+
+    /// Changes all limits on a disk of a running VM but the group, until it stops. The definition is left alone.
+    async fn set_io_limits(&self, vm: VmId, disk: &DiskTarget, limits: &IoLimits) -> Result<()>;
 
     /// What happens to VMs and block jobs. Some events are lost when the link breaks: look again then.
     fn events(&self) -> broadcast::Receiver<HostEvent>;

@@ -5,11 +5,13 @@
 
 pub mod change;
 pub mod clone;
+pub mod convergence;
 pub mod cursor;
 pub mod difference;
 pub mod edit;
 pub mod event;
 pub mod ids;
+pub mod io_limits;
 pub mod layer;
 pub mod manifest;
 pub mod operation;
@@ -26,6 +28,7 @@ pub use ids::{
     CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId,
     VmName, VolumeId, VolumeName,
 };
+pub use io_limits::IoLimits;
 pub use layer::{Layer, LayerTree, Ownership, Volume};
 pub use operation::{Failure, Finding, Findings, Operation, OperationState, Outcome, Reason, Turn};
 pub use request::{

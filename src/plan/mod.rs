@@ -18,6 +18,7 @@ use crate::model::{
 mod check;
 mod clone;
 mod collapse;
+pub mod convergence;
 mod create;
 mod delete;
 mod deploy;
@@ -40,6 +41,7 @@ mod tests;
 pub use check::{differences, orphan};
 pub use clone::{clone_volume, delete_volume, flatten_volume};
 pub use collapse::collapse as collapse_tree;
+pub use convergence::MergePolicy;
 pub use create::create;
 pub use delete::{collapse, delete};
 pub use deploy::deploy_vm;

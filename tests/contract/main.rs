@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 mod images;
+mod limits;
 mod merges;
 mod node;
 mod powers;

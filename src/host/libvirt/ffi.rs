@@ -197,6 +197,102 @@ pub(super) fn block_job_abort(
     succeeded(done)
 }
 
+/// The I/O limits of a disk, by name; text and numbers (`virDomainGetBlockIoTune`).
+pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Tune)>, Error> {
+    let flags = sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_TYPED_PARAM_STRING_OKAY;
+    let mut count: c_int = 0;
+    // SAFETY: the domain and the string outlive the call; without an array it only counts.
+    let counted = unsafe {
+        sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), ptr::null_mut(), &raw mut count, flags)
+    };
+    succeeded(counted)?;
+    // SAFETY: a typed parameter is plain data, and zeros are a valid one: an empty name and no value.
+    let empty: sys::virTypedParameter = unsafe { std::mem::zeroed() };
+    let mut parameters = vec![empty; usize::try_from(count).unwrap_or(0)];
+    // SAFETY: the array has room for `count` parameters, and outlives the call.
+    let read = unsafe {
+        sys::virDomainGetBlockIoTune(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            parameters.as_mut_ptr(),
+            &raw mut count,
+            flags,
+        )
+    };
+    let result = succeeded(read).map(|()| {
+        let filled = parameters.iter().take(usize::try_from(count).unwrap_or(0));
+        filled.filter_map(tune).collect()
+    });
+    if result.is_ok() {
+        // SAFETY: the first `count` parameters were filled by libvirt, which allocated their strings; none is used again.
+        unsafe { sys::virTypedParamsClear(parameters.as_mut_ptr(), count) };
+    }
+    result
+}
+
+/// The value of an I/O limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tune {
+    /// A limit.
+    Number(u64),
+    /// The name of a group; empty for none.
+    Text(String),
+}
+
+/// None for a kind of value that no limit has today.
+fn tune(parameter: &sys::virTypedParameter) -> Option<(String, Tune)> {
+    // SAFETY: libvirt ends the name within its array.
+    let name = unsafe { CStr::from_ptr(parameter.field.as_ptr()) }.to_string_lossy().into_owned();
+    let value = match u32::try_from(parameter.type_) {
+        // SAFETY: the type says that this is the member that was written.
+        Ok(sys::VIR_TYPED_PARAM_ULLONG) => Tune::Number(unsafe { parameter.value.ul }),
+        Ok(sys::VIR_TYPED_PARAM_STRING) => {
+            // SAFETY: as above.
+            let text = unsafe { parameter.value.s };
+            if text.is_null() {
+                return None;
+            }
+            // SAFETY: libvirt's string, ended by NUL, not freed before the parameters are cleared.
+            Tune::Text(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        }
+        Ok(_) | Err(_) => return None,
+    };
+    Some((name, value))
+}
+
+/// Changes I/O limits of a disk of a running domain, and of the process only (`virDomainSetBlockIoTune`).
+pub(super) fn set_block_io_tune(domain: &Domain, disk: &CStr, limits: &[(&CStr, u64)]) -> Result<(), Error> {
+    let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
+    let (mut count, mut room): (c_int, c_int) = (0, 0);
+    let added = limits.iter().try_for_each(|(name, value)| {
+        // SAFETY: libvirt owns the array behind `parameters` and grows it; it copies the name.
+        succeeded(unsafe {
+            sys::virTypedParamsAddULLong(
+                &raw mut parameters,
+                &raw mut count,
+                &raw mut room,
+                name.as_ptr(),
+                *value,
+            )
+        })
+    });
+    let done = added.and_then(|()| {
+        // SAFETY: the domain, the string and the array outlive the call, which keeps none of them.
+        succeeded(unsafe {
+            sys::virDomainSetBlockIoTune(
+                domain.as_ptr(),
+                disk.as_ptr(),
+                parameters,
+                count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            )
+        })
+    });
+    // SAFETY: the array is libvirt's own, null if nothing was added, and not used again.
+    unsafe { sys::virTypedParamsFree(parameters, count) };
+    done
+}
+
 /// Ends the job that holds the domain, such as a capture of its memory (`virDomainAbortJob`).
 pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: the domain outlives the call.

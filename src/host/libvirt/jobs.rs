@@ -106,7 +106,20 @@ pub(super) fn pivot(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<()
     )
 }
 
-fn c_text(text: &str) -> Result<CString> {
+/// See [`crate::host::Hypervisor::abort_block_job`].
+pub(super) fn abort(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    let disk = c_text(disk.as_str())?;
+    // libvirt has no code of its own for "there is none".
+    let is_there = |domain| ffi::block_job_info(domain, &disk).map_err(on_vm(vm, "describe a block job"));
+    if !vms::is_active(&domain, vm)? || is_there(&domain)?.is_none() {
+        return Ok(());
+    }
+    // Without flags it returns when the job is gone.
+    ffi::block_job_abort(&domain, &disk, 0).map_err(on_vm(vm, "end the block job"))
+}
+
+pub(super) fn c_text(text: &str) -> Result<CString> {
     CString::new(text)
         .map_err(|error| HostError::Malformed { what: "a name for libvirt", cause: error.into() })
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::BlockJob;
-use crate::model::{DiskTarget, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 mod agent;
 mod chain;
@@ -41,6 +41,7 @@ mod firmware;
 #[cfg(test)]
 mod fuzz;
 mod graph;
+mod io_limits;
 mod jobs;
 mod lane;
 mod memory_blocker;
@@ -242,6 +243,24 @@ impl Hypervisor for Libvirt {
         let disk = disk.clone();
         let pivot = move |line: &_| jobs::pivot(line, vm, &disk);
         self.change.run("the pivot", self.deadlines.change, pivot).await
+    }
+
+    async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        let disk = disk.clone();
+        let abort = move |line: &_| jobs::abort(line, vm, &disk);
+        self.change.run("the end of the block job", self.deadlines.change, abort).await
+    }
+
+    async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>> {
+        let disk = disk.clone();
+        let read = move |line: &_| io_limits::read(line, vm, &disk);
+        self.look.run("the question for I/O limits", self.deadlines.query, read).await
+    }
+
+    async fn set_io_limits(&self, vm: VmId, disk: &DiskTarget, limits: &IoLimits) -> Result<()> {
+        let (disk, limits) = (disk.clone(), limits.clone());
+        let set = move |line: &_| io_limits::set(line, vm, &disk, &limits);
+        self.change.run("the change of I/O limits", self.deadlines.change, set).await
     }
 
     fn events(&self) -> broadcast::Receiver<HostEvent> {

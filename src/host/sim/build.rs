@@ -217,6 +217,7 @@ impl VmBuilder {
             managed_save: None,
             live: None,
             capture_notches: self.capture_notches,
+            written: BTreeMap::new(),
         };
         let mut world = self.host.world();
         world.machines.insert(self.id, machine);

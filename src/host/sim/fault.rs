@@ -51,6 +51,9 @@ methods! {
     StartPull "start_pull",
     BlockJobs "block_jobs",
     Pivot "pivot",
+    AbortBlockJob "abort_block_job",
+    IoLimits "io_limits",
+    SetIoLimits "set_io_limits",
     Freeze "freeze",
     Thaw "thaw",
     IsFrozen "is_frozen",
@@ -86,6 +89,7 @@ impl Method {
             | Self::Definition
             | Self::MemoryProgress
             | Self::BlockJobs
+            | Self::IoLimits
             | Self::IsFrozen
             | Self::Inspect
             | Self::List
@@ -104,6 +108,8 @@ impl Method {
             | Self::StartCommit
             | Self::StartPull
             | Self::Pivot
+            | Self::AbortBlockJob
+            | Self::SetIoLimits
             | Self::Freeze
             | Self::Thaw
             | Self::ThawNow

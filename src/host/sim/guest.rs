@@ -36,7 +36,13 @@ pub enum GuestError {
 }
 
 impl World {
-    fn guest_write(&mut self, vm: VmId, disk: &DiskTarget, block: u64, value: u64) -> Result<(), GuestError> {
+    pub(super) fn guest_write(
+        &mut self,
+        vm: VmId,
+        disk: &DiskTarget,
+        block: u64,
+        value: u64,
+    ) -> Result<(), GuestError> {
         let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
         let live = live.ok_or(GuestError::Off)?;
         if live.run_state != RunState::Running {

@@ -11,7 +11,7 @@ use super::capture::Switch;
 use super::fault::{Extent, Method};
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::BlockJob;
-use crate::model::{DiskTarget, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 #[async_trait]
 impl Hypervisor for SimHost {
@@ -90,6 +90,18 @@ impl Hypervisor for SimHost {
 
     async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         self.call(Method::Pivot, |world, extent: Extent| world.pivot(vm, disk, extent)).await
+    }
+
+    async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        self.call(Method::AbortBlockJob, |world, _| world.abort_block_job(vm, disk)).await
+    }
+
+    async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>> {
+        self.call(Method::IoLimits, |world, _| world.io_limits(vm, disk)).await
+    }
+
+    async fn set_io_limits(&self, vm: VmId, disk: &DiskTarget, limits: &IoLimits) -> Result<()> {
+        self.call(Method::SetIoLimits, |world, _| world.set_io_limits(vm, disk, limits)).await
     }
 
     fn events(&self) -> broadcast::Receiver<HostEvent> {

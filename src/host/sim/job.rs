@@ -214,10 +214,11 @@ impl World {
 
     fn advance_job(&mut self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         const CALL: &str = "advance a block job";
+        let stands_still = self.storage_hangs;
         let live = self.live(vm, CALL)?;
         let chain = live.chains[disk].clone();
         let Some(job) = live.jobs.get_mut(disk) else { return Ok(()) };
-        if job.is_ready {
+        if job.is_ready || stands_still {
             return Ok(());
         }
         if job.pending.is_empty() {
@@ -295,6 +296,15 @@ impl World {
             self.store_if_named(vm, disk, &top, base_image);
         }
         self.drop_job(vm, disk);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::abort_block_job`].
+    pub(super) fn abort_block_job(&mut self, vm: VmId, disk: &DiskTarget) -> Result<()> {
+        let live = self.machine(vm)?.live.as_ref();
+        if live.is_some_and(|live| live.jobs.contains_key(disk)) {
+            self.drop_job(vm, disk);
+        }
         Ok(())
     }
 

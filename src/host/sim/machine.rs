@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::AgentBehaviour;
 use super::capture::Capture;
-use super::files::MemoryFile;
+use super::files::{Content, MemoryFile};
 use super::job::Job;
+use super::load::Load;
 use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState, Uncovered};
-use crate::model::{DiskTarget, VmId};
+use crate::model::{DiskTarget, IoLimits, VmId};
 
 /// A VM, on or off.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub(super) struct Machine {
     pub(super) live: Option<Live>,
     /// How many looks a capture of memory takes.
     pub(super) capture_notches: u32,
+    /// The newest of what the guest has written by itself.
+    pub(super) written: BTreeMap<DiskTarget, Content>,
 }
 
 /// A place for a disk.
@@ -68,6 +71,10 @@ pub(super) struct Live {
     pub(super) frozen: BTreeSet<DiskTarget>,
     pub(super) jobs: BTreeMap<DiskTarget, Job>,
     pub(super) capture: Option<Capture>,
+    /// What the guest writes by itself.
+    pub(super) loads: BTreeMap<DiskTarget, Load>,
+    /// What it may read and write; a disk that is not here is not limited.
+    pub(super) limits: BTreeMap<DiskTarget, IoLimits>,
     /// The hypervisor believes something else of the chains than is so.
     pub(super) is_known_wrongly: bool,
 }

@@ -32,6 +32,7 @@ mod guest;
 mod hypervisor;
 mod images;
 mod job;
+mod load;
 mod machine;
 mod power;
 #[cfg(test)]
@@ -136,6 +137,11 @@ impl SimHost {
     /// Events come late from now on; or those that are late come now.
     pub fn hold_events(&self, is_held: bool) {
         self.change(|world| world.hold_events(is_held));
+    }
+
+    /// From now on block jobs stand still, or go on again.
+    pub fn set_storage_hangs(&self, hangs: bool) {
+        self.change(|world| world.storage_hangs = hangs);
     }
 
     /// Everything that is under way moves on by a notch.

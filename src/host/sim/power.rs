@@ -79,6 +79,8 @@ impl World {
             memory: memory.map_or(fresh, |memory| memory.memory),
             frozen: BTreeSet::new(),
             jobs: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            limits: BTreeMap::new(),
             capture: None,
             is_known_wrongly: false,
         });
@@ -193,6 +195,7 @@ impl World {
             managed_save: None,
             live: None,
             capture_notches: 0,
+            written: BTreeMap::new(),
         };
         self.machines.insert(new.vm, machine);
         self.emit(HostEvent::VmChanged(new.vm));

@@ -32,6 +32,8 @@ pub(super) struct World {
     link_failures_left: Option<u32>,
     /// In how many notches a block job copies.
     pub(super) job_notches: u32,
+    /// No block job gets anything written.
+    pub(super) storage_hangs: bool,
     /// Boots so far, of all VMs.
     pub(super) boots: u64,
     /// Captures of memory so far.
@@ -66,6 +68,7 @@ impl World {
             link_watchers: Vec::new(),
             link_failures_left: None,
             job_notches: 2,
+            storage_hangs: false,
             boots: 0,
             captures: 0,
             captured: BTreeMap::new(),
@@ -295,6 +298,7 @@ impl World {
 
     /// A notch of progress for everything that is under way on a VM.
     pub(super) fn advance(&mut self, vm: VmId) {
+        self.advance_load(vm);
         self.advance_jobs(vm);
         self.advance_capture(vm);
     }

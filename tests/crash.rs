@@ -13,7 +13,9 @@ use vmsnap::host::sim::{BLOCK, Complaint, Fault, Method, Mishap, Moment, Trigger
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
-use vmsnap::model::{CloneMode, DifferenceAction, DiskTarget, Operation, Quiesce, Request, RunState};
+use vmsnap::model::{
+    CloneMode, DifferenceAction, DiskTarget, IoLimits, Operation, Quiesce, Reason, Request, RunState,
+};
 
 use simulated::{Disks, Life, Scene, Truth, ensure};
 
@@ -34,6 +36,8 @@ enum Wish {
     DeleteByPull {
         name: &'static str,
     },
+    /// The guest writes faster than is copied, and is slowed.
+    DeleteOutrun,
     TakeNow,
     TakeFrom {
         source: &'static str,
@@ -118,6 +122,7 @@ impl Wish {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
             Self::Revert { to } => scene.revert(to),
             Self::Delete { name } | Self::DeleteByPull { name } => scene.delete(&[name]),
+            Self::DeleteOutrun => scene.delete(&["three"]),
             Self::TakeNow => scene.take_now("new", &vdb()),
             Self::TakeFrom { source } => scene.take_from("new", source, &vdb()),
             Self::RevertVolume { to } => scene.revert_volume(to, &vdb()),
@@ -158,6 +163,10 @@ impl Wish {
             Self::Delete { name } | Self::DeleteByPull { name } => {
                 truth.snapshots.remove(name);
                 truth.kept_variables.remove(name);
+            }
+            Self::DeleteOutrun => {
+                truth.snapshots.remove("three");
+                truth.kept_variables.remove("three");
             }
             Self::TakeNow => drop(truth.snapshots.insert("new".to_owned(), only_vdb(&truth.active))),
             Self::TakeFrom { source } => {
@@ -215,6 +224,10 @@ fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     let life = Life::start(&scene);
     for (block, name) in (1..).zip(["one", "two", "three"]) {
         scene.write(block, block * 10);
+        if name == "three" && matches!(wish, Wish::DeleteOutrun) {
+            // More than what lies on it will have: then it is merged down.
+            (30..60).for_each(|block| scene.write(block, block));
+        }
         scene.set_variables(block);
         let request = scene.create(name, Quiesce::Auto, name == "two", &[]);
         let id = life.begin(request, || false).unwrap().unwrap();
@@ -243,6 +256,9 @@ fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {
     truth.variables = 9;
     if run_state == RunState::Off {
         scene.sim.someone_stops(scene.vm);
+    }
+    if matches!(wish, Wish::DeleteOutrun) {
+        scene.sim.guest_writes_on(scene.vm, &vdb(), 3, 15, 10);
     }
     scene.sim.reset_script();
     (scene, truth)
@@ -296,7 +312,13 @@ fn verify(
         let violations = scene.sim.violations();
         return ensure(violations.is_empty() && scene.active() == truth.active, || violations.join("; "));
     }
+    scene.sim.guest_calms_down(scene.vm);
+    let written = scene.sim.written_by_itself(scene.vm, &vdb());
+    truth.active.get_mut(&vdb()).unwrap().content.extend(written);
     scene.verify(&truth)?;
+    let limits = scene.sim.limits_of(scene.vm, &vdb());
+    ensure(limits == IoLimits::default(), || format!("the guest is left slowed: {limits:?}"))?;
+    ensure(scene.throttles() == 0, || "a throttle is noted".to_owned())?;
     verify_new_vm(scene, wish, is_done)?;
     if matches!(wish, Wish::Flatten | Wish::FlattenLive | Wish::FlattenDetached) {
         let is_linked = scene.tree().clones[0].layer.is_some();
@@ -375,6 +397,7 @@ fn strike(
         }
     };
     let struck = scene.sim.calls().get(call.saturating_sub(1)).map(ToString::to_string);
+    let ended = calm_down(&scene, wish, ended);
     let verified = verify(&scene, wish, run_state, truth, &ended);
     let is_left = wish.is_resolution() && ended.cursor.state == OperationState::Failed;
     let check = || if is_left { Ok(()) } else { check_node(&scene) };
@@ -384,6 +407,20 @@ fn strike(
         );
     }
     Some(())
+}
+
+/// A merge that was given up, since the guest could not be slowed, goes on when the guest is calm and a person says so.
+fn calm_down(scene: &Scene, wish: Wish, ended: Operation) -> Operation {
+    let reason = ended.failure.as_ref().map(|failure| failure.reason);
+    let is_stuck = matches!(ended.cursor.state, OperationState::Stuck { .. });
+    if !is_stuck || !matches!(wish, Wish::DeleteOutrun) || reason != Some(Reason::MergeNotConverging) {
+        return ended;
+    }
+    scene.sim.reset_script();
+    scene.sim.guest_calms_down(scene.vm);
+    let life = Life::start(scene);
+    life.retry(ended.id);
+    life.run(ended.id, || false).unwrap()
 }
 
 fn strike_everywhere(wish: Wish, run_state: RunState) {
@@ -450,6 +487,19 @@ fn a_revert_with_memory() {
 #[test]
 fn a_revert_of_a_vm_that_is_off() {
     strike_everywhere(Wish::Revert { to: "one" }, RunState::Off);
+}
+
+#[test]
+fn a_deletion_that_the_guest_outruns() {
+    let (scene, _) = set_up(Wish::DeleteOutrun, RunState::Running);
+    let life = Life::start(&scene);
+    let id = life.begin(Wish::DeleteOutrun.request(&scene), || false).unwrap().unwrap();
+    assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+    for method in [Method::StartCommit, Method::SetIoLimits] {
+        assert!(scene.sim.calls().iter().any(|call| call.method == method), "{method} is struck");
+    }
+    drop(life);
+    strike_everywhere(Wish::DeleteOutrun, RunState::Running);
 }
 
 #[test]

@@ -50,10 +50,14 @@ pub(super) async fn flatten_volume(
     let (operation, plan) = if let Some(before) = api.repeated(&asked).await? {
         answer(before, kind)
     } else {
+        let mut violations = Violations::default();
+        let merge_deadline_ms = violations.merge_deadline(message.merge_deadline);
+        violations.check()?;
         let found = api.clone_named(&message.volume, &message.etag, &message.request_id).await?;
         let request = FlattenVolume {
             volume: found.id,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            merge_deadline_ms,
             generation: found.generation,
         };
         answer_or_blocker(api.engine.flatten_volume(request, asked.clone()).await, &asked, kind)?

@@ -62,6 +62,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::Draining => (v1::Reason::Draining, Code::Unavailable),
         Reason::CatalogFailed => (v1::Reason::CatalogUnavailable, Code::Unavailable),
         Reason::TimedOut => (v1::Reason::HostCallTimedOut, Code::DeadlineExceeded),
+        Reason::MergeNotConverging => (v1::Reason::MergeNotConverging, Code::DeadlineExceeded),
         Reason::NotImplemented => (v1::Reason::NotImplemented, Code::Unimplemented),
         Reason::HypervisorRefused => (v1::Reason::HostCallFailed, Code::Internal),
         Reason::Internal => (v1::Reason::Internal, Code::Internal),

@@ -1,5 +1,7 @@
 //! Shapes that several requests share: checked here, all violations at once.
 
+use std::time::Duration;
+
 use super::status::Violations;
 use crate::model::edit::PROPERTIES_LIMIT;
 
@@ -21,6 +23,13 @@ impl Violations {
         if id.len() > REQUEST_ID_LIMIT || !id.chars().all(|c| c.is_ascii_graphic()) {
             self.add("request_id", format!("at most {REQUEST_ID_LIMIT} printable ASCII characters"));
         }
+    }
+
+    /// How long a merge may be without headway, in milliseconds. None for as long as is configured.
+    pub(super) fn merge_deadline(&mut self, asked: Option<prost_types::Duration>) -> Option<u64> {
+        let wanted = Duration::try_from(asked?).ok().filter(|wanted| !wanted.is_zero());
+        let millis = wanted.and_then(|wanted| u64::try_from(wanted.as_millis()).ok());
+        self.take("merge_deadline", millis.ok_or("more than 0 s"))
     }
 
     /// A text of a person.

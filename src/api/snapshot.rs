@@ -112,12 +112,14 @@ impl SnapshotService for Api {
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         let generation = violations.take("etag", generation(&message.etag)).flatten();
+        let merge_deadline_ms = violations.merge_deadline(message.merge_deadline);
         violations.check()?;
         let snapshot = self.find(&message.snapshot, &message.vm).await?;
         let request = DeleteSnapshots {
             snapshots: vec![snapshot.id],
             with_children: false,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            merge_deadline_ms,
             generation,
             reason: DeletionReason::Asked,
         };
@@ -148,6 +150,7 @@ impl SnapshotService for Api {
         if !message.etag.is_empty() {
             violations.add("etag", "this version gives VMs no etag");
         }
+        let merge_deadline_ms = violations.merge_deadline(message.merge_deadline);
         violations.check()?;
         let mut snapshots = Vec::with_capacity(message.snapshots.len());
         for snapshot in &message.snapshots {
@@ -157,6 +160,7 @@ impl SnapshotService for Api {
             snapshots,
             with_children: message.include_children,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
+            merge_deadline_ms,
             generation: None,
             reason: DeletionReason::Asked,
         };

@@ -124,6 +124,7 @@ fn details(operation: &v1::Operation) -> String {
     for progress in &operation.progress {
         let (done, total) = (words::size(progress.bytes_done), words::size(progress.bytes_total));
         lines.push(format!("  {} {done} of {total}", progress.disk));
+        lines.extend(words::convergence(progress).map(|words| format!("    {words}")));
     }
     for (label, error) in [("error", &operation.error), ("later", &operation.undo_error)] {
         if let Some(error) = error {

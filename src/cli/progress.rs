@@ -123,7 +123,16 @@ fn is_over(operation: &v1::Operation) -> bool {
 /// What one sees while waiting.
 struct Display {
     mode: Mode,
-    step: Option<(u32, v1::OperationState)>,
+    shown: Option<Shown>,
+}
+
+/// What was shown last, as far as another one is worth a line of its own.
+#[derive(PartialEq, Eq)]
+struct Shown {
+    step: u32,
+    state: v1::OperationState,
+    /// How merges stand that do not go as they should, and what the guest's writes are slowed to.
+    merges: Vec<(v1::Convergence, u64)>,
 }
 
 enum Mode {
@@ -144,12 +153,20 @@ impl Display {
         } else {
             Mode::Lines
         };
-        Self { mode, step: None }
+        Self { mode, shown: None }
     }
 
     fn show(&mut self, operation: &v1::Operation) {
-        let now = (operation.current_step, operation.state());
-        let is_new = self.step.replace(now) != Some(now);
+        let slow = operation.progress.iter().filter(|progress| words::convergence(progress).is_some());
+        let now = Shown {
+            step: operation.current_step,
+            state: operation.state(),
+            merges: slow
+                .map(|progress| (progress.convergence(), progress.writes_limited_to_bytes_per_second))
+                .collect(),
+        };
+        let is_new = self.shown.as_ref() != Some(&now);
+        self.shown = Some(now);
         let text = describe(operation);
         match &mut self.mode {
             Mode::Quiet => {}
@@ -182,7 +199,9 @@ fn describe(operation: &v1::Operation) -> String {
     let step = step.map(|step| step.description.as_str()).unwrap_or_default();
     match operation.state() {
         v1::OperationState::Running => {
-            format!("{}/{} {step}", operation.current_step + 1, operation.steps.len())
+            let step = format!("{}/{} {step}", operation.current_step + 1, operation.steps.len());
+            let slow = operation.progress.iter().filter_map(words::convergence);
+            std::iter::once(step).chain(slow).collect::<Vec<_>>().join("; ")
         }
         v1::OperationState::Undoing => format!("undoing: {step}"),
         state @ (v1::OperationState::Unspecified

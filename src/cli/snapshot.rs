@@ -262,6 +262,7 @@ fn delete_requests(args: &DeleteArgs) -> Vec<v1::BatchDeleteSnapshotsRequest> {
             vm,
             include_children: args.children,
             bandwidth_bytes_per_second: args.bandwidth.unwrap_or(0),
+            merge_deadline: args.merge_deadline.and_then(|deadline| deadline.try_into().ok()),
             request_id: request_id(),
             ..v1::BatchDeleteSnapshotsRequest::default()
         });

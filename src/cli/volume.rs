@@ -21,7 +21,17 @@ pub(super) async fn carry_out(session: &Session, verb: VolumeVerb) -> Result<u8,
         VolumeVerb::Show { volume } => show(session, volume).await,
         VolumeVerb::Snapshot(VolumeSnapshotVerb::Create(args)) => create_snapshot(session, *args).await,
         VolumeVerb::Clone(args) => clone(session, *args).await,
-        VolumeVerb::Flatten { volume, bandwidth, how } => flatten(session, volume, bandwidth, how).await,
+        VolumeVerb::Flatten { volume, bandwidth, merge_deadline, how } => {
+            let request = v1::FlattenVolumeRequest {
+                volume,
+                bandwidth_bytes_per_second: bandwidth.unwrap_or(0),
+                merge_deadline: merge_deadline.and_then(|deadline| deadline.try_into().ok()),
+                request_id: request_id(),
+                validate_only: how.dry_run,
+                ..v1::FlattenVolumeRequest::default()
+            };
+            flatten(session, request, how).await
+        }
         VolumeVerb::Delete { volume, sure, how } => delete(session, volume, sure, how).await,
         VolumeVerb::Revert(args) => revert(session, args).await,
     }
@@ -192,14 +202,7 @@ pub(super) fn mode(mode: Mode) -> v1::CloneMode {
     if mode.full { v1::CloneMode::Full } else { v1::CloneMode::Linked }
 }
 
-async fn flatten(session: &Session, volume: String, bandwidth: Option<u64>, how: How) -> Result<u8, Failure> {
-    let request = v1::FlattenVolumeRequest {
-        volume,
-        bandwidth_bytes_per_second: bandwidth.unwrap_or(0),
-        request_id: request_id(),
-        validate_only: how.dry_run,
-        ..v1::FlattenVolumeRequest::default()
-    };
+async fn flatten(session: &Session, request: v1::FlattenVolumeRequest, how: How) -> Result<u8, Failure> {
     let answer = session.daemon.volumes().flatten_volume(request).await?.into_inner();
     if let Some(plan) = &answer.plan {
         return show_plan(session, &answer, plan, "FlattenVolumeResponse");

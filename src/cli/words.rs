@@ -22,6 +22,26 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// How a merge stands against the writes of the guest, where that is worth a word.
+pub(super) fn convergence(progress: &v1::Progress) -> Option<String> {
+    let (disk, limit) = (&progress.disk, progress.writes_limited_to_bytes_per_second);
+    let slowed = || format!("the guest's writes are slowed to {}/s", size(limit));
+    let (written, copied) = (size(progress.write_bytes_per_second), size(progress.bytes_per_second));
+    match progress.convergence() {
+        v1::Convergence::Outrun if limit > 0 => {
+            Some(format!("{disk}: {written}/s are written, {copied}/s copied; {}", slowed()))
+        }
+        v1::Convergence::Outrun => {
+            Some(format!("{disk}: the guest writes {written}/s, {copied}/s are copied"))
+        }
+        v1::Convergence::Still => Some(format!("{disk}: nothing is copied")),
+        v1::Convergence::Gaining | v1::Convergence::Unspecified if limit > 0 => {
+            Some(format!("{disk}: {}", slowed()))
+        }
+        v1::Convergence::Gaining | v1::Convergence::Unspecified => None,
+    }
+}
+
 /// How long ago, in its largest unit.
 pub(super) fn age(time: Option<ProtoTimestamp>) -> String {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
@@ -136,6 +156,29 @@ mod tests {
         check(1536, "1.5 KiB");
         check(150 << 20, "150 MiB");
         check(u64::MAX, "16384 PiB");
+    }
+
+    #[test]
+    fn a_merge_against_the_guest() {
+        let check = |convergence: v1::Convergence, limit, expected: Option<&str>| {
+            let progress = v1::Progress {
+                disk: "vda".to_owned(),
+                convergence: convergence.into(),
+                bytes_per_second: 60 << 20,
+                write_bytes_per_second: 80 << 20,
+                writes_limited_to_bytes_per_second: limit,
+                ..v1::Progress::default()
+            };
+            assert_eq!(super::convergence(&progress).as_deref(), expected);
+        };
+        check(v1::Convergence::Outrun, 0, Some("vda: the guest writes 80.0 MiB/s, 60.0 MiB/s are copied"));
+        let both =
+            "vda: 80.0 MiB/s are written, 60.0 MiB/s copied; the guest's writes are slowed to 2.0 MiB/s";
+        check(v1::Convergence::Outrun, 2 << 20, Some(both));
+        check(v1::Convergence::Still, 0, Some("vda: nothing is copied"));
+        check(v1::Convergence::Gaining, 2 << 20, Some("vda: the guest's writes are slowed to 2.0 MiB/s"));
+        check(v1::Convergence::Gaining, 0, None);
+        check(v1::Convergence::Unspecified, 0, None);
     }
 
     #[test]

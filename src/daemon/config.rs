@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use crate::plan::LivePulls;
+use crate::plan::{LivePulls, MergePolicy};
 
 /// Everything that can be set. Every default works unset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -35,6 +36,13 @@ pub struct Config {
     pub live_pulls: LivePulls,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
+    /// Seconds for which a guest may write as fast as a merge of its disk copies, or faster, before its writes are slowed;
+    /// and again each time before they are slowed further.
+    pub merge_patience_seconds: u64,
+    /// Seconds without headway after which a merge is ended, and a person is asked. A request may say otherwise.
+    pub merge_deadline_seconds: u64,
+    /// The writes of no guest are slowed below so many bytes per second for a merge. 0: no guest is slowed.
+    pub merge_slowest_writes: u64,
     /// Memory captures at once.
     pub concurrent_captures: usize,
     /// Backups of the catalog that are kept: of more than these, the oldest go.
@@ -60,6 +68,9 @@ impl Default for Config {
             libvirt_uri: "qemu:///system".to_owned(),
             live_pulls: LivePulls::WhenSafe,
             concurrent_merges: 4,
+            merge_patience_seconds: 30,
+            merge_deadline_seconds: 60 * 60,
+            merge_slowest_writes: 1 << 20,
             concurrent_captures: 2,
             catalog_backups: 14,
             event_days: 90,
@@ -125,6 +136,16 @@ impl Config {
         Ok(config)
     }
 
+    /// What is done about merges that guests outrun.
+    #[must_use]
+    pub fn merge_policy(&self) -> MergePolicy {
+        MergePolicy {
+            patience: Duration::from_secs(self.merge_patience_seconds),
+            deadline: Duration::from_secs(self.merge_deadline_seconds),
+            slowest_writes: self.merge_slowest_writes,
+        }
+    }
+
     /// How long events are kept.
     #[must_use]
     pub fn event_retention(&self) -> SignedDuration {
@@ -155,6 +176,14 @@ impl Config {
         if self.catalog_backups == 0 {
             let problem = "at least one".to_owned();
             return Err(ConfigError::BadValue { key: "catalog_backups", problem });
+        }
+        for (key, value) in [
+            ("merge_patience_seconds", self.merge_patience_seconds),
+            ("merge_deadline_seconds", self.merge_deadline_seconds),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::BadValue { key, problem: "at least one second".to_owned() });
+            }
         }
         for (key, value) in
             [("concurrent_merges", self.concurrent_merges), ("concurrent_captures", self.concurrent_captures)]
@@ -223,6 +252,9 @@ mod tests {
         check("socket = \"x\"", Err("socket: the path is not absolute"));
         check("socket_mode = \"0999\"", Err("is not an octal file mode"));
         check("catalog_backups = 0", Err("catalog_backups: at least one"));
+        check("merge_slowest_writes = 0", Ok(|config| config.merge_policy().slowest_writes == 0));
+        check("merge_patience_seconds = 0", Err("merge_patience_seconds: at least one second"));
+        check("merge_deadline_seconds = 0", Err("merge_deadline_seconds: at least one second"));
         check("concurrent_merges = 0", Err("concurrent_merges: 0 is not between 1 and 64"));
     }
 

@@ -72,6 +72,14 @@ pub enum StartError {
         /// Whether the hypervisor could be reached.
         is_up: bool,
     },
+    /// Guests may be slowed still.
+    #[error("the writes of the guests of {vms} may be slowed: {}; the next start of vmsnapd frees them", why_slowed(*.is_up))]
+    Slowed {
+        /// Their VMs.
+        vms: String,
+        /// Whether the hypervisor could be reached.
+        is_up: bool,
+    },
     /// A value makes no sense.
     #[error("the configuration is wrong")]
     Config(#[from] ConfigError),
@@ -97,6 +105,10 @@ pub enum StartError {
 
 fn why(is_up: bool) -> &'static str {
     if is_up { "their agents do not say that they are thawed" } else { "libvirt cannot be reached" }
+}
+
+fn why_slowed(is_up: bool) -> &'static str {
+    if is_up { "libvirt does not take the limits back" } else { "libvirt cannot be reached" }
 }
 
 impl StartError {
@@ -137,6 +149,7 @@ impl StartError {
             | Self::Recover(_)
             | Self::Thaw(_)
             | Self::Frozen { .. }
+            | Self::Slowed { .. }
             | Self::Listen { .. }
             | Self::Host(_)
             | Self::System(_)
@@ -249,6 +262,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
         },
         live_pulls: config.live_pulls,
         concurrent_merges: config.concurrent_merges,
+        merge_policy: config.merge_policy(),
         concurrent_captures: config.concurrent_captures,
         backups: config.catalog_backups,
         boot_id: boot_id.trim().to_owned(),

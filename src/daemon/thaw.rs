@@ -1,6 +1,7 @@
-//! `vmsnapd thaw`: no guest stays frozen because the daemon is gone. systemd runs it after each end of the daemon.
+//! `vmsnapd thaw`: no guest stays frozen, or slowed, because the daemon is gone. systemd runs it after each end of the
+//! daemon.
 //!
-//! Decides nothing: what may be frozen stands in the catalog, and `ops` thaws it. A daemon that runs does so by itself.
+//! Decides nothing: what may be frozen or slowed stands in the catalog, and `ops` frees it. A daemon that runs does so by itself.
 
 use std::time::Duration;
 
@@ -8,13 +9,14 @@ use super::config::Config;
 use super::lock;
 use super::start::{StartError, libvirt_host, open_catalog};
 use crate::host::{Host, Link};
-use crate::ops::thaw_guests;
+use crate::model::VmId;
+use crate::ops::{free_guests, thaw_guests};
 use crate::store::Store;
 
 /// libvirtd may be starting again, too.
 const LINK: Duration = Duration::from_secs(30);
 
-/// Thaws; nothing to thaw is success.
+/// Thaws and frees; nothing to thaw is success.
 pub(super) fn run(config: &Config) -> Result<(), StartError> {
     let directory = &config.state_directory;
     if !config.catalog().exists() {
@@ -33,17 +35,27 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
 
 async fn thaw(config: &Config, store: &Store) -> Result<(), StartError> {
     let leases = store.leases().await.map_err(|error| StartError::Thaw(error.into()))?;
-    if leases.iter().all(|lease| lease.is_thawed) {
+    let throttles = store.throttles().await.map_err(|error| StartError::Thaw(error.into()))?;
+    if throttles.is_empty() && leases.iter().all(|lease| lease.is_thawed) {
         return Ok(());
     }
     let host = libvirt_host(config)?;
     let is_up = is_linked(&host).await;
     let unproven = thaw_guests(&host, store).await.map_err(StartError::Thaw)?;
+    let slowed = free_guests(&host, store).await.map_err(StartError::Thaw)?;
     if unproven.is_empty() {
-        return Ok(());
+        return if slowed.is_empty() {
+            Ok(())
+        } else {
+            Err(StartError::Slowed { vms: names(&slowed), is_up })
+        };
     }
-    let vms: Vec<String> = unproven.iter().map(ToString::to_string).collect();
-    Err(StartError::Frozen { vms: vms.join(", "), is_up })
+    Err(StartError::Frozen { vms: names(&unproven), is_up })
+}
+
+fn names<'a>(vms: impl IntoIterator<Item = &'a VmId>) -> String {
+    let vms: Vec<String> = vms.into_iter().map(ToString::to_string).collect();
+    vms.join(", ")
 }
 
 async fn is_linked(host: &Host) -> bool {

@@ -13,7 +13,7 @@
 //!          v  |                                                  +--+ Done: down, else again
 //!        (at or past the commit point: only on)                  |
 //!          |                                                     |
-//!          +-- too often ----> Stuck(at, direction) <--- too often
+//!          +-- too often, or GaveUp ----> Stuck(at, direction) <---- too often, or GaveUp
 //! ```
 //! A step before the commit point that fails is itself undone: it may have half happened. The commit step turns back
 //! only on proof that it did not happen. After it there is only forward.
@@ -88,6 +88,8 @@ pub enum Outcome {
     NotApplied,
     /// It could not be seen.
     Unknown,
+    /// It is not so, or half so, and will not be by trying again: something outside has to change first.
+    GaveUp,
 }
 
 impl Cursor {
@@ -136,13 +138,19 @@ impl Cursor {
         match (turn, outcome) {
             (Turn::Ensure(at), Outcome::Done) if at + 1 == self.steps => self.enter(State::Succeeded),
             (Turn::Ensure(at), Outcome::Done) => self.enter(State::Running { at: at + 1 }),
-            (Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown) if at < self.commit_point => {
+            (Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown | Outcome::GaveUp)
+                if at < self.commit_point =>
+            {
                 self.enter(State::Undoing { at });
             }
             (Turn::Ensure(at), Outcome::NotApplied) if at == self.commit_point => self.enter(Self::below(at)),
             (Turn::Undo(at), Outcome::Done) => self.enter(Self::below(at)),
             (Turn::Ensure(at), Outcome::NotApplied | Outcome::Unknown) => self.again(at, Direction::Forward),
             (Turn::Undo(at), Outcome::NotApplied | Outcome::Unknown) => self.again(at, Direction::Back),
+            (Turn::Ensure(at), Outcome::GaveUp) => {
+                self.enter(State::Stuck { at, direction: Direction::Forward });
+            }
+            (Turn::Undo(at), Outcome::GaveUp) => self.enter(State::Stuck { at, direction: Direction::Back }),
         }
     }
 
@@ -222,17 +230,21 @@ mod tests {
         ErrorAfter,
         BlindErrorBefore,
         BlindErrorAfter,
+        GiveUpBefore,
+        GiveUpAfter,
         CrashBefore,
         CrashAfter,
         Cancel,
     }
 
-    const FAULTS: [Fault; 8] = [
+    const FAULTS: [Fault; 10] = [
         Fault::None,
         Fault::ErrorBefore,
         Fault::ErrorAfter,
         Fault::BlindErrorBefore,
         Fault::BlindErrorAfter,
+        Fault::GiveUpBefore,
+        Fault::GiveUpAfter,
         Fault::CrashBefore,
         Fault::CrashAfter,
         Fault::Cancel,
@@ -276,7 +288,10 @@ mod tests {
                 Turn::Ensure(step) => (step, true),
                 Turn::Undo(step) => (step, false),
             };
-            if !matches!(fault, Fault::ErrorBefore | Fault::BlindErrorBefore | Fault::CrashBefore) {
+            if !matches!(
+                fault,
+                Fault::ErrorBefore | Fault::BlindErrorBefore | Fault::GiveUpBefore | Fault::CrashBefore
+            ) {
                 world.undone_after_commit |= !wanted && world.committed;
                 world.applied[step] = wanted;
                 world.committed |= wanted && step == world.cursor.commit_point;
@@ -285,6 +300,7 @@ mod tests {
             match fault {
                 // The journal holds the turn: the next life of the process begins with it.
                 Fault::CrashBefore | Fault::CrashAfter => {}
+                Fault::GiveUpBefore | Fault::GiveUpAfter => rule(&mut world.cursor, turn, Outcome::GaveUp),
                 Fault::BlindErrorBefore | Fault::BlindErrorAfter => {
                     rule(&mut world.cursor, turn, Outcome::Unknown);
                 }
@@ -377,6 +393,22 @@ mod tests {
             }
         }
         assert!(explore(mutant).is_err());
+    }
+
+    #[test]
+    fn a_step_that_gives_up_waits_for_a_person_at_once() {
+        for (state, turn, direction) in [
+            (State::Running { at: 1 }, Turn::Ensure(1), Direction::Forward),
+            (State::Running { at: 2 }, Turn::Ensure(2), Direction::Forward),
+            (State::Undoing { at: 0 }, Turn::Undo(0), Direction::Back),
+        ] {
+            let mut cursor = Cursor { state, ..Cursor::start(3, 1).unwrap() };
+            cursor.record(turn, Outcome::GaveUp);
+            let (Turn::Ensure(at) | Turn::Undo(at)) = turn;
+            assert_eq!(cursor.state, State::Stuck { at, direction });
+            assert!(cursor.retry());
+            assert_eq!((cursor.state, cursor.attempts), (state, 0));
+        }
     }
 
     #[test]

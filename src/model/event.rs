@@ -16,6 +16,10 @@ use super::layer::LayerTree;
 use super::operation::{Failure, Operation, OperationState};
 use super::snapshot::{Consistency, Snapshot, SnapshotState};
 
+mod merge;
+
+pub use merge::{MergeNews, of_merge};
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -59,6 +63,7 @@ pub enum EventKind {
     SnapshotExpired,
     OperationStateChanged,
     OperationSteered,
+    MergeNotConverging,
     GuestFrozen,
     GuestThawed,
     VolumeStateChanged,
@@ -110,6 +115,17 @@ impl Event {
             actor: cause.actor.clone(),
             failure: None,
             attributes: BTreeMap::new(),
+        }
+    }
+
+    /// The same event, about what the operation is about.
+    fn about(self, operation: &Operation) -> Self {
+        Self {
+            vm: operation.of_vm(),
+            vm_name: operation.vm_name.clone(),
+            snapshot: operation.snapshot,
+            snapshot_name: operation.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ..self
         }
     }
 
@@ -303,13 +319,7 @@ pub fn of_comment(comment: &Comment, is_there: bool, snapshot: &Snapshot, cause:
 #[must_use]
 pub fn of_operation(before: Option<&Operation>, after: &Operation) -> Vec<Event> {
     let cause = Cause { operation: Some(after.id), actor: after.created_by.clone(), at: after.updated_at };
-    let about = |kind, message| Event {
-        vm: after.of_vm(),
-        vm_name: after.vm_name.clone(),
-        snapshot: after.snapshot,
-        snapshot_name: after.snapshot_name.as_ref().map(ToString::to_string).unwrap_or_default(),
-        ..Event::new(kind, message, &cause)
-    };
+    let about = |kind, message| Event::new(kind, message, &cause).about(after);
     let findings = &after.findings;
     let was = |known: fn(&Operation) -> bool| before.is_some_and(known);
     let mut events = Vec::new();

@@ -71,8 +71,9 @@ impl Operation {
         }
         if let Some(failure) = failure {
             match self.failure {
-                None => self.failure = Some(failure),
-                Some(_) => self.later_failure = Some(failure),
+                // A step that gives up is the cause by itself, whatever was overcome before.
+                Some(_) if outcome != Outcome::GaveUp => self.later_failure = Some(failure),
+                Some(_) | None => self.failure = Some(failure),
             }
         }
         self.cursor.record(turn, outcome);
@@ -349,6 +350,7 @@ pub enum Reason {
     CatalogFailed,
     Draining,
     TimedOut,
+    MergeNotConverging,
     NotImplemented,
     Cancelled,
     Internal,

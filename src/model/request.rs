@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -64,6 +65,17 @@ impl Request {
             _ => None,
         };
         volume.map(VmId::of_detached).into_iter().chain([vm]).collect()
+    }
+
+    /// How long its merges may be without headway before they are ended, if it says so.
+    #[must_use]
+    pub fn merge_deadline(&self) -> Option<Duration> {
+        let millis = match self {
+            Self::DeleteSnapshots(request) => request.merge_deadline_ms,
+            Self::FlattenVolume(request) => request.merge_deadline_ms,
+            _ => None,
+        };
+        millis.map(Duration::from_millis)
     }
 
     /// What it asks for, in words.
@@ -184,6 +196,9 @@ pub struct FlattenVolume {
     pub volume: VolumeId,
     /// Bytes per second; None for no limit. Only a VM that runs can keep to it.
     pub bandwidth: Option<u64>,
+    /// Milliseconds that the copy may be without headway before it is ended; None for as long as is configured.
+    #[serde(default)]
+    pub merge_deadline_ms: Option<u64>,
     /// The generation of the clone that the client has seen; None not to check.
     pub generation: Option<u64>,
 }
@@ -249,6 +264,9 @@ pub struct DeleteSnapshots {
     pub with_children: bool,
     /// Bytes per second per disk that a merge may move; None for no limit.
     pub bandwidth: Option<u64>,
+    /// Milliseconds that a merge may be without headway before it is ended; None for as long as is configured.
+    #[serde(default)]
+    pub merge_deadline_ms: Option<u64>,
     /// The generation of the first that the client has seen; None not to check.
     pub generation: Option<u64>,
     /// Why.

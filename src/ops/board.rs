@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::model::convergence::{Pace, Trend};
 use crate::model::{DiskTarget, Operation, OperationId};
 
 /// An operation as a watcher sees it.
@@ -34,6 +35,19 @@ pub struct Progress {
     pub total: u64,
     /// Bytes per second so far.
     pub rate: f64,
+    /// Of a block job: whether it gains on the guest.
+    pub course: Option<Course>,
+}
+
+/// How a block job stands against the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Course {
+    /// Whether it gains.
+    pub trend: Trend,
+    /// The rates of the last seconds.
+    pub pace: Pace,
+    /// Bytes per second that the guest's writes are slowed to.
+    pub slowed_to: Option<u64>,
 }
 
 /// What is going on.
@@ -142,12 +156,25 @@ impl Reporter {
             };
             #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
             let rate = done as f64 / since.elapsed().as_secs_f64().max(0.001);
-            let entry = Progress { phase, disk: disk.cloned(), done, total: total.max(done), rate };
+            let course = known.and_then(|index| view.progress[index].course);
+            let entry = Progress { phase, disk: disk.cloned(), done, total: total.max(done), rate, course };
             match known {
                 Some(index) => view.progress[index] = entry,
                 None => view.progress.push(entry),
             }
             view.revision += 1;
+        });
+    }
+
+    /// Shows how the merge of a disk, whose progress is shown already, stands against the guest.
+    pub(super) fn converges(&self, disk: &DiskTarget, course: Course) {
+        self.view.send_modify(|view| {
+            let is_it =
+                |entry: &&mut Progress| entry.phase == Phase::Merge && entry.disk.as_ref() == Some(disk);
+            if let Some(entry) = view.progress.iter_mut().find(is_it) {
+                entry.course = Some(course);
+                view.revision += 1;
+            }
         });
     }
 }

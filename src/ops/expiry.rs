@@ -63,6 +63,7 @@ impl Engine {
             snapshots,
             with_children: false,
             bandwidth: None,
+            merge_deadline_ms: None,
             generation: None,
             reason: DeletionReason::Expired,
         };

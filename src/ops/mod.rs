@@ -18,7 +18,7 @@ use crate::model::vm::Format;
 use crate::model::{
     Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
-use crate::plan::{LivePulls, Places};
+use crate::plan::{LivePulls, MergePolicy, Places};
 use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
@@ -42,19 +42,22 @@ mod resolve;
 mod runner;
 mod steps;
 mod submit;
+mod throttle;
 mod volumes;
 
-pub use board::{OperationView, Phase, Progress};
+pub use board::{Course, OperationView, Phase, Progress};
 pub use check::{NodeCheck, is_unreadable};
 pub use error::OpsError;
 pub use recover::thaw_guests;
 pub use submit::{Asked, Submitted};
+pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
 
 use board::{Board, Command};
 use deadman::DeadMan;
 use gate::Gate;
 use manifest::Manifests;
+use throttle::Throttles;
 
 /// A result of an engine call.
 pub type Result<T> = std::result::Result<T, OpsError>;
@@ -88,6 +91,8 @@ struct Limits {
     merges: Semaphore,
     captures: Semaphore,
     backups: usize,
+    merge_policy: MergePolicy,
+    throttles: Throttles,
     boot_id: String,
 }
 
@@ -100,6 +105,8 @@ pub struct Settings {
     pub live_pulls: LivePulls,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
+    /// How long merges may be outrun by guests.
+    pub merge_policy: MergePolicy,
     /// Memory captures at once.
     pub concurrent_captures: usize,
     /// Backups of the catalog that are kept.
@@ -122,6 +129,8 @@ impl Engine {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),
                 backups: settings.backups,
+                merge_policy: settings.merge_policy,
+                throttles: Throttles::default(),
                 boot_id: settings.boot_id,
             },
             gate: Gate::default(),

@@ -88,6 +88,7 @@ impl Engine {
         }
         let engine = self.clone();
         self.0.tasks.spawn(async move { engine.0.manifests.settle_all().await });
+        self.free_slowed_guests();
         for vm in self.0.store.vms().await? {
             let engine = self.clone();
             self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });

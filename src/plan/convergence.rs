@@ -25,6 +25,19 @@ pub struct MergePolicy {
     pub slowest_writes: u64,
 }
 
+/// A limited block job copies so many bytes at once and then pauses (QEMU, `DEFAULT_MIRROR_BUF_SIZE`).
+const BURST: u64 = 16 << 20;
+
+impl MergePolicy {
+    /// For how long a merge that copies at most `bandwidth` bytes per second is watched before it is judged: as patience
+    /// has it, and through two bursts at least, for between two nothing is copied.
+    #[must_use]
+    pub fn window(&self, bandwidth: Option<u64>) -> Duration {
+        let bursts = bandwidth.map(|bandwidth| Duration::from_millis(2000 * BURST / bandwidth.max(1)));
+        self.patience.max(bursts.unwrap_or_default())
+    }
+}
+
 /// How the guest may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writes {
@@ -104,6 +117,14 @@ mod tests {
         check(Trend::Behind, 0, Writes::AtMost(20), Move::GoOn);
         check(Trend::Behind, 0, Writes::NotToBeSlowed, Move::GoOn);
         check(Trend::Behind, 100, Writes::AtMost(30), Move::End);
+    }
+
+    #[test]
+    fn a_limited_job_is_watched_for_longer() {
+        assert_eq!(POLICY.window(None), POLICY.patience);
+        assert_eq!(POLICY.window(Some(100 << 20)), POLICY.patience);
+        assert_eq!(POLICY.window(Some(1 << 20)), Duration::from_secs(32));
+        assert!(POLICY.window(Some(0)) > POLICY.patience);
     }
 
     /// However often it is asked, the limit reaches the floor, and there it stays.

@@ -136,6 +136,7 @@ impl Paper {
             snapshots: vec![self.id(name)],
             with_children: false,
             bandwidth: None,
+            merge_deadline_ms: None,
             generation: None,
             reason: DeletionReason::Asked,
         };

@@ -34,6 +34,7 @@ mod schema;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 pub use backup::Backup;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
@@ -44,6 +45,7 @@ pub use placed::Placed;
 pub use presence::Kept;
 pub use query::{Direction, OrderBy, Page, Position, SnapshotFilter, SnapshotPage};
 pub use request::RequestKey;
+pub use throttle::Throttle;
 
 /// A result from the catalog.
 pub type Result<T> = std::result::Result<T, StoreError>;

@@ -146,6 +146,13 @@ CREATE TABLE lease (
     body        TEXT NOT NULL
 ) STRICT;
 
+CREATE TABLE throttle (
+    vm          TEXT NOT NULL,
+    disk        TEXT NOT NULL,
+    body        TEXT NOT NULL,
+    PRIMARY KEY (vm, disk)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
 INSERT INTO probe VALUES (0);
 ";

@@ -71,6 +71,7 @@ fn operation(number: u128) -> Operation {
             snapshots: vec![snapshot],
             with_children: false,
             bandwidth: None,
+            merge_deadline_ms: None,
             generation: None,
             reason: DeletionReason::Asked,
         }),

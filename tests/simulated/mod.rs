@@ -20,13 +20,13 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
-    DeployVm, DifferenceAction, DifferenceKind, DiskTarget, FlattenVolume, Label, LayerTree, Operation,
+    DeployVm, DifferenceAction, DifferenceKind, DiskTarget, Event, FlattenVolume, Label, LayerTree, Operation,
     OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
     SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
 };
-use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
-use vmsnap::plan::{self, LivePulls, Places};
-use vmsnap::store::Store;
+use vmsnap::ops::{self, Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
+use vmsnap::plan::{self, LivePulls, MergePolicy, Places};
+use vmsnap::store::{EventFilter, EventOrder, Store};
 
 /// What only a broken engine does not do in time. The catalog works on a thread of its own, which a busy machine may keep
 /// waiting: so this is real time, not turns of the scheduler.
@@ -40,6 +40,13 @@ pub struct Reading {
     /// What is in it.
     pub content: Content,
 }
+
+/// Short, and longer than anything takes that goes as it should.
+pub const MERGE_POLICY: MergePolicy = MergePolicy {
+    patience: Duration::from_secs(5),
+    deadline: Duration::from_secs(60),
+    slowest_writes: BLOCK / 8,
+};
 
 /// What disks read.
 pub type Disks = BTreeMap<DiskTarget, Reading>;
@@ -240,7 +247,12 @@ impl Scene {
 
     pub fn flatten(&self, name: &str) -> Request {
         let volume = self.find_clone(name);
-        Request::FlattenVolume(FlattenVolume { volume, bandwidth: None, generation: None })
+        Request::FlattenVolume(FlattenVolume {
+            volume,
+            bandwidth: None,
+            merge_deadline_ms: None,
+            generation: None,
+        })
     }
 
     pub fn delete_volume(&self, name: &str) -> Request {
@@ -274,6 +286,7 @@ impl Scene {
             snapshots: names.iter().map(|name| find(&tree, name)).collect(),
             with_children: false,
             bandwidth: None,
+            merge_deadline_ms: None,
             generation: None,
             reason: DeletionReason::Asked,
         })
@@ -345,9 +358,36 @@ impl Scene {
             snapshots: names.iter().map(|name| self.find(name)).collect(),
             with_children: false,
             bandwidth: None,
+            merge_deadline_ms: None,
             generation: None,
             reason: DeletionReason::Asked,
         })
+    }
+
+    /// As [`Scene::delete`]; merges without headway for so long are ended.
+    pub fn delete_within(&self, names: &[&str], deadline: Duration) -> Request {
+        let Request::DeleteSnapshots(request) = self.delete(names) else { unreachable!("it is a deletion") };
+        let millis = u64::try_from(deadline.as_millis()).unwrap();
+        Request::DeleteSnapshots(DeleteSnapshots { merge_deadline_ms: Some(millis), ..request })
+    }
+
+    /// How many disks may be slowed because of us.
+    pub fn throttles(&self) -> usize {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.store.throttles()).unwrap().len()
+    }
+
+    /// What `vmsnapd thaw` does for guests that are slowed. Gives the VMs of those that stay so.
+    pub fn free_guests(&self) -> BTreeSet<VmId> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        runtime.block_on(ops::free_guests(&self.sim.host(), &self.store)).unwrap()
+    }
+
+    /// All that was told, oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let events = self.store.events(EventFilter::default(), EventOrder::After(0), 10_000);
+        runtime.block_on(events).unwrap().events.into_iter().map(|numbered| numbered.event).collect()
     }
 
     fn find(&self, name: &str) -> SnapshotId {
@@ -512,6 +552,7 @@ pub fn settings() -> Settings {
         places: places(),
         live_pulls: LivePulls::WhenSafe,
         concurrent_merges: 4,
+        merge_policy: MERGE_POLICY,
         concurrent_captures: 2,
         backups: 2,
         boot_id: "boot".to_owned(),
@@ -587,8 +628,24 @@ impl Life {
         })
     }
 
+    /// A person says that a stuck operation is to go on.
+    pub fn retry(&self, id: OperationId) {
+        self.runtime.block_on(async {
+            // What recovers shows itself first.
+            for _ in 0..10 {
+                pass_time().await;
+            }
+            self.engine.resolve(id, false).await.unwrap();
+        });
+    }
+
     /// Runs until the operation has ended, or the daemon is to die.
     pub fn run(&self, id: OperationId, dies: impl Fn() -> bool) -> Option<Operation> {
+        self.run_watching(id, dies)
+    }
+
+    /// As [`Life::run`], for one who takes notes.
+    pub fn run_watching(&self, id: OperationId, mut dies: impl FnMut() -> bool) -> Option<Operation> {
         self.runtime.block_on(async {
             let patience = Instant::now();
             while patience.elapsed() < PATIENCE {
@@ -609,6 +666,17 @@ impl Life {
 }
 
 impl Life {
+    /// Runs until no guest is slowed.
+    pub fn settle_throttles(&self, scene: &Scene) {
+        self.runtime.block_on(async {
+            let patience = Instant::now();
+            while !scene.store.throttles().await.unwrap().is_empty() {
+                assert!(patience.elapsed() < PATIENCE, "a guest stays slowed");
+                pass_time().await;
+            }
+        });
+    }
+
     /// Runs until nothing is under way, and what nothing needs has gone.
     pub fn settle(&self, scene: &Scene) {
         self.runtime.block_on(async {

@@ -212,6 +212,7 @@ impl Node {
                     snapshots,
                     with_children: self.dice.u32(0..8) == 0,
                     bandwidth: None,
+                    merge_deadline_ms: None,
                     generation: None,
                     reason: DeletionReason::Asked,
                 }))
@@ -241,7 +242,8 @@ impl Node {
             }
             7 => {
                 let volume = self.pick(&clones)?.id;
-                Some(Request::FlattenVolume(FlattenVolume { volume, bandwidth: None, generation: None }))
+                let (bandwidth, merge_deadline_ms) = (None, None);
+                Some(Request::FlattenVolume(FlattenVolume { volume, bandwidth, merge_deadline_ms, generation: None }))
             }
             _ => {
                 let volume = self.pick(&clones)?.id;

@@ -57,6 +57,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::VolumeStateChanged => v1::EventKind::VolumeStateChanged,
         EventKind::VmArrived => v1::EventKind::VmArrived,
         EventKind::VmLeft => v1::EventKind::VmLeft,
+        EventKind::MergeNotConverging => v1::EventKind::MergeNotConverging,
         EventKind::VmDifference => v1::EventKind::VmDifference,
         EventKind::DaemonStarted => v1::EventKind::DaemonStarted,
         EventKind::DaemonStopping => v1::EventKind::DaemonStopping,
@@ -65,7 +66,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 15] = [
+    const KINDS: [EventKind; 16] = [
         EventKind::SnapshotStateChanged,
         EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented,
@@ -78,6 +79,7 @@ pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
         EventKind::VolumeStateChanged,
         EventKind::VmArrived,
         EventKind::VmLeft,
+        EventKind::MergeNotConverging,
         EventKind::VmDifference,
         EventKind::DaemonStarted,
         EventKind::DaemonStopping,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::{consistency, timestamp};
 use crate::api::status;
+use crate::model::convergence::Trend;
 use crate::model::operation::{Direction, OperationState};
 use crate::model::{Consistency, Operation, Request, ResolveDifference, RunState, SnapshotKind};
-use crate::ops::{OperationView, Phase, Progress};
+use crate::ops::{Course, OperationView, Phase, Progress};
 use crate::plan::describe;
 use crate::proto::v1;
 
@@ -194,15 +195,11 @@ fn findings(operation: &Operation) -> v1::Findings {
 }
 
 fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
-    let left = progress.total.saturating_sub(progress.done);
-    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
-    let eta = (progress.rate > 1.0).then(|| Duration::from_secs_f64((left as f64 / progress.rate).min(1e9)));
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a rate is positive and modest"
-    )]
-    let bytes_per_second = progress.rate as u64;
+    let (bytes_per_second, eta) = match &progress.course {
+        Some(Course { trend: Trend::Gaining { left }, pace, .. }) => (pace.copied, Some(*left)),
+        Some(Course { trend: Trend::Behind | Trend::Still, pace, .. }) => (pace.copied, None),
+        Some(Course { trend: Trend::Unknown, .. }) | None => so_far(progress),
+    };
     v1::Progress {
         phase: match progress.phase {
             Phase::CaptureMemory => v1::ProgressPhase::SaveMemory,
@@ -216,7 +213,36 @@ fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
         bytes_per_second,
         eta: eta.and_then(|eta| eta.try_into().ok()),
         done: has_ended,
+        convergence: progress
+            .course
+            .map_or(v1::Convergence::Unspecified, |course| convergence(course.trend))
+            .into(),
+        write_bytes_per_second: progress.course.map_or(0, |course| course.pace.written),
+        writes_limited_to_bytes_per_second: progress.course.and_then(|course| course.slowed_to).unwrap_or(0),
     }
+}
+
+fn convergence(trend: Trend) -> v1::Convergence {
+    match trend {
+        Trend::Unknown => v1::Convergence::Unspecified,
+        Trend::Gaining { .. } => v1::Convergence::Gaining,
+        Trend::Behind => v1::Convergence::Outrun,
+        Trend::Still => v1::Convergence::Still,
+    }
+}
+
+/// The rate since it began, and the time left at that rate.
+fn so_far(progress: &Progress) -> (u64, Option<Duration>) {
+    let left = progress.total.saturating_sub(progress.done);
+    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
+    let eta = (progress.rate > 1.0).then(|| Duration::from_secs_f64((left as f64 / progress.rate).min(1e9)));
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is positive and modest"
+    )]
+    let bytes_per_second = progress.rate as u64;
+    (bytes_per_second, eta)
 }
 
 fn index(index: usize) -> u32 {

@@ -240,6 +240,9 @@ pub(in crate::cli) struct DeleteArgs {
     /// Most bytes per second that the merge of one disk moves, as in 50M
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(in crate::cli) bandwidth: Option<u64>,
+    /// Longest time that a merge may be without headway before it is ended, as in 30m; else as vmsnapd is configured
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(in crate::cli) merge_deadline: Option<Duration>,
     #[command(flatten)]
     pub(in crate::cli) sure: Sure,
     #[command(flatten)]

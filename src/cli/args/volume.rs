@@ -1,9 +1,11 @@
 //! `vmsnap volume`: what can be said.
 
+use std::time::Duration;
+
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::snapshot::{LabelArgs, Quiesce, Which};
-use super::units::{bytes, property};
+use super::units::{bytes, duration, property};
 use super::{How, LabelFilter, Sure};
 
 #[derive(Debug, Subcommand)]
@@ -28,6 +30,9 @@ pub(in crate::cli) enum VolumeVerb {
         /// Most bytes per second that a running VM copies, as in 50M
         #[arg(long, value_name = "BYTES", value_parser = bytes)]
         bandwidth: Option<u64>,
+        /// Longest time that the copy may stand still before it is ended, as in 30m; else as vmsnapd is configured
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        merge_deadline: Option<Duration>,
         #[command(flatten)]
         how: How,
     },

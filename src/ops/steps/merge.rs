@@ -12,6 +12,7 @@ use crate::model::{Failure, VmId};
 use crate::plan::merge::{Next, Seen, next};
 
 use super::super::board::Phase;
+use super::convergence::{self, Watch};
 use super::{Context, Performed};
 
 /// The hypervisor tells when a job is ready or gone, but not how far it is: asked so often.
@@ -22,15 +23,23 @@ enum Merged {
     /// It is complete.
     Complete,
     /// It was refused before anything began.
-    Untouched(HostError),
+    Untouched(Failure),
     /// It is somewhere on the way.
-    Halfway(HostError),
+    Halfway(Failure),
+    /// It was ended on the way: it makes no headway.
+    GivenUp(Failure),
     /// The daemon is going down.
     Interrupted,
 }
 
 /// The children are merged into their bases and nothing refers to them.
 pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Performed {
+    // An earlier attempt, or an earlier life, may have left the guest slowed.
+    for merge in &layers.merges {
+        if let Err(error) = convergence::free(context, merge).await {
+            return Performed::unknown(error);
+        }
+    }
     let _slot = context.limits.merges.acquire().await;
     // What is merged into reads wrong from the first byte on.
     if let Err(error) = context.manifests.withdraw(context.vm()).await {
@@ -39,7 +48,7 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
     }
     let all = join_all(layers.merges.iter().map(|merge| carry_out(context, merge, layers.bandwidth))).await;
     let mut untouched = 0;
-    let mut failure = None;
+    let (mut failure, mut given_up) = (None, None);
     for merged in all {
         match merged {
             Merged::Complete => {}
@@ -48,8 +57,12 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
                 failure.get_or_insert(error);
             }
             Merged::Halfway(error) => failure = Some(error),
+            Merged::GivenUp(error) => given_up = Some(error),
             Merged::Interrupted => return Performed::Interrupted,
         }
+    }
+    if let Some(error) = given_up {
+        return Performed::gave_up(error);
     }
     match failure {
         None => Performed::done(),
@@ -59,6 +72,24 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
 }
 
 async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>) -> Merged {
+    let mut watch = Watch::new(context, merge, bandwidth);
+    let merged = follow(context, merge, bandwidth, &mut watch).await;
+    if !watch.may_have_slowed() {
+        return merged;
+    }
+    match (convergence::free(context, merge).await, merged) {
+        // It is over only when the guest writes as before.
+        (Err(error), Merged::Complete | Merged::Untouched(_)) => Merged::Halfway(error.into()),
+        (Ok(()) | Err(_), merged) => merged,
+    }
+}
+
+async fn follow(
+    context: &Context<'_>,
+    merge: &Merge,
+    bandwidth: Option<u64>,
+    watch: &mut Watch<'_>,
+) -> Merged {
     let mut events = context.host.hypervisor.events();
     let mut course = Course::default();
     loop {
@@ -66,14 +97,21 @@ async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>)
             return Merged::Interrupted;
         }
         let moved = match see(context, merge, course.committed_offline).await {
-            Ok(seen) => course.step(context, merge, bandwidth, &seen, &mut events).await,
+            Ok(seen) => {
+                if let Some(job) = &seen.job
+                    && let Err(failure) = watch.look(job).await
+                {
+                    return Merged::GivenUp(failure);
+                }
+                course.step(context, merge, bandwidth, &seen, &mut events).await
+            }
             Err(error) => Err(error),
         };
         match moved {
             Ok(true) => return Merged::Complete,
             Ok(false) => {}
-            Err(error) if course.has_begun => return Merged::Halfway(error),
-            Err(error) => return Merged::Untouched(error),
+            Err(error) if course.has_begun => return Merged::Halfway(error.into()),
+            Err(error) => return Merged::Untouched(error.into()),
         }
     }
 }
@@ -104,16 +142,10 @@ impl Course {
             }
             Next::Wait => {
                 self.has_begun = true;
-                if let Some(job) = seen.job {
-                    context.reporter.progress(Phase::Merge, Some(&merge.target), job.done, job.total);
-                }
                 wait(context, events).await;
             }
             Next::Pivot => {
                 self.has_begun = true;
-                if let Some(job) = seen.job {
-                    context.reporter.progress(Phase::Merge, Some(&merge.target), job.done, job.total);
-                }
                 match context.host.hypervisor.pivot(context.vm(), &merge.target).await {
                     // READY may blink; the next look tells.
                     Err(HostError::NotReady(_)) => wait(context, events).await,

@@ -14,12 +14,13 @@ use crate::model::step::Step;
 use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
 use crate::store::{Store, StoreError};
 
-use super::Limits;
 use super::board::Reporter;
 use super::deadman::DeadMan;
 use super::manifest::Manifests;
+use super::{Limits, OpsError};
 
 mod clone;
+mod convergence;
 mod detached;
 mod images;
 mod merge;
@@ -90,6 +91,10 @@ impl Performed {
         Self::Seen { outcome: Outcome::NotApplied, findings: Vec::new(), failure: Some(failure.into()) }
     }
 
+    fn gave_up(failure: impl Into<Failure>) -> Self {
+        Self::Seen { outcome: Outcome::GaveUp, findings: Vec::new(), failure: Some(failure.into()) }
+    }
+
     fn unknown(failure: impl Into<Failure>) -> Self {
         Self::Seen { outcome: Outcome::Unknown, findings: Vec::new(), failure: Some(failure.into()) }
     }
@@ -97,6 +102,12 @@ impl Performed {
 
 impl From<HostError> for Failure {
     fn from(error: HostError) -> Self {
+        Self::new(error.reason(), &error)
+    }
+}
+
+impl From<OpsError> for Failure {
+    fn from(error: OpsError) -> Self {
         Self::new(error.reason(), &error)
     }
 }

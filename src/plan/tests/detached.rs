@@ -164,7 +164,8 @@ fn a_clone_with_snapshots_is_flattened_from_below() {
         created_at: Timestamp::UNIX_EPOCH,
         generation: 1,
     };
-    let request = FlattenVolume { volume: clone.id, bandwidth: None, generation: None };
+    let request =
+        FlattenVolume { volume: clone.id, bandwidth: None, merge_deadline_ms: None, generation: None };
     paper.world.clone_tree = Some(paper.world.tree.clone());
     let plan = flatten_volume(&paper.world, &clone, &request).unwrap();
     let lowest = kept(&paper, "one");

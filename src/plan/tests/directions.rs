@@ -122,6 +122,7 @@ fn merges_of_one_disk_fit_each_other() {
         snapshots: vec![paper.id("one"), paper.id("three")],
         with_children: false,
         bandwidth: None,
+        merge_deadline_ms: None,
         generation: None,
         reason: DeletionReason::Asked,
     };

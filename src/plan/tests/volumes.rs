@@ -101,7 +101,7 @@ fn clones() {
     let flatten = flatten_volume(
         &paper.world,
         &clone,
-        &FlattenVolume { volume: clone.id, bandwidth: None, generation: None },
+        &FlattenVolume { volume: clone.id, bandwidth: None, merge_deadline_ms: None, generation: None },
     );
     check(flatten.clone(), Ok("unused flatten! record"));
     paper.carry_out(&flatten.unwrap());
@@ -110,7 +110,7 @@ fn clones() {
     let again = flatten_volume(
         &paper.world,
         &alone,
-        &FlattenVolume { volume: alone.id, bandwidth: None, generation: None },
+        &FlattenVolume { volume: alone.id, bandwidth: None, merge_deadline_ms: None, generation: None },
     );
     check(again, Err("volume copy stands alone already"));
     let request = DeleteVolume { volume: alone.id, generation: Some(1) };
@@ -242,7 +242,8 @@ fn a_clone_is_flattened_under_a_running_vm() {
     let mut clone = plan.clones[0].clone();
     clone.state = crate::model::CloneState::Available;
     let flatten = |paper: &Paper, clone: &ClonedVolume| {
-        let request = FlattenVolume { volume: clone.id, bandwidth: Some(5), generation: None };
+        let request =
+            FlattenVolume { volume: clone.id, bandwidth: Some(5), merge_deadline_ms: None, generation: None };
         flatten_volume(&paper.world, clone, &request)
     };
     assert_eq!(flatten(&paper, &clone).unwrap().warnings.len(), 1, "nobody can keep to the limit");

@@ -1,0 +1,174 @@
+//! Keeps an eye on one merge under way: whether it gains on the guest's writes, what is told of that, and what is done.
+//!
+//! Decides nothing of that: `model::convergence` judges, `plan::convergence` says what to do. Leaves how a guest is slowed
+//! to `throttle`.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::model::convergence::{Sample, Tracker, Trend};
+use crate::model::event::{MergeNews, of_merge};
+use crate::model::step::Merge;
+use crate::model::{BlockJob, Failure, Reason};
+use crate::ops::OpsError;
+use crate::plan::MergePolicy;
+use crate::plan::convergence::{Move, Writes, next};
+
+use super::super::board::{Course, Phase};
+use super::Context;
+
+/// The eye on one merge.
+pub(super) struct Watch<'a> {
+    context: &'a Context<'a>,
+    merge: &'a Merge,
+    policy: MergePolicy,
+    since: Instant,
+    tracker: Tracker,
+    writes: Writes,
+    /// Why the guest could not be slowed.
+    not_slowed: Option<OpsError>,
+    /// It was told that there is no headway.
+    is_told: bool,
+}
+
+/// Why a merge was ended.
+#[derive(Debug, thiserror::Error)]
+enum NoHeadway {
+    /// The guest writes too much.
+    #[error(
+        "disk {disk} is not merged: the guest writes {written} bytes/s and {copied} bytes/s are copied, \
+         for {seconds} s without headway"
+    )]
+    Outrun {
+        disk: String,
+        written: u64,
+        copied: u64,
+        seconds: u64,
+        #[source]
+        cause: Option<OpsError>,
+    },
+    /// Nothing is copied.
+    #[error("disk {disk} is not merged: the block job stands still, for {seconds} s without headway")]
+    Still {
+        disk: String,
+        seconds: u64,
+        #[source]
+        cause: Option<OpsError>,
+    },
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(context: &'a Context<'a>, merge: &'a Merge, bandwidth: Option<u64>) -> Self {
+        let configured = context.limits.merge_policy;
+        let deadline = context.operation.request.merge_deadline().unwrap_or(configured.deadline);
+        Self {
+            context,
+            merge,
+            policy: MergePolicy { deadline, ..configured },
+            since: Instant::now(),
+            tracker: Tracker::new(configured.window(bandwidth)),
+            writes: Writes::Free,
+            not_slowed: None,
+            is_told: false,
+        }
+    }
+
+    /// Takes in what is seen of the block job, tells of it, and does what has to be done. An error if the merge is over,
+    /// because it would never be.
+    pub(super) async fn look(&mut self, job: &BlockJob) -> Result<(), Failure> {
+        self.tracker.take(Sample { at: self.since.elapsed(), done: job.done, total: job.total });
+        self.show(job);
+        self.tell_trend().await;
+        match next(&self.policy, &self.tracker, self.writes) {
+            Move::GoOn => Ok(()),
+            Move::Slow(limit) => {
+                self.slow(limit).await;
+                Ok(())
+            }
+            Move::End => Err(self.end().await),
+        }
+    }
+
+    /// Whether the guest's writes may be slowed now. One that failed to be may be, too.
+    pub(super) fn may_have_slowed(&self) -> bool {
+        self.writes != Writes::Free
+    }
+
+    fn show(&self, job: &BlockJob) {
+        let (trend, pace) = (self.tracker.trend(), self.tracker.pace());
+        self.context.reporter.progress(Phase::Merge, Some(&self.merge.target), job.done, job.total);
+        let slowed_to = match self.writes {
+            Writes::AtMost(limit) => Some(limit),
+            Writes::Free | Writes::NotToBeSlowed => None,
+        };
+        self.context.reporter.converges(&self.merge.target, Course { trend, pace, slowed_to });
+    }
+
+    async fn tell_trend(&mut self) {
+        let news = match self.tracker.trend() {
+            Trend::Behind if !self.is_told => MergeNews::Outrun,
+            Trend::Still if !self.is_told => MergeNews::Still,
+            // A moment's rest of the guest is not told: it is over when less is left than ever.
+            Trend::Gaining { .. } if self.is_told && self.tracker.lost().is_zero() => MergeNews::Gaining,
+            Trend::Unknown | Trend::Behind | Trend::Still | Trend::Gaining { .. } => return,
+        };
+        self.is_told = news != MergeNews::Gaining;
+        self.tell(news).await;
+    }
+
+    async fn tell(&self, news: MergeNews) {
+        let Context { operation, store, .. } = self.context;
+        let event = of_merge(operation, &self.merge.target, news, self.tracker.pace(), Timestamp::now());
+        tracing::warn!(operation = %operation.id, "{}", event.message);
+        if let Err(error) = store.tell(event).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "an event cannot be kept");
+        }
+    }
+
+    async fn slow(&mut self, limit: u64) {
+        let Context { host, store, limits, operation, .. } = self.context;
+        let disk = (self.context.vm(), &self.merge.target);
+        match limits.throttles.slow((host, store), disk, operation.id, limit).await {
+            Ok(limit) => {
+                self.writes = Writes::AtMost(limit);
+                self.tell(MergeNews::Slowed { limit }).await;
+                // What it brings is seen after a window of its own.
+                self.tracker.restart();
+            }
+            Err(error) => {
+                self.writes = Writes::NotToBeSlowed;
+                let told: &dyn std::error::Error = &error;
+                tracing::warn!(operation = %operation.id, disk = %disk.1, error = told, "the guest's writes cannot be slowed");
+                self.not_slowed = Some(error);
+            }
+        }
+    }
+
+    /// The job ends where it stands, and the VM goes on with the layers that it has.
+    async fn end(&mut self) -> Failure {
+        let ended = self.context.host.hypervisor.abort_block_job(self.context.vm(), &self.merge.target).await;
+        let cause = match ended {
+            Ok(()) => self.not_slowed.take(),
+            // It may go on. Whoever decides now is told.
+            Err(error) => Some(error.into()),
+        };
+        let (disk, seconds) = (self.merge.target.to_string(), self.tracker.lost().as_secs());
+        let pace = self.tracker.pace();
+        let error = if self.tracker.trend() == Trend::Still {
+            NoHeadway::Still { disk, seconds, cause }
+        } else {
+            NoHeadway::Outrun { disk, written: pace.written, copied: pace.copied, seconds, cause }
+        };
+        Failure::new(Reason::MergeNotConverging, &error)
+    }
+}
+
+/// Lets the guest write to the disk of a merge as before, whoever slowed it.
+pub(super) async fn free(context: &Context<'_>, merge: &Merge) -> Result<(), OpsError> {
+    if context.operation.of_vm().is_none() {
+        return Ok(());
+    }
+    let disk = (context.vm(), &merge.target);
+    context.limits.throttles.free((context.host, context.store), disk).await
+}

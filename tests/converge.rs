@@ -1,0 +1,299 @@
+//! Merges that a guest outruns, or that stand still: seen, told, slowed, ended; and a guest that is never left slowed,
+//! whenever the daemon dies.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+mod simulated;
+
+use std::collections::BTreeMap;
+
+use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::model::event::EventKind;
+use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
+use vmsnap::model::operation::OperationState;
+use vmsnap::model::{DiskTarget, OperationId, Quiesce, Reason};
+
+use simulated::{Life, Scene, Truth, ensure};
+
+/// The guest writes these blocks over and over.
+const FIRST: u64 = 20;
+const BLOCKS: u64 = 12;
+
+fn vda() -> DiskTarget {
+    "vda".parse().unwrap()
+}
+
+/// What an operator has limited before, and must find again.
+fn limits() -> IoLimits {
+    let both = Limit { rate: 1 << 40, burst: 1 << 41, burst_seconds: 2 };
+    IoLimits { bytes: Directions { both, ..Directions::default() }, ..IoLimits::default() }
+}
+
+/// A VM with a snapshot `one`, whose guest writes more than is copied from now on.
+fn set_up() -> (Scene, Truth) {
+    let scene = Scene::forkable();
+    let mut truth = Truth::default();
+    scene.sim.set_job_notches(2);
+    let life = Life::start(&scene);
+    scene.write(1, 10);
+    let id = life.begin(scene.create("one", Quiesce::Auto, false, &[]), || false).unwrap().unwrap();
+    assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+    drop(life);
+    for block in 0..4 {
+        scene.write(block, 100 + block);
+    }
+    truth.active = scene.active();
+    scene.sim.someone_limits(scene.vm, &vda(), limits());
+    scene.sim.guest_writes_on(scene.vm, &vda(), 4, FIRST, BLOCKS);
+    scene.sim.reset_script();
+    (scene, truth)
+}
+
+fn begin(life: &Life, scene: &Scene) -> OperationId {
+    life.begin(scene.delete(&["one"]), || false).unwrap().unwrap()
+}
+
+/// The guest reads what it has written; nobody has slowed it, and nothing is noted any more.
+fn verify_guest(scene: &Scene, truth: &Truth) -> Result<(), String> {
+    let mut active = truth.active.clone();
+    let written = scene.sim.written_by_itself(scene.vm, &vda());
+    active.get_mut(&vda()).unwrap().content.extend(written);
+    ensure(scene.active() == active, || format!("the VM reads {:?}, not {active:?}", scene.active()))?;
+    let now = scene.sim.limits_of(scene.vm, &vda());
+    ensure(now == limits(), || format!("the limits are {now:?}"))?;
+    ensure(scene.throttles() == 0, || "a throttle is noted".to_owned())?;
+    let violations = scene.sim.violations();
+    ensure(violations.is_empty(), || violations.join("; "))
+}
+
+/// As above, and the merge is over.
+fn verify_merged(scene: &Scene, truth: &Truth) -> Result<(), String> {
+    verify_guest(scene, truth)?;
+    let (mut truth, written) = (truth.clone(), scene.sim.written_by_itself(scene.vm, &vda()));
+    truth.active.get_mut(&vda()).unwrap().content.extend(written);
+    scene.verify(&truth)
+}
+
+/// What was told of merges, in order.
+fn told(scene: &Scene) -> Vec<String> {
+    let merges = scene.events().into_iter().filter(|event| event.kind == EventKind::MergeNotConverging);
+    merges.map(|event| event.attributes["change"].clone()).collect()
+}
+
+fn count(scene: &Scene, method: Method) -> usize {
+    scene.sim.calls().iter().filter(|call| call.method == method).count()
+}
+
+#[test]
+fn a_guest_that_writes_too_fast_is_slowed_until_it_is_merged() {
+    let (scene, truth) = set_up();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let mut slowed = Vec::new();
+    let watch = || {
+        slowed.push(scene.sim.limits_of(scene.vm, &vda()).bytes);
+        false
+    };
+    let ended = life.run_watching(id, watch).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
+    slowed.dedup();
+    let reads: Vec<u64> = slowed.iter().map(|bytes| bytes.read.rate).collect();
+    assert!(
+        reads[1..reads.len() - 1].iter().all(|rate| *rate == 1 << 40),
+        "reads are not slowed: {slowed:?}"
+    );
+    assert!(slowed.len() > 2, "{slowed:?}");
+    let told = told(&scene);
+    assert_eq!(told[..2], ["outrun", "slowed"], "{told:?}");
+    assert_eq!(told.iter().filter(|change| *change == "outrun").count(), 1, "once: {told:?}");
+    verify_merged(&scene, &truth).unwrap();
+}
+
+/// The host cannot slow it: the merge is ended at its deadline, and goes on when somebody says so.
+fn ends_stuck(prepare: impl Fn(&Scene), cure: impl Fn(&Scene), first_told: &str, ended_jobs: usize) {
+    let (scene, truth) = set_up();
+    prepare(&scene);
+    let limits_before = scene.sim.limits_of(scene.vm, &vda());
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let stuck = life.run(id, || false).unwrap();
+    assert!(matches!(stuck.cursor.state, OperationState::Stuck { .. }), "{stuck:?}");
+    assert_eq!(stuck.failure.unwrap().reason, Reason::MergeNotConverging);
+    assert_eq!(count(&scene, Method::AbortBlockJob), ended_jobs, "each is ended once, not tried again");
+    let has_job = |disk: &DiskTarget| scene.sim.has_block_job(scene.vm, disk);
+    assert!(!simulated::disks().iter().any(has_job), "no job is left running");
+    assert_eq!(told(&scene)[0], first_told);
+    assert_eq!(scene.sim.limits_of(scene.vm, &vda()), limits_before);
+    // It keeps the VM, over a restart, too: what the snapshot lies on is a mixture.
+    drop(life);
+    let life = Life::start(&scene);
+    let refused = life.begin(scene.revert("one"), || false).unwrap();
+    assert!(refused.is_err(), "nobody goes back to a base that is half written");
+    cure(&scene);
+    scene.sim.someone_limits(scene.vm, &vda(), limits());
+    scene.sim.reset_script();
+    life.retry(id);
+    let ended = life.run(id, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
+    verify_merged(&scene, &truth).unwrap();
+}
+
+#[test]
+fn a_guest_that_cannot_be_slowed() {
+    let refuse = |scene: &Scene| {
+        let mishap = Mishap::Error(Complaint::Refused);
+        let at = Trigger::Each(Method::SetIoLimits);
+        scene.sim.add_fault(Fault { at, moment: Moment::Before, mishap });
+    };
+    ends_stuck(refuse, |scene| scene.sim.guest_calms_down(scene.vm), "outrun", 1);
+}
+
+#[test]
+fn a_guest_whose_disks_share_their_limits() {
+    let share = |scene: &Scene| {
+        let shared = IoLimits { group: Some("gold".to_owned()), ..limits() };
+        scene.sim.someone_limits(scene.vm, &vda(), shared);
+    };
+    ends_stuck(share, |scene| scene.sim.guest_calms_down(scene.vm), "outrun", 1);
+}
+
+#[test]
+fn a_job_that_stands_still() {
+    let hang = |scene: &Scene| {
+        scene.sim.guest_calms_down(scene.vm);
+        scene.sim.set_storage_hangs(true);
+    };
+    ends_stuck(hang, |scene| scene.sim.set_storage_hangs(false), "still", 2);
+}
+
+#[test]
+fn the_deadline_of_the_request_counts() {
+    let (scene, _) = set_up();
+    scene.sim.guest_calms_down(scene.vm);
+    scene.sim.set_storage_hangs(true);
+    let life = Life::start(&scene);
+    let request = scene.delete_within(&["one"], 2 * simulated::MERGE_POLICY.deadline);
+    let id = life.begin(request, || false).unwrap().unwrap();
+    let stuck = life.run(id, || false).unwrap();
+    let failure = stuck.failure.unwrap();
+    assert_eq!(failure.reason, Reason::MergeNotConverging);
+    assert!(failure.message.contains("for 120 s without headway"), "{failure:?}");
+}
+
+/// The daemon dies at each call that comes after the first sign of trouble, before it and after it: the next life frees the
+/// guest, and the merge comes to its end.
+#[test]
+fn no_guest_stays_slowed_when_the_daemon_dies() {
+    let (before, truth) = set_up();
+    let mut deaths: BTreeMap<Method, usize> = BTreeMap::new();
+    for method in [Method::IoLimits, Method::SetIoLimits, Method::Pivot, Method::AbortBlockJob] {
+        for occurrence in 1.. {
+            let mut is_struck = false;
+            for moment in [Moment::Before, Moment::After] {
+                let scene = before.fork();
+                let call = vmsnap::host::sim::Call { method, occurrence };
+                scene.sim.add_fault(Fault { at: Trigger::Call(call), moment, mishap: Mishap::Hang });
+                let dies = || count(&scene, method) >= occurrence;
+                let life = Life::start(&scene);
+                let id = begin(&life, &scene);
+                let ended = life.run(id, dies);
+                drop(life);
+                if !dies() {
+                    continue;
+                }
+                is_struck = true;
+                *deaths.entry(method).or_default() += 1;
+                assert!(ended.is_none(), "it hangs");
+                scene.sim.reset_script();
+                let life = Life::start(&scene);
+                life.settle_throttles(&scene);
+                let ended = life.run(id, || false).unwrap();
+                assert_eq!(ended.cursor.state, OperationState::Succeeded, "{call} {moment:?}: {ended:?}");
+                verify_merged(&scene, &truth)
+                    .unwrap_or_else(|problem| panic!("{call} {moment:?}: {problem}"));
+            }
+            if !is_struck {
+                break;
+            }
+        }
+    }
+    assert!(deaths[&Method::SetIoLimits] >= 4 && deaths[&Method::IoLimits] >= 4, "{deaths:?}");
+}
+
+/// The daemon dies while it ends a merge, before it or after it, and could not note it: the next life comes to the same end.
+#[test]
+fn the_daemon_dies_while_it_ends_a_merge() {
+    let (before, truth) = set_up();
+    for moment in [Moment::Before, Moment::After] {
+        let scene = before.fork();
+        let shared = IoLimits { group: Some("gold".to_owned()), ..limits() };
+        scene.sim.someone_limits(scene.vm, &vda(), shared);
+        let at = Trigger::Each(Method::AbortBlockJob);
+        scene.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+        let life = Life::start(&scene);
+        let id = begin(&life, &scene);
+        assert!(life.run(id, || count(&scene, Method::AbortBlockJob) > 0).is_none());
+        drop(life);
+        scene.sim.reset_script();
+        let life = Life::start(&scene);
+        let stuck = life.run(id, || false).unwrap();
+        assert_eq!(stuck.failure.as_ref().unwrap().reason, Reason::MergeNotConverging, "{stuck:?}");
+        assert!(!scene.sim.has_block_job(scene.vm, &vda()));
+        scene.sim.guest_calms_down(scene.vm);
+        scene.sim.someone_limits(scene.vm, &vda(), limits());
+        verify_guest(&scene, &truth).unwrap();
+        life.retry(id);
+        assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+        verify_merged(&scene, &truth).unwrap();
+    }
+}
+
+/// Without a daemon: `vmsnapd thaw` frees it.
+#[test]
+fn a_guest_is_freed_without_a_daemon() {
+    let (scene, truth) = set_up();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let is_slowed = || scene.sim.limits_of(scene.vm, &vda()) != limits();
+    assert!(life.run(id, is_slowed).is_none());
+    drop(life);
+    assert!(is_slowed() && scene.throttles() == 1);
+    assert!(scene.free_guests().is_empty());
+    verify_guest(&scene, &truth).unwrap();
+}
+
+/// What somebody else has set meanwhile is theirs.
+#[test]
+fn limits_of_somebody_else_are_left_alone() {
+    let (scene, _) = set_up();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let is_slowed = || scene.sim.limits_of(scene.vm, &vda()) != limits();
+    assert!(life.run(id, is_slowed).is_none());
+    drop(life);
+    let write = Limit { rate: 77_777, ..Limit::default() };
+    let theirs = IoLimits { bytes: Directions { write, ..Directions::default() }, ..IoLimits::default() };
+    scene.sim.someone_limits(scene.vm, &vda(), theirs.clone());
+    assert!(scene.free_guests().is_empty());
+    assert_eq!(scene.sim.limits_of(scene.vm, &vda()), theirs);
+    assert_eq!(scene.throttles(), 0);
+}
+
+/// The hypervisor does not take the limit back when the operation is over in STUCK: it is tried until it does.
+#[test]
+fn a_limit_that_cannot_be_taken_back_at_once() {
+    let (scene, truth) = set_up();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let is_slowed = || scene.sim.limits_of(scene.vm, &vda()) != limits();
+    assert!(life.run(id, is_slowed).is_none());
+    let mishap = Mishap::Error(Complaint::Refused);
+    let at = Trigger::Each(Method::SetIoLimits);
+    scene.sim.add_fault(Fault { at, moment: Moment::Before, mishap });
+    let stuck = life.run(id, || false).unwrap();
+    assert!(matches!(stuck.cursor.state, OperationState::Stuck { .. }), "{stuck:?}");
+    assert!(is_slowed());
+    scene.sim.reset_script();
+    life.settle_throttles(&scene);
+    verify_guest(&scene, &truth).unwrap();
+}

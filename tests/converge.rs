@@ -297,3 +297,23 @@ fn a_limit_that_cannot_be_taken_back_at_once() {
     life.settle_throttles(&scene);
     verify_guest(&scene, &truth).unwrap();
 }
+
+/// The hypervisor gives no answer, and slows the guest when nobody counts on it any more.
+#[test]
+fn a_limit_that_comes_late() {
+    let (scene, truth) = set_up();
+    let at = Trigger::Each(Method::SetIoLimits);
+    let mishap = Mishap::Error(Complaint::TimedOut);
+    scene.sim.add_fault(Fault { at, moment: Moment::Before, mishap });
+    let life = Life::start(&scene);
+    // It gives up long before a call without an answer is past.
+    let request = scene.delete_within(&["one"], simulated::MERGE_POLICY.patience);
+    let id = life.begin(request, || false).unwrap().unwrap();
+    let stuck = life.run(id, || false).unwrap();
+    assert_eq!(stuck.failure.unwrap().reason, Reason::MergeNotConverging);
+    scene.sim.reset_script();
+    let noted = scene.noted_limits();
+    scene.sim.someone_limits(scene.vm, &vda(), limits().with_writes_at_most(noted[0]));
+    life.settle_throttles(&scene);
+    verify_guest(&scene, &truth).unwrap();
+}

@@ -9,10 +9,11 @@
 //!                            +--> (crash) --> freed at start, at reconnect, by `vmsnapd thaw`, by the merge that goes on
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 
 use crate::host::{Host, HostError, Link};
 use crate::model::{DiskTarget, OperationId, OperationState, VmId};
@@ -23,14 +24,21 @@ use super::{Engine, Result};
 /// A limit that could not be taken back is looked at again so often: the hypervisor tells nobody when it would work.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// A change that gave no answer may come into force as late as this: libvirt waits half of it for its turn, and QEMU answers
+/// well within the other half.
+const LATE: Duration = Duration::from_secs(60);
+
 /// All slowing and freeing of guests by this process.
 #[derive(Default)]
 pub(super) struct Throttles {
     /// One at a time, so that what is seen is still so when it is acted upon.
-    turn: Mutex<()>,
+    turn: Mutex<Unanswered>,
     /// Somebody could not be freed.
     left: Notify,
 }
+
+/// Disks whose guest was to be slowed, without an answer: until then that may still happen, and the note is kept.
+type Unanswered = HashMap<(VmId, DiskTarget), Instant>;
 
 impl Throttles {
     /// Slows the writes to a disk to `rate` bytes per second, or leaves them slower. Gives what they are slowed to.
@@ -41,7 +49,7 @@ impl Throttles {
         operation: OperationId,
         rate: u64,
     ) -> Result<u64> {
-        let _turn = self.turn.lock().await;
+        let mut unanswered = self.turn.lock().await;
         let mut throttle = match store.throttle(vm, disk).await? {
             Some(known) => known,
             None => begin(host, (vm, disk), operation).await?,
@@ -50,8 +58,15 @@ impl Throttles {
         let rate = slowed.bytes.write.rate;
         throttle.writes_at_most.push(rate);
         store.put_throttle(throttle).await?;
-        host.hypervisor.set_io_limits(vm, disk, &slowed).await?;
-        Ok(rate)
+        match host.hypervisor.set_io_limits(vm, disk, &slowed).await {
+            Ok(()) => Ok(rate),
+            Err(error) => {
+                if matches!(error, HostError::TimedOut { .. } | HostError::Unreachable(_)) {
+                    unanswered.insert((vm, disk.clone()), Instant::now() + LATE);
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Lets a guest write to a disk as before. One that is not slowed is left alone.
@@ -60,14 +75,21 @@ impl Throttles {
         (host, store): (&Host, &Store),
         (vm, disk): (VmId, &DiskTarget),
     ) -> Result<()> {
-        let _turn = self.turn.lock().await;
+        let mut unanswered = self.turn.lock().await;
         let Some(throttle) = store.throttle(vm, disk).await? else { return Ok(()) };
         let freed = free(host, &throttle).await;
         if let Err(error) = freed {
             self.left.notify_one();
             return Err(error.into());
         }
-        Ok(store.clear_throttle(vm, disk.clone()).await?)
+        let key = (vm, disk.clone());
+        if unanswered.get(&key).is_some_and(|until| Instant::now() < *until) {
+            // It is looked at again until then.
+            self.left.notify_one();
+            return Ok(());
+        }
+        unanswered.remove(&key);
+        Ok(store.clear_throttle(vm, key.1).await?)
     }
 }
 
@@ -139,26 +161,24 @@ impl Engine {
         });
     }
 
-    /// True if somebody is still slowed.
+    /// True if somebody may still be slowed.
     async fn free_those_left(&self) -> bool {
         let (host, store) = (&self.0.host, &self.0.store);
         let Ok(throttles) = store.throttles().await else { return true };
-        let mut is_left = false;
         for throttle in throttles {
             let runs = self.0.board.watch(throttle.operation).is_some_and(|view| {
                 matches!(view.borrow().operation.cursor.state, OperationState::Running { .. })
             });
-            // A merge that runs frees its guest itself.
             if runs {
-                is_left = true;
-            } else if let Err(error) =
-                self.0.limits.throttles.free((host, store), (throttle.vm, &throttle.disk)).await
-            {
+                // A merge that runs frees its guest itself.
+                continue;
+            }
+            let freed = self.0.limits.throttles.free((host, store), (throttle.vm, &throttle.disk)).await;
+            if let Err(error) = freed {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(vm = %throttle.vm, disk = %throttle.disk, error, "the guest's writes stay slowed");
-                is_left = true;
             }
         }
-        is_left
+        store.throttles().await.map_or(true, |left| !left.is_empty())
     }
 }

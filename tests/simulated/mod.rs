@@ -377,6 +377,13 @@ impl Scene {
         runtime.block_on(self.store.throttles()).unwrap().len()
     }
 
+    /// The limits on writes that may be in force because of us.
+    pub fn noted_limits(&self) -> Vec<u64> {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let throttles = runtime.block_on(self.store.throttles()).unwrap();
+        throttles.into_iter().flat_map(|throttle| throttle.writes_at_most).collect()
+    }
+
     /// What `vmsnapd thaw` does for guests that are slowed. Gives the VMs of those that stay so.
     pub fn free_guests(&self) -> BTreeSet<VmId> {
         let runtime = Builder::new_current_thread().build().unwrap();

@@ -346,7 +346,7 @@ async fn memory_images_and_space() {
 
     bed.images.sync(&bed.path("complete")).await.unwrap();
     assert!(matches!(bed.images.sync(&bed.path("missing")).await, Err(HostError::NoSuchImage(_))));
-    assert!(bed.images.free_space(bed.directory.path()).await.unwrap() > 0);
+    assert!(bed.images.free_space(bed.directory.path()).await.unwrap().free > 0);
     let nowhere = bed.images.free_space(&bed.path("missing")).await;
     assert!(matches!(nowhere, Err(HostError::NoSuchImage(_))));
 }

@@ -1,5 +1,7 @@
 //! `NodeService`: this node and this daemon.
 
+use std::path::PathBuf;
+
 use jiff::{SignedDuration, Timestamp};
 use tonic::{Request, Response};
 
@@ -7,6 +9,7 @@ use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, asked, caller, convert, paging, status};
 use crate::host::{About, Link};
+use crate::model::Space;
 use crate::proto::v1;
 use crate::proto::v1::node_service_server::NodeService;
 use crate::store::{Page, SnapshotFilter};
@@ -27,6 +30,7 @@ impl NodeService for Api {
         let one = Page { limit: 1, ..Page::default() };
         let snapshots = self.engine.snapshots(everything, one).await.map_err(status::of)?;
         let vms = self.engine.vms().await.unwrap_or_default();
+        let storage = self.engine.storage(&self.state_directory).await.map_err(status::of)?;
         let uptime = self.started.elapsed();
         let now = Timestamp::now();
         let started = SignedDuration::try_from(uptime).ok().and_then(|uptime| now.checked_sub(uptime).ok());
@@ -46,6 +50,7 @@ impl NodeService for Api {
             snapshot_count: snapshots.total,
             open_operation_ids: open.iter().map(|operation| operation.id.to_string()).collect(),
             draining: self.engine.draining().is_cancelled(),
+            storage: storage.into_iter().map(storage_space).collect(),
             time: Some(convert::timestamp(now)),
             ..v1::Node::default()
         };
@@ -86,6 +91,11 @@ impl NodeService for Api {
 fn versions(about: Option<About>) -> v1::Versions {
     let (libvirt, qemu) = about.map(|about| (about.libvirt, about.qemu)).unwrap_or_default();
     v1::Versions { agent: env!("CARGO_PKG_VERSION").to_owned(), libvirt, qemu, ..v1::Versions::default() }
+}
+
+fn storage_space((directory, space): (PathBuf, Space)) -> v1::StorageSpace {
+    let path = directory.display().to_string();
+    v1::StorageSpace { path, total_bytes: space.total, free_bytes: space.free }
 }
 
 fn link_problem(link: &Link) -> Option<String> {

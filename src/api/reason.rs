@@ -29,6 +29,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
             (v1::Reason::VmStateUnsuitable, Code::FailedPrecondition)
         }
         Reason::VmTransient => (v1::Reason::VmTransient, Code::FailedPrecondition),
+        Reason::VmNotOutOfSpace => (v1::Reason::VmNotOutOfSpace, Code::FailedPrecondition),
         Reason::HostLacksFeature => (v1::Reason::HostLacksFeature, Code::FailedPrecondition),
         Reason::VmChanged => (v1::Reason::VmInDoubt, Code::FailedPrecondition),
         Reason::DiskNotSupported => (v1::Reason::DiskNotSnapshottable, Code::FailedPrecondition),

@@ -2,7 +2,6 @@
 
 use tonic::{Request, Response, Status};
 
-use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, resolve, status};
 use crate::host::VmSummary;
@@ -83,8 +82,15 @@ impl VmService for Api {
         resolve::resolve_vm(self, by, request.into_inner()).await
     }
 
-    later! {
-        resume_vm(ResumeVmRequest) -> v1::ResumeVmResponse;
+    async fn resume_vm(&self, request: Request<v1::ResumeVmRequest>) -> Answer<v1::ResumeVmResponse> {
+        let mut violations = Violations::default();
+        violations.required("vm", &request.get_ref().vm);
+        violations.check()?;
+        let found = self.engine.find_vm(&request.get_ref().vm).await.map_err(status::of)?;
+        // What a repeated call asks for is so already: that needs no note of the first.
+        self.engine.resume_vm(found.id).await.map_err(status::of)?;
+        let vm = self.one_vm(&request.get_ref().vm).await?;
+        Ok(Response::new(v1::ResumeVmResponse { vm: Some(vm) }))
     }
 }
 

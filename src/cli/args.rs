@@ -131,6 +131,11 @@ pub(super) enum VmVerb {
         #[command(flatten)]
         what: ResolveArgs,
     },
+    /// Let a VM go on that is paused because a disk had no space
+    Resume {
+        /// Name or UUID
+        vm: String,
+    },
     /// Make a new VM out of a snapshot. The VM that the snapshot is of goes on
     Deploy(DeployArgs),
 }

@@ -40,6 +40,10 @@ async fn show(session: &Session) -> Result<u8, Failure> {
         };
         lines.push(format!("  {:<9} {state}", part.name));
     }
+    for space in &node.storage {
+        let (free, total) = (words::size(space.free_bytes), words::size(space.total_bytes));
+        lines.push(format!("  {free} of {total} free: {}", space.path));
+    }
     session.output.show(&Shown {
         message: &answer,
         name: "GetNodeResponse",

@@ -16,6 +16,7 @@ pub(super) async fn carry_out(session: &Session, verb: VmVerb) -> Result<u8, Fai
         VmVerb::Show { vm } => show(session, vm).await,
         VmVerb::Check { vm } => check::vm(session, vm).await,
         VmVerb::Resolve { vm, what } => resolve::of_vm(session, vm, what).await,
+        VmVerb::Resume { vm } => resume(session, vm).await,
         VmVerb::Deploy(args) => deploy(session, args).await,
     }
 }
@@ -48,6 +49,19 @@ async fn deploy(session: &Session, args: DeployArgs) -> Result<u8, Failure> {
     }
 }
 
+async fn resume(session: &Session, vm: String) -> Result<u8, Failure> {
+    let request = v1::ResumeVmRequest { vm, request_id: request_id() };
+    let answer = session.daemon.vms().resume_vm(request).await?.into_inner();
+    let vm = answer.vm.clone().unwrap_or_default();
+    session.output.show(&Shown {
+        message: &answer,
+        name: "ResumeVmResponse",
+        ids: vec![vm.id.clone()],
+        text: Text::Lines(format!("{} is {}", vm.name, state(&vm))),
+    })?;
+    Ok(0)
+}
+
 async fn list(session: &Session) -> Result<u8, Failure> {
     let filter = v1::VmFilter { include_gone: true, ..v1::VmFilter::default() };
     let mut request =
@@ -78,9 +92,15 @@ async fn list(session: &Session) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// What a VM does; of one that has left, that it has.
+/// What a VM does; of one that has left, that it has; of one that had no space, where.
 fn state(vm: &v1::Vm) -> String {
-    if vm.gone { "gone".to_owned() } else { words::run_state(vm.run_state()) }
+    let run_state = words::run_state(vm.run_state());
+    match &vm.full_disks[..] {
+        _ if vm.gone => "gone".to_owned(),
+        [] => run_state,
+        [disk] => format!("{run_state}: {disk} has no space"),
+        disks => format!("{run_state}: {} have no space", disks.join(", ")),
+    }
 }
 
 async fn show(session: &Session, vm: String) -> Result<u8, Failure> {

@@ -28,6 +28,8 @@ pub struct Config {
     pub overlay_directory: Option<PathBuf>,
     /// Bytes to leave free wherever we write.
     pub reserve_bytes: u64,
+    /// Warn when a file system that running VMs' disks grow on has fewer bytes free: of a small one at most a tenth.
+    pub space_warning_bytes: u64,
     /// The libvirt to connect to.
     pub libvirt_uri: String,
     /// When running VMs may pull layers up into the one that they write to, to flatten a clone or to merge with fewer
@@ -65,6 +67,7 @@ impl Default for Config {
             image_directories: vec!["/var/lib/libvirt/images".into()],
             overlay_directory: None,
             reserve_bytes: 256 << 20,
+            space_warning_bytes: 16 << 30,
             libvirt_uri: "qemu:///system".to_owned(),
             live_pulls: LivePulls::WhenSafe,
             concurrent_merges: 4,

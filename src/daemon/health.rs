@@ -63,7 +63,7 @@ async fn watch_disk(engine: Engine, reporter: HealthReporter, directories: Vec<P
         let mut has_room = true;
         for directory in &directories {
             let free = engine.host().images.free_space(directory).await;
-            has_room &= free.is_ok_and(|free| free > reserve);
+            has_room &= free.is_ok_and(|space| space.free > reserve);
         }
         reporter.set_service_status(STORAGE, status(has_room)).await;
         tokio::select! {

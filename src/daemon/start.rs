@@ -259,6 +259,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
             images: config.image_directories.clone(),
             overlays: config.overlay_directory.clone(),
             reserve: config.reserve_bytes,
+            low_space: config.space_warning_bytes,
         },
         live_pulls: config.live_pulls,
         concurrent_merges: config.concurrent_merges,

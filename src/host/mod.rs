@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
-use crate::model::{DiskTarget, IoLimits, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, Space, VmId, VmView};
 
 mod error;
 pub mod images;
@@ -110,6 +110,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Changes all limits on a disk of a running VM but the group, until it stops. The definition is left alone.
     async fn set_io_limits(&self, vm: VmId, disk: &DiskTarget, limits: &IoLimits) -> Result<()>;
 
+    /// Lets [`HostEvent::ThresholdCrossed`] tell, once, when the file that a running VM writes to for a disk is about to
+    /// grow beyond so many bytes. Takes the place of what was set for that file before.
+    async fn set_block_threshold(&self, vm: VmId, disk: &DiskTarget, bytes: u64) -> Result<()>;
+
     /// What happens to VMs and block jobs. Some events are lost when the link breaks: look again then.
     fn events(&self) -> broadcast::Receiver<HostEvent>;
 
@@ -193,8 +197,12 @@ pub trait Images: Send + Sync + 'static {
     /// Whether any process has the image open for writing, or for reading as part of a VM.
     async fn is_in_use(&self, path: &Path, format: Format) -> Result<bool>;
 
-    /// Bytes free in the file system that holds `directory`.
-    async fn free_space(&self, directory: &Path) -> Result<u64>;
+    /// The room in the file system that holds `directory`.
+    async fn free_space(&self, directory: &Path) -> Result<Space>;
+
+    /// Bytes that one qcow2 image would take that holds what these hold, each of which lies on the next; nothing below the
+    /// last is counted. Safe on images that VMs write to. Reads the tables of all, no data.
+    async fn measure(&self, layers: &[ImageRef]) -> Result<u64>;
 
     /// Bytes of a complete memory image; None for one that is missing or was never finished.
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>>;
@@ -234,6 +242,8 @@ pub struct VmSummary {
     pub name: String,
     /// What it does.
     pub run_state: RunState,
+    /// The disks that had no space, and that it is paused for.
+    pub full_disks: Vec<DiskTarget>,
 }
 
 /// A VM's definition, opaque to everybody above.
@@ -305,6 +315,8 @@ pub enum HostEvent {
     BlockJobChanged(VmId),
     /// The guest agent connected or went away.
     AgentChanged(VmId),
+    /// An image that a VM writes to has reached the length that was to be told of.
+    ThresholdCrossed(VmId),
 }
 
 /// Whether the hypervisor can be reached.

@@ -4,6 +4,7 @@
 //! transaction of the change itself: what is told has happened, and what has happened is told.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::clone::{CloneState, ClonedVolume};
 use super::difference::Difference;
 use super::edit::{Comment, Edit};
-use super::ids::{OperationId, SnapshotId, VmId, VolumeId};
+use super::ids::{DiskTarget, OperationId, SnapshotId, VmId, VolumeId};
 use super::layer::LayerTree;
 use super::operation::{Failure, Operation, OperationState};
 use super::snapshot::{Consistency, Snapshot, SnapshotState};
@@ -66,6 +67,8 @@ pub enum EventKind {
     MergeNotConverging,
     GuestFrozen,
     GuestThawed,
+    SpaceLow,
+    VmOutOfSpace,
     VolumeStateChanged,
     VmArrived,
     VmLeft,
@@ -182,6 +185,69 @@ pub fn of_difference(difference: &Difference, is_found: bool, cause: &Cause) -> 
         ..Event::new(EventKind::VmDifference, message, cause)
     };
     event.with("difference_id", difference.id()).with("change", change)
+}
+
+/// A disk of a VM, and the image that it writes to, on a file system that is full or nearly so.
+#[derive(Debug, Clone, Copy)]
+pub struct GrowingDisk<'a> {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub vm_name: &'a str,
+    /// The disk.
+    pub disk: &'a DiskTarget,
+    /// The image.
+    pub image: &'a Path,
+    /// Bytes free on its file system; None if nobody can tell.
+    pub free: Option<u64>,
+}
+
+impl GrowingDisk<'_> {
+    fn told(&self, kind: EventKind, severity: Severity, message: String, cause: &Cause) -> Event {
+        let event = Event {
+            vm: Some(self.vm),
+            vm_name: self.vm_name.to_owned(),
+            severity,
+            ..Event::new(kind, message, cause)
+        };
+        let event = event.with("disk", self.disk).with("path", self.image.display());
+        match self.free {
+            Some(free) => event.with("free_bytes", free),
+            None => event,
+        }
+    }
+
+    fn room(&self) -> String {
+        let place = self.image.parent().unwrap_or(self.image).display();
+        match self.free {
+            Some(free) => format!("the file system of {place} has {free} bytes free"),
+            None => format!("how full {place} is cannot be told"),
+        }
+    }
+}
+
+/// The file system that a disk of a running VM grows on is low.
+#[must_use]
+pub fn of_low_space(disk: &GrowingDisk<'_>, cause: &Cause) -> Event {
+    let GrowingDisk { vm_name, disk: target, image, .. } = disk;
+    let message = format!(
+        "disk {target} of VM {vm_name} grows in {}, and {}: make room there, or the VM will be paused",
+        image.display(),
+        disk.room()
+    );
+    disk.told(EventKind::SpaceLow, Severity::Warning, message, cause)
+}
+
+/// QEMU has paused a VM because a disk had no space.
+#[must_use]
+pub fn of_out_of_space(disk: &GrowingDisk<'_>, cause: &Cause) -> Event {
+    let GrowingDisk { vm_name, disk: target, image, .. } = disk;
+    let message = format!(
+        "VM {vm_name} is paused: disk {target} has no space for {}; {}: make room there, then 'vmsnap vm resume {vm_name}'",
+        image.display(),
+        disk.room()
+    );
+    disk.told(EventKind::VmOutOfSpace, Severity::Error, message, cause)
 }
 
 /// What a change of a VM's tree tells: snapshots and clones that came to another state, came or went.

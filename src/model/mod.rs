@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod operation;
 pub mod request;
 pub mod snapshot;
+pub mod space;
 pub mod step;
 pub mod vm;
 
@@ -37,5 +38,6 @@ pub use request::{
     TakeFromSnapshot,
 };
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+pub use space::Space;
 pub use step::Step;
 pub use vm::{Attachment, BlockJob, DiskView, Format, ImageFacts, RunState, VmView};

@@ -316,6 +316,7 @@ pub enum Reason {
     OperationStuck,
     VmUnsettled,
     VmTransient,
+    VmNotOutOfSpace,
     VmChanged,
     ManagedSavePresent,
     DiskNotSupported,

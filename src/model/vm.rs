@@ -21,6 +21,8 @@ pub struct VmView {
     pub name: String,
     /// What it was doing.
     pub run_state: RunState,
+    /// The disks that had no space, and that it is paused for.
+    pub full_disks: Vec<DiskTarget>,
     /// Whether a definition remains when it stops.
     pub persistent: bool,
     /// Whether the hypervisor keeps a saved memory image that the next start would resume. Its disks must not change.
@@ -53,6 +55,7 @@ impl VmView {
             attachment: Attachment::Detached,
             name,
             run_state: RunState::Off,
+            full_disks: Vec::new(),
             persistent: true,
             has_managed_save: false,
             agent: AgentChannel::Absent,

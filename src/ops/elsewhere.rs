@@ -83,12 +83,12 @@ impl Engine {
     }
 
     /// libvirt lets everybody who asks about such a VM wait.
-    async fn captures_memory(&self, vm: VmId) -> bool {
+    pub(super) async fn captures_memory(&self, vm: VmId) -> bool {
         let Some(holder) = self.holder(vm) else { return false };
         self.operation(holder).await.is_ok_and(|view| view.operation.captures_memory())
     }
 
-    /// Notes whether something of a VM waits for others.
+    /// Notes whether something of a VM waits for others, or for room.
     pub(super) fn note_waiting(&self, vm: VmId, is_waiting: bool) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if is_waiting {

@@ -40,6 +40,7 @@ mod presence;
 mod recover;
 mod resolve;
 mod runner;
+mod space;
 mod steps;
 mod submit;
 mod throttle;
@@ -57,6 +58,7 @@ use board::{Board, Command};
 use deadman::DeadMan;
 use gate::Gate;
 use manifest::Manifests;
+use space::Touched;
 use throttle::Throttles;
 
 /// A result of an engine call.
@@ -76,7 +78,9 @@ struct Inner {
     board: Board,
     dead_man: DeadMan,
     manifests: Manifests,
-    /// VMs with layers that wait for other VMs.
+    /// VMs that operations have changed, for whoever keeps up with their disks.
+    touched: Touched,
+    /// VMs with layers that wait for other VMs, or for room.
     waiting: Mutex<BTreeSet<VmId>>,
     /// What the last check of each VM found.
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
@@ -137,6 +141,7 @@ impl Engine {
             board: Board::default(),
             dead_man,
             manifests,
+            touched: Touched::default(),
             waiting: Mutex::default(),
             differences: Mutex::default(),
             migrated: Mutex::default(),
@@ -153,6 +158,7 @@ impl Engine {
         self.collapse_when_vms_change();
         self.keep_presence();
         self.check_when_linked();
+        self.watch_space();
     }
 
     /// The outside world, to look at.

@@ -55,6 +55,7 @@ pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
         users: Vec::new(),
         clone_tree: None,
         free_space: HashMap::new(),
+        measured: HashMap::new(),
         places: engine.0.places.clone(),
         live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),

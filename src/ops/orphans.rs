@@ -97,7 +97,7 @@ impl Engine {
     }
 
     /// Where files of ours may be.
-    async fn directories_of_files(&self) -> Result<BTreeSet<PathBuf>> {
+    pub(super) async fn directories_of_files(&self) -> Result<BTreeSet<PathBuf>> {
         let places = &self.0.places;
         let mut directories: BTreeSet<PathBuf> = places.images.iter().cloned().collect();
         directories.insert(places.memory.clone());

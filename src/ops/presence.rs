@@ -90,7 +90,7 @@ impl Engine {
                 let name =
                     self.0.store.tree(kept.vm).await?.snapshots.first().map(|first| first.vm_name.clone());
                 let name = name.unwrap_or_default();
-                gone.push(VmSummary { id: kept.vm, name, run_state: RunState::Off });
+                gone.push(VmSummary { id: kept.vm, name, run_state: RunState::Off, full_disks: Vec::new() });
             }
         }
         Ok(gone)
@@ -187,7 +187,12 @@ pub(super) async fn vm_changed(events: &mut broadcast::Receiver<HostEvent>) -> b
         match events.recv().await {
             // Lost events may have been such a change.
             Ok(HostEvent::VmChanged(_)) | Err(RecvError::Lagged(_)) => return true,
-            Ok(HostEvent::VmMigrated(_) | HostEvent::BlockJobChanged(_) | HostEvent::AgentChanged(_)) => {}
+            Ok(
+                HostEvent::VmMigrated(_)
+                | HostEvent::BlockJobChanged(_)
+                | HostEvent::AgentChanged(_)
+                | HostEvent::ThresholdCrossed(_),
+            ) => {}
             Err(RecvError::Closed) => return false,
         }
     }

@@ -102,6 +102,7 @@ impl Runner {
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
         self.log_end();
+        self.engine.0.touched.note(self.operation.vm);
         // What was held up by the references that have gone now goes, too.
         if !matches!(self.operation.request, Request::Collapse { .. }) {
             self.settle_source();

@@ -191,7 +191,7 @@ impl Engine {
         self.look_around(&mut world, &request).await?;
         let clone = self.clone_of(&request).await?;
         let subject = Subject { snapshot, clone: clone.as_ref(), found: &found };
-        let plan = make_plan(&world, subject, &request, id, &asked.by)?;
+        let plan = self.plan(&mut world, subject, &request, id, &asked.by).await?;
         if asked.validate_only {
             return Ok((Submitted::Plan(Box::new(plan)), None));
         }
@@ -215,6 +215,26 @@ impl Engine {
         let view = OperationView::of(operation.clone());
         let runner = Runner::new(self.clone(), operation, permit, true);
         Ok((Submitted::Operation(Box::new(view)), Some(runner)))
+    }
+
+    /// A plan that depends on how much room merges need is made again once that is measured.
+    async fn plan(
+        &self,
+        world: &mut World,
+        subject: Subject<'_>,
+        request: &Request,
+        operation: OperationId,
+        by: &str,
+    ) -> Result<Plan> {
+        match make_plan(world, subject, request, operation, by) {
+            Err(OpsError::Refused(Refusal::NotMeasured(runs))) => {
+                self.measure(world, runs).await;
+                // What does not fit waits: whatever ends next may have made room.
+                self.note_waiting(world.vm.id, true);
+                make_plan(world, subject, request, operation, by)
+            }
+            planned => planned,
+        }
     }
 
     async fn busy_with(&self, holder: OperationId) -> OpsError {

@@ -156,7 +156,12 @@ impl Engine {
                 None => format!("{}/{}", view.name, disk.target),
             },
             user: Some(VolumePlace {
-                vm: VmSummary { id: view.id, name: view.name.clone(), run_state: view.run_state },
+                vm: VmSummary {
+                    id: view.id,
+                    name: view.name.clone(),
+                    run_state: view.run_state,
+                    full_disks: view.full_disks.clone(),
+                },
                 target: disk.target.clone(),
             }),
             facts: self.0.host.images.inspect(&image.path, image.format).await.ok(),

@@ -19,6 +19,7 @@ use crate::model::{
 };
 
 use super::revert::check_chain;
+use super::space::{Run, check_merges};
 use super::take::choose_disk;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space,
@@ -75,8 +76,9 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         return Err(Refusal::NotLinked(clone.name.clone()));
     }
     let image = lowest_image(world, clone);
-    let copied = below(world, &image.path);
-    check_space(world, &[(directory_of(&image.path), copied)].into())?;
+    let run = Run::below(world, &image);
+    check_merges(world, std::slice::from_ref(&run))?;
+    let copied = run.held(world);
     let record = Step::Record(CatalogChange::CloneFlattened {
         volume: clone.id,
         path: image.path.clone(),
@@ -276,17 +278,4 @@ fn check_clone(clone: &ClonedVolume, generation: Option<u64>) -> Result<(), Refu
 
 fn image(clone: &ClonedVolume) -> ImageRef {
     ImageRef { path: clone.path.clone(), format: Format::Qcow2 }
-}
-
-/// Bytes that the images below one take.
-fn below(world: &World, path: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut next = world.images.get(path).and_then(|facts| facts.backing.as_ref());
-    // As many as there are images: a circle ends, too.
-    for _ in 0..world.images.len() {
-        let Some(facts) = next.and_then(|backing| world.images.get(&backing.path)) else { break };
-        bytes += facts.allocated;
-        next = facts.backing.as_ref();
-    }
-    bytes
 }

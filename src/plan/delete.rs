@@ -1,15 +1,15 @@
 //! Deleting snapshots: their references go, and what the tree has no need of any more goes with them. The content of
 //! every other snapshot and of the VM's disks is the same before and after.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 
 use crate::model::snapshot::{Snapshot, SnapshotState};
-use crate::model::step::{CatalogChange, DoomedImage, Step};
-use crate::model::{DeleteSnapshots, SnapshotId};
+use crate::model::step::{CatalogChange, DoomedImage, MergedLayers, Step};
+use crate::model::{DeleteSnapshots, LayerId, SnapshotId};
 
-use super::collapse::Collapse;
-use super::{Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm, directory_of};
+use super::collapse::{Collapse, Range};
+use super::space::{Run, check_merges};
+use super::{Plan, Refusal, Removal, RemovalKind, World, check_disk, check_vm};
 
 /// Plans the deletion of snapshots of one VM. Any of any tree can be: what cannot be merged yet waits.
 pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal> {
@@ -34,7 +34,10 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
     for id in &ids {
         changed.forget_snapshot(*id);
     }
-    let collapse = Collapse::of(world, &changed);
+    // What waits already must not stand in the way of what makes room.
+    let has_waited =
+        |layer: LayerId| world.tree.layers.get(&layer).is_some_and(|layer| world.tree.is_free(layer));
+    let collapse = what_fits(world, Collapse::of(world, &changed), has_waited)?;
     // Until a merge has started the snapshots can be had back; a removal is recorded before the first file goes.
     let commit_point = steps.len();
     let memory = doomed.iter().filter_map(|snapshot| snapshot.memory.as_ref());
@@ -59,6 +62,12 @@ pub fn collapse(world: &World) -> Result<Plan, Refusal> {
     if collapse.is_empty() {
         return Err(Refusal::NothingToCollapse);
     }
+    let some = what_fits(world, collapse.clone(), |_| true)?;
+    if some.is_empty() {
+        // Not even one: then it is told why.
+        check_merges(world, &runs(&collapse.merge_steps(world, None)))?;
+    }
+    let collapse = some;
     let (steps, bytes_to_copy) = settle(world, &collapse, Vec::new(), Vec::new(), None)?;
     Ok(Plan { bytes_to_copy, bytes_needed: bytes_to_copy, ..Plan::new(world, steps, 0) })
 }
@@ -73,14 +82,13 @@ fn settle(
 ) -> Result<(Vec<Step>, u64), Refusal> {
     let mut steps = collapse.merge_steps(world, bandwidth);
     check_disks(world, &steps)?;
-    let needs = space_needed(world, &steps);
-    check_space(world, &needs)?;
+    let runs = runs(&steps);
     images.extend(collapse.images(world));
     steps.push(Step::Record(CatalogChange::SnapshotsDeleted { snapshots, gone: collapse.gone.clone() }));
     if !images.is_empty() {
         steps.push(Step::RemoveImages { images });
     }
-    Ok((steps, needs.values().sum()))
+    Ok((steps, runs.iter().map(|run| run.held(world)).sum()))
 }
 
 /// Those that were asked for, and everything made on top of them if that was asked for, too.
@@ -114,15 +122,35 @@ fn check_disks(world: &World, steps: &[Step]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What survives a merge grows by what the others hold, at most.
-fn space_needed(world: &World, steps: &[Step]) -> BTreeMap<PathBuf, u64> {
-    let mut needs = BTreeMap::new();
-    for merge in merges(steps) {
-        let held = merge.gone().filter_map(|image| world.images.get(&image.path));
-        *needs.entry(directory_of(&merge.survivor().path)).or_insert(0) +=
-            held.map(|facts| facts.allocated).sum::<u64>();
+/// Without merges that there is no room for, if all that is merged in them `may_wait`: else it is refused.
+fn what_fits(
+    world: &World,
+    collapse: Collapse,
+    may_wait: impl Fn(LayerId) -> bool,
+) -> Result<Collapse, Refusal> {
+    let check = |collapse: &Collapse| check_merges(world, &runs(&collapse.merge_steps(world, None)));
+    match check(&collapse) {
+        Err(Refusal::NoSpaceToMerge { .. }) => {}
+        checked => return checked.map(|()| collapse),
     }
-    needs
+    let may_wait = |range: &Range| {
+        let MergedLayers { base, between, .. } = &range.merged;
+        [base].into_iter().chain(between).all(|layer| may_wait(*layer))
+    };
+    let (waiting, needed): (Vec<Range>, _) = collapse.ranges.into_iter().partition(may_wait);
+    let mut fits = Collapse { gone: collapse.gone, ranges: needed };
+    check(&fits)?;
+    for range in waiting {
+        fits.ranges.push(range);
+        if check(&fits).is_err() {
+            fits.ranges.pop();
+        }
+    }
+    Ok(fits)
+}
+
+fn runs(steps: &[Step]) -> Vec<Run> {
+    merges(steps).map(Run::of).collect()
 }
 
 fn merges(steps: &[Step]) -> impl Iterator<Item = &crate::model::step::Merge> {

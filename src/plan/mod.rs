@@ -3,7 +3,7 @@
 //! Decides every step, every file name and every id before anything is touched. Leaves doing to `ops`, seeing to
 //! `host`. Must never wait, read a file, or fail for a reason outside of its arguments.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::model::vm::{Attachment, DiskSource, DiskView};
 use crate::model::{
-    ClonedVolume, Finding, ImageFacts, LayerTree, RunState, Snapshot, Step, VmId, VmView, Volume, VolumeId,
+    ClonedVolume, Finding, ImageFacts, LayerTree, RunState, Snapshot, Space, Step, VmId, VmView, Volume,
+    VolumeId,
 };
 
 mod check;
@@ -31,9 +32,12 @@ mod refusal;
 mod reserve;
 mod resolve;
 mod revert;
+mod space;
 mod summary;
 mod take;
 mod variables;
+
+use space::check_space;
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +55,7 @@ pub use purge::purge;
 pub use refusal::Refusal;
 pub use resolve::{actions, resolve};
 pub use revert::{is_whole, revert, revert_volume};
+pub use space::{grows, is_low, low_water, next_threshold, resume};
 pub use summary::describe;
 pub use take::take_from_snapshot;
 
@@ -75,8 +80,11 @@ pub struct World {
     pub users: Vec<VolumeUser>,
     /// What the catalog knows of that clone as a volume that no VM has: its own snapshots and their layers.
     pub clone_tree: Option<LayerTree>,
-    /// Bytes free, per directory.
-    pub free_space: HashMap<PathBuf, u64>,
+    /// The room, per directory.
+    pub free_space: HashMap<PathBuf, Space>,
+    /// Bytes that one image would take in the place of a run of layers, the highest first; None where it could not be
+    /// measured. Only what a plan could not be made without.
+    pub measured: HashMap<Vec<PathBuf>, Option<u64>>,
     /// Where things go.
     pub places: Places,
     /// When running VMs may pull.
@@ -116,6 +124,8 @@ pub struct Places {
     pub overlays: Option<PathBuf>,
     /// Bytes to leave free wherever we write.
     pub reserve: u64,
+    /// Below so many free bytes a file system that VMs write to is low.
+    pub low_space: u64,
 }
 
 /// Where new identities come from. A plan made twice with the same source is the same plan.
@@ -293,19 +303,6 @@ fn check_disk<'a>(world: &'a World, disk: &DiskView) -> Result<Option<&'a Volume
 
 fn show(paths: &[&Path]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" <- ")
-}
-
-/// Refuses where a directory has less than `needed` bytes beyond the reserve. A directory that nobody looked at is
-/// not a reason.
-fn check_space(world: &World, needs: &BTreeMap<PathBuf, u64>) -> Result<(), Refusal> {
-    for (directory, needed) in needs {
-        let Some(free) = world.free_space.get(directory) else { continue };
-        let needed = needed.saturating_add(world.places.reserve);
-        if *free < needed {
-            return Err(Refusal::NoSpace { directory: directory.clone(), needed, free: *free });
-        }
-    }
-    Ok(())
 }
 
 fn directory_of(path: &Path) -> PathBuf {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, RefusedDisk};
 use crate::model::{
     DifferenceAction, DiskTarget, EditRefusal, Reason, SnapshotName, SnapshotState, VmName, VolumeName,
@@ -80,8 +81,20 @@ pub enum Refusal {
     ImageMissing(PathBuf),
     #[error("the image {} is not what it was: {problem}", .path.display())]
     ImageChanged { path: PathBuf, problem: String },
-    #[error("{} has {free} bytes free, {needed} are needed", .directory.display())]
-    NoSpace { directory: PathBuf, needed: u64, free: u64 },
+    #[error("{} has {free} bytes free, {needed} are needed{}", .directory.display(), show_reserve(*.reserve))]
+    NoSpace { directory: PathBuf, needed: u64, reserve: u64, free: u64 },
+    #[error(
+        "a merge needs {needed} bytes in {}{}, which has {free} bytes free",
+        .directory.display(),
+        show_reserve(*.reserve)
+    )]
+    NoSpaceToMerge { directory: PathBuf, needed: u64, reserve: u64, free: u64 },
+    /// Whether a merge fits can only be said once these runs of layers are measured. Whoever asked measures them, puts the
+    /// answers into the world and asks again: no client is told this.
+    #[error("it has to be measured how much room a merge needs")]
+    NotMeasured(Vec<Vec<ImageRef>>),
+    #[error("the VM is not paused for lack of space: it {0}")]
+    NotOutOfSpace(&'static str),
     #[error("the VM is off: it has no memory to capture")]
     NoMemoryWhenOff,
     #[error("memory cannot be captured: {0}")]
@@ -114,6 +127,10 @@ pub enum Refusal {
 
 fn show_places(allowed: &[String]) -> String {
     if allowed.is_empty() { "no directory".to_owned() } else { format!("only {}", allowed.join(", ")) }
+}
+
+fn show_reserve(reserve: u64) -> String {
+    if reserve == 0 { String::new() } else { format!(" (with {reserve} that stay free)") }
 }
 
 fn show_all(allowed: &[String]) -> String {
@@ -169,7 +186,10 @@ impl Refusal {
             | Self::DiskGone(_) => Reason::VmChanged,
             Self::ImageMissing(_) => Reason::ImageMissing,
             Self::ImageChanged { .. } => Reason::ImageChanged,
-            Self::NoSpace { .. } => Reason::InsufficientSpace,
+            Self::NoSpace { .. } | Self::NoSpaceToMerge { .. } | Self::NotMeasured(_) => {
+                Reason::InsufficientSpace
+            }
+            Self::NotOutOfSpace(_) => Reason::VmNotOutOfSpace,
             Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
             Self::MemoryNeedsAllDisks
             | Self::MemoryNeedsNoQuiesce
@@ -221,6 +241,10 @@ impl Refusal {
                 "bring the file back as it was; 'vmsnap vm check' tells what else can be done"
             }
             Self::NoSpace { .. } => "make room, or let the directory be another one",
+            Self::NoSpaceToMerge { .. } | Self::NotMeasured(_) => {
+                "make room there: a snapshot that nothing lies on goes without a merge, and so does all with --with-children"
+            }
+            Self::NotOutOfSpace(_) => "'vmsnap vm show' tells why it is paused; whoever paused it resumes it",
             Self::NoMemoryWhenOff => "leave out --memory, or start the VM",
             Self::MemoryBlocked(_) => "leave out --memory",
             Self::MemoryNeedsAllDisks => "leave out --disk or --memory",

@@ -22,6 +22,7 @@ use crate::model::{
 
 mod detached;
 mod directions;
+mod space;
 mod variables;
 mod volumes;
 
@@ -39,6 +40,7 @@ impl Paper {
             attachment: Attachment::Attached,
             name: "web".to_owned(),
             run_state: RunState::Running,
+            full_disks: Vec::new(),
             persistent: true,
             has_managed_save: false,
             agent: AgentChannel::Connected,
@@ -61,11 +63,13 @@ impl Paper {
             memory_images: HashMap::new(),
             variables: HashMap::new(),
             free_space: HashMap::new(),
+            measured: HashMap::new(),
             places: Places {
                 memory: "/memory".into(),
                 images: vec!["/images".into()],
                 overlays: None,
                 reserve: 0,
+                low_space: 0,
             },
             live_pulls: LivePulls::WhenSafe,
             now: Timestamp::UNIX_EPOCH,
@@ -400,7 +404,7 @@ fn a_create_that_is_refused() {
         "memory cannot be captured: the VM has a passed-through device",
     );
     refuse(
-        |paper| paper.world.free_space = HashMap::from([("/memory".into(), 1 << 20)]),
+        |paper| paper.world.free_space = HashMap::from([("/memory".into(), space::of(1 << 20))]),
         |request| request.kind = SnapshotKind::VmDisksAndMemory,
         "/memory has 1048576 bytes free, 1073741824 are needed",
     );

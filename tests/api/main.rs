@@ -21,6 +21,7 @@ mod presence;
 mod readers;
 mod readme;
 mod resolve;
+mod space;
 mod stuck;
 mod thaw;
 mod volumes;

@@ -49,7 +49,7 @@ async fn what_an_image_is_read_as(node: &dyn Node) {
     expect(&node.images().sync(&node.path("missing")).await, "no such image");
     expect(&node.images().sync(&raw.path).await, "ok");
     expect(&node.images().is_in_use(&node.path("missing"), Format::Raw).await, "no such image");
-    assert!(node.images().free_space(raw.path.parent().unwrap()).await.unwrap() > 0);
+    assert!(node.images().free_space(raw.path.parent().unwrap()).await.unwrap().free > 0);
 }
 
 async fn small_files(node: &dyn Node) {

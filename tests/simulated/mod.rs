@@ -541,7 +541,7 @@ fn clone_path(name: &str) -> PathBuf {
 
 /// Where the daemon puts files.
 pub fn places() -> Places {
-    Places { memory: "/memory".into(), images: vec!["/images".into()], overlays: None, reserve: 0 }
+    Places { memory: "/memory".into(), images: vec!["/images".into()], overlays: None, low_space: 0, reserve: 0 }
 }
 
 /// An error unless it holds.

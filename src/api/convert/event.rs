@@ -54,6 +54,8 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::OperationSteered => v1::EventKind::OperationSteered,
         EventKind::GuestFrozen => v1::EventKind::GuestFrozen,
         EventKind::GuestThawed => v1::EventKind::GuestThawed,
+        EventKind::SpaceLow => v1::EventKind::SpaceLow,
+        EventKind::VmOutOfSpace => v1::EventKind::VmOutOfSpace,
         EventKind::VolumeStateChanged => v1::EventKind::VolumeStateChanged,
         EventKind::VmArrived => v1::EventKind::VmArrived,
         EventKind::VmLeft => v1::EventKind::VmLeft,
@@ -66,7 +68,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 16] = [
+    const KINDS: [EventKind; 18] = [
         EventKind::SnapshotStateChanged,
         EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented,
@@ -76,6 +78,8 @@ pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
         EventKind::OperationSteered,
         EventKind::GuestFrozen,
         EventKind::GuestThawed,
+        EventKind::SpaceLow,
+        EventKind::VmOutOfSpace,
         EventKind::VolumeStateChanged,
         EventKind::VmArrived,
         EventKind::VmLeft,

@@ -20,6 +20,7 @@ pub(in crate::api) fn vm_summary(
         id: vm.id.to_string(),
         name: vm.name.clone(),
         run_state: run_state(vm.run_state).into(),
+        full_disks: vm.full_disks.iter().map(ToString::to_string).collect(),
         current_snapshot_id: tree.current.map(|current| current.to_string()).unwrap_or_default(),
         snapshot_count: u32::try_from(tree.snapshots.len()).unwrap_or(u32::MAX),
         operation_id: holder.map(|holder| holder.to_string()).unwrap_or_default(),
@@ -36,7 +37,12 @@ pub(in crate::api) fn vm(
     holder: Option<OperationId>,
 ) -> v1::Vm {
     let has = |is: fn(&Uncovered) -> bool| view.uncovered.iter().any(is);
-    let summary = VmSummary { id: view.id, name: view.name.clone(), run_state: view.run_state };
+    let summary = VmSummary {
+        id: view.id,
+        name: view.name.clone(),
+        run_state: view.run_state,
+        full_disks: view.full_disks.clone(),
+    };
     v1::Vm {
         disks: view.disks.iter().map(|seen| disk(view, seen, tree, sizes)).collect(),
         agent_connected: view.agent == AgentChannel::Connected,

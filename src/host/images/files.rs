@@ -19,9 +19,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::qcow2::{self, HeaderError};
 use crate::host::paths::plain;
 use crate::host::{HostError, Result};
-use crate::model::ImageFacts;
 use crate::model::step::DoomedImage;
 use crate::model::vm::{Backing, FileIdentity, Format};
+use crate::model::{ImageFacts, Space};
 
 /// Opens an image for reading: a regular file or a block device, never a FIFO that would block, never a terminal.
 pub fn open_image(path: &Path) -> Result<File> {
@@ -132,10 +132,15 @@ pub(super) fn sync(path: &Path) -> Result<()> {
 }
 
 /// Bytes that an unprivileged writer finds free.
-pub(super) fn free_space(directory: &Path) -> Result<u64> {
+pub(super) fn free_space(directory: &Path) -> Result<Space> {
     plain(directory)?;
     let found = statvfs(directory).map_err(failed_errno("look for free space in", directory))?;
-    Ok(found.blocks_available() * found.fragment_size())
+    let metadata = directory.metadata().map_err(failed("look for free space in", directory))?;
+    Ok(Space {
+        file_system: metadata.dev(),
+        total: found.blocks() * found.fragment_size(),
+        free: found.blocks_available() * found.fragment_size(),
+    })
 }
 
 /// The directory of a file, held open, and the file's name in it.

@@ -13,12 +13,13 @@ use async_trait::async_trait;
 
 use super::workers::Workers;
 use super::{ByteProgress, HostError, Images, Result};
-use crate::model::ImageFacts;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
+use crate::model::{ImageFacts, Space};
 
 mod bytes;
 mod files;
+mod measure;
 mod memory;
 mod names;
 mod overlay;
@@ -42,6 +43,8 @@ pub struct ImageDeadlines {
     pub file: Duration,
     /// A `qemu-img` that only writes a header.
     pub header: Duration,
+    /// A `qemu-img` that reads tables and no data.
+    pub measure: Duration,
     /// A merge of two images, or a copy of one.
     pub commit: Duration,
 }
@@ -51,6 +54,7 @@ impl Default for ImageDeadlines {
         Self {
             file: Duration::from_secs(60),
             header: Duration::from_secs(60),
+            measure: Duration::from_secs(120),
             commit: Duration::from_secs(24 * 60 * 60),
         }
     }
@@ -226,8 +230,15 @@ impl Images for HostImages {
         self.on_path("a look for users", path, users::is_in_use).await
     }
 
-    async fn free_space(&self, directory: &Path) -> Result<u64> {
+    async fn free_space(&self, directory: &Path) -> Result<Space> {
         self.on_path("a look for free space", directory, files::free_space).await
+    }
+
+    async fn measure(&self, layers: &[ImageRef]) -> Result<u64> {
+        let Some(top) = layers.first() else { return Ok(0) };
+        let looked_at = layers.to_vec();
+        let chain = self.on_files("a look at images", move || measure::chain(&looked_at)).await?;
+        self.qemu_img.measure(&self.workers, &chain, &top.path, self.deadlines.measure).await
     }
 
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {

@@ -6,12 +6,15 @@
 //! Nothing is probed: `-f` and `-F` are always given. Names are absolute, so none is read as an option or a protocol,
 //! and they are arguments of their own, so that a comma in one is only a comma.
 
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::measure;
 use super::program::{Output, Program};
 use crate::host::paths::plain;
 use crate::host::workers::Workers;
-use crate::host::{ByteProgress, Result};
+use crate::host::{ByteProgress, HostError, Result};
 use crate::model::step::{ImageRef, NewCopy, NewOverlay};
 
 /// The program, found once.
@@ -122,6 +125,31 @@ impl QemuImg {
             }
         };
         self.0.run(workers, &arguments, deadline, Output::Lines(&report), &image.path).await
+    }
+
+    /// Bytes that a qcow2 image would take that holds what `chain` reads (see `measure`). Shares the images with whoever
+    /// writes to them. `top` is the one that is named if anything is wrong.
+    pub(super) async fn measure(
+        &self,
+        workers: &Workers,
+        chain: &str,
+        top: &Path,
+        deadline: Duration,
+    ) -> Result<u64> {
+        let told = OnceLock::new();
+        let read = |line: &[u8]| {
+            if let Some(bytes) = measure::required(line) {
+                // It tells them once.
+                let _ = told.set(bytes);
+            }
+        };
+        let arguments = ["measure", "-U", "-O", "qcow2", "--output=json", chain];
+        self.0.run(workers, &arguments, deadline, Output::Lines(&read), top).await?;
+        let nothing = || HostError::Malformed {
+            what: "the answer of qemu-img measure",
+            cause: "it tells no size".into(),
+        };
+        told.get().copied().ok_or_else(nothing)
     }
 
     /// Writes another backing file into a header, and nothing else.

@@ -269,16 +269,21 @@ impl Opener {
             let kinds =
                 [EventKind::Lifecycle, EventKind::DeviceRemoved, EventKind::BlockJob, EventKind::Agent];
             for kind in kinds {
-                let events = self.events.clone();
-                let registered = ffi::register_event(
-                    &connection.connect,
-                    kind,
-                    Box::new(move |kind, vm| publish(&events, kind, VmId(vm))),
-                )?;
+                let registered = self.register(&connection.connect, kind)?;
                 connection.events.push(registered);
+            }
+            match self.register(&connection.connect, EventKind::Threshold) {
+                Ok(registered) => connection.events.push(registered),
+                // libvirt before 3.2. Nothing but warnings is missing.
+                Err(error) => tracing::warn!(%error, "libvirt does not tell when images grow"),
             }
         }
         Ok(connection)
+    }
+
+    fn register(&self, connect: &Connect, kind: EventKind) -> std::result::Result<i32, Error> {
+        let events = self.events.clone();
+        ffi::register_event(connect, kind, Box::new(move |kind, vm| publish(&events, kind, VmId(vm))))
     }
 
     fn tell(&self, link: Link) {
@@ -307,6 +312,7 @@ fn publish(events: &broadcast::Sender<HostEvent>, kind: EventKind, vm: VmId) {
         EventKind::Lifecycle | EventKind::Migrated | EventKind::DeviceRemoved => HostEvent::VmChanged(vm),
         EventKind::BlockJob => HostEvent::BlockJobChanged(vm),
         EventKind::Agent => HostEvent::AgentChanged(vm),
+        EventKind::Threshold => HostEvent::ThresholdCrossed(vm),
     };
     // An error means that nobody listens.
     let _ = events.send(event);

@@ -4,7 +4,7 @@
 //! read on the calling thread, right after the call, because libvirt keeps them per thread.
 #![allow(unsafe_code, reason = "libvirt is a C library; every block says why it is sound")]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -27,6 +27,8 @@ pub(super) enum EventKind {
     BlockJob,
     /// `VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE`: the guest agent connected or went away.
     Agent,
+    /// `VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD`: an image is about to grow beyond the length that was set.
+    Threshold,
 }
 
 /// What a closed connection was closed by.
@@ -72,6 +74,10 @@ pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) 
         // SAFETY: as above.
         EventKind::Agent => (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, unsafe {
             std::mem::transmute::<AgentCallback, GenericCallback>(on_agent)
+        }),
+        // SAFETY: as above.
+        EventKind::Threshold => (sys::VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, unsafe {
+            std::mem::transmute::<ThresholdCallback, GenericCallback>(on_threshold)
         }),
     };
     let id = c_int::try_from(id).expect("libvirt's event ids are small");
@@ -293,6 +299,30 @@ pub(super) fn set_block_io_tune(domain: &Domain, disk: &CStr, limits: &[(&CStr, 
     done
 }
 
+/// The disks of a domain that have failed for lack of space (`virDomainGetDiskErrors`), in libvirt's names. Asks QEMU.
+pub(super) fn full_disks(domain: &Domain) -> Result<Vec<String>, Error> {
+    // SAFETY: the domain outlives the call; without an array to fill it gives the largest number there can be.
+    let most = unsafe { sys::virDomainGetDiskErrors(domain.as_ptr(), ptr::null_mut(), 0, 0) };
+    let most = usize::try_from(most).map_err(|_| Error::last_error())?;
+    let mut errors = vec![sys::virDomainDiskError { disk: ptr::null_mut(), error: 0 }; most];
+    let room = u32::try_from(errors.len()).expect("a domain has fewer disks than a u32 counts");
+    // SAFETY: the domain outlives the call, and the array has the length that is told.
+    let count = unsafe { sys::virDomainGetDiskErrors(domain.as_ptr(), errors.as_mut_ptr(), room, 0) };
+    let count = usize::try_from(count).map_err(|_| Error::last_error())?;
+    let mut full = Vec::new();
+    for found in &errors[..count.min(most)] {
+        // SAFETY: the library has set as many entries as it told, each with a string of its own that is the caller's to
+        // free, and that is not used after that.
+        let name = unsafe { CStr::from_ptr(found.disk) }.to_string_lossy().into_owned();
+        // SAFETY: as above.
+        unsafe { nix::libc::free(found.disk.cast()) };
+        if u32::try_from(found.error) == Ok(sys::VIR_DOMAIN_DISK_ERROR_NO_SPACE) {
+            full.push(name);
+        }
+    }
+    Ok(full)
+}
+
 /// Ends the job that holds the domain, such as a capture of its memory (`virDomainAbortJob`).
 pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: the domain outlives the call.
@@ -312,6 +342,16 @@ type DeviceCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr
 type AgentCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void);
 type BlockJobCallback =
     unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, c_int, c_int, *mut c_void);
+
+type ThresholdCallback = unsafe extern "C" fn(
+    sys::virConnectPtr,
+    sys::virDomainPtr,
+    *const c_char,
+    *const c_char,
+    c_ulonglong,
+    c_ulonglong,
+    *mut c_void,
+);
 
 unsafe extern "C" fn on_lifecycle(
     _connection: sys::virConnectPtr,
@@ -356,6 +396,19 @@ unsafe extern "C" fn on_block_job(
     _disk: *const c_char,
     _job: c_int,
     _status: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+}
+
+unsafe extern "C" fn on_threshold(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _disk: *const c_char,
+    _path: *const c_char,
+    _threshold: c_ulonglong,
+    _excess: c_ulonglong,
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.

@@ -1,4 +1,4 @@
-//! Block jobs: seen, started, pivoted.
+//! Block jobs: seen, started, pivoted; and images watched as they grow.
 //!
 //! Decides how a commit is asked for and which of libvirt's job types is which of ours. Leaves when to start and when
 //! to pivot to `ops`. Never asks libvirt to delete images or to write relative names.
@@ -84,6 +84,13 @@ pub(super) fn start_pull(line: &Connection, vm: VmId, pull: &Pull) -> Result<()>
     let bandwidth = pull.bandwidth.unwrap_or(0);
     ffi::block_pull(&domain, &c_text(pull.disk.as_str())?, below.as_deref(), bandwidth)
         .map_err(on_vm(vm, "start the pull"))
+}
+
+/// See [`crate::host::Hypervisor::set_block_threshold`].
+pub(super) fn set_threshold(line: &Connection, vm: VmId, disk: &DiskTarget, bytes: u64) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    domain.set_block_threshold(disk.as_str(), bytes, 0).map_err(on_vm(vm, "watch an image grow"))?;
+    Ok(())
 }
 
 fn ready_for_jobs(line: &Connection, vm: VmId) -> Result<Domain> {

@@ -263,6 +263,12 @@ impl Hypervisor for Libvirt {
         self.change.run("the change of I/O limits", self.deadlines.change, set).await
     }
 
+    async fn set_block_threshold(&self, vm: VmId, disk: &DiskTarget, bytes: u64) -> Result<()> {
+        let disk = disk.clone();
+        let set = move |line: &_| jobs::set_threshold(line, vm, &disk, bytes);
+        self.change.run("the watch over an image", self.deadlines.change, set).await
+    }
+
     fn events(&self) -> broadcast::Receiver<HostEvent> {
         self.events.subscribe()
     }

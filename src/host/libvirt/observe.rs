@@ -111,6 +111,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         attachment: Attachment::Attached,
         name: vms::name(domain, vm)?,
         run_state,
+        full_disks: vms::full_disks(domain, vm, run_state),
         persistent: is_persistent,
         has_managed_save: domain.has_managed_save(0).map_err(on_vm(vm, "describe the VM"))?,
         agent: if is_active { description.agent } else { at_rest(description.agent) },

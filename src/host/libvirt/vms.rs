@@ -8,11 +8,12 @@ use virt::domain::Domain;
 use virt::sys;
 
 use super::connection::Connection;
+use super::ffi;
 use super::refusal::{LibvirtSays, of_node, on_vm};
 use super::snapshot_xml::images_of;
 use crate::host::{About, Definition, HostError, Result, VmSummary};
-use crate::model::VmId;
 use crate::model::vm::{PauseReason, RunState};
+use crate::model::{DiskTarget, VmId};
 
 /// Versions and name of the node.
 pub(super) fn about(line: &Connection) -> Result<About> {
@@ -33,7 +34,10 @@ pub(super) fn list(line: &Connection) -> Result<Vec<VmSummary>> {
         let uuid = domain.get_uuid().map_err(of_node("list the VMs"))?;
         let name = domain.get_name().map_err(of_node("list the VMs"))?;
         match state(&domain, VmId(uuid)) {
-            Ok(run_state) => vms.push(VmSummary { id: VmId(uuid), name, run_state }),
+            Ok(run_state) => {
+                let full_disks = full_disks(&domain, VmId(uuid), run_state);
+                vms.push(VmSummary { id: VmId(uuid), name, run_state, full_disks });
+            }
             // Undefined since it was listed.
             Err(HostError::NoSuchVm(_)) => {}
             Err(error) => return Err(error),
@@ -51,6 +55,18 @@ pub(super) fn lookup(line: &Connection, vm: VmId) -> Result<Domain> {
 pub(super) fn state(domain: &Domain, vm: VmId) -> Result<RunState> {
     let (state, reason) = domain.get_state().map_err(on_vm(vm, "tell the state of the VM"))?;
     Ok(run_state(state, reason))
+}
+
+/// The disks that a domain is paused for because they had no space. One that does not say is paused all the same.
+pub(super) fn full_disks(domain: &Domain, vm: VmId, run_state: RunState) -> Vec<DiskTarget> {
+    if run_state != RunState::Paused(PauseReason::IoError) {
+        return Vec::new();
+    }
+    let full = ffi::full_disks(domain).unwrap_or_else(|error| {
+        tracing::info!(%vm, %error, "it cannot be told which disk has failed");
+        Vec::new()
+    });
+    full.iter().filter_map(|target| target.parse().ok()).collect()
 }
 
 /// The definition of a live domain as it is now, of another one as it is stored, with its secrets.

@@ -54,6 +54,7 @@ methods! {
     AbortBlockJob "abort_block_job",
     IoLimits "io_limits",
     SetIoLimits "set_io_limits",
+    SetBlockThreshold "set_block_threshold",
     Freeze "freeze",
     Thaw "thaw",
     IsFrozen "is_frozen",
@@ -74,6 +75,7 @@ methods! {
     Remove "remove",
     IsInUse "is_in_use",
     FreeSpace "free_space",
+    Measure "measure",
     MemoryImage "memory_image",
     Sync "sync",
 }
@@ -96,7 +98,10 @@ impl Method {
             | Self::ReadFile
             | Self::IsInUse
             | Self::FreeSpace
-            | Self::MemoryImage => true,
+            | Self::Measure
+            | Self::MemoryImage
+            // It changes nothing that anybody reads.
+            | Self::SetBlockThreshold => true,
             Self::SwitchDisks
             | Self::PointDisks
             | Self::Start

@@ -11,7 +11,7 @@ use super::super::{HostError, Result};
 use super::machine::GuestMemory;
 use crate::model::step::ImageRef;
 use crate::model::vm::{Backing, FileIdentity, Format, ImageFacts};
-use crate::model::{DiskTarget, VmId};
+use crate::model::{DiskTarget, Space, VmId};
 
 /// Bytes of a block: a cluster of qcow2.
 pub const BLOCK: u64 = 64 << 10;
@@ -23,7 +23,7 @@ pub type Content = BTreeMap<u64, u64>;
 pub const GARBAGE: u64 = u64::MAX;
 
 /// What an empty qcow2 image takes on the host, in bytes.
-const HEADER: u64 = 3 * BLOCK;
+pub(super) const HEADER: u64 = 3 * BLOCK;
 
 /// Most images of one chain. A longer one goes round in circles.
 const DEEPEST: usize = 256;
@@ -280,6 +280,11 @@ impl Files {
         };
         let (identity, is_link) = (file.identity, file.is_link);
         Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: allocated, is_link })
+    }
+
+    /// All files are in one file system.
+    pub(super) fn space(&self) -> Space {
+        Space { file_system: 1, total: self.capacity, free: self.free() }
     }
 
     /// Bytes that are free.

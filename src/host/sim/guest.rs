@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::super::{HostEvent, Link, Result as HostResult};
+use super::super::{HostError, HostEvent, Link, Result as HostResult};
 use super::fault::Extent;
 use super::files::{BLOCK, Content, FileKind, Image, MemoryFile};
 use super::machine::GuestMemory;
@@ -60,13 +60,45 @@ impl World {
         live.memory.counter += 1;
         let mirrored = live.jobs.get_mut(disk).filter(|job| job.top == active);
         let mirror = mirrored.and_then(|job| job.guest_wrote(block).then(|| job.target().clone()));
-        for path in std::iter::once(active).chain(mirror) {
-            if self.files.write(&path, block, value).is_err() {
+        for path in std::iter::once(&active).chain(&mirror) {
+            if self.files.write(path, block, value).is_err() {
+                if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
+                    live.stalled.insert(disk.clone(), (block, value));
+                }
                 self.set_run_state(vm, RunState::Paused(PauseReason::IoError));
                 return Err(GuestError::Paused);
             }
         }
+        self.cross_threshold(vm, &active);
         Ok(())
+    }
+
+    /// As `block-set-write-threshold`: it is told once.
+    fn cross_threshold(&mut self, vm: VmId, path: &Path) {
+        let Ok(facts) = self.files.facts(path, Format::Qcow2) else { return };
+        let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) else { return };
+        if live.thresholds.get(path).is_some_and(|threshold| facts.length > *threshold) {
+            live.thresholds.remove(path);
+            self.emit(HostEvent::ThresholdCrossed(vm));
+        }
+    }
+
+    /// See [`crate::host::Hypervisor::set_block_threshold`].
+    pub(super) fn set_threshold(&mut self, vm: VmId, disk: &DiskTarget, bytes: u64) -> HostResult<()> {
+        let live = self.live(vm, "watch an image grow")?;
+        let chain = live.chains.get(disk).and_then(|chain| chain.first());
+        let active = chain.ok_or_else(|| HostError::NoSuchDisk(disk.clone()))?.path.clone();
+        live.thresholds.insert(active, bytes);
+        Ok(())
+    }
+
+    /// What found no space is written now. QEMU does not tell the guest of it before that.
+    pub(super) fn write_stalled(&mut self, vm: VmId) {
+        let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) else { return };
+        for (disk, (block, value)) in std::mem::take(&mut live.stalled) {
+            // One that fails stalls again.
+            let _ = self.guest_write(vm, &disk, block, value);
+        }
     }
 
     /// The image that a disk of a VM is written to, or would be after a start.
@@ -194,6 +226,14 @@ impl SimHost {
     /// Somebody, or a disk error, pauses the VM.
     pub fn someone_pauses(&self, vm: VmId, reason: PauseReason) {
         self.change(|world| world.set_run_state(vm, RunState::Paused(reason)));
+    }
+
+    /// The length of its image that is to be told of, for a disk of a VM that runs.
+    #[must_use]
+    pub fn block_threshold(&self, vm: VmId, disk: &DiskTarget) -> Option<u64> {
+        let world = self.world();
+        let active = world.active_image(vm, disk)?;
+        world.machines.get(&vm)?.live.as_ref()?.thresholds.get(&active.path).copied()
     }
 
     /// Somebody resumes the VM.

@@ -104,6 +104,10 @@ impl Hypervisor for SimHost {
         self.call(Method::SetIoLimits, |world, _| world.set_io_limits(vm, disk, limits)).await
     }
 
+    async fn set_block_threshold(&self, vm: VmId, disk: &DiskTarget, bytes: u64) -> Result<()> {
+        self.call(Method::SetBlockThreshold, |world, _| world.set_threshold(vm, disk, bytes)).await
+    }
+
     fn events(&self) -> broadcast::Receiver<HostEvent> {
         self.world().events.subscribe()
     }

@@ -10,11 +10,11 @@ use async_trait::async_trait;
 use super::super::{ByteProgress, HostError, Images, Result, unfinished};
 use super::SimHost;
 use super::fault::{Extent, Method};
-use super::files::{BLOCK, FileKind, GARBAGE, Image, bad};
+use super::files::{BLOCK, FileKind, GARBAGE, HEADER, Image, bad};
 use super::world::World;
-use crate::model::ImageFacts;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
+use crate::model::{ImageFacts, Space};
 
 impl World {
     /// Half of it: the file stands there, and nothing is in it.
@@ -60,6 +60,15 @@ impl World {
         let grown = self.files.image_mut(&base.path)?;
         grown.virtual_size = grown.virtual_size.max(virtual_size);
         Ok(())
+    }
+
+    /// What is zero in a layer hides what lies below it, and takes no room of its own.
+    fn measure(&self, layers: &[ImageRef]) -> Result<u64> {
+        let blocks = layers.iter().rev().try_fold(super::Content::new(), |mut blocks, image| {
+            blocks.extend(&self.files.image(&image.path)?.blocks);
+            Ok::<_, HostError>(blocks)
+        })?;
+        Ok(HEADER + BLOCK * blocks.values().filter(|value| **value != 0).count() as u64)
     }
 
     fn check_lies_on(&self, top: &ImageRef, base: &ImageRef) -> Result<()> {
@@ -308,8 +317,12 @@ impl Images for SimHost {
         self.call(Method::IsInUse, |world, _| world.is_in_use(path)).await
     }
 
-    async fn free_space(&self, _directory: &Path) -> Result<u64> {
-        self.call(Method::FreeSpace, |world, _| Ok(world.files.free())).await
+    async fn free_space(&self, _directory: &Path) -> Result<Space> {
+        self.call(Method::FreeSpace, |world, _| Ok(world.files.space())).await
+    }
+
+    async fn measure(&self, layers: &[ImageRef]) -> Result<u64> {
+        self.call(Method::Measure, |world, _| world.measure(layers)).await
     }
 
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {

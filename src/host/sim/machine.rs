@@ -14,7 +14,7 @@ use super::files::{Content, MemoryFile};
 use super::job::Job;
 use super::load::Load;
 use crate::model::step::ImageRef;
-use crate::model::vm::{ExcludedDisk, RefusedDisk, RunState, Uncovered};
+use crate::model::vm::{ExcludedDisk, PauseReason, RefusedDisk, RunState, Uncovered};
 use crate::model::{DiskTarget, IoLimits, VmId};
 
 /// A VM, on or off.
@@ -75,6 +75,10 @@ pub(super) struct Live {
     pub(super) loads: BTreeMap<DiskTarget, Load>,
     /// What it may read and write; a disk that is not here is not limited.
     pub(super) limits: BTreeMap<DiskTarget, IoLimits>,
+    /// The writes that found no space, by disk: they are tried again when the VM goes on.
+    pub(super) stalled: BTreeMap<DiskTarget, (u64, u64)>,
+    /// The lengths that are to be told of, by image.
+    pub(super) thresholds: BTreeMap<PathBuf, u64>,
     /// The hypervisor believes something else of the chains than is so.
     pub(super) is_known_wrongly: bool,
 }
@@ -98,6 +102,12 @@ pub(super) struct Described {
 impl Machine {
     pub(super) fn run_state(&self) -> RunState {
         self.live.as_ref().map_or(RunState::Off, |live| live.run_state)
+    }
+
+    /// The disks that had no space, while it is paused for them.
+    pub(super) fn full_disks(&self) -> Vec<DiskTarget> {
+        let live = self.live.as_ref().filter(|live| live.run_state == RunState::Paused(PauseReason::IoError));
+        live.map(|live| live.stalled.keys().cloned().collect()).unwrap_or_default()
     }
 
     pub(super) fn slot(&self, target: &DiskTarget) -> Option<&Slot> {

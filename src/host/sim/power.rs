@@ -82,6 +82,8 @@ impl World {
             loads: BTreeMap::new(),
             limits: BTreeMap::new(),
             capture: None,
+            stalled: BTreeMap::new(),
+            thresholds: BTreeMap::new(),
             is_known_wrongly: false,
         });
         self.emit(HostEvent::VmChanged(vm));

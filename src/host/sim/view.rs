@@ -35,6 +35,7 @@ impl World {
             attachment: Attachment::Attached,
             name: machine.name.clone(),
             run_state: machine.run_state(),
+            full_disks: machine.full_disks(),
             persistent: machine.is_persistent,
             has_managed_save: machine.managed_save.is_some(),
             agent: machine.agent.channel(machine.live.is_some()),
@@ -106,6 +107,7 @@ impl World {
                 id: *id,
                 name: machine.name.clone(),
                 run_state: machine.run_state(),
+                full_disks: machine.full_disks(),
             })
             .collect()
     }

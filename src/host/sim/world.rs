@@ -307,6 +307,9 @@ impl World {
         if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
             live.run_state = run_state;
             self.emit(HostEvent::VmChanged(vm));
+            if run_state == RunState::Running {
+                self.write_stalled(vm);
+            }
         }
     }
 }

@@ -197,7 +197,7 @@ async fn a_full_disk_pauses_the_guest() {
     bed.write("vda", 0, 2);
     assert_eq!(bed.sim.guest_write(bed.vm, &target("vda"), 1, 1), Err(GuestError::Paused));
     assert_eq!(bed.view().await.run_state, RunState::Paused(PauseReason::IoError));
-    assert_eq!(bed.sim.free_space(Path::new("/")).await.unwrap(), 0);
+    assert_eq!(bed.sim.free_space(Path::new("/")).await.unwrap().free, 0);
     bed.sim.set_free_space(BLOCK);
     bed.sim.resume(bed.vm).await.unwrap();
     bed.write("vda", 1, 1);

@@ -127,6 +127,9 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
     if !vm.blocked_reason.is_empty() {
         lines.push(format!("blocked    {}", vm.blocked_reason));
     }
+    if !vm.full_disks.is_empty() {
+        lines.push(format!("to do      make room, then 'vmsnap vm resume {}'", vm.name));
+    }
     if !vm.operation_id.is_empty() {
         lines.push(format!("operation  {}", vm.operation_id));
     }

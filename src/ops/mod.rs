@@ -33,6 +33,7 @@ mod error;
 mod events;
 mod expiry;
 mod gate;
+mod growth;
 mod manifest;
 mod observe;
 mod orphans;
@@ -57,8 +58,8 @@ pub use volumes::{VolumePlace, VolumeView};
 use board::{Board, Command};
 use deadman::DeadMan;
 use gate::Gate;
+use growth::Touched;
 use manifest::Manifests;
-use space::Touched;
 use throttle::Throttles;
 
 /// A result of an engine call.

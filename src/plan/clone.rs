@@ -78,7 +78,7 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     let image = lowest_image(world, clone);
     let run = Run::below(world, &image);
     check_merges(world, std::slice::from_ref(&run))?;
-    let copied = run.held(world);
+    let (copied, needed) = (run.held(world), run.growth(world));
     let record = Step::Record(CatalogChange::CloneFlattened {
         volume: clone.id,
         path: image.path.clone(),
@@ -86,7 +86,7 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     });
     let plan = |steps, commit_point| Plan {
         bytes_to_copy: copied,
-        bytes_needed: copied,
+        bytes_needed: needed,
         ..Plan::new(world, steps, commit_point)
     };
     if let Some(user) = world.users.iter().find(|user| user.is_live) {

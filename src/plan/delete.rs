@@ -44,13 +44,13 @@ pub fn delete(world: &World, request: &DeleteSnapshots) -> Result<Plan, Refusal>
     let variables = doomed.iter().filter_map(|snapshot| snapshot.variables.as_ref());
     let beside = memory.map(|memory| &memory.path).chain(variables.map(|variables| &variables.path));
     let beside = beside.map(|path| DoomedImage { path: path.clone(), identity: None }).collect();
-    let (collapsing, bytes_to_copy) = settle(world, &collapse, ids, beside, request.bandwidth)?;
+    let (collapsing, bytes_to_copy, bytes_needed) = settle(world, &collapse, ids, beside, request.bandwidth)?;
     steps.extend(collapsing);
     Ok(Plan {
         warnings: warnings(world, &changed),
         removals: doomed.iter().map(|snapshot| removal(world, snapshot)).collect(),
         bytes_to_copy,
-        bytes_needed: bytes_to_copy,
+        bytes_needed,
         ..Plan::new(world, steps, commit_point)
     })
 }
@@ -68,18 +68,18 @@ pub fn collapse(world: &World) -> Result<Plan, Refusal> {
         check_merges(world, &runs(&collapse.merge_steps(world, None)))?;
     }
     let collapse = some;
-    let (steps, bytes_to_copy) = settle(world, &collapse, Vec::new(), Vec::new(), None)?;
-    Ok(Plan { bytes_to_copy, bytes_needed: bytes_to_copy, ..Plan::new(world, steps, 0) })
+    let (steps, bytes_to_copy, bytes_needed) = settle(world, &collapse, Vec::new(), Vec::new(), None)?;
+    Ok(Plan { bytes_to_copy, bytes_needed, ..Plan::new(world, steps, 0) })
 }
 
-/// Merges, then lets snapshots and layers go. With the bytes that move, at most.
+/// Merges, then lets snapshots and layers go. With the bytes that move and those that must be free, at most.
 fn settle(
     world: &World,
     collapse: &Collapse,
     snapshots: Vec<SnapshotId>,
     mut images: Vec<DoomedImage>,
     bandwidth: Option<u64>,
-) -> Result<(Vec<Step>, u64), Refusal> {
+) -> Result<(Vec<Step>, u64, u64), Refusal> {
     let mut steps = collapse.merge_steps(world, bandwidth);
     check_disks(world, &steps)?;
     let runs = runs(&steps);
@@ -88,7 +88,8 @@ fn settle(
     if !images.is_empty() {
         steps.push(Step::RemoveImages { images });
     }
-    Ok((steps, runs.iter().map(|run| run.held(world)).sum()))
+    let sum = |bytes: fn(&Run, &World) -> u64| runs.iter().map(|run| bytes(run, world)).sum();
+    Ok((steps, sum(Run::held), sum(Run::growth)))
 }
 
 /// Those that were asked for, and everything made on top of them if that was asked for, too.

@@ -139,7 +139,7 @@ impl Run {
     }
 
     /// What the survivor grows by: by what all hold together and it does not hold alone, with the tables for that.
-    fn growth(&self, world: &World) -> u64 {
+    pub(super) fn growth(&self, world: &World) -> u64 {
         let held = self.held(world);
         let measured = |layers: Vec<ImageRef>| world.measured.get(&paths(&layers)).copied().flatten();
         let [Some(own), Some(all), Some(on_top)] = self.to_measure().map(measured) else { return held };

@@ -40,6 +40,17 @@ impl Store {
         .await
     }
 
+    /// The images that volumes are written to.
+    pub async fn active_images(&self) -> Result<Vec<PathBuf>> {
+        self.transact(|transaction| {
+            let sql = "SELECT layer.path FROM volume JOIN layer ON layer.id = volume.active";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| Ok(PathBuf::from(row?))).collect()
+        })
+        .await
+    }
+
     /// Takes reservations back.
     pub async fn forget_clones(&self, ids: Vec<VolumeId>, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {

@@ -119,8 +119,11 @@ async fn a_watch_is_resumed_in_the_next_life() {
 async fn a_watch_ends_with_a_word_when_the_daemon_goes() {
     let mut node = Node::start();
     node.take("one").await;
-    // A merge that takes for ever, as far as the test is concerned.
+    // A merge that takes for ever, as far as the test is concerned: each look at the VM lets it copy one block.
     node.sim.set_job_notches(1_000_000);
+    for block in 0..200 {
+        node.write(block, 1);
+    }
     let begun =
         node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
     let mut stream = watch(&node, &begun.id, "").await;

@@ -20,6 +20,7 @@ mod load;
 mod progress;
 pub mod scratch;
 mod slot;
+mod small;
 pub mod virsh;
 mod wait;
 
@@ -32,6 +33,7 @@ pub use elsewhere::Elsewhere;
 pub use guest::Guest;
 pub use load::{Counter, Ring};
 pub use progress::Progress;
+pub use small::SmallFileSystem;
 pub use wait::{eventually, wait_until};
 
 /// Where `tests/bed/setup.sh` keeps what it made.

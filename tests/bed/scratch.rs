@@ -17,10 +17,10 @@ use super::cache;
 /// in a home that does not.
 const PLACE: &str = "/var/lib/libvirt/images";
 
-/// Reads what there is to end ("vm NAME", "process PID"), waits for the end of input, ends it.
+/// Reads what there is to end ("vm NAME", "process PID", "mount DIRECTORY"), waits for the end of input, ends it.
 const GUARD: &str = r#"
 trap '' INT TERM HUP
-directory=$1 vm= process=
+directory=$1 vm= process= mount=
 # Whoever wants to see the end of all guards waits for this lock: see run.sh.
 exec 9>>"$2"
 flock --shared 9
@@ -28,6 +28,7 @@ while read -r kind name; do
     case $kind in
     vm) vm=$name ;;
     process) process=$name ;;
+    mount) mount=$name ;;
     esac
 done
 [ -n "$process" ] && kill -KILL "$process"
@@ -40,6 +41,11 @@ while [ -n "$vm" ] && [ $tries -lt 50 ]; do
     sleep 0.2
 done
 [ -n "$vm" ] && rm -f "/var/log/libvirt/qemu/$vm.log"
+# A VM in another directory may have files open there: it has a guard of its own.
+while [ -n "$mount" ] && mountpoint -q "$mount" && ! umount "$mount" && [ $tries -lt 50 ]; do
+    tries=$((tries + 1))
+    sleep 0.2
+done
 until rm -rf "$directory" || [ $tries -ge 60 ]; do
     tries=$((tries + 1))
     sleep 0.2
@@ -98,6 +104,11 @@ impl Scratch {
     /// From here on this process goes with the directory; None once it has ended.
     pub fn owns_process(&mut self, process: Option<u32>) {
         self.tell(&format!("process {}", process.map(|id| id.to_string()).unwrap_or_default()));
+    }
+
+    /// From here on what is mounted on this directory goes with the one it is in.
+    pub fn owns_mount(&mut self, directory: &Path) {
+        self.tell(&format!("mount {}", directory.display()));
     }
 
     fn tell(&mut self, line: &str) {

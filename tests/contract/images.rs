@@ -52,6 +52,35 @@ async fn what_an_image_is_read_as(node: &dyn Node) {
     assert!(node.images().free_space(raw.path.parent().unwrap()).await.unwrap().free > 0);
 }
 
+/// What layers take as one image: what is in several counts once, what lies below the last does not count.
+async fn measured(node: &dyn Node) {
+    let layers = node.layers(&["root", "base", "middle", "top"]).await;
+    let [root, base, middle, top] = &layers[..] else { unreachable!("there are four") };
+    let vm = node.running(top).await;
+    let measure = async |layers: &[&ImageRef]| {
+        let layers: Vec<ImageRef> = layers.iter().map(|layer| (*layer).clone()).collect();
+        node.images().measure(&layers).await
+    };
+    // Each has block 0, and one of its own.
+    let alone = measure(&[base]).await.unwrap();
+    assert_eq!(measure(&[root]).await.unwrap() + BLOCK, alone, "the root has only block 0");
+    assert_eq!(measure(&[top, middle, base]).await.unwrap(), alone + 2 * BLOCK);
+    assert_eq!(measure(&[base, top, middle]).await.unwrap(), alone + 2 * BLOCK, "whatever the headers say");
+    // While the VM writes.
+    node.write_disk(vm, "vda", 9, 9);
+    node.write_disk(vm, "vda", 2, 9);
+    assert_eq!(measure(&[top, middle, base]).await.unwrap(), alone + 3 * BLOCK);
+    // What is zeroed above takes no room, and hides what is below.
+    node.write_disk(vm, "vda", 1, 0);
+    let zeroed = measure(&[top, middle, base]).await.unwrap();
+    assert!(zeroed == alone + 2 * BLOCK || zeroed == alone + 3 * BLOCK, "zeros as a mark, or as data");
+    let raw = node.image("raw", Format::Raw);
+    expect(&measure(&[top, &raw]).await, "ok");
+    let missing = ImageRef { path: node.path("missing"), format: Format::Qcow2 };
+    expect(&measure(&[top, &missing]).await, "no such image");
+    node.check_violations(0);
+}
+
 async fn small_files(node: &dyn Node) {
     let (from, to) = (node.image("from", Format::Raw), node.path("to"));
     let copied = ImageRef { path: to.clone(), format: Format::Raw };
@@ -234,6 +263,7 @@ async fn flattening(node: &dyn Node) {
 }
 
 over_both_nodes! {
+    measured
     copies
     names
     second_names

@@ -7,7 +7,7 @@ use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{AgentChannel, Format, PauseReason, RunState};
 
-use crate::node::{Node, commit, expect, paths, switch, target};
+use crate::node::{BLOCK, Node, commit, expect, paths, switch, target};
 use crate::over_both_nodes;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -207,6 +207,44 @@ async fn events(node: &dyn Node) {
     heard(HostEvent::VmChanged).await;
 }
 
+/// An image that grows is told of once, when it comes to the length that was set.
+async fn thresholds(node: &dyn Node) {
+    let layers = node.layers(&["base", "top"]).await;
+    let vm = node.define(&[("vda", &layers[1])]);
+    let set = async |bytes| node.hypervisor().set_block_threshold(vm, &target("vda"), bytes).await;
+    expect(&set(1 << 40).await, "refused");
+    node.start(vm).await;
+    let mut events = node.hypervisor().events();
+    let crossed = HostEvent::ThresholdCrossed(vm);
+    let length = node.images().inspect(&layers[1].path, Format::Qcow2).await.unwrap().length;
+    set(1 << 40).await.unwrap();
+    // What was set before is forgotten.
+    set(length + 3 * BLOCK).await.unwrap();
+    for block in 10..30 {
+        node.write_disk(vm, "vda", block, 7);
+    }
+    let told = async { while events.recv().await.unwrap() != crossed {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("the event comes");
+    for block in 30..40 {
+        node.write_disk(vm, "vda", block, 7);
+    }
+    node.suspend(vm);
+    let mut again = 0;
+    let paused = async {
+        loop {
+            match events.recv().await.unwrap() {
+                HostEvent::VmChanged(changed) if changed == vm => return,
+                event => again += usize::from(event == crossed),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, paused).await.expect("the event comes");
+    // libvirt tells of the image that is written to by both of its names.
+    assert!(again <= 1, "{again}");
+    let no_disk = node.hypervisor().set_block_threshold(vm, &target("vdz"), 1).await;
+    assert!(no_disk.is_err(), "{no_disk:?}");
+}
+
 async fn no_such_vm(node: &dyn Node) {
     let vm = VmId::new();
     let image = node.image("image", Format::Qcow2);
@@ -222,6 +260,7 @@ async fn no_such_vm(node: &dyn Node) {
     expect(&hypervisor.abort_memory_capture(vm).await, expected);
     expect(&hypervisor.start_commit(vm, &commit(&image, &image, true)).await, expected);
     expect(&hypervisor.block_jobs(vm).await, expected);
+    expect(&hypervisor.set_block_threshold(vm, &target("vda"), 1).await, expected);
     expect(&hypervisor.pivot(vm, &target("vda")).await, expected);
     expect(&node.agent().freeze(vm, &[], SOON).await, expected);
     expect(&node.agent().thaw(vm, SOON).await, expected);
@@ -252,6 +291,7 @@ over_both_nodes! {
     a_managed_save_over_other_images
     a_vm_without_a_definition
     events
+    thresholds
     no_such_vm
     no_agent
 }

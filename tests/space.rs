@@ -77,9 +77,9 @@ fn a_guest_that_fills_its_file_system() {
 
     // On, until there is none.
     let pieces = DISK / PIECE - 2;
-    guest.exec(&format!(
-        "(i={written}; while [ $i -lt {pieces} ]; do dd if=/run/piece of=/dev/vdc bs={PIECE}M seek=$i conv=fsync; \
-         i=$((i+1)); done; echo $? > /run/done) >/dev/null 2>&1 &"
+    guest.begin(&format!(
+        "i={written}; while [ $i -lt {pieces} ]; do dd if=/run/piece of=/dev/vdc bs={PIECE}M seek=$i conv=fsync || exit; \
+         i=$((i+1)); done 2>/dev/null; echo > /run/done"
     ));
     guest.wait_for_state("paused");
     let full = || told(&client, vm, "EVENT_KIND_VM_OUT_OF_SPACE");

@@ -182,15 +182,15 @@ impl Watch {
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::debug!(%vm, error, "a VM cannot be looked at for the room it has");
-                None
+                // What was set may have been told: whoever looks next sets it anew.
+                let of_vm = self.growing.iter_mut().filter(|((of, _), _)| *of == vm);
+                of_vm.for_each(|(_, growing)| growing.threshold = None);
+                return Ok(());
             }
         };
-        let told: BTreeSet<(DiskTarget, PathBuf)> = self
-            .growing
-            .iter()
-            .filter(|((of, _), growing)| *of == vm && growing.is_told)
-            .map(|((_, disk), growing)| (disk.clone(), growing.image.clone()))
-            .collect();
+        let of_vm = self.growing.iter().filter(|((of, _), growing)| *of == vm && growing.is_told);
+        let told: BTreeSet<(DiskTarget, u64)> =
+            of_vm.map(|((_, disk), growing)| (disk.clone(), growing.file_system)).collect();
         self.growing.retain(|(of, _), _| *of != vm);
         let Some(view) = view else {
             self.full.retain(|(of, _)| *of != vm);
@@ -211,7 +211,7 @@ impl Watch {
                 image: active.path.clone(),
                 file_system: space.file_system,
                 threshold: None,
-                is_told: told.contains(&(disk.target.clone(), active.path.clone())),
+                is_told: told.contains(&(disk.target.clone(), space.file_system)),
             };
             self.growing.insert((vm, disk.target.clone()), growing);
         }

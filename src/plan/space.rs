@@ -146,12 +146,16 @@ impl Run {
         let new = all.max(on_top).saturating_sub(own);
         let size = self.layers.iter().filter_map(|layer| world.images.get(&layer.path));
         let size = size.map(|facts| facts.virtual_size).max().unwrap_or(0);
-        let tables = match self.survivor.format {
+        let grows_by = match self.survivor.format {
             // Each new cluster may be the first that its table tells of.
-            Format::Qcow2 => new.min((size / COVERED_BY_A_TABLE + 1) * TABLE),
-            Format::Raw => 0,
+            Format::Qcow2 => new + new.min((size / COVERED_BY_A_TABLE + 1) * TABLE),
+            // What was allocated beforehand is there, whether it reads as zeros or not.
+            Format::Raw => {
+                let facts = world.images.get(&self.survivor.path);
+                new.min(size.saturating_sub(facts.map_or(0, |facts| facts.allocated)))
+            }
         };
-        held.min(new + tables)
+        held.min(grows_by)
     }
 }
 

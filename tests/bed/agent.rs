@@ -36,16 +36,16 @@ impl Guest {
         String::from_utf8_lossy(&ended.stdout).trim_end().to_owned()
     }
 
+    /// Lets a shell script begin in the guest, and waits for nothing: it may be what ends the guest's answers.
+    #[track_caller]
+    pub fn begin(&self, script: &str) {
+        self.ask(&shell(script, &[]));
+    }
+
     /// Runs a shell script in the guest with `input` on its stdin and waits for its end.
     #[track_caller]
     pub fn try_exec(&self, script: &str, input: &[u8]) -> Ended {
-        let begun = self.ask(&guest_exec {
-            path: "/bin/sh".to_owned(),
-            arg: Some(vec!["-c".to_owned(), script.to_owned()]),
-            env: Some(vec!["PATH=/bin:/sbin".to_owned()]),
-            input_data: (!input.is_empty()).then(|| input.to_vec()),
-            capture_output: Some(GuestExecCaptureOutput::flag(true)),
-        });
+        let begun = self.ask(&shell(script, input));
         let ended = eventually(script, EXEC, || {
             let status = self.ask(&guest_exec_status { pid: begun.pid });
             status.exited.then_some(status)
@@ -110,5 +110,15 @@ impl Guest {
         let answer = virsh::try_run(&["qemu-agent-command", self.name(), &request, "--timeout", "20"])?;
         let mut answer: Value = serde_json::from_str(&answer).map_err(|error| error.to_string())?;
         Ok(answer["return"].take())
+    }
+}
+
+fn shell(script: &str, input: &[u8]) -> guest_exec {
+    guest_exec {
+        path: "/bin/sh".to_owned(),
+        arg: Some(vec!["-c".to_owned(), script.to_owned()]),
+        env: Some(vec!["PATH=/bin:/sbin".to_owned()]),
+        input_data: (!input.is_empty()).then(|| input.to_vec()),
+        capture_output: Some(GuestExecCaptureOutput::flag(true)),
     }
 }

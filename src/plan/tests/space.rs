@@ -84,6 +84,28 @@ fn what_is_there_already_needs_no_new_room() {
 }
 
 #[test]
+fn a_raw_image_never_grows_beyond_its_size() {
+    let mut paper = Paper::new();
+    paper.world.vm.disks.pop();
+    let base = paper.disk("vda").active().unwrap().path.clone();
+    if let DiskSource::Chain { images, .. } = &mut paper.disk("vda").source {
+        images[0].format = Format::Raw;
+    }
+    paper.create("one");
+    let top = paper.disk("vda").active().unwrap().path.clone();
+    paper.world.measured =
+        [(vec![base.clone()], 1), (vec![top.clone(), base.clone()], 5), (vec![top, base.clone()], 5)]
+            .map(|(run, mib)| (run, Some(mib * MIB)))
+            .into();
+    paper.world.free_space = HashMap::from([("/images".into(), of(MIB / 2))]);
+    // It is 10 MiB long.
+    for (allocated, fits) in [(10 * MIB, true), (9 * MIB + MIB / 2, true), (9 * MIB, false)] {
+        paper.world.images.get_mut(&base).unwrap().allocated = allocated;
+        assert_eq!(paper.plan_delete("one").is_ok(), fits, "{allocated}");
+    }
+}
+
+#[test]
 fn what_goes_as_it_is_needs_no_room() {
     let mut paper = Paper::new();
     paper.create("root");

@@ -48,9 +48,9 @@ HISTORIES ?= 20000
 histories:
 	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
 
-# The faults of tests/crash.rs, all of them.
+# The faults of tests/crash.rs and tests/lost_catalog.rs, all of them.
 faults:
-	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash
+	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash --test lost_catalog
 
 # The simulated nodes of tests/simulation, many more of them. A seed that fails runs alone with VMSNAP_SEED.
 SEEDS ?= 50000

@@ -39,6 +39,7 @@ enum Act {
     DeleteOfClone { which: Index, doomed: Vec<Index> },
     Delete { which: Vec<Index> },
     Power,
+    LoseCatalog,
 }
 
 /// An act, and the call at which the daemon dies, if it comes to that.
@@ -81,6 +82,7 @@ fn acts() -> impl Strategy<Value = Act> {
             .prop_map(|(which, doomed)| Act::DeleteOfClone { which, doomed }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
         1 => Just(Act::Power),
+        1 => Just(Act::LoseCatalog),
     ]
 }
 
@@ -130,6 +132,7 @@ impl History {
                 self.truth.active = self.scene.active();
             }
             Act::Power => self.scene.sim.someone_stops(self.scene.vm),
+            Act::LoseCatalog => self.lose_catalog()?,
             Act::Create { quiesce, memory, only } => {
                 let only: Vec<_> = only.iter().map(|only| only.get(&disks()).clone()).collect();
                 let name = self.new_name();
@@ -279,6 +282,17 @@ impl History {
         }
     }
 
+    /// What was there is there again, from the disks alone.
+    fn lose_catalog(&mut self) -> TestCaseResult {
+        let told = self.scene.rebuild_catalog();
+        prop_assert!(told.left_out.is_empty(), "{:#?}", told);
+        self.scene.sim.reset_script();
+        let life = Life::start(&self.scene);
+        life.settle(&self.scene);
+        life.check(&self.scene)
+            .map_err(|problem| TestCaseError::fail(format!("after a rebuild: {problem}: {told:#?}")))
+    }
+
     fn new_name(&mut self) -> String {
         self.taken += 1;
         format!("s{}", self.taken)
@@ -368,7 +382,8 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         | Act::LeaveClone { .. }
         | Act::DeleteOfClone { .. }
         | Act::Delete { .. }
-        | Act::Power => false,
+        | Act::Power
+        | Act::LoseCatalog => false,
     }
 }
 

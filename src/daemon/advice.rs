@@ -9,7 +9,7 @@ pub(super) fn on(refused: &StoreError, state: &Path) -> Option<String> {
     let state = state.display();
     let again = format!(
         "with vmsnapd stopped, move catalog.db, catalog.db-wal and catalog.db-shm out of {state} together, and copy the newest \
-         file of {state}/backup to {state}/catalog.db"
+         file of {state}/backup to {state}/catalog.db; or run 'vmsnapd rebuild', which makes it anew from the disks"
     );
     match refused {
         StoreError::Foreign | StoreError::NotAFile(_) => Some(format!(

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::config::Config;
+use super::rebuild::{self, RebuildArgs};
 use super::{advice, start, telemetry, thaw};
 use crate::model::operation::causes;
 
@@ -31,12 +32,14 @@ struct Args {
 }
 
 /// What to do instead of serving.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Verb {
     /// Check the configuration and leave
     CheckConfig,
     /// Thaw the guests that a daemon which is gone has left frozen, and leave
     Thaw,
+    /// Make a catalog that was lost anew, from the manifests beside the images, the images, and libvirt
+    Rebuild(RebuildArgs),
 }
 
 /// The whole of `vmsnapd`.
@@ -56,15 +59,19 @@ pub fn main() -> ExitCode {
     if let Err(error) = config.check() {
         return complain(&error, EXIT_CONFIG);
     }
-    let run = match args.verb {
-        Some(Verb::CheckConfig) => return ExitCode::SUCCESS,
-        Some(Verb::Thaw) => thaw::run,
-        None => start::run,
-    };
+    if matches!(args.verb, Some(Verb::CheckConfig)) {
+        return ExitCode::SUCCESS;
+    }
     if let Err(error) = telemetry::start(&config.log) {
         return complain(&error, EXIT_CONFIG);
     }
-    match run(&config) {
+    let ended = match &args.verb {
+        Some(Verb::Rebuild(args)) => rebuild::run(&config, args),
+        Some(Verb::Thaw) => thaw::run(&config),
+        Some(Verb::CheckConfig) => Ok(()),
+        None => start::run(&config),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = complain(&error, error.exit_code());

@@ -7,6 +7,7 @@ pub mod config;
 mod connections;
 mod health;
 mod lock;
+mod rebuild;
 mod serve;
 mod start;
 pub mod telemetry;

@@ -64,6 +64,28 @@ pub enum StartError {
     /// What may be frozen cannot be read or noted.
     #[error("cannot thaw")]
     Thaw(#[source] OpsError),
+    /// Nothing is written over.
+    #[error(
+        "there is a catalog already: {}; move it away together with what is named like it, or add --replace, which keeps it \
+         under another name",
+        .0.display()
+    )]
+    CatalogIsThere(PathBuf),
+    /// What VMs there are has to be known.
+    #[error("libvirt cannot be reached")]
+    NoHypervisor,
+    /// What is on the disks cannot be gathered.
+    #[error("cannot gather what is there")]
+    Rebuild(#[source] OpsError),
+    /// The catalog that was made cannot take its place.
+    #[error("cannot put the new catalog in the place of {}", .path.display())]
+    Replace {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// Guests may be frozen still.
     #[error("the guests of {vms} may be frozen: {}; the next start of vmsnapd thaws them", why(*.is_up))]
     Frozen {
@@ -148,6 +170,10 @@ impl StartError {
             | Self::Catalog { .. }
             | Self::Recover(_)
             | Self::Thaw(_)
+            | Self::CatalogIsThere(_)
+            | Self::NoHypervisor
+            | Self::Rebuild(_)
+            | Self::Replace { .. }
             | Self::Frozen { .. }
             | Self::Slowed { .. }
             | Self::Listen { .. }
@@ -251,16 +277,21 @@ impl Daemon {
     }
 }
 
+/// Where files of ours are.
+pub(super) fn places(config: &Config) -> Places {
+    Places {
+        memory: config.memory_directory(),
+        images: config.image_directories.clone(),
+        overlays: config.overlay_directory.clone(),
+        reserve: config.reserve_bytes,
+        low_space: config.space_warning_bytes,
+    }
+}
+
 fn settings(config: &Config) -> Result<Settings, StartError> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::System)?;
     Ok(Settings {
-        places: Places {
-            memory: config.memory_directory(),
-            images: config.image_directories.clone(),
-            overlays: config.overlay_directory.clone(),
-            reserve: config.reserve_bytes,
-            low_space: config.space_warning_bytes,
-        },
+        places: places(config),
         live_pulls: config.live_pulls,
         concurrent_merges: config.concurrent_merges,
         merge_policy: config.merge_policy(),
@@ -271,7 +302,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
 }
 
 /// Memory images hold the secrets of guests: nobody else looks in.
-fn make_directory(path: &Path) -> Result<(), StartError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), StartError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -279,7 +310,7 @@ fn make_directory(path: &Path) -> Result<(), StartError> {
         .map_err(|cause| StartError::Directory { path: path.to_owned(), cause })
 }
 
-fn take_lock(directory: &Path) -> Result<fs::File, StartError> {
+pub(super) fn take_lock(directory: &Path) -> Result<fs::File, StartError> {
     let lock = lock::take(directory);
     let lock = lock.map_err(|cause| StartError::Lock { path: directory.to_owned(), cause })?;
     lock.ok_or_else(|| StartError::AlreadyRunning(directory.to_owned()))

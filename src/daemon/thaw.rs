@@ -58,7 +58,7 @@ fn names<'a>(vms: impl IntoIterator<Item = &'a VmId>) -> String {
     vms.join(", ")
 }
 
-async fn is_linked(host: &Host) -> bool {
+pub(super) async fn is_linked(host: &Host) -> bool {
     let mut link = host.hypervisor.link();
     let up = link.wait_for(|link| *link == Link::Up);
     tokio::time::timeout(LINK, up).await.is_ok_and(|up| up.is_ok())

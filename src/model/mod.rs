@@ -15,6 +15,7 @@ pub mod io_limits;
 pub mod layer;
 pub mod manifest;
 pub mod operation;
+pub mod rebuilt;
 pub mod request;
 pub mod snapshot;
 pub mod space;

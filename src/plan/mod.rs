@@ -28,6 +28,7 @@ mod manifest;
 pub mod merge;
 mod names;
 mod purge;
+pub mod rebuild;
 mod refusal;
 mod reserve;
 mod resolve;

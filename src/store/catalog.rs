@@ -184,7 +184,7 @@ fn with_layers_at<'a>(
 }
 
 /// Writes a tree. Snapshots that are as `before` are left as they are: a VM may have hundreds.
-fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree: &LayerTree) -> Result<()> {
+pub(super) fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree: &LayerTree) -> Result<()> {
     let key = tree.vm.to_string();
     transaction.execute(
         "INSERT INTO vm (id, current) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET current = ?2",

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::model::{EditRefusal, Reason, VolumeName};
 
+mod anew;
 mod backup;
 mod catalog;
 mod clone;
@@ -36,6 +37,7 @@ mod snapshot;
 mod tests;
 mod throttle;
 
+pub use anew::{put_in_place, write_anew};
 pub use backup::Backup;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};

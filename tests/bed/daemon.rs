@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -103,6 +103,14 @@ impl Daemon {
         let mut command = Command::new(program("vmsnapd"));
         command.arg("--config").arg(self.scratch.join("vmsnapd.toml")).arg(verb);
         command.status().expect("vmsnapd can be run")
+    }
+
+    /// Runs `vmsnapd ARGUMENTS...` with the daemon's configuration to its end.
+    #[track_caller]
+    pub fn run_with(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("vmsnapd"));
+        command.arg("--config").arg(self.scratch.join("vmsnapd.toml")).args(arguments);
+        command.output().expect("vmsnapd can be run")
     }
 
     /// A client of this daemon.

@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
 use vmsnap::host::sim::{BLOCK, Content, SimHost};
 use vmsnap::model::manifest::Manifest;
 use vmsnap::model::operation::OperationState;
@@ -21,12 +23,13 @@ use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
     DeployVm, DifferenceAction, DifferenceKind, DiskTarget, Event, FlattenVolume, Label, LayerTree, Operation,
-    OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
+    OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter, Snapshot,
     SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
 };
-use vmsnap::ops::{self, Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
+use vmsnap::ops::{self, Asked, Engine, NodeCheck, OpsError, Settings, Submitted, gather};
+use vmsnap::plan::rebuild::{Report, rebuild};
 use vmsnap::plan::{self, LivePulls, MergePolicy, Places};
-use vmsnap::store::{EventFilter, EventOrder, Store};
+use vmsnap::store::{EventFilter, EventOrder, Store, write_anew};
 
 /// What only a broken engine does not do in time. The catalog works on a thread of its own, which a busy machine may keep
 /// waiting: so this is real time, not turns of the scheduler.
@@ -115,6 +118,32 @@ impl Scene {
         let store = Store::open(&directory.path().join(CATALOG[0])).unwrap();
         let first_images = self.first_images.clone();
         Self { sim: self.sim.fork(), store, vm: self.vm, first_images, directory: Some(directory) }
+    }
+
+    /// The catalog is lost, and made anew from the disks. No daemon may be alive. Gives what is told of it.
+    pub fn rebuild_catalog(&mut self) -> Report {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let evidence = runtime.block_on(gather(&self.sim.host(), &places(), &[])).unwrap();
+        let rebuilt = rebuild(&evidence, &mut Uuid::now_v7);
+        let directory = tempfile::tempdir_in(MEMORY).unwrap();
+        let path = directory.path().join(CATALOG[0]);
+        write_anew(&path, &rebuilt.trees, Timestamp::now()).unwrap();
+        self.store = Store::open(&path).unwrap();
+        self.directory = Some(directory);
+        rebuilt.report
+    }
+
+    /// By name, what each snapshot reads that the catalog says is READY.
+    pub fn ready(&self) -> Result<BTreeMap<String, Disks>, String> {
+        let tree = self.tree();
+        let ready = tree.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Ready);
+        let read = |snapshot: &Snapshot| {
+            let disks = snapshot.disks.iter();
+            let disks =
+                disks.map(|disk| Ok((disk.target.clone(), self.read_image(&tree.layers[&disk.layer].path)?)));
+            Ok((snapshot.name.to_string(), disks.collect::<Result<Disks, String>>()?))
+        };
+        ready.map(read).collect()
     }
 
     /// The guest writes one block of each disk.
@@ -474,6 +503,8 @@ impl Scene {
         for tree in trees {
             files.extend(self.verify_manifests(&tree)?);
         }
+        // A catalog that was made anew knows nothing of a disk without snapshots.
+        files.extend(disks().iter().filter_map(|disk| self.sim.image_of(self.vm, disk)));
         let left: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
         ensure(left == files, || format!("files are {left:?}, not {files:?}"))?;
         ensure(!self.sim.is_guest_frozen(self.vm), || "the guest is frozen".to_owned())?;
@@ -689,7 +720,8 @@ impl Life {
         self.runtime.block_on(async {
             let patience = Instant::now();
             while patience.elapsed() < PATIENCE {
-                if self.engine.busy() == 0 && Self::is_settled(scene).await {
+                let due = scene.store.vms_with_due_manifests().await.unwrap();
+                if self.engine.busy() == 0 && due.is_empty() && Self::is_settled(scene).await {
                     return;
                 }
                 pass_time().await;

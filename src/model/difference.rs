@@ -60,6 +60,7 @@ pub enum DifferenceKind {
     DiskSetChanged,
     OrphanFile,
     ForeignBlockJob,
+    ManifestUnwritten,
 }
 
 impl Difference {

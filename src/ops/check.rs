@@ -62,6 +62,7 @@ impl Engine {
             }
         }
         found.differences.extend(orphans);
+        found.differences.extend(self.unwritten_manifests().await?);
         Ok(found)
     }
 

@@ -8,15 +8,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use super::{Engine, OpsError, Result};
 use crate::host::{HostError, Images, unfinished};
-use crate::model::VmId;
 use crate::model::manifest::{Manifest, checksum};
+use crate::model::operation::causes;
 use crate::model::step::DoomedImage;
+use crate::model::{Difference, DifferenceKind, SnapshotId, VmId};
 use crate::plan::{self, Places};
 use crate::store::{KeptManifest, Store};
 
@@ -27,8 +28,8 @@ pub(super) struct Manifests {
     places: Places,
     /// Those of one VM are written by one at a time; storage that hangs holds up nobody else's.
     turns: Mutex<BTreeMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
-    /// Those that could not be written, and are told already.
-    failing: Mutex<BTreeSet<Uuid>>,
+    /// Those that could not be written, of which VM, and why. They are told already.
+    failing: Mutex<BTreeMap<Uuid, (VmId, String)>>,
 }
 
 impl Manifests {
@@ -70,18 +71,20 @@ impl Manifests {
     async fn settle_vm(&self, vm: VmId, even_failing: bool) -> Result<()> {
         let _turn = self.turn(vm).lock_owned().await;
         for kept in self.store.manifests(vm, true).await? {
-            if !even_failing && self.lock_failing().contains(&kept.id) {
+            if !even_failing && self.lock_failing().contains_key(&kept.id) {
                 continue;
             }
             match self.settle_one(&kept).await {
                 Ok(()) => {
-                    if self.lock_failing().remove(&kept.id) {
+                    if self.lock_failing().remove(&kept.id).is_some() {
                         tracing::info!(manifest = %kept.id, "a manifest that could not be written is as it should be");
                     }
                 }
                 Err(error) => {
-                    if self.lock_failing().insert(kept.id) {
-                        let error: &dyn std::error::Error = &error;
+                    let error: &(dyn std::error::Error + 'static) = &error;
+                    let words =
+                        [error.to_string()].into_iter().chain(causes(error)).collect::<Vec<_>>().join(": ");
+                    if self.lock_failing().insert(kept.id, (vm, words)).is_none() {
                         tracing::warn!(manifest = %kept.id, %vm, error, "a manifest cannot be written: it is tried again");
                     }
                 }
@@ -129,12 +132,30 @@ impl Manifests {
         Arc::clone(turns.entry(vm).or_default())
     }
 
-    fn lock_failing(&self) -> std::sync::MutexGuard<'_, BTreeSet<Uuid>> {
+    fn lock_failing(&self) -> MutexGuard<'_, BTreeMap<Uuid, (VmId, String)>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Engine {
+    /// Those that cannot be written, as a check tells of them.
+    pub(super) async fn unwritten_manifests(&self) -> Result<Vec<Difference>> {
+        let failing = self.0.manifests.lock_failing().clone();
+        let mut found = Vec::new();
+        for (id, (vm, why)) in failing {
+            let tree = self.0.store.tree(vm).await?;
+            let snapshot = tree.snapshot(SnapshotId(id));
+            let name = snapshot.map(|snapshot| snapshot.vm_name.clone()).unwrap_or_default();
+            let words = format!(
+                "the manifest of {id} cannot be written: {why}: it is tried again by the next operation"
+            );
+            let difference = Difference::new(DifferenceKind::ManifestUnwritten, Some((vm, name)), words);
+            let snapshots = snapshot.map(|snapshot| snapshot.id).into_iter().collect();
+            found.push(Difference { snapshots, blocks: false, ..difference });
+        }
+        Ok(found)
+    }
+
     /// Writes the manifests that are due, while whoever made them so goes on.
     pub(super) fn settle_manifests(&self) {
         let engine = self.clone();

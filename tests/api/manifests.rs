@@ -74,6 +74,11 @@ async fn a_manifest_that_cannot_be_written_holds_nobody_up() {
     succeed(&node, "snapshot revert web/one --yes").await;
     succeed(&node, "snapshot delete web/two --yes").await;
     assert_eq!(written(&node), []);
+    let checked = run(&node, "node check").await;
+    assert!(
+        checked.stdout.contains("manifest unwritten") && checked.stdout.contains("no space"),
+        "{checked:?}"
+    );
     node.sim.reset_script();
     node.take("three").await;
     assert!(of_snapshot(&node, "one").is_some() && of_snapshot(&node, "three").is_some());

@@ -50,6 +50,7 @@ fn kind(kind: DifferenceKind) -> v1::DifferenceKind {
         DifferenceKind::VmUndefined => v1::DifferenceKind::VmUndefined,
         DifferenceKind::DiskSetChanged => v1::DifferenceKind::DiskSetChanged,
         DifferenceKind::OrphanFile => v1::DifferenceKind::OrphanFile,
+        DifferenceKind::ManifestUnwritten => v1::DifferenceKind::ManifestUnwritten,
         DifferenceKind::ForeignBlockJob => v1::DifferenceKind::ForeignBlockJob,
     }
 }

@@ -85,6 +85,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Bytes of memory written and to be written, while a capture is under way.
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>>;
 
+    /// Whether memory is being captured into `image`, whoever asked for it: a capture goes on when whoever asked is gone,
+    /// and lets the VM write to the other images at its end. Before it has begun with the image it may not be seen.
+    async fn is_capturing(&self, vm: VmId, image: &Path) -> Result<bool>;
+
     /// Ends a capture of memory under way. The call that captures then fails.
     async fn abort_memory_capture(&self, vm: VmId) -> Result<()>;
 

@@ -57,6 +57,30 @@ async fn a_capture_of_memory_is_cancelled() {
     assert_eq!(node.sim.files(), files, "nothing is left over");
 }
 
+/// The hypervisor captures on when the daemon dies. Asked once more, it would do it all again after that: a snapshot over
+/// disks that lie on the overlays already.
+#[tokio::test]
+async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(2).slow_capture(12).build();
+    let mut node = Node::start_with(sim, vm);
+    let hold = node.hold(Method::MemoryProgress);
+    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    let of_all = node.sim.calls();
+    let switches = of_all.iter().filter(|call| call.method == Method::SwitchDisks).count();
+    assert_eq!(switches, 0, "since the restart");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running));
+    assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
+}
+
 #[tokio::test]
 async fn past_the_point_of_no_return_it_is_too_late() {
     let node = Node::start();

@@ -5,7 +5,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use vmsnap::host::{DiskSwitch, HostError, Hypervisor, Images};
+use vmsnap::host::libvirt::{Deadlines, Libvirt};
+use vmsnap::host::{DiskSwitch, HostError, Hypervisor, Images, Link};
 use vmsnap::model::vm::{DiskView, Format, PauseReason, RunState};
 
 use crate::bed::{Bed, Vm, chain, in_time, paths, persistent, run, target, text, virsh};
@@ -142,8 +143,11 @@ async fn a_capture_that_is_broken_off() {
     mkfifo(&memory, Mode::S_IRWXU).unwrap();
     let mut pipe = pipe::OpenOptions::new().read_write(true).open_receiver(&memory).unwrap();
     fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(256 << 10)).unwrap();
-    let switch =
-        DiskSwitch { disks: vec![(target("vda"), overlay)], others: Vec::new(), memory: Some(memory) };
+    let switch = DiskSwitch {
+        disks: vec![(target("vda"), overlay)],
+        others: Vec::new(),
+        memory: Some(memory.clone()),
+    };
     let mut capture = tokio::spawn({
         let (libvirt, id) = (bed.libvirt.clone(), vm.id);
         async move { libvirt.switch_disks(id, &switch).await }
@@ -156,6 +160,13 @@ async fn a_capture_that_is_broken_off() {
         }
     };
     assert!(done <= total && total >= 192 << 20, "{done} of {total}");
+    // What a daemon sees that was started meanwhile.
+    let other = Libvirt::connect("qemu:///system", Deadlines::default()).unwrap();
+    in_time(other.link().wait_for(|link| *link == Link::Up)).await.unwrap();
+    let view = in_time(other.observe(vm.id)).await.unwrap();
+    assert_eq!(view.run_state, RunState::Paused(PauseReason::Snapshot));
+    assert_eq!(chain(&view, "vda"), paths(&[&base]), "nothing of it is to be seen in the disks");
+    assert!(other.is_capturing(vm.id, &memory).await.unwrap());
     bed.libvirt.abort_memory_capture(vm.id).await.unwrap();
     // Were it not for the abort, all would now go through and the capture succeed.
     let mut bytes = vec![0; 1 << 20];
@@ -169,6 +180,7 @@ async fn a_capture_that_is_broken_off() {
     });
     assert!(captured.await.is_err());
     assert_eq!(bed.libvirt.memory_progress(vm.id).await.unwrap(), None);
+    assert!(!other.is_capturing(vm.id, &memory).await.unwrap());
     let view = bed.observe(&vm).await;
     assert_eq!(view.run_state, RunState::Running);
     assert_eq!(chain(&view, "vda"), paths(&[&base]));

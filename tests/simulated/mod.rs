@@ -103,7 +103,7 @@ impl Scene {
 
     fn with(store: Store, directory: Option<TempDir>) -> Self {
         let sim = SimHost::new();
-        let vm = sim.vm("web").disks(2).uefi().build();
+        let vm = sim.vm("web").disks(2).uefi().slow_capture(6).build();
         let first_images = sim.files();
         Self { sim, store, vm, first_images, directory }
     }

@@ -153,6 +153,18 @@ pub(super) fn memory_progress(line: &Connection, vm: VmId, image: &Path) -> Resu
     })
 }
 
+/// See [`crate::host::Hypervisor::is_capturing`].
+///
+/// libvirtd carries a call out to its end when the client that made it has died, and one more of the same after it.
+pub(super) fn is_capturing(line: &Connection, vm: VmId, image: &Path) -> Result<bool> {
+    // Before, it lets no question through: see [`memory_progress`].
+    if !image.exists() {
+        return Ok(false);
+    }
+    let info = vms::lookup(line, vm)?.get_job_info().map_err(on_vm(vm, "describe the capture of memory"))?;
+    Ok(info.r#type.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE)
+}
+
 /// Best done at once, because until then no lock protects the images. If it fails, a merge tries again.
 fn reactivate_if_paused(domain: &Domain, vm: VmId) {
     let activated = match vms::state(domain, vm) {

@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -215,6 +215,12 @@ impl Hypervisor for Libvirt {
         let Some(image) = self.captures().get(&vm).cloned() else { return Ok(None) };
         let read = move |line: &_| change::memory_progress(line, vm, &image);
         self.look.run("the progress of the capture", self.deadlines.query, read).await
+    }
+
+    async fn is_capturing(&self, vm: VmId, image: &Path) -> Result<bool> {
+        let image = image.to_owned();
+        let look = move |line: &_| change::is_capturing(line, vm, &image);
+        self.look.run("the question for a capture", self.deadlines.query, look).await
     }
 
     async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {

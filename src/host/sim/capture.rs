@@ -62,6 +62,9 @@ impl World {
             return Err(refused(CALL, "the VM is neither on nor off"));
         }
         if machine.live.as_ref().is_some_and(|live| live.capture.is_some()) {
+            // libvirt would wait and do it all again afterwards, over disks that are switched already.
+            let name = machine.name.clone();
+            self.violate(format!("VM {name} is switched while its memory is being captured"));
             return Err(HostError::Busy("memory is being captured".into()));
         }
         if machine.live.is_none() && switch.memory.is_some() {
@@ -189,6 +192,13 @@ impl World {
         });
         self.advance_capture(vm);
         Ok(progress)
+    }
+
+    /// See [`crate::host::Hypervisor::is_capturing`].
+    pub(super) fn is_capturing(&mut self, vm: VmId) -> Result<bool> {
+        let is_capturing = self.machine(vm)?.live.as_ref().is_some_and(|live| live.capture.is_some());
+        self.advance_capture(vm);
+        Ok(is_capturing)
     }
 
     pub(super) fn advance_capture(&mut self, vm: VmId) {

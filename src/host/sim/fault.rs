@@ -46,6 +46,7 @@ methods! {
     Undefine "undefine",
     Resume "resume",
     MemoryProgress "memory_progress",
+    IsCapturing "is_capturing",
     AbortMemoryCapture "abort_memory_capture",
     StartCommit "start_commit",
     StartPull "start_pull",
@@ -90,6 +91,7 @@ impl Method {
             | Self::Observe
             | Self::Definition
             | Self::MemoryProgress
+            | Self::IsCapturing
             | Self::BlockJobs
             | Self::IoLimits
             | Self::IsFrozen

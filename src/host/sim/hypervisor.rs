@@ -1,5 +1,7 @@
 //! The hypervisor of the simulated node. Decides nothing: each call is an effect on the world, and an answer.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
@@ -70,6 +72,10 @@ impl Hypervisor for SimHost {
 
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
         self.call(Method::MemoryProgress, |world, _| world.memory_progress(vm)).await
+    }
+
+    async fn is_capturing(&self, vm: VmId, _: &Path) -> Result<bool> {
+        self.call(Method::IsCapturing, |world, _| world.is_capturing(vm)).await
     }
 
     async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {

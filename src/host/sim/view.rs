@@ -20,10 +20,6 @@ impl World {
 
     fn view(&self, vm: VmId) -> Result<VmView> {
         let machine = self.machines.get(&vm).ok_or(HostError::NoSuchVm(vm))?;
-        if machine.live.as_ref().is_some_and(|live| live.capture.is_some()) {
-            // libvirt lets nobody ask QEMU while it captures memory.
-            return Err(HostError::Busy("memory is being captured".into()));
-        }
         if machine.live.as_ref().is_some_and(|live| live.is_known_wrongly) {
             return Err(HostError::Malformed {
                 what: "what libvirt and QEMU say of the disks",

@@ -1,5 +1,6 @@
 //! The switch of a create: all disks at one instant, memory with them if asked; and the way back.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,6 +19,11 @@ const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The VM writes to the overlays and does what it did before.
 pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
+    if let Some(memory) = switch.memory.as_ref().filter(|_| !context.is_fresh)
+        && let Err(error) = wait_for_earlier_capture(context, memory).await
+    {
+        return Performed::unknown(error);
+    }
     match is_switched(context, switch).await {
         Ok(true) => return finish(context, switch, Vec::new()).await,
         Ok(false) => {}
@@ -55,6 +61,34 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
             cause: "the disks are not on the overlays".into(),
         }),
         (Ok(false) | Err(_), Err(error)) | (Err(error), Ok(())) => Performed::unknown(error),
+    }
+}
+
+/// A capture that an earlier life has begun goes on without it, and switches the disks at its end. Until then they look
+/// as if it had never been; asked again, the hypervisor would carry out both, one over the other.
+async fn wait_for_earlier_capture(context: &Context<'_>, memory: &Path) -> Result<()> {
+    let hypervisor = &context.host.hypervisor;
+    let mut is_aborted = false;
+    loop {
+        // The look is let through only once a capture that has just begun can be seen.
+        hypervisor.observe(context.vm()).await?;
+        if !hypervisor.is_capturing(context.vm(), memory).await? {
+            return Ok(());
+        }
+        tokio::select! {
+            () = context.cancelled.cancelled(), if !is_aborted => {
+                is_aborted = true;
+                abort(context).await;
+            }
+            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {}
+        }
+    }
+}
+
+async fn abort(context: &Context<'_>) {
+    if let Err(error) = context.host.hypervisor.abort_memory_capture(context.vm()).await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(error, "the capture of memory cannot be ended");
     }
 }
 
@@ -106,10 +140,7 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
             result = &mut capture => return result,
             () = context.cancelled.cancelled(), if !is_aborted => {
                 is_aborted = true;
-                if let Err(error) = hypervisor.abort_memory_capture(context.vm()).await {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "the capture of memory cannot be ended");
-                }
+                abort(context).await;
             }
             () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {
                 if let Ok(Some((done, total))) = hypervisor.memory_progress(context.vm()).await {

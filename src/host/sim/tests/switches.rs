@@ -147,13 +147,16 @@ async fn capturing(notches: u32) -> (Bed, tokio::task::JoinHandle<Result<()>>) {
 
 #[tokio::test]
 async fn a_capture_keeps_the_vm_paused_until_it_ends() {
-    let (bed, capture) = capturing(2).await;
+    let (bed, capture) = capturing(4).await;
+    assert!(bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
     assert_eq!(bed.sim.run_state(bed.vm), Some(RunState::Paused(PauseReason::Snapshot)));
-    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "busy");
+    assert_eq!(bed.chain("vda").await, paths(&[VDA]), "until then it is on its old disks");
     assert_eq!(bed.sim.memory_image(Path::new("/m")).await.unwrap(), None);
     assert!(!capture.is_finished());
     let total = 256 << 20;
     assert_eq!(bed.sim.memory_progress(bed.vm).await.unwrap(), Some((total / 2, total)));
+    assert!(bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
+    assert!(!bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
     capture.await.unwrap().unwrap();
     assert_eq!(bed.view().await.run_state, RunState::Running);
     assert_eq!(bed.chain("vda").await, paths(&["/a", VDA]));
@@ -181,7 +184,7 @@ async fn a_capture_outlives_whoever_asked_for_it() {
     let (bed, capture) = capturing(2).await;
     capture.abort();
     bed.sim.tick();
-    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "busy");
+    assert_eq!(bed.chain("vda").await, paths(&[VDA]));
     assert_eq!(bed.chain("vda").await, paths(&["/a", VDA]));
     assert_eq!(bed.sim.memory_image(Path::new("/m")).await.unwrap(), Some(256 << 20));
 }

@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories faults soak mutants fuzz bench install clean
+.PHONY: all build demo test check histories faults soak mutants fuzz kills bench install clean
 
 all: build
 
@@ -38,7 +38,7 @@ check:
 # Test programs that need root get it from cargo's runner. `cargo test` runs one of them after the other.
 .PHONY: run-tests
 ifneq ($(AS_ROOT),)
-run-tests: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
+run-tests kills: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
 endif
 run-tests:
 	$(CARGO) test
@@ -67,6 +67,16 @@ mutants:
 FUZZ ?= 20000
 fuzz:
 	PROPTEST_CASES=$(FUZZ) $(CARGO) test --lib -- any_ fuzz
+
+# The kills of tests/kills on real guests, for so many minutes. It ends with a summary of what was done and what came of it.
+MINUTES ?= 60
+GUESTS  ?= 4
+SEED    ?= 2026
+kills: export VMSNAP_KILLS_MINUTES = $(MINUTES)
+kills: export VMSNAP_KILLS_GUESTS = $(GUESTS)
+kills: export VMSNAP_KILLS_SEED = $(SEED)
+kills:
+	tests/bed/run.sh $(CARGO) test --test kills -- --nocapture
 
 bench:
 	$(CARGO) bench

@@ -9,7 +9,7 @@ mod bed;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
+use bed::{Client, Daemon, Dice, Format, Guest, Setup, Spec, images};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 
@@ -157,20 +157,9 @@ fn digest(image: &Path) -> String {
     images::digest(image, if is_raw { Format::Raw } else { Format::Qcow2 })
 }
 
-/// The same numbers on each run: a failure can be had again.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        // Knuth's constants for a linear congruential generator.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % sides
-    }
-}
-
 #[test]
 fn a_tree_of_twelve_is_deleted_in_any_order() {
-    let mut dice = Dice(2026);
+    let mut dice = Dice::new(2026);
     let mut tree = Tree::plant();
     for number in 0..12 {
         tree.take(&format!("s{number:02}"));

@@ -56,7 +56,7 @@ fn settle(
     use DifferenceAction::{Adopt, MarkLost, RemoveFile, Restore};
     use DifferenceKind::{
         DefinitionDiffers, DiskSetChanged, ForeignBlockJob, ImageChanged, ImageMissing, LayerMerged,
-        OrphanFile, UnknownOverlay, VmMigrated, VmUndefined,
+        ManifestUnwritten, OrphanFile, UnknownOverlay, VmMigrated, VmUndefined,
     };
     match (difference.kind, action) {
         (UnknownOverlay, Adopt) => chain::adopt_overlay(world, difference, by, ids),
@@ -73,8 +73,8 @@ fn settle(
         | (ImageChanged, Restore | RemoveFile)
         | (ImageMissing, Adopt | Restore | RemoveFile)
         | (OrphanFile, Adopt | Restore | MarkLost)
-        // The snapshots are LOST as it is. A job ends by itself, or by whoever began it.
-        | (VmUndefined | VmMigrated | ForeignBlockJob, Adopt | Restore | MarkLost | RemoveFile) => {
+        // The snapshots are LOST as it is. A job ends by itself, or by whoever began it. A manifest is written when it can be.
+        | (VmUndefined | VmMigrated | ForeignBlockJob | ManifestUnwritten, Adopt | Restore | MarkLost | RemoveFile) => {
             Err(not_offered(difference))
         }
     }

@@ -39,22 +39,27 @@ impl Guest {
     /// Lets a shell script begin in the guest, and waits for nothing: it may be what ends the guest's answers.
     #[track_caller]
     pub fn begin(&self, script: &str) {
-        self.ask(&shell(script, &[]));
+        self.demand(&shell(script, &[])).unwrap_or_else(|error| panic!("in the guest: {script}: {error}"));
     }
 
     /// Runs a shell script in the guest with `input` on its stdin and waits for its end.
     #[track_caller]
     pub fn try_exec(&self, script: &str, input: &[u8]) -> Ended {
-        let begun = self.ask(&shell(script, input));
-        let ended = eventually(script, EXEC, || {
-            let status = self.ask(&guest_exec_status { pid: begun.pid });
-            status.exited.then_some(status)
-        });
-        Ended {
+        self.attempt(script, input).unwrap_or_else(|error| panic!("in the guest: {script}: {error}"))
+    }
+
+    /// The same for a guest that may be gone, or libvirt: then it is not known how far the script came.
+    pub fn attempt(&self, script: &str, input: &[u8]) -> Result<Ended, String> {
+        let begun = self.demand(&shell(script, input))?;
+        let ended = eventually(script, EXEC, || match self.demand(&guest_exec_status { pid: begun.pid }) {
+            Ok(status) => status.exited.then_some(Ok(status)),
+            Err(error) => Some(Err(error)),
+        })?;
+        Ok(Ended {
             code: ended.exitcode,
             stdout: ended.out_data.unwrap_or_default(),
             stderr: String::from_utf8_lossy(&ended.err_data.unwrap_or_default()).into_owned(),
-        }
+        })
     }
 
     /// Writes a file and brings it to the disk.
@@ -93,16 +98,15 @@ impl Guest {
     /// Whether the guest's filesystems are frozen.
     #[track_caller]
     pub fn is_frozen(&self) -> bool {
-        match self.ask(&guest_fsfreeze_status {}) {
+        match self.demand(&guest_fsfreeze_status {}).unwrap_or_else(|error| panic!("{error}")) {
             GuestFsfreezeStatus::frozen => true,
             GuestFsfreezeStatus::thawed => false,
         }
     }
 
-    #[track_caller]
-    fn ask<C: Command>(&self, command: &C) -> C::Ok {
-        let answer = self.try_ask(command).unwrap_or_else(|error| panic!("{}: {error}", C::NAME));
-        serde_json::from_value(answer).unwrap_or_else(|error| panic!("{}: {error}", C::NAME))
+    fn demand<C: Command>(&self, command: &C) -> Result<C::Ok, String> {
+        let answer = self.try_ask(command).map_err(|error| format!("{}: {error}", C::NAME))?;
+        serde_json::from_value(answer).map_err(|error| format!("{}: {error}", C::NAME))
     }
 
     fn try_ask<C: Command>(&self, command: &C) -> Result<Value, String> {

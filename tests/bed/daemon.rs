@@ -31,6 +31,8 @@ pub struct Setup {
     pub environment: Vec<(String, String)>,
     /// Most descriptors that it may have.
     pub descriptors: Option<u64>,
+    /// Its state directory, if that is to lie elsewhere.
+    pub state_directory: Option<PathBuf>,
 }
 
 /// A daemon with a socket and a state directory of its own. It is killed with the value.
@@ -59,6 +61,12 @@ impl Daemon {
     #[track_caller]
     pub fn restart(&mut self) {
         self.spawn();
+        self.wait_until_it_serves();
+    }
+
+    /// Waits until it answers; panics if it ends instead.
+    #[track_caller]
+    pub fn wait_until_it_serves(&mut self) {
         wait_until("vmsnapd serves", START, || {
             assert!(self.is_running(), "vmsnapd ended before it served:\n{}", self.log_tail());
             self.health("") == ServingStatus::Serving
@@ -130,7 +138,12 @@ impl Daemon {
 
     /// Its state directory.
     pub fn state_directory(&self) -> PathBuf {
-        self.scratch.join("state")
+        self.setup.state_directory.clone().unwrap_or_else(|| self.scratch.join("state"))
+    }
+
+    /// Its process, while one was started and not yet waited for.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
     }
 
     /// What it says of one of its parts; "" is the daemon itself. `Unknown` if it does not answer.

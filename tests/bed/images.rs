@@ -59,27 +59,54 @@ pub fn virtual_size(image: &Path, format: Format) -> u64 {
 /// SHA-256 of what a VM would read from an image with all that is under it. The image must not be written meanwhile:
 /// it is frozen, or its VM is off or paused.
 pub fn digest(image: &Path, format: Format) -> String {
-    let scratch = Scratch::new();
-    let line = run(Command::new("sha256sum").arg(flatten(image, format, &scratch)));
-    let line = String::from_utf8(line).expect("sha256sum writes plain text");
-    line.split_whitespace().next().expect("a digest and a name").to_owned()
+    Content::of(image, format).digest()
 }
 
 /// A file of the ext4 filesystem that an image holds; None if it is not there. Same condition as for [`digest`].
 pub fn read_file(image: &Path, format: Format, path: &str) -> Option<Vec<u8>> {
-    let scratch = Scratch::new();
-    let content = flatten(image, format, &scratch);
-    let copy = scratch.join("file");
-    run(Command::new("debugfs").arg("-R").arg(format!("dump {path} {}", copy.display())).arg(content));
-    fs::read(copy).ok()
+    Content::of(image, format).file(path)
 }
 
-/// The image and all that is under it as one raw file.
-fn flatten(image: &Path, format: Format, scratch: &Scratch) -> PathBuf {
-    let raw = scratch.join("content.raw");
-    run(Command::new("qemu-img")
-        .args(["convert", "-U", "-f", format.name(), "-O", "raw"])
-        .arg(image)
-        .arg(&raw));
-    raw
+/// The image and all that is under it as one raw file, which goes with the value.
+pub struct Content {
+    scratch: Scratch,
+    raw: PathBuf,
+}
+
+impl Content {
+    /// A copy of what is read now. Same condition as for [`digest`].
+    pub fn of(image: &Path, format: Format) -> Self {
+        let scratch = Scratch::new();
+        let raw = scratch.join("content.raw");
+        let mut command = Command::new("qemu-img");
+        run(command.args(["convert", "-U", "-f", format.name(), "-O", "raw"]).args([image, &raw]));
+        Self { scratch, raw }
+    }
+
+    /// Its SHA-256.
+    pub fn digest(&self) -> String {
+        let line = run(Command::new("sha256sum").arg(&self.raw));
+        let line = String::from_utf8(line).expect("sha256sum writes plain text");
+        line.split_whitespace().next().expect("a digest and a name").to_owned()
+    }
+
+    /// A file of the ext4 filesystem; None if it is not there.
+    pub fn file(&self, path: &str) -> Option<Vec<u8>> {
+        let copy = self.scratch.join("file");
+        // What the file before has left.
+        let _ = fs::remove_file(&copy);
+        run(Command::new("debugfs").arg("-R").arg(format!("dump {path} {}", copy.display())).arg(&self.raw));
+        fs::read(copy).ok()
+    }
+
+    /// Brings the copy's filesystem in order, as the next mount would: the journal is replayed. Panics if more than that
+    /// is wrong with it.
+    #[track_caller]
+    pub fn replay_journal(&self) {
+        // Of a disk that was being written to, counts are put right, too: exit code 1. 4 and above: damage is left.
+        let output = Command::new("e2fsck").args(["-f", "-p"]).arg(&self.raw).output().expect("e2fsck runs");
+        let code = output.status.code();
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert!(code.is_some_and(|code| code < 4), "the filesystem is damaged: {code:?} {words}");
+    }
 }

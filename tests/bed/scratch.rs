@@ -15,7 +15,7 @@ use super::cache;
 
 /// QEMU does not run as root: every directory on the way to an image must let it through, and a checkout may lie
 /// in a home that does not.
-const PLACE: &str = "/var/lib/libvirt/images";
+pub(super) const PLACE: &str = "/var/lib/libvirt/images";
 
 /// Reads what there is to end ("vm NAME", "process PID", "mount DIRECTORY"), waits for the end of input, ends it.
 const GUARD: &str = r#"

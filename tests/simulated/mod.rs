@@ -22,9 +22,9 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason,
-    DeployVm, DifferenceAction, DifferenceKind, DiskTarget, Event, FlattenVolume, Label, LayerTree, Operation,
-    OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter, Snapshot,
-    SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
+    DeployVm, DifferenceAction, DifferenceKind, DiskTarget, Event, FlattenVolume, Label, LayerTree,
+    Operation, OperationId, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
+    Snapshot, SnapshotId, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId, VolumeId,
 };
 use vmsnap::ops::{self, Asked, Engine, NodeCheck, OpsError, Settings, Submitted, gather};
 use vmsnap::plan::rebuild::{Report, rebuild};
@@ -572,7 +572,13 @@ fn clone_path(name: &str) -> PathBuf {
 
 /// Where the daemon puts files.
 pub fn places() -> Places {
-    Places { memory: "/memory".into(), images: vec!["/images".into()], overlays: None, low_space: 0, reserve: 0 }
+    Places {
+        memory: "/memory".into(),
+        images: vec!["/images".into()],
+        overlays: None,
+        low_space: 0,
+        reserve: 0,
+    }
 }
 
 /// An error unless it holds.

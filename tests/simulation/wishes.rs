@@ -243,7 +243,12 @@ impl Node {
             7 => {
                 let volume = self.pick(&clones)?.id;
                 let (bandwidth, merge_deadline_ms) = (None, None);
-                Some(Request::FlattenVolume(FlattenVolume { volume, bandwidth, merge_deadline_ms, generation: None }))
+                Some(Request::FlattenVolume(FlattenVolume {
+                    volume,
+                    bandwidth,
+                    merge_deadline_ms,
+                    generation: None,
+                }))
             }
             _ => {
                 let volume = self.pick(&clones)?.id;

@@ -1,0 +1,237 @@
+//! What is done to the node while its guests are worked with.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use crate::bed::{Daemon, Dice, Filler, Node, end};
+use crate::figures::Hit;
+use crate::thaw::ThawWatch;
+use crate::watch::{Open, Victim, Watch};
+use crate::work::Weather;
+
+/// Without anything at a step for so long, the round is over.
+const STEP: Duration = Duration::from_secs(10);
+/// How long a file system stays full, and how long a round without faults works.
+const HOLD: Duration = Duration::from_secs(6);
+
+/// A kind of round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is done.
+    None,
+    /// vmsnapd is killed, again and again, also while it starts.
+    Daemon,
+    DaemonAtStep,
+    Libvirtd,
+    LibvirtdAtStep,
+    Qemu,
+    QemuAtStep,
+    /// vmsnapd and libvirtd at once.
+    Both,
+    ImagesFull,
+    MemoryFull,
+    StateFull,
+    /// The guests' agents stand still.
+    GuestAgent,
+}
+
+/// Every kind of round once. Those that leave vmsnapd alone stand together: its life is to be a long one.
+pub const ALL: [Fault; 12] = [
+    Fault::Daemon,
+    Fault::DaemonAtStep,
+    Fault::Both,
+    Fault::None,
+    Fault::LibvirtdAtStep,
+    Fault::QemuAtStep,
+    Fault::ImagesFull,
+    Fault::Libvirtd,
+    Fault::MemoryFull,
+    Fault::Qemu,
+    Fault::StateFull,
+    Fault::GuestAgent,
+];
+
+/// What a test run has time for.
+pub const SOME: [Fault; 8] = [
+    Fault::Daemon,
+    Fault::DaemonAtStep,
+    Fault::Both,
+    Fault::LibvirtdAtStep,
+    Fault::QemuAtStep,
+    Fault::ImagesFull,
+    Fault::StateFull,
+    Fault::GuestAgent,
+];
+
+impl Fault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "no fault",
+            Self::Daemon => "vmsnapd killed at random",
+            Self::DaemonAtStep => "vmsnapd killed at a step",
+            Self::Libvirtd => "libvirtd killed at random",
+            Self::LibvirtdAtStep => "libvirtd killed at a step",
+            Self::Qemu => "QEMU killed at random",
+            Self::QemuAtStep => "QEMU killed at a step",
+            Self::Both => "vmsnapd and libvirtd killed",
+            Self::ImagesFull => "no room for images",
+            Self::MemoryFull => "no room for memory",
+            Self::StateFull => "no room for state",
+            Self::GuestAgent => "guest agents stand still",
+        }
+    }
+
+    /// What it means for those who work with the guests.
+    pub fn weather(self) -> Weather {
+        let weather = Weather::default();
+        let is_full = matches!(self, Self::ImagesFull | Self::MemoryFull | Self::StateFull);
+        weather.vms_die.store(matches!(self, Self::Qemu | Self::QemuAtStep), Ordering::SeqCst);
+        weather.may_stick.store(is_full, Ordering::SeqCst);
+        weather.prefers_memory.store(self == Self::MemoryFull, Ordering::SeqCst);
+        weather
+    }
+}
+
+/// File systems of their own.
+pub struct Places {
+    pub images: PathBuf,
+    pub memory: PathBuf,
+    pub state: PathBuf,
+}
+
+/// The node, the daemon on it, and who looks at them.
+pub struct Stage<'a> {
+    pub node: &'a mut Node,
+    pub daemon: Daemon,
+    pub watch: Watch,
+    pub thaws: ThawWatch,
+    pub vms: Vec<String>,
+    pub places: Places,
+    pub dice: Dice,
+    /// Counts the daemon's lives.
+    pub life: u32,
+}
+
+impl Stage<'_> {
+    /// Does it, so many times. When it returns, whatever was hit has been started again.
+    pub fn inject(&mut self, fault: Fault, times: usize, weather: &Weather) -> Vec<Hit> {
+        if matches!(fault, Fault::None | Fault::GuestAgent) {
+            if fault == Fault::None {
+                sleep(HOLD);
+            }
+            return Vec::new();
+        }
+        let times = if weather.may_stick.load(Ordering::SeqCst) { 1 } else { times };
+        let mut hits = Vec::new();
+        for _ in 0..times {
+            if let Some(open) = self.strike(fault, weather) {
+                hits.push(Hit { fault: fault.name(), open, over: SystemTime::now() });
+            }
+        }
+        hits
+    }
+
+    /// Hits once and lets what was hit come back. Gives what was under way; None if there was nothing to hit.
+    fn strike(&mut self, fault: Fault, weather: &Weather) -> Option<Vec<Open>> {
+        match fault {
+            Fault::None | Fault::GuestAgent => None,
+            Fault::Daemon => {
+                self.pause(100, 1500);
+                let open = self.kill_daemon();
+                self.pause(0, 300);
+                self.start_daemon();
+                Some(open)
+            }
+            Fault::DaemonAtStep => {
+                let process = self.daemon.process_id().expect("the daemon was started");
+                self.watch.aim(fault.name(), Victim::Process(process));
+                let open = self.watch.struck(STEP)?;
+                self.thaws.leave();
+                self.daemon.wait();
+                self.pause(0, 300);
+                self.start_daemon();
+                Some(open)
+            }
+            Fault::Libvirtd => {
+                self.pause(100, 3000);
+                let open = self.watch.open();
+                self.node.kill_libvirtd();
+                self.pause(0, 2000);
+                self.node.start_libvirtd();
+                Some(open)
+            }
+            Fault::LibvirtdAtStep => {
+                let process = self.node.libvirtd().expect("it runs");
+                self.watch.aim(fault.name(), Victim::Process(process));
+                let open = self.watch.struck(STEP)?;
+                self.node.wait_for_libvirtd();
+                self.pause(0, 2000);
+                self.node.start_libvirtd();
+                Some(open)
+            }
+            Fault::Qemu => {
+                self.pause(100, 3000);
+                let vm = self.dice.pick(&self.vms);
+                let process = Node::qemu(&vm)?;
+                let open = self.watch.open();
+                end(process);
+                Some(open.into_iter().filter(|open| open.vm == vm).collect())
+            }
+            Fault::QemuAtStep => {
+                self.watch.aim(fault.name(), Victim::Qemu);
+                self.watch.struck(STEP)
+            }
+            Fault::Both => {
+                self.pause(100, 2000);
+                let open = self.kill_daemon();
+                self.node.kill_libvirtd();
+                if self.dice.roll(2) == 0 {
+                    self.node.start_libvirtd();
+                    self.start_daemon();
+                } else {
+                    self.start_daemon();
+                    self.pause(0, 2000);
+                    self.node.start_libvirtd();
+                }
+                Some(open)
+            }
+            Fault::ImagesFull | Fault::MemoryFull | Fault::StateFull => {
+                self.pause(100, 2000);
+                let place = match fault {
+                    Fault::ImagesFull => &self.places.images,
+                    Fault::MemoryFull => &self.places.memory,
+                    _ => &self.places.state,
+                };
+                let open = self.watch.open();
+                weather.is_full.store(true, Ordering::SeqCst);
+                let filler = Filler::fill(place);
+                sleep(HOLD);
+                drop(filler);
+                weather.is_full.store(false, Ordering::SeqCst);
+                Some(open)
+            }
+        }
+    }
+
+    /// The daemon is started before the one before it is missed.
+    fn start_daemon(&mut self) {
+        self.daemon.spawn();
+        self.life += 1;
+        self.thaws.look(&self.vms);
+    }
+
+    fn kill_daemon(&mut self) -> Vec<Open> {
+        assert!(self.daemon.is_running(), "vmsnapd has ended by itself");
+        self.thaws.leave();
+        self.daemon.kill();
+        self.watch.open()
+    }
+
+    /// Some time between these, in milliseconds.
+    fn pause(&mut self, least: usize, most: usize) {
+        let milliseconds = least + self.dice.roll(most - least);
+        sleep(Duration::from_millis(u64::try_from(milliseconds).expect("it is small")));
+    }
+}

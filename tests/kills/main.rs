@@ -1,0 +1,299 @@
+//! Nothing is lost, whoever is killed: random work on real guests while vmsnapd, libvirtd and QEMU are killed at random and
+//! at each journaled step, while file systems are full, and while guest agents stand still.
+//!
+//! A round: every guest is worked with by a thread of its own; something is done to the node; then the work comes to its
+//! end, and everything is looked at, from inside the guests and from outside. `cargo test` has a few rounds;
+//! `make kills` goes on for as long as it is told, and prints what it saw.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
+
+#[path = "../bed/mod.rs"]
+mod bed;
+mod faults;
+mod figures;
+mod line;
+mod thaw;
+mod truth;
+mod verify;
+mod watch;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tonic_health::pb::health_check_response::ServingStatus;
+use vmsnap::proto::v1;
+
+use bed::{Client, Daemon, Dice, Disk, Format, Guest, Node, Setup, Spec, wait_until};
+use faults::{Fault, Places, Stage};
+use figures::{Figures, Hit};
+use line::Line;
+use work::{Weather, Worker};
+
+/// What the daemon promises: an operation that was under way goes on and ends within this after a restart...
+const RECOVERED: Duration = Duration::from_secs(30);
+/// ...and no guest stays frozen for longer than this.
+const THAWED: Duration = Duration::from_secs(5);
+/// Only what is broken takes so long.
+const SETTLED: Duration = Duration::from_secs(120);
+
+/// How long, with how many, and with which dice.
+struct Settings {
+    /// None: as few rounds as a test run has time for.
+    minutes: Option<u64>,
+    guests: usize,
+    seed: u64,
+}
+
+impl Settings {
+    fn from_environment() -> Self {
+        let value = |key: &str| std::env::var(key).ok().map(|text| text.parse().expect("it is a number"));
+        Self {
+            minutes: value("VMSNAP_KILLS_MINUTES"),
+            guests: value("VMSNAP_KILLS_GUESTS").map_or(2, |count| usize::try_from(count).unwrap()),
+            seed: value("VMSNAP_KILLS_SEED").unwrap_or(2026),
+        }
+    }
+
+    /// Hits in a round.
+    fn times(&self) -> usize {
+        if self.minutes.is_some() { 6 } else { 2 }
+    }
+}
+
+#[test]
+fn nothing_is_lost_whoever_is_killed() {
+    let settings = Settings::from_environment();
+    let summary = Node::within(|node| run(node, &settings));
+    #[allow(clippy::print_stdout, reason = "it is what `make kills` is for")]
+    {
+        println!("{summary}");
+    }
+}
+
+fn run(node: &mut Node, settings: &Settings) -> String {
+    let mut field = Field::prepare(node, settings);
+    let (faults, long) = match settings.minutes {
+        None => (faults::SOME.as_slice(), Duration::ZERO),
+        Some(minutes) => (faults::ALL.as_slice(), Duration::from_secs(60 * minutes)),
+    };
+    let mut rounds = 0;
+    while rounds < faults::SOME.len() || field.figures.elapsed() < long {
+        field.round(faults[rounds % faults.len()], settings.times());
+        rounds += 1;
+    }
+    field.end()
+}
+
+/// The node and those who work on it.
+struct Field<'a> {
+    stage: Stage<'a>,
+    workers: Vec<Worker>,
+    figures: Figures,
+    clones: PathBuf,
+    first_images: Vec<Vec<(String, PathBuf)>>,
+}
+
+impl<'a> Field<'a> {
+    fn prepare(node: &'a mut Node, settings: &Settings) -> Self {
+        let mut dice = Dice::new(settings.seed);
+        let guests = u64::try_from(settings.guests).unwrap();
+        Node::limit_images(512 + 384 * guests);
+        let memory = Node::file_system("memory", 256 + 640 * guests);
+        let state = Node::file_system("state", 64);
+        let clones = Node::directory("clones");
+        let configuration = format!(
+            "memory_directory = '{}'\nimage_directories = ['{}']\nreserve_bytes = {}\n",
+            memory.display(),
+            clones.display(),
+            1 << 20
+        );
+        let daemon = Daemon::start_with(Setup {
+            configuration,
+            state_directory: Some(state.clone()),
+            ..Setup::default()
+        });
+        let small = |format| Disk { format, size_mib: 24 };
+        let disks = vec![small(Format::Qcow2), small(Format::Raw)];
+        let spec = Spec { disks, writers: true, ..Spec::default() };
+        // All of them take the turn of one: they are what this test is about.
+        let first = Guest::boot(&spec);
+        let mut all = vec![first];
+        while all.len() < settings.guests {
+            let next = all[0].define_beside(&spec);
+            next.start();
+            all.push(next);
+        }
+        let vms = all.iter().map(|guest| guest.name().to_owned()).collect();
+        let first_images = all.iter().map(Guest::disks).collect();
+        let images = all[0].directory().to_owned();
+        let socket = daemon.socket();
+        let workers =
+            all.into_iter().map(|guest| Worker::new(guest, dice.split(), &socket, &clones)).collect();
+        let scene = Stage {
+            node,
+            watch: watch::Watch::follow(state.join("catalog.db")),
+            daemon,
+            thaws: thaw::ThawWatch::default(),
+            vms,
+            places: Places { images, memory, state },
+            dice: dice.split(),
+            life: 1,
+        };
+        Self {
+            stage: scene,
+            workers,
+            figures: Figures::new(settings.seed, settings.guests),
+            clones,
+            first_images,
+        }
+    }
+
+    fn round(&mut self, fault: Fault, times: usize) {
+        let begun = Instant::now();
+        let weather = fault.weather();
+        let (stage, workers) = (&mut self.stage, &mut self.workers);
+        let hits = thread::scope(|scope| {
+            let _end_of_work = EndOfWork(&weather.is_over);
+            for worker in workers.iter_mut() {
+                let weather = &weather;
+                scope.spawn(move || match fault {
+                    Fault::GuestAgent => worker.work_without_agent(weather),
+                    _ => worker.work(weather),
+                });
+            }
+            stage.inject(fault, times, &weather)
+        });
+        let worked = begun.elapsed();
+        self.settle(&weather, &hits);
+        self.verify();
+        *self.figures.rounds.entry(fault.name()).or_default() += 1;
+        let process = self.stage.daemon.process_id().expect("the daemon runs");
+        self.figures.sample(self.stage.life, process);
+        #[allow(clippy::print_stdout, reason = "who waits for an hour wants to see that it goes on")]
+        {
+            println!(
+                "{:5.1} min  {}: {} hits in {:.0} s, looked at in {:.0} s",
+                self.figures.elapsed().as_secs_f64() / 60.0,
+                fault.name(),
+                hits.len(),
+                worked.as_secs_f64(),
+                begun.elapsed().saturating_sub(worked).as_secs_f64()
+            );
+        }
+    }
+
+    /// Waits until the daemon is at rest, and has found nothing wrong.
+    fn settle(&mut self, weather: &Weather, hits: &[Hit]) {
+        let daemon = &mut self.stage.daemon;
+        daemon.wait_until_it_serves();
+        daemon.wait_for_health("libvirt", ServingStatus::Serving);
+        let (client, line) = (daemon.client(), Line::to(&daemon.socket()));
+        wait_until("all operations have ended", SETTLED, || {
+            let open = client.json(&["op", "list", "--open"]);
+            let open = open["operations"].as_array().unwrap();
+            for stuck in open.iter().filter(|open| open["state"] == "OPERATION_STATE_STUCK") {
+                assert!(weather.may_stick.load(Ordering::SeqCst), "it is stuck: {stuck:#}");
+                line.retry(&line.operation(stuck["id"].as_str().unwrap()).unwrap());
+            }
+            open.is_empty()
+        });
+        let struck: BTreeSet<&String> = hits.iter().flat_map(|hit| &hit.open).map(|open| &open.id).collect();
+        let ended: BTreeMap<String, v1::Operation> = struck
+            .into_iter()
+            .map(|id| (id.clone(), line.operation(id).expect("the daemon answers")))
+            .collect();
+        let recovery = self.figures.add(hits, &ended);
+        assert!(
+            recovery <= RECOVERED,
+            "an operation took {recovery:?} after what was hit was back: {ended:#?}"
+        );
+        let frozen = self.stage.thaws.take();
+        let late = frozen.iter().find(|frozen| frozen.lasted > THAWED);
+        assert!(late.is_none(), "after a restart of vmsnapd a guest stayed frozen: {late:?}");
+        self.figures.add_frozen(frozen);
+        assert_agrees(&client);
+        assert!(!self.stage.daemon.log().contains("panicked"), "vmsnapd has panicked");
+    }
+
+    fn verify(&mut self) {
+        let client = self.stage.daemon.client();
+        let needed: Vec<BTreeSet<PathBuf>> = thread::scope(|scope| {
+            let looks: Vec<_> = self
+                .workers
+                .iter_mut()
+                .map(|worker| {
+                    let client = &client;
+                    scope.spawn(move || verify::verify(worker, client))
+                })
+                .collect();
+            looks.into_iter().map(|look| look.join().expect("what was found is told above")).collect()
+        });
+        let needed: BTreeSet<PathBuf> = needed.into_iter().flatten().collect();
+        let held = self.workers.iter().flat_map(|worker| worker.truth.snapshots.values());
+        let memories = held.filter(|held| held.token.is_some()).count();
+        verify::assert_no_orphans(&self.directories(), &needed, &self.stage.places.memory, memories);
+        self.figures.images_read += self.workers.iter().map(Worker::images).sum::<usize>();
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        let guests = self.workers.iter().map(|worker| worker.guest.directory().to_owned());
+        guests.chain([self.clones.clone()]).collect()
+    }
+
+    /// With the last snapshot and clone every file goes but the first images. Gives the summary.
+    fn end(mut self) -> String {
+        for worker in &mut self.workers {
+            worker.clear();
+        }
+        let client = self.stage.daemon.client();
+        assert_agrees(&client);
+        for (worker, first) in self.workers.iter().zip(&self.first_images) {
+            let vm = worker.guest.name();
+            wait_until(&format!("{vm} is back on its first images"), SETTLED, || {
+                worker.guest.disks() == *first
+            });
+            wait_until(&format!("{vm}: nothing waits to be merged"), SETTLED, || {
+                client.json(&["vm", "show", vm])["vm"]["merge_debt"]["layers"].as_u64() == Some(0)
+            });
+        }
+        self.verify();
+        let left: Vec<PathBuf> =
+            self.directories().iter().flat_map(|directory| verify::ours(directory)).collect();
+        assert!(left.is_empty(), "nothing needs these: {left:?}");
+        let mut outcomes: BTreeMap<(String, String), u32> = BTreeMap::new();
+        for (key, count) in self.workers.iter().flat_map(|worker| worker.outcomes.clone()) {
+            *outcomes.entry(key).or_default() += count;
+        }
+        self.figures.summary(&outcomes)
+    }
+}
+
+/// The daemon's own check of the node finds nothing.
+fn assert_agrees(client: &Client) {
+    let begun = Instant::now();
+    loop {
+        let reply = client.run(&["--output", "json", "node", "check"]);
+        let found: Value = serde_json::from_str(&reply.stdout).unwrap_or_default();
+        if reply.code == 0 {
+            return;
+        }
+        // What an operation of the daemon's own holds is left out: it is asked again.
+        assert!(begun.elapsed() < SETTLED, "node check: {}: {found:#} {}", reply.code, reply.stderr);
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Whatever happens, those who work come to an end.
+struct EndOfWork<'a>(&'a AtomicBool);
+
+impl Drop for EndOfWork<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}

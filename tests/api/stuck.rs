@@ -1,7 +1,7 @@
 //! What does not go by itself: cancelling in time and too late, operations that are stuck and the ways out.
 
 use tonic::Code;
-use vmsnap::host::sim::{Complaint, Method, Mishap, SimHost};
+use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::proto::v1;
 
 use super::node::{Node, assert_refused, create, delete, disks};
@@ -79,6 +79,25 @@ async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
     assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running));
     assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
+}
+
+#[tokio::test]
+async fn an_overlay_that_a_death_left_half_made_is_made_again() {
+    let mut node = Node::start();
+    let (at, moment) = (Trigger::Each(Method::CreateOverlay), Moment::Midway);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+    let files = node.sim.files().len();
+    let begun = node.begin("one").await;
+    while node.sim.files().len() == files {
+        tokio::task::yield_now().await;
+    }
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert_eq!(node.names().await, ["one"]);
+    assert_eq!(node.sim.files().len(), files + 2, "an overlay for each disk");
 }
 
 #[tokio::test]

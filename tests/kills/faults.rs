@@ -6,10 +6,10 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use crate::bed::{Daemon, Dice, Filler, Node, end};
+use crate::care::Weather;
 use crate::figures::Hit;
 use crate::thaw::ThawWatch;
 use crate::watch::{Open, Victim, Watch};
-use crate::work::Weather;
 
 /// Without anything at a step for so long, the round is over.
 const STEP: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@
 
 #[path = "../bed/mod.rs"]
 mod bed;
+mod care;
 mod faults;
 mod figures;
 mod line;
@@ -30,10 +31,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use vmsnap::proto::v1;
 
 use bed::{Client, Daemon, Dice, Disk, Format, Guest, Node, Setup, Spec, wait_until};
+use care::Weather;
 use faults::{Fault, Places, Stage};
 use figures::{Figures, Hit};
 use line::Line;
-use work::{Weather, Worker};
+use work::Worker;
 
 /// What the daemon promises: an operation that was under way goes on and ends within this after a restart...
 const RECOVERED: Duration = Duration::from_secs(30);

@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use crate::bed::images::{self, Content as Image};
 use crate::bed::{Client, Format};
+use crate::care::Weather;
 use crate::truth::{self, Content, FILES};
-use crate::work::{Weather, Worker};
+use crate::work::Worker;
 
 const JOBS: &str = r#"{"execute":"query-block-jobs"}"#;
 

@@ -11,6 +11,13 @@ use super::{Context, Performed, make_so};
 /// The overlay stands, and is the one that was meant.
 pub(super) async fn create_overlay(context: &Context<'_>, overlay: &NewOverlay) -> Performed {
     let images = &context.host.images;
+    if !context.is_fresh && matches!(stands(context, overlay).await, Err(HostError::BadImage { .. })) {
+        // What an earlier life has left half made: nobody reads it yet, and the program that made it has died with it.
+        let removed = remove_unused(context, &overlay.path).await;
+        if !removed.is_done() {
+            return removed;
+        }
+    }
     make_so(|| stands(context, overlay), || images.create_overlay(overlay)).await
 }
 

@@ -87,6 +87,10 @@ impl Performed {
         Self::Seen { outcome: Outcome::Done, findings, failure: None }
     }
 
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Seen { outcome: Outcome::Done, .. })
+    }
+
     fn not_applied(failure: impl Into<Failure>) -> Self {
         Self::Seen { outcome: Outcome::NotApplied, findings: Vec::new(), failure: Some(failure.into()) }
     }

@@ -256,7 +256,7 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
         Ok(true) | Err(HostError::Malformed { .. }) => {
             // Disks that are back already are passed over: a merge that is complete is no work.
             let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
-            if !matches!(back, Performed::Seen { outcome: crate::model::Outcome::Done, .. }) {
+            if !back.is_done() {
                 return back;
             }
         }

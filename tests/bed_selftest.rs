@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bed::scratch::Scratch;
-use bed::{Agent, Disk, Format, Guest, Progress, Spec, images, virsh, wait_until};
+use bed::{Agent, Disk, Filler, Format, Guest, Node, Progress, Spec, images, virsh, wait_until};
 
 #[test]
 fn a_guest_is_what_the_bed_says() {
@@ -25,6 +25,27 @@ fn a_guest_is_what_the_bed_says() {
     drop(guest);
     assert!(!directory.exists(), "{} was left behind", directory.display());
     assert!(virsh::try_run(&["domstate", &name]).is_err(), "{name} was left behind");
+}
+
+#[test]
+fn a_node_of_its_own() {
+    let name = Node::within(|node| {
+        Node::limit_images(256);
+        assert_eq!(virsh::run(&["list", "--all", "--name"]), "");
+        let guest = Guest::define(&Spec::default());
+        node.kill_libvirtd();
+        assert!(virsh::try_run(&["domstate", guest.name()]).is_err(), "nobody answers");
+        node.start_libvirtd();
+        assert_eq!(guest.state(), "shut off");
+        let small = Node::file_system("small", 16);
+        let filler = Filler::fill(&small);
+        assert!(std::fs::write(small.join("more"), [0; 8192]).is_err(), "it is full");
+        drop(filler);
+        std::fs::write(small.join("more"), [0; 8192]).unwrap();
+        assert!(guest.directory().exists());
+        guest.name().to_owned()
+    });
+    assert!(virsh::try_run(&["domstate", &name]).is_err(), "the machine's own libvirtd never knew {name}");
 }
 
 fn files_reach_the_disk(guest: &Guest) {

@@ -21,7 +21,7 @@ mod watch;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -268,11 +268,43 @@ impl<'a> Field<'a> {
         let left: Vec<PathBuf> =
             self.directories().iter().flat_map(|directory| verify::ours(directory)).collect();
         assert!(left.is_empty(), "nothing needs these: {left:?}");
-        let mut outcomes: BTreeMap<(String, String), u32> = BTreeMap::new();
+        self.figures.assert_flat();
+        self.figures.summary(&self.outcomes())
+    }
+
+    /// By what was asked for and how it ended.
+    fn outcomes(&self) -> BTreeMap<(String, String), u32> {
+        let mut outcomes = BTreeMap::new();
         for (key, count) in self.workers.iter().flat_map(|worker| worker.outcomes.clone()) {
             *outcomes.entry(key).or_default() += count;
         }
-        self.figures.summary(&outcomes)
+        outcomes
+    }
+}
+
+impl Drop for Field<'_> {
+    /// What a failure is understood by goes with the node otherwise.
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kills");
+        let state = &self.stage.places.state;
+        let files = [
+            self.stage.daemon.directory().join("vmsnapd.log"),
+            state.join("catalog.db"),
+            state.join("catalog.db-wal"),
+            PathBuf::from("/var/log/libvirt/libvirtd.log"),
+        ];
+        let _ = std::fs::create_dir_all(&kept);
+        for file in &files {
+            let _ = std::fs::copy(file, kept.join(file.file_name().unwrap_or_default()));
+        }
+        let summary = self.figures.summary(&self.outcomes());
+        #[allow(clippy::print_stderr, reason = "it is what is left of a run that failed")]
+        {
+            eprintln!("until then:\n{summary}\nlogs and the catalog are kept in {}", kept.display());
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::watch::{Open, Victim, Watch};
 /// Without anything at a step for so long, the round is over.
 const STEP: Duration = Duration::from_secs(10);
 /// How long a file system stays full, and how long a round without faults works.
-const HOLD: Duration = Duration::from_secs(6);
+const HOLD: Duration = Duration::from_secs(4);
 
 /// A kind of round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +83,18 @@ impl Fault {
         }
     }
 
+    /// How often it is done in a round of a long run, and of a short one: the more it takes the less.
+    pub fn times(self, is_long: bool) -> usize {
+        let (long, short) = match self {
+            Self::None | Self::GuestAgent => (0, 0),
+            Self::Daemon | Self::DaemonAtStep => (12, 3),
+            Self::LibvirtdAtStep | Self::QemuAtStep => (8, 2),
+            Self::Libvirtd | Self::Qemu | Self::Both => (5, 2),
+            Self::ImagesFull | Self::MemoryFull | Self::StateFull => (3, 1),
+        };
+        if is_long { long } else { short }
+    }
+
     /// What it means for those who work with the guests.
     pub fn weather(self) -> Weather {
         let weather = Weather::default();
@@ -123,7 +135,6 @@ impl Stage<'_> {
             }
             return Vec::new();
         }
-        let times = if weather.may_stick.load(Ordering::SeqCst) { 1 } else { times };
         let mut hits = Vec::new();
         for _ in 0..times {
             if let Some(open) = self.strike(fault, weather) {
@@ -138,7 +149,7 @@ impl Stage<'_> {
         match fault {
             Fault::None | Fault::GuestAgent => None,
             Fault::Daemon => {
-                self.pause(100, 1500);
+                self.pause(100, 900);
                 let open = self.kill_daemon();
                 self.pause(0, 300);
                 self.start_daemon();
@@ -198,13 +209,13 @@ impl Stage<'_> {
                 Some(open)
             }
             Fault::ImagesFull | Fault::MemoryFull | Fault::StateFull => {
-                self.pause(100, 2000);
                 let place = match fault {
                     Fault::ImagesFull => &self.places.images,
                     Fault::MemoryFull => &self.places.memory,
                     _ => &self.places.state,
                 };
-                let open = self.watch.open();
+                self.watch.aim(fault.name(), Victim::Nobody);
+                let open = self.watch.struck(STEP)?;
                 weather.is_full.store(true, Ordering::SeqCst);
                 let filler = Filler::fill(place);
                 sleep(HOLD);

@@ -61,11 +61,6 @@ impl Settings {
             seed: value("VMSNAP_KILLS_SEED").unwrap_or(2026),
         }
     }
-
-    /// Hits in a round.
-    fn times(&self) -> usize {
-        if self.minutes.is_some() { 6 } else { 2 }
-    }
 }
 
 #[test]
@@ -86,7 +81,8 @@ fn run(node: &mut Node, settings: &Settings) -> String {
     };
     let mut rounds = 0;
     while rounds < faults::SOME.len() || field.figures.elapsed() < long {
-        field.round(faults[rounds % faults.len()], settings.times());
+        let fault = faults[rounds % faults.len()];
+        field.round(fault, fault.times(settings.minutes.is_some()));
         rounds += 1;
     }
     field.end()

@@ -35,12 +35,14 @@ pub struct Open {
     pub phase: Phase,
 }
 
-/// Whose process is ended at a step.
+/// What is struck at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Victim {
     Process(u32),
     /// That of the operation's VM.
     Qemu,
+    /// No process: whoever waits for the step does something else.
+    Nobody,
 }
 
 #[derive(Default)]
@@ -155,13 +157,15 @@ impl Board {
         let least = self.known.iter().map(hits).min().unwrap_or(0);
         let is_worth_it = |open: &&Open| hits(&open.phase) <= least || aim.since.elapsed() >= PATIENCE;
         let Some(open) = all.iter().find(is_worth_it) else { return };
-        let victim = match aim.victim {
-            Victim::Process(process) => Some(process),
-            Victim::Qemu => Node::qemu(&open.vm),
-        };
-        // A VM that is off has none: another operation, then.
-        let Some(victim) = victim else { return };
-        end(victim);
+        match aim.victim {
+            Victim::Process(process) => end(process),
+            Victim::Qemu => match Node::qemu(&open.vm) {
+                Some(process) => end(process),
+                // A VM that is off has none: another operation, then.
+                None => return,
+            },
+            Victim::Nobody => {}
+        }
         *self.hits.entry((aim.fault, open.phase.clone())).or_default() += 1;
         self.aim = None;
         self.struck = Some(all.to_vec());

@@ -30,14 +30,14 @@ fn a_guest_is_what_the_bed_says() {
 #[test]
 fn a_node_of_its_own() {
     let name = Node::within(|node| {
-        Node::limit_images(256);
+        node.limit_images(256);
         assert_eq!(virsh::run(&["list", "--all", "--name"]), "");
         let guest = Guest::define(&Spec::default());
         node.kill_libvirtd();
         assert!(virsh::try_run(&["domstate", guest.name()]).is_err(), "nobody answers");
         node.start_libvirtd();
         assert_eq!(guest.state(), "shut off");
-        let small = Node::file_system("small", 16);
+        let small = node.file_system("small", 16);
         let filler = Filler::fill(&small);
         assert!(std::fs::write(small.join("more"), [0; 8192]).is_err(), "it is full");
         drop(filler);

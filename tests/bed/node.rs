@@ -50,6 +50,8 @@ pub struct Node {
     libvirtd: Option<Child>,
     virtlogd: Child,
     guard: Child,
+    /// Where scratch directories are made.
+    place: &'static Path,
     /// Holds the images of the node's file systems. It lies outside, and goes after everything else.
     _storage: Scratch,
 }
@@ -83,41 +85,34 @@ impl Node {
             .spawn()
             .expect("there is a shell");
         let virtlogd = start("virtlogd");
-        let mut node = Self { libvirtd: None, virtlogd, guard, _storage: storage };
+        let place = Path::new(PLACE);
+        let mut node = Self { libvirtd: None, virtlogd, guard, place, _storage: storage };
         node.start_libvirtd();
         node
     }
 
-    /// Puts a file system of this size where scratch directories are made; on a node, before any is made there.
+    /// Puts a file system of this size where scratch directories are made. To be called before any is made on the node.
     #[track_caller]
-    pub fn limit_images(mib: u64) {
-        Self::mount_at(Path::new(PLACE), "images", mib, "711");
+    pub fn limit_images(&self, mib: u64) {
+        mount_storage(self.place, "images", mib);
     }
 
     /// A file system of its own.
     #[track_caller]
-    pub fn file_system(name: &str, mib: u64) -> PathBuf {
-        let place = Path::new(PLACE).join(name);
+    pub fn file_system(&self, name: &str, mib: u64) -> PathBuf {
+        let place = self.place.join(name);
         fs::create_dir(&place).expect("the name is new");
-        Self::mount_at(&place, name, mib, "711");
+        mount_storage(&place, name, mib);
         place
     }
 
     /// A directory for images.
     #[track_caller]
-    pub fn directory(name: &str) -> PathBuf {
-        let place = Path::new(PLACE).join(name);
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let place = self.place.join(name);
         fs::create_dir(&place).expect("the name is new");
         run(Command::new("chmod").arg("711").arg(&place));
         place
-    }
-
-    fn mount_at(place: &Path, name: &str, mib: u64, mode: &str) {
-        let image = Path::new(STORAGE).join(format!("{name}.ext4"));
-        File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("there is room");
-        run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0"]).arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).args([&image, place]));
-        run(Command::new("chmod").arg(mode).arg(place));
     }
 
     /// Ends libvirtd as a crash would. Its VMs run on.
@@ -162,6 +157,15 @@ impl Drop for Node {
             let _ = process.wait();
         }
     }
+}
+
+/// QEMU must be let through.
+fn mount_storage(place: &Path, name: &str, mib: u64) {
+    let image = Path::new(STORAGE).join(format!("{name}.ext4"));
+    File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("there is room");
+    run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0"]).arg(&image));
+    run(Command::new("mount").args(["-o", "loop"]).args([&image, place]));
+    run(Command::new("chmod").arg("711").arg(place));
 }
 
 fn attach(what: Option<&str>, place: &str, options: Option<&str>, flags: MsFlags) {

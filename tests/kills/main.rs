@@ -101,10 +101,10 @@ impl<'a> Field<'a> {
     fn prepare(node: &'a mut Node, settings: &Settings) -> Self {
         let mut dice = Dice::new(settings.seed);
         let guests = u64::try_from(settings.guests).unwrap();
-        Node::limit_images(512 + 384 * guests);
-        let memory = Node::file_system("memory", 256 + 640 * guests);
-        let state = Node::file_system("state", 64);
-        let clones = Node::directory("clones");
+        node.limit_images(512 + 384 * guests);
+        let memory = node.file_system("memory", 256 + 640 * guests);
+        let state = node.file_system("state", 64);
+        let clones = node.directory("clones");
         let configuration = format!(
             "memory_directory = '{}'\nimage_directories = ['{}']\nreserve_bytes = {}\n",
             memory.display(),

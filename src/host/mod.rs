@@ -53,6 +53,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// A VM as it is now. [`HostError::NoSuchVm`] if there is none.
     async fn observe(&self, vm: VmId) -> Result<VmView>;
 
+    /// What a live VM's process itself says that a disk writes to, and what the stored definition names: for a VM that
+    /// [`Self::observe`] gives no view of, because what the hypervisor believes of its disks is wrong.
+    async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage>;
+
     /// The VM's definition in the form that a later start from memory accepts, secrets included.
     async fn definition(&self, vm: VmId) -> Result<Definition>;
 
@@ -221,6 +225,15 @@ pub fn unfinished(path: &Path) -> PathBuf {
     let mut unfinished = path.to_owned().into_os_string();
     unfinished.push(".part");
     unfinished.into()
+}
+
+/// See [`Hypervisor::written_image`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WrittenImage {
+    /// The active layer, as the process tells it. None if there is no process, or no such image.
+    pub live: Option<PathBuf>,
+    /// The image that the next cold start boots. None if the VM has no stored definition.
+    pub stored: Option<PathBuf>,
 }
 
 /// Bytes done and total of something long.

@@ -100,6 +100,41 @@ async fn an_overlay_that_a_death_left_half_made_is_made_again() {
     assert_eq!(node.sim.files().len(), files + 2, "an overlay for each disk");
 }
 
+/// QEMU has gone over to the base, and libvirtd died before it could note it. The guest writes on: from then on the base is
+/// newer than the child, and must neither be merged into once more nor be left for the child by a cold start.
+#[tokio::test]
+async fn a_pivot_that_libvirt_does_not_know_of() {
+    let mut node = Node::start();
+    node.take("one").await;
+    node.write(1, 10);
+    let (at, moment) = (Trigger::Each(Method::Pivot), Moment::Midway);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+    let answer = node.snapshots().delete_snapshot(delete("one")).await.unwrap();
+    let begun = answer.into_inner().operation.unwrap();
+    while node.sim.calls().iter().filter(|call| call.method == Method::Pivot).count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    node.sim.becomes_known_wrongly(node.vm);
+    node.crash();
+    node.sim.reset_script();
+    node.write(1, 20);
+    node.restart();
+    let stuck = node.end_of(&begun.id).await;
+    assert_eq!(
+        stuck.state(),
+        v1::OperationState::Stuck,
+        "the files are left until it is known what has them open"
+    );
+    node.sim.someone_stops(node.vm);
+    resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    node.sim.someone_starts(node.vm);
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.sim.files().len(), 2, "only the first images are left");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn past_the_point_of_no_return_it_is_too_late() {
     let node = Node::start();

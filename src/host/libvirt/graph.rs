@@ -102,6 +102,12 @@ fn file_in(node: &serde_json::Value) -> Option<&str> {
     }
 }
 
+/// What QEMU writes to for the device that libvirt calls `alias`.
+pub(super) fn active_image(alias: &str, devices: &[BlockDevice]) -> Option<PathBuf> {
+    let device = devices.iter().find(|device| device.is_called(alias))?;
+    device.layers().next()?.path()
+}
+
 /// Checks that QEMU reads disk `target` through `chain`. `same_file` tells whether two names are one file.
 pub(super) fn check_agreement(
     target: &DiskTarget,

@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::{
     About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Pull, Result,
-    StartFrom, VmSummary,
+    StartFrom, VmSummary, WrittenImage,
 };
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::BlockJob;
@@ -157,6 +157,12 @@ impl Hypervisor for Libvirt {
     async fn observe(&self, vm: VmId) -> Result<VmView> {
         let look = move |line: &_| observe::observe(line, vm);
         self.look.run("a look at the VM", self.deadlines.query, look).await
+    }
+
+    async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage> {
+        let disk = disk.clone();
+        let look = move |line: &_| observe::written_image(line, vm, &disk);
+        self.look.run("the question for the written image", self.deadlines.query, look).await
     }
 
     async fn definition(&self, vm: VmId) -> Result<Definition> {

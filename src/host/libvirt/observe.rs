@@ -13,12 +13,12 @@ use virt::sys;
 use super::chain::{ImageFiles, follow};
 use super::connection::Connection;
 use super::description::{DescribedDisk, DescribedSource, Description};
-use super::graph::{BlockDevice, check_agreement};
+use super::graph::{BlockDevice, active_image, check_agreement};
 use super::jobs::jobs_of;
 use super::refusal::on_vm;
 use super::{monitor, vms};
 use crate::host::images::{open_image, qcow2};
-use crate::host::{HostError, Result};
+use crate::host::{HostError, Result, WrittenImage};
 use crate::model::operation::causes;
 use crate::model::vm::{AgentChannel, Attachment, BlockJob, DiskSource, DiskView, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
@@ -42,6 +42,26 @@ pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
             result => return result,
         }
     }
+}
+
+/// See [`crate::host::Hypervisor::written_image`].
+pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) -> Result<WrittenImage> {
+    let domain = vms::lookup(line, vm)?;
+    let live = if vms::is_active(&domain, vm)? {
+        let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
+        let alias = description.disk(target).and_then(|disk| disk.alias.clone());
+        let devices = monitor::block_devices(&domain, vm)?;
+        alias.and_then(|alias| active_image(&alias, &devices))
+    } else {
+        None
+    };
+    let stored = if domain.is_persistent().map_err(on_vm(vm, "describe the VM"))? {
+        let description = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_XML_INACTIVE)?)?;
+        description.disk(target).and_then(|disk| disk.active()).map(|active| active.path.clone())
+    } else {
+        None
+    };
+    Ok(WrittenImage { live, stored })
 }
 
 /// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when

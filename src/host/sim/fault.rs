@@ -37,6 +37,7 @@ methods! {
     About "about",
     Vms "vms",
     Observe "observe",
+    WrittenImage "written_image",
     Definition "definition",
     SwitchDisks "switch_disks",
     PointDisks "point_disks",
@@ -89,6 +90,7 @@ impl Method {
             Self::About
             | Self::Vms
             | Self::Observe
+            | Self::WrittenImage
             | Self::Definition
             | Self::MemoryProgress
             | Self::IsCapturing

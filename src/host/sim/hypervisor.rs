@@ -7,6 +7,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::super::{
     About, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Pull, Result, StartFrom, VmSummary,
+    WrittenImage,
 };
 use super::SimHost;
 use super::capture::Switch;
@@ -32,6 +33,10 @@ impl Hypervisor for SimHost {
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {
         self.call(Method::Observe, |world, _| world.observe(vm)).await
+    }
+
+    async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage> {
+        self.call(Method::WrittenImage, |world, _| world.written_image(vm, disk)).await
     }
 
     async fn definition(&self, vm: VmId) -> Result<Definition> {

@@ -2,7 +2,7 @@
 //!
 //! Decides what a look shows: the chains of the process, held against the headers; of a VM that is off, the headers.
 
-use super::super::{HostError, Result, VmSummary};
+use super::super::{HostError, Result, VmSummary, WrittenImage};
 use super::files::bad;
 use super::machine::{Machine, SlotKind};
 use super::world::World;
@@ -75,6 +75,15 @@ impl World {
                 .collect(),
             persistent: persistent.filter(|_| machine.is_persistent),
         })
+    }
+
+    /// See [`crate::host::Hypervisor::written_image`].
+    pub(super) fn written_image(&mut self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage> {
+        let machine = self.machine(vm)?;
+        let chain = machine.live.as_ref().and_then(|live| live.chains.get(disk));
+        let live = chain.and_then(|chain| chain.first()).map(|image| image.path.clone());
+        let stored = machine.stored.get(disk).map(|image| image.path.clone());
+        Ok(WrittenImage { live, stored: stored.filter(|_| machine.is_persistent) })
     }
 
     /// The hypervisor died before it could note what it has changed.

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::sync::{broadcast, watch};
 
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
-use crate::model::step::{ImageRef, Merge, MergeLayers};
+use crate::model::step::{How, ImageRef, Merge, MergeLayers};
 use crate::model::vm::{DiskSource, Format};
 use crate::model::{Failure, VmId};
 use crate::plan::merge::{Next, Seen, next};
@@ -323,7 +323,10 @@ async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> R
 }
 
 async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {
-    let view = context.host.hypervisor.observe(vm).await?;
+    let view = match context.host.hypervisor.observe(vm).await {
+        Err(error @ HostError::Malformed { .. }) => return see_past_it(context, vm, merge, error).await,
+        view => view?,
+    };
     let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
     let stored = match &disk.source {
         DiskSource::Chain { persistent, .. } => persistent.clone(),
@@ -334,6 +337,24 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
         chain: disk.chain().iter().map(|image| image.path.clone()).collect(),
         stored,
         job: disk.block_job,
+        ..Seen::default()
+    })
+}
+
+/// libvirt may die between QEMU's pivot and its own note of it, and believes something wrong until the VM stops. That the
+/// process writes to the base is the proof; what matters then is that the next cold start does so, too: it would boot the
+/// child, which lacks what was written since, over a base that has it.
+async fn see_past_it(context: &Context<'_>, vm: VmId, merge: &Merge, error: HostError) -> Result<Seen> {
+    let written = context.host.hypervisor.written_image(vm, &merge.target).await?;
+    let is_base = written.live.as_ref() == Some(&merge.base.path);
+    if !is_base || !matches!(merge.how, How::Commit { .. }) {
+        return Err(error);
+    }
+    tracing::warn!(%vm, disk = %merge.target, "the VM writes to the base already, and libvirt does not know");
+    Ok(Seen {
+        is_live: true,
+        chain: vec![merge.base.path.clone()],
+        stored: written.stored,
         ..Seen::default()
     })
 }

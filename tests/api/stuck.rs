@@ -135,6 +135,38 @@ async fn a_pivot_that_libvirt_does_not_know_of() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// QEMU writes to the overlays, and libvirtd died before it could note it: a cold start must not boot what the snapshot holds.
+#[tokio::test]
+async fn a_switch_that_libvirt_does_not_know_of() {
+    let mut node = Node::start();
+    node.write(1, 10);
+    let (at, moment) = (Trigger::Each(Method::SwitchDisks), Moment::Midway);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+    let begun = node.begin("one").await;
+    while !node.sim.calls().iter().any(|call| call.method == Method::SwitchDisks) {
+        tokio::task::yield_now().await;
+    }
+    node.sim.becomes_known_wrongly(node.vm);
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let stuck = node.end_of(&begun.id).await;
+    assert_eq!(stuck.state(), v1::OperationState::Stuck, "nothing can be seen of the VM until it stops");
+    node.write(1, 20);
+    node.sim.someone_stops(node.vm);
+    node.sim.someone_starts(node.vm);
+    assert_eq!(node.read(1), [20, 20]);
+    node.write(1, 30);
+    resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    let answer = node.snapshots().revert_snapshot(super::node::revert("one")).await.unwrap();
+    let reverted = node.end_of(&answer.into_inner().operation.unwrap().id).await;
+    assert_eq!(reverted.state(), v1::OperationState::Succeeded, "{reverted:?}");
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn past_the_point_of_no_return_it_is_too_late() {
     let node = Node::start();

@@ -27,7 +27,10 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     match is_switched(context, switch).await {
         Ok(true) => return finish(context, switch, Vec::new()).await,
         Ok(false) => {}
-        Err(error) => return Performed::unknown(error),
+        Err(error) => {
+            mend_unseen(context, switch).await;
+            return Performed::unknown(error);
+        }
     }
     if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
     {
@@ -192,6 +195,29 @@ async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks) -> Result<
     tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
     let overlays = targets(&switch.disks, |disk| &disk.to);
     context.host.hypervisor.point_disks(context.vm(), &overlays).await
+}
+
+/// The same where libvirt died before it could note anything: until the VM stops it believes that it writes to the bases, and
+/// nothing else can be seen of it. The next cold start must not believe so.
+async fn mend_unseen(context: &Context<'_>, switch: &SwitchDisks) {
+    let hypervisor = &context.host.hypervisor;
+    for disk in &switch.disks {
+        let Ok(written) = hypervisor.written_image(context.vm(), &disk.target).await else { continue };
+        if written.live.as_ref() != Some(&disk.to.path) || written.stored.as_ref() != Some(&disk.from.path) {
+            continue;
+        }
+        let overlay = [(disk.target.clone(), disk.to.clone())];
+        // If this fails the step is unknown all the same, and tried again.
+        match hypervisor.point_disks(context.vm(), &overlay).await {
+            Ok(()) => {
+                tracing::warn!(vm = %context.vm(), disk = %disk.target, "libvirt does not know of the switch")
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(vm = %context.vm(), error, "the stored definition cannot be mended");
+            }
+        }
+    }
 }
 
 /// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O

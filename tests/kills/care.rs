@@ -28,6 +28,8 @@ pub struct Weather {
     pub vms_die: AtomicBool,
     /// There is no room: VMs that stop at a write have to wait.
     pub is_full: AtomicBool,
+    /// libvirt may forget what QEMU has done. It believes something wrong of the VM then, until that is ended.
+    pub forgets: AtomicBool,
     /// Operations may get stuck for it: whoever finds one lets it try again once there is room.
     pub may_stick: AtomicBool,
     /// Takes of memory are wanted.

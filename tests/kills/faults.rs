@@ -100,6 +100,8 @@ impl Fault {
         let weather = Weather::default();
         let is_full = matches!(self, Self::ImagesFull | Self::MemoryFull | Self::StateFull);
         weather.vms_die.store(matches!(self, Self::Qemu | Self::QemuAtStep), Ordering::SeqCst);
+        let forgets = matches!(self, Self::Libvirtd | Self::LibvirtdAtStep | Self::Both);
+        weather.forgets.store(forgets, Ordering::SeqCst);
         weather.may_stick.store(is_full, Ordering::SeqCst);
         weather.prefers_memory.store(self == Self::MemoryFull, Ordering::SeqCst);
         weather

@@ -35,7 +35,7 @@ use care::Weather;
 use faults::{Fault, Places, Stage};
 use figures::{Figures, Hit};
 use line::Line;
-use work::Worker;
+use work::{Worker, is_forgotten};
 
 /// What the daemon promises: an operation that was under way goes on and ends within this after a restart...
 const RECOVERED: Duration = Duration::from_secs(30);
@@ -196,11 +196,20 @@ impl<'a> Field<'a> {
             let open = client.json(&["op", "list", "--open"]);
             let open = open["operations"].as_array().unwrap();
             for stuck in open.iter().filter(|open| open["state"] == "OPERATION_STATE_STUCK") {
-                assert!(weather.may_stick.load(Ordering::SeqCst), "it is stuck: {stuck:#}");
-                line.retry(&line.operation(stuck["id"].as_str().unwrap()).unwrap());
+                let stuck = line.operation(stuck["id"].as_str().unwrap()).unwrap();
+                if is_forgotten(&stuck, weather) {
+                    weather.vms_die.store(true, Ordering::SeqCst);
+                    let _ = bed::virsh::try_run(&["destroy", &stuck.vm_name]);
+                } else {
+                    assert!(weather.may_stick.load(Ordering::SeqCst), "it is stuck: {stuck:#?}");
+                }
+                line.retry(&stuck);
             }
             open.is_empty()
         });
+        for worker in &self.workers {
+            worker.attend(weather);
+        }
         let struck: BTreeSet<&String> = hits.iter().flat_map(|hit| &hit.open).map(|open| &open.id).collect();
         let ended: BTreeMap<String, v1::Operation> = struck
             .into_iter()

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::create_volume_snapshot_request::Source;
 
-use crate::bed::{Dice, Guest};
+use crate::bed::{Dice, Guest, virsh};
 use crate::care::{LOOK, Weather, is};
 use crate::line::{Ending, Line, Request};
 use crate::truth::{Content, Copied, DISKS, Held, Truth};
@@ -265,11 +266,21 @@ fn see_through(line: &Line, request: &Request, weather: &Weather) -> Ending {
         if operation.state() != v1::OperationState::Stuck {
             break;
         }
-        assert!(is(&weather.may_stick), "it is stuck: {operation:#?}");
+        assert!(is(&weather.may_stick) || is_forgotten(operation, weather), "it is stuck: {operation:#?}");
+        if is_forgotten(operation, weather) {
+            weather.vms_die.store(true, Ordering::SeqCst);
+            let _ = virsh::try_run(&["destroy", &operation.vm_name]);
+        }
         while is(&weather.is_full) {
             sleep(LOOK);
         }
         ending = Ending::Ended(Box::new(line.retry(operation)));
     }
     ending
+}
+
+/// Whether it is stuck because libvirt died before it could note what QEMU had done.
+pub fn is_forgotten(operation: &v1::Operation, weather: &Weather) -> bool {
+    let message = operation.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+    is(&weather.forgets) && message.contains("libvirt and QEMU say")
 }

@@ -47,7 +47,7 @@ pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
 /// See [`crate::host::Hypervisor::written_image`].
 pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) -> Result<WrittenImage> {
     let domain = vms::lookup(line, vm)?;
-    let live = if vms::is_active(&domain, vm)? {
+    let written = if vms::is_active(&domain, vm)? {
         let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
         let alias = description.disk(target).and_then(|disk| disk.alias.clone());
         let devices = monitor::block_devices(&domain, vm)?;
@@ -61,7 +61,7 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
     } else {
         None
     };
-    Ok(WrittenImage { live, stored })
+    Ok(WrittenImage { live: written, stored })
 }
 
 /// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when

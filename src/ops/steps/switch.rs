@@ -210,7 +210,7 @@ async fn mend_unseen(context: &Context<'_>, switch: &SwitchDisks) {
         // If this fails the step is unknown all the same, and tried again.
         match hypervisor.point_disks(context.vm(), &overlay).await {
             Ok(()) => {
-                tracing::warn!(vm = %context.vm(), disk = %disk.target, "libvirt does not know of the switch")
+                tracing::warn!(vm = %context.vm(), disk = %disk.target, "libvirt does not know of the switch");
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;

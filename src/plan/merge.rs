@@ -27,6 +27,9 @@ pub struct Seen {
     pub backings: Vec<Option<PathBuf>>,
     /// Whether this very attempt has already seen an offline commit through.
     pub committed_offline: bool,
+    /// The active layer of a VM that is off, if its definition tells something else of what lies below it than the headers
+    /// do. Nothing else is seen of the VM then.
+    pub outdated: Option<PathBuf>,
 }
 
 /// What to do next.
@@ -59,6 +62,8 @@ pub enum Next {
     Rebase(Vec<usize>),
     /// Let the stored definition name the base.
     PointAtBase,
+    /// Let the stored definition name the active layer that it names, and forget what it tells of the layers below.
+    PointAtActive(PathBuf),
     /// Nothing refers to the child.
     Done,
     /// What is seen fits no stage of this merge.
@@ -68,11 +73,34 @@ pub enum Next {
 /// The next move.
 #[must_use]
 pub fn next(merge: &Merge, seen: &Seen) -> Next {
+    if let Some(active) = &seen.outdated {
+        return next_of_outdated(merge, seen, active);
+    }
     match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),
         How::Pull { below } => pull::next(merge, below.as_ref(), seen),
         How::Supersede { below } => supersede::next(merge, below.as_ref(), seen),
     }
+}
+
+/// libvirt may die before it notes that a job of QEMU has ended. What its definition tells of the chain is then from
+/// before that; the headers, which QEMU writes at the end of a job, are the proof.
+fn next_of_outdated(merge: &Merge, seen: &Seen, active: &Path) -> Next {
+    let has_ended = match &merge.how {
+        How::Commit { .. } => has_moved(merge, seen),
+        How::Pull { below } => {
+            let lies_on = seen.backings.first().and_then(Option::as_deref);
+            lies_on == below.as_ref().map(|below| below.path.as_path())
+        }
+        How::Supersede { .. } => false,
+    };
+    if has_ended {
+        return Next::PointAtActive(active.to_owned());
+    }
+    Next::Contradiction(format!(
+        "the definition tells another chain below {} than the headers",
+        active.display()
+    ))
 }
 
 fn next_of_commit(merge: &Merge, seen: &Seen) -> Next {
@@ -119,15 +147,18 @@ fn next_offline(merge: &Merge, seen: &Seen, unmoved: Vec<usize>) -> Next {
     if writes_to(&merge.base.path) {
         return if unmoved.is_empty() { Next::Done } else { Next::Rebase(unmoved) };
     }
-    // A grandchild is moved only once the commit is complete: one that lies on the base is the proof.
-    let has_moved = seen.backings.iter().any(|backing| backing.as_deref() == Some(&*merge.base.path));
-    if !seen.committed_offline && !has_moved {
+    if !seen.committed_offline && !has_moved(merge, seen) {
         return Next::CommitOffline;
     }
     if !unmoved.is_empty() {
         return Next::Rebase(unmoved);
     }
     if writes_to(&merge.child.path) { Next::PointAtBase } else { Next::Done }
+}
+
+/// A grandchild is moved only once the commit is complete: one that lies on the base is the proof.
+fn has_moved(merge: &Merge, seen: &Seen) -> bool {
+    seen.backings.iter().any(|backing| backing.as_deref() == Some(&*merge.base.path))
 }
 
 fn unmoved(merge: &Merge, seen: &Seen) -> Vec<usize> {
@@ -162,8 +193,7 @@ mod tests {
             chain: chain.iter().map(PathBuf::from).collect(),
             stored: chain.first().map(PathBuf::from),
             job: None,
-            backings: Vec::new(),
-            committed_offline: false,
+            ..Seen::default()
         }
     }
 
@@ -176,6 +206,14 @@ mod tests {
         let names: Vec<&str> = grandchildren.iter().map(|(name, _)| *name).collect();
         let backings = grandchildren.iter().map(|(_, backing)| Some(PathBuf::from(backing))).collect();
         assert_eq!(next(&merge(&names), &Seen { backings, ..seen.clone() }), *expected, "{seen:?}");
+    }
+
+    #[test]
+    fn a_definition_from_before_the_end_of_a_job() {
+        let outdated = Seen { outdated: Some("/top".into()), ..Seen::default() };
+        check(&[("/top", "/base")], outdated.clone(), &Next::PointAtActive("/top".into()));
+        let words = "the definition tells another chain below /top than the headers".to_owned();
+        check(&[("/top", "/child")], outdated, &Next::Contradiction(words));
     }
 
     #[test]

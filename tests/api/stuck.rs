@@ -135,6 +135,46 @@ async fn a_pivot_that_libvirt_does_not_know_of() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// QEMU has merged a layer that the VM reads and does not write to, libvirtd died before it could note it, and the VM was
+/// stopped: the definition tells a chain with the layer that is merged, over which the VM must not be started.
+#[tokio::test]
+async fn a_definition_from_before_a_merge() {
+    let mut node = Node::start();
+    for (name, value) in [("one", 10), ("two", 20)] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    node.write(1, 30);
+    let (at, moment) = (Trigger::Each(Method::StartCommit), Moment::After);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+    let begun =
+        node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
+    while node.sim.calls().iter().filter(|call| call.method == Method::StartCommit).count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    node.crash();
+    node.sim.reset_script();
+    for _ in 0..10 {
+        node.sim.tick();
+    }
+    node.sim.someone_stops(node.vm);
+    for disk in ["vda", "vdb"] {
+        node.sim.definition_becomes_outdated(node.vm, &disk.parse().unwrap());
+    }
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    let pointed = node.sim.calls().iter().filter(|call| call.method == Method::PointDisks).count();
+    assert_eq!(pointed, 2, "once for each disk");
+    node.sim.someone_starts(node.vm);
+    assert_eq!(node.read(1), [30, 30]);
+    let answer = node.snapshots().revert_snapshot(super::node::revert("two")).await.unwrap();
+    let reverted = node.end_of(&answer.into_inner().operation.unwrap().id).await;
+    assert_eq!(reverted.state(), v1::OperationState::Succeeded, "{reverted:?}");
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 /// QEMU writes to the overlays, and libvirtd died before it could note it: a cold start must not boot what the snapshot holds.
 #[tokio::test]
 async fn a_switch_that_libvirt_does_not_know_of() {

@@ -2,7 +2,7 @@
 //!
 //! Decides names and sizes that nobody cares about: images stand in `/images`, named from VM and disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -213,6 +213,7 @@ impl VmBuilder {
             snapshots: Vec::new(),
             agent: self.agent,
             slots,
+            outdated: BTreeSet::new(),
             stored,
             managed_save: None,
             live: None,

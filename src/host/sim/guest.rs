@@ -405,6 +405,16 @@ impl SimHost {
         self.change(|world| world.know_wrongly(vm));
     }
 
+    /// The hypervisor dies before it can note how a block job has ended: of the chain of the disk, the stored definition
+    /// tells what was before, which shows when the VM is off.
+    pub fn definition_becomes_outdated(&self, vm: VmId, disk: &DiskTarget) {
+        self.change(|world| {
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.outdated.insert(disk.clone());
+            }
+        });
+    }
+
     /// Whether it is so now.
     #[must_use]
     pub fn is_known_wrongly(&self, vm: VmId) -> bool {

@@ -164,6 +164,7 @@ impl World {
             return Err(HostError::NoSuchDisk(disk.clone()));
         }
         machine.stored.extend(disks.iter().cloned());
+        machine.outdated.retain(|outdated| !disks.iter().any(|(disk, _)| disk == outdated));
         self.emit(HostEvent::VmChanged(vm));
         Ok(())
     }
@@ -195,6 +196,7 @@ impl World {
             slots: new.disks.iter().map(slot).collect(),
             stored: new.disks.iter().cloned().collect(),
             managed_save: None,
+            outdated: BTreeSet::new(),
             live: None,
             capture_notches: 0,
             written: BTreeMap::new(),

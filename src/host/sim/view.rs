@@ -62,6 +62,12 @@ impl World {
             SlotKind::Chain => match &machine.live {
                 Some(live) => self.checked(live.chains.get(disk).map_or(&[], Vec::as_slice))?,
                 None => match machine.stored.get(disk) {
+                    Some(stored) if machine.outdated.contains(disk) => {
+                        return Err(bad(
+                            &stored.path,
+                            "its header names another backing file than the definition",
+                        ));
+                    }
                     Some(stored) => self.files.chain(stored)?,
                     None => Vec::new(),
                 },

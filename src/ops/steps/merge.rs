@@ -123,6 +123,8 @@ struct Course {
     has_begun: bool,
     has_started_job: bool,
     committed_offline: bool,
+    /// What the definition told of the chain was out of date, and is forgotten.
+    has_refreshed: bool,
 }
 
 impl Course {
@@ -179,6 +181,16 @@ impl Course {
                 self.has_begun = true;
                 let disks = [(merge.target.clone(), merge.base.clone())];
                 context.host.hypervisor.point_disks(context.vm(), &disks).await?;
+            }
+            Next::PointAtActive(active) if !self.has_refreshed => {
+                self.has_begun = true;
+                self.has_refreshed = true;
+                let active = ImageRef { path: active, format: Format::Qcow2 };
+                context.host.hypervisor.point_disks(context.vm(), &[(merge.target.clone(), active)]).await?;
+            }
+            Next::PointAtActive(path) => {
+                let problem = "what lies below it cannot be told, whatever the definition says".to_owned();
+                return Err(HostError::BadImage { path, problem });
             }
             Next::Contradiction(problem) => {
                 return Err(HostError::BadImage { path: merge.child.path.clone(), problem });
@@ -324,7 +336,9 @@ async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> R
 
 async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {
     let view = match context.host.hypervisor.observe(vm).await {
-        Err(error @ HostError::Malformed { .. }) => return see_past_it(context, vm, merge, error).await,
+        Err(error @ (HostError::Malformed { .. } | HostError::BadImage { .. })) => {
+            return see_past_it(context, vm, merge, error).await;
+        }
         view => view?,
     };
     let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
@@ -343,9 +357,13 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
 
 /// libvirt may die between QEMU's pivot and its own note of it, and believes something wrong until the VM stops. That the
 /// process writes to the base is the proof; what matters then is that the next cold start does so, too: it would boot the
-/// child, which lacks what was written since, over a base that has it.
+/// child, which lacks what was written since, over a base that has it. Of a VM that is off, the definition may tell a chain
+/// from before the end of a job.
 async fn see_past_it(context: &Context<'_>, vm: VmId, merge: &Merge, error: HostError) -> Result<Seen> {
     let written = context.host.hypervisor.written_image(vm, &merge.target).await?;
+    if written.live.is_none() && written.stored.is_some() {
+        return Ok(Seen { outdated: written.stored, ..Seen::default() });
+    }
     let is_base = written.live.as_ref() == Some(&merge.base.path);
     if !is_base || !matches!(merge.how, How::Commit { .. }) {
         return Err(error);

@@ -115,7 +115,7 @@ impl Growing<'_, '_> {
         let path = path.to_owned();
         self.by_path.insert(path.clone(), id);
         let (parent, seen, is_set_aside) = (None, None, false);
-        let layer = Layer { id, volume, parent, path, format, ownership, virtual_size, is_set_aside, seen };
+        let layer = Layer { id, volume, parent, path, format, ownership, virtual_size, seen, is_set_aside };
         self.tree.layers.insert(id, layer);
         id
     }

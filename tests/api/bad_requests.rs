@@ -146,8 +146,10 @@ async fn others() {
 
     let nobody = v1::CheckVmRequest::default();
     check(node.vms().check_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
-    let later = v1::ResumeVmRequest::default();
-    check(node.vms().resume_vm(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
+    let nobody = v1::ResumeVmRequest::default();
+    check(node.vms().resume_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
+    let later = v1::ReloadConfigurationRequest::default();
+    check(node.nodes().reload_configuration(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
     assert_eq!(node.acts(), acts, "something was done");
     assert_eq!(node.names().await, ["one"]);
 }

@@ -18,6 +18,7 @@ use vmsnap::host::sim::{Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::{DiskTarget, VmId};
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::event_service_client::EventServiceClient;
+use vmsnap::proto::v1::node_service_client::NodeServiceClient;
 use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::vm_service_client::VmServiceClient;
@@ -123,6 +124,10 @@ impl Node {
             async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+    }
+
+    pub fn nodes(&self) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.channel())
     }
 
     pub fn vms(&self) -> VmServiceClient<Channel> {

@@ -99,7 +99,7 @@ async fn check(act: impl AsyncFn(&Node), case: Case) {
     }
     node.write(1, 30);
     act(&node).await;
-    let files = node.sim.files();
+    let files = node.images();
     let id = only(&node, case.kind, case.ways).await;
     for way in WAYS.iter().filter(|way| !case.ways.contains(way)) {
         let refused = run(&node, &format!("vm resolve web {id} --{way} --yes")).await;
@@ -111,7 +111,7 @@ async fn check(act: impl AsyncFn(&Node), case: Case) {
     assert_eq!(only(&node, case.kind, case.ways).await, id, "nothing was done so far");
 
     succeed(&node, &format!("vm resolve web {} --{} --yes", &id[..8], case.way)).await;
-    assert_eq!(node.sim.files(), files, "no file comes or goes");
+    assert_eq!(node.images(), files, "no file comes or goes");
     assert_eq!(json(&node, "vm show web").await["vm"]["difference_count"], 0, "it is seen at once");
     assert_eq!(run(&node, "vm check web").await.code, 0);
     let again = request("web", &id, v1::DifferenceAction::Adopt);

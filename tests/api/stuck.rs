@@ -23,7 +23,7 @@ async fn resolve(node: &Node, id: &str, action: v1::Resolution) -> Result<v1::Op
 #[tokio::test]
 async fn a_create_is_cancelled_before_the_switch() {
     let node = Node::start();
-    let files = node.sim.files();
+    let files = node.images();
     let hold = node.hold(Method::Freeze);
     let begun = node.begin("one").await;
     hold.reached().await;
@@ -33,7 +33,7 @@ async fn a_create_is_cancelled_before_the_switch() {
     let ended = node.end_of(&begun.id).await;
     assert_eq!(ended.state(), v1::OperationState::Failed);
     assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
-    assert_eq!(node.sim.files(), files, "nothing is left over");
+    assert_eq!(node.images(), files, "nothing is left over");
     assert!(!node.sim.is_guest_frozen(node.vm));
     assert!(node.names().await.is_empty());
 }
@@ -43,7 +43,7 @@ async fn a_capture_of_memory_is_cancelled() {
     let sim = SimHost::new();
     let vm = sim.vm("web").disks(1).slow_capture(1_000_000).build();
     let node = Node::start_with(sim, vm);
-    let files = node.sim.files();
+    let files = node.images();
     let hold = node.hold(Method::MemoryProgress);
     let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
@@ -54,7 +54,7 @@ async fn a_capture_of_memory_is_cancelled() {
     assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
     assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
     assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running), "the guest runs on");
-    assert_eq!(node.sim.files(), files, "nothing is left over");
+    assert_eq!(node.images(), files, "nothing is left over");
 }
 
 /// The hypervisor captures on when the daemon dies. Asked once more, it would do it all again after that: a snapshot over
@@ -86,9 +86,9 @@ async fn an_overlay_that_a_death_left_half_made_is_made_again() {
     let mut node = Node::start();
     let (at, moment) = (Trigger::Each(Method::CreateOverlay), Moment::Midway);
     node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
-    let files = node.sim.files().len();
+    let files = node.images().len();
     let begun = node.begin("one").await;
-    while node.sim.files().len() == files {
+    while node.images().len() == files {
         tokio::task::yield_now().await;
     }
     node.crash();
@@ -97,7 +97,7 @@ async fn an_overlay_that_a_death_left_half_made_is_made_again() {
     let ended = node.end_of(&begun.id).await;
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
     assert_eq!(node.names().await, ["one"]);
-    assert_eq!(node.sim.files().len(), files + 2, "an overlay for each disk");
+    assert_eq!(node.images().len(), files + 2, "an overlay for each disk");
 }
 
 /// QEMU has gone over to the base, and libvirtd died before it could note it. The guest writes on: from then on the base is
@@ -131,7 +131,7 @@ async fn a_pivot_that_libvirt_does_not_know_of() {
     assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
     node.sim.someone_starts(node.vm);
     assert_eq!(node.read(1), [20, 20]);
-    assert_eq!(node.sim.files().len(), 2, "only the first images are left");
+    assert_eq!(node.images().len(), 2, "only the first images are left");
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

@@ -244,7 +244,10 @@ impl<'a> Field<'a> {
         let needed: BTreeSet<PathBuf> = needed.into_iter().flatten().collect();
         let held = self.workers.iter().flat_map(|worker| worker.truth.snapshots.values());
         let memories = held.filter(|held| held.token.is_some()).count();
-        verify::assert_no_orphans(&self.directories(), &needed, &self.stage.places.memory, memories);
+        let truths = self.workers.iter().map(|worker| &worker.truth);
+        let manifests = truths.map(|truth| truth.snapshots.len() + truth.clones.len()).sum();
+        let memory = (self.stage.places.memory.as_path(), memories);
+        verify::assert_no_orphans(&self.directories(), &needed, manifests, memory);
         self.figures.images_read += self.workers.iter().map(Worker::images).sum::<usize>();
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Watch<'a> {
     since: Instant,
     tracker: Tracker,
     writes: Writes,
+    /// It was tried to slow the guest: that may have happened even if it failed.
+    may_have_slowed: bool,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
     /// It was told that there is no headway.
@@ -68,6 +70,7 @@ impl<'a> Watch<'a> {
             since: Instant::now(),
             tracker: Tracker::new(configured.window(bandwidth)),
             writes: Writes::Free,
+            may_have_slowed: false,
             not_slowed: None,
             is_told: false,
         }
@@ -89,9 +92,9 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether the guest's writes may be slowed now. One that failed to be may be, too.
+    /// Whether the guest's writes may be slowed now.
     pub(super) fn may_have_slowed(&self) -> bool {
-        self.writes != Writes::Free
+        self.may_have_slowed
     }
 
     fn show(&self, job: &BlockJob) {
@@ -129,17 +132,24 @@ impl<'a> Watch<'a> {
     async fn slow(&mut self, limit: u64) {
         let Context { host, store, limits, operation, .. } = self.context;
         let disk = (self.context.vm(), &self.merge.target);
+        self.may_have_slowed = true;
         match limits.throttles.slow((host, store), disk, operation.id, limit).await {
             Ok(limit) => {
                 self.writes = Writes::AtMost(limit);
+                self.not_slowed = None;
                 self.tell(MergeNews::Slowed { limit }).await;
                 // What it brings is seen after a window of its own.
                 self.tracker.restart();
             }
             Err(error) => {
-                self.writes = Writes::NotToBeSlowed;
                 let told: &dyn std::error::Error = &error;
                 tracing::warn!(operation = %operation.id, disk = %disk.1, error = told, "the guest's writes cannot be slowed");
+                if passes(&error) {
+                    // It is tried again when the merge was watched for as long once more.
+                    self.tracker.restart();
+                } else {
+                    self.writes = Writes::NotToBeSlowed;
+                }
                 self.not_slowed = Some(error);
             }
         }
@@ -161,6 +171,15 @@ impl<'a> Watch<'a> {
             NoHeadway::Outrun { disk, written: pace.written, copied: pace.copied, seconds, cause }
         };
         Failure::new(Reason::MergeNotConverging, &error)
+    }
+}
+
+/// Whether the same may succeed later.
+fn passes(error: &OpsError) -> bool {
+    match error {
+        OpsError::Host(error) => error.is_retryable(),
+        OpsError::Store(_) => true,
+        _ => false,
     }
 }
 

@@ -41,11 +41,12 @@ impl Engine {
                     tracing::info!(error, "it cannot be told how much room the VMs have");
                 }
                 changed = tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return,
                     next = news.next(&engine.0.touched) => match next {
                         Some(changed) => changed,
                         None => return,
                     },
-                    () = stopping.cancelled() => return,
                 };
             }
         });
@@ -90,6 +91,7 @@ impl News {
         let mut vms = BTreeSet::new();
         loop {
             tokio::select! {
+                biased;
                 event = self.events.recv() => match event {
                     // What grows does not wait.
                     Ok(HostEvent::ThresholdCrossed(vm)) => drop(vms.insert(vm)),

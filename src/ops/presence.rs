@@ -61,8 +61,9 @@ impl Engine {
             let mut events = engine.0.host.hypervisor.events();
             loop {
                 let event = tokio::select! {
-                    event = events.recv() => event,
+                    biased;
                     () = stopping.cancelled() => return,
+                    event = events.recv() => event,
                 };
                 match event {
                     Ok(HostEvent::VmMigrated(vm)) => drop(engine.migrated().insert(vm)),

@@ -214,8 +214,14 @@ impl Runner {
         let position = |wanted: fn(&Step) -> bool| self.operation.steps.iter().position(wanted);
         let freeze = position(|step| matches!(step, Step::Freeze(_)));
         let thaw = position(|step| matches!(step, Step::Thaw));
+        let findings = &self.operation.findings;
         match (self.operation.cursor.turn(), freeze, thaw) {
-            (Some(Turn::Ensure(at) | Turn::Undo(at)), Some(freeze), Some(thaw)) => at >= freeze && at <= thaw,
+            (Some(Turn::Ensure(at)), Some(freeze), Some(thaw)) => at >= freeze && at <= thaw,
+            // A switch that is taken back after the thaw takes its time, and holds nothing.
+            (Some(Turn::Undo(at)), Some(freeze), Some(thaw)) => {
+                let is_frozen = findings.frozen.is_some() && findings.thawed.is_none();
+                at == freeze || (at > freeze && at <= thaw && is_frozen)
+            }
             (_, _, _) => false,
         }
     }

@@ -153,9 +153,10 @@ impl Engine {
                     }
                 };
                 tokio::select! {
-                    () = again => {}
-                    changed = link.changed() => if changed.is_err() { return },
+                    biased;
                     () = stopping.cancelled() => return,
+                    changed = link.changed() => if changed.is_err() { return },
+                    () = again => {}
                 }
             }
         });

@@ -29,7 +29,7 @@ use vmsnap::model::{
 use vmsnap::ops::{self, Asked, Engine, NodeCheck, OpsError, Settings, Submitted, gather};
 use vmsnap::plan::rebuild::{Report, rebuild};
 use vmsnap::plan::{self, LivePulls, MergePolicy, Places};
-use vmsnap::store::{EventFilter, EventOrder, Store, write_anew};
+use vmsnap::store::{EventFilter, EventOrder, KeptManifest, Store, write_anew};
 
 /// What only a broken engine does not do in time. The catalog works on a thread of its own, which a busy machine may keep
 /// waiting: so this is real time, not turns of the scheduler.
@@ -512,28 +512,10 @@ impl Scene {
         ensure(violations.is_empty(), || violations.join("; "))
     }
 
-    /// Each snapshot and each clone of a tree has its manifest, which says what the catalog says. Gives where they are.
     fn verify_manifests(&self, tree: &LayerTree) -> Result<Vec<PathBuf>, String> {
         let runtime = Builder::new_current_thread().build().unwrap();
         let kept = runtime.block_on(self.store.manifests(tree.vm, false)).unwrap();
-        let due: Vec<_> = kept.iter().filter(|kept| kept.is_due).collect();
-        ensure(due.is_empty(), || format!("manifests are due: {due:?}"))?;
-        let of_snapshots = tree.snapshots.iter().map(|snapshot| snapshot.id.0);
-        let all: BTreeSet<_> = of_snapshots.chain(tree.clones.iter().map(|clone| clone.id.0)).collect();
-        let known: BTreeSet<_> = kept.iter().map(|kept| kept.id).collect();
-        ensure(known == all, || format!("manifests are of {known:?}, not of {all:?}"))?;
-        let mut files = Vec::new();
-        for kept in kept {
-            let wanted = kept.wanted.unwrap();
-            let path = plan::manifest_path(&wanted, &places());
-            ensure(kept.places == [path.clone()], || format!("{} is not at {}", kept.id, path.display()))?;
-            let content =
-                self.sim.small_file(&path).ok_or_else(|| format!("there is no {}", path.display()))?;
-            let written = Manifest::decode(&content).map_err(|error| error.to_string())?;
-            ensure(written == wanted, || format!("{} says {written:#?}, not {wanted:#?}", path.display()))?;
-            files.push(path);
-        }
-        Ok(files)
+        verify_manifests(&self.sim, tree, kept)
     }
 
     /// A clone's own snapshots are READY and read what they must. Gives the files that they need.
@@ -588,6 +570,31 @@ pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Str
 
 pub fn disks() -> [DiskTarget; 2] {
     ["vda", "vdb"].map(|disk| disk.parse().unwrap())
+}
+
+/// Each snapshot and each clone of a tree has its manifest, which says what the catalog says. Gives where they are.
+pub fn verify_manifests(
+    sim: &SimHost,
+    tree: &LayerTree,
+    kept: Vec<KeptManifest>,
+) -> Result<Vec<PathBuf>, String> {
+    let due: Vec<_> = kept.iter().filter(|kept| kept.is_due).collect();
+    ensure(due.is_empty(), || format!("manifests are due: {due:?}"))?;
+    let of_snapshots = tree.snapshots.iter().map(|snapshot| snapshot.id.0);
+    let all: BTreeSet<_> = of_snapshots.chain(tree.clones.iter().map(|clone| clone.id.0)).collect();
+    let known: BTreeSet<_> = kept.iter().map(|kept| kept.id).collect();
+    ensure(known == all, || format!("manifests are of {known:?}, not of {all:?}"))?;
+    let mut files = Vec::new();
+    for kept in kept {
+        let wanted = kept.wanted.unwrap();
+        let path = plan::manifest_path(&wanted, &places());
+        ensure(kept.places == [path.clone()], || format!("{} is not at {}", kept.id, path.display()))?;
+        let content = sim.small_file(&path).ok_or_else(|| format!("there is no {}", path.display()))?;
+        let written = Manifest::decode(&content).map_err(|error| error.to_string())?;
+        ensure(written == wanted, || format!("{} says {written:#?}, not {wanted:#?}", path.display()))?;
+        files.push(path);
+    }
+    Ok(files)
 }
 
 /// What every engine of a simulation is told.
@@ -680,6 +687,17 @@ impl Life {
                 pass_time().await;
             }
             self.engine.resolve(id, false).await.unwrap();
+            // It may be told of a moment later.
+            let is_stuck = async || {
+                let state = self.engine.operation(id).await.unwrap().operation.cursor.state;
+                matches!(state, OperationState::Stuck { .. })
+            };
+            for _ in 0..100 {
+                if !is_stuck().await {
+                    break;
+                }
+                pass_time().await;
+            }
         });
     }
 

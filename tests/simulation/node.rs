@@ -158,7 +158,7 @@ impl Node {
             self.rest()
         });
         result.map_err(|problem| {
-            let last = self.trace.iter().rev().take(40).rev().cloned().collect::<Vec<_>>().join("\n  ");
+            let last = self.trace.iter().rev().take(60).rev().cloned().collect::<Vec<_>>().join("\n  ");
             let operations = self.describe_operations();
             format!("seed {}, turn {}: {problem}\n  {last}\n{operations}", self.seed, self.turn)
         })?;

@@ -43,6 +43,19 @@ pub struct VmTruth {
     pub may_be_off: bool,
     /// Somebody, or a mishap, may have paused it.
     pub may_be_paused: bool,
+    /// The write of each disk that found no room: it is made when the VM goes on.
+    pub stalled: BTreeMap<DiskTarget, (u64, u64)>,
+}
+
+impl VmTruth {
+    /// What the disks read when the writes that found no room are made.
+    fn with_stalled_writes(&self) -> Disks {
+        let mut reads = self.reads.clone();
+        for (disk, (block, value)) in &self.stalled {
+            reads.get_mut(disk).unwrap().content.insert(*block, *value);
+        }
+        reads
+    }
 }
 
 /// A snapshot.
@@ -82,6 +95,7 @@ impl Oracle {
                 is_frozen_by_somebody: false,
                 may_be_off: false,
                 may_be_paused: false,
+                stalled: BTreeMap::new(),
             };
             oracle.vms.insert(*vm, truth);
         }
@@ -116,6 +130,13 @@ impl Oracle {
         }
         let is_frozen = sim.is_guest_frozen(vm);
         let truth = self.vms.get_mut(&vm).unwrap();
+        if reads != truth.reads && reads == truth.with_stalled_writes() {
+            truth.reads = reads.clone();
+        }
+        if sim.run_state(vm).is_none_or(|state| !matches!(state, RunState::Paused(_))) {
+            // They are made, or their process is gone.
+            truth.stalled.clear();
+        }
         for (disk, path) in truth.active.iter().filter(|(disk, path)| active.get(*disk) != Some(*path)) {
             let left = Left { reading: truth.reads[disk].clone(), was_frozen: is_frozen };
             self.left.insert(path.clone(), left);

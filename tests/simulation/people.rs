@@ -13,6 +13,7 @@ impl Node {
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let disk = self.disk_of(vm);
         let (block, value) = (self.dice.u64(0..8), self.dice.u64(1..1000));
+        let was_running = self.sim.run_state(vm) == Some(RunState::Running);
         if self.sim.guest_write(vm, &disk, block, value).is_ok() {
             self.tally.writes += 1;
             let reading = self.oracle.vm(vm).reads.get_mut(&disk).unwrap();
@@ -20,6 +21,9 @@ impl Node {
         } else if matches!(self.sim.run_state(vm), Some(RunState::Paused(_))) {
             // There was no room, or it was paused before.
             self.oracle.vm(vm).may_be_paused = true;
+            if was_running {
+                self.oracle.vm(vm).stalled.insert(disk, (block, value));
+            }
         }
     }
 

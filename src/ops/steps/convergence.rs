@@ -3,6 +3,8 @@
 //! Decides nothing of that: `model::convergence` judges, `plan::convergence` says what to do. Leaves how a guest is slowed
 //! to `throttle`.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -27,6 +29,8 @@ pub(super) struct Watch<'a> {
     writes: Writes,
     /// It was tried to slow the guest: that may have happened even if it failed.
     may_have_slowed: bool,
+    /// It is not tried before this time has passed.
+    not_before: Duration,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
     /// It was told that there is no headway.
@@ -71,6 +75,7 @@ impl<'a> Watch<'a> {
             tracker: Tracker::new(configured.window(bandwidth)),
             writes: Writes::Free,
             may_have_slowed: false,
+            not_before: Duration::ZERO,
             not_slowed: None,
             is_told: false,
         }
@@ -84,6 +89,8 @@ impl<'a> Watch<'a> {
         self.tell_trend().await;
         match next(&self.policy, &self.tracker, self.writes) {
             Move::GoOn => Ok(()),
+            // After a failure that may pass it is tried again, but not at every look.
+            Move::Slow(_) if self.since.elapsed() < self.not_before => Ok(()),
             Move::Slow(limit) => {
                 self.slow(limit).await;
                 Ok(())
@@ -145,8 +152,7 @@ impl<'a> Watch<'a> {
                 let told: &dyn std::error::Error = &error;
                 tracing::warn!(operation = %operation.id, disk = %disk.1, error = told, "the guest's writes cannot be slowed");
                 if passes(&error) {
-                    // It is tried again when the merge was watched for as long once more.
-                    self.tracker.restart();
+                    self.not_before = self.since.elapsed() + self.policy.patience;
                 } else {
                     self.writes = Writes::NotToBeSlowed;
                 }

@@ -79,6 +79,7 @@ async fn wait_for_earlier_capture(context: &Context<'_>, memory: &Path) -> Resul
             return Ok(());
         }
         tokio::select! {
+            biased;
             () = context.cancelled.cancelled(), if !is_aborted => {
                 is_aborted = true;
                 abort(context).await;

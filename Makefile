@@ -60,7 +60,7 @@ soak:
 
 # Each broken engine of tests/mutants.rs, and how the simulation sees that it is broken.
 mutants:
-	$(CARGO) test --test mutants -- --nocapture
+	$(CARGO) test --test mutants -- --ignored --nocapture
 
 # All readers of what comes from outside, on inputs that were bent: so many for each. Not in release: an overflow must
 # show itself.

@@ -135,6 +135,9 @@ impl Runner {
         let cancelled = CancellationToken::new();
         let engine = self.engine.clone();
         let inner = &engine.0;
+        // What is done while the guest may be frozen is not cut off: it would be begun anew, again and again.
+        let never = CancellationToken::new();
+        let stopping = if self.holds_freeze() { &never } else { &inner.stopping };
         let performed = {
             let context = Context {
                 host: &inner.host,
@@ -146,7 +149,7 @@ impl Runner {
                 operation: &self.operation,
                 is_fresh: self.is_fresh,
                 cancelled: &cancelled,
-                stopping: &inner.stopping,
+                stopping,
             };
             let mut turn = std::pin::pin!(perform(&context, turn));
             loop {

@@ -71,7 +71,7 @@ impl Node {
             self.hear(engine)?;
             self.look(turn % 8 == 0)?;
             if turn % RETRY_TURNS == 0 {
-                self.retry_what_is_stuck(engine).await?;
+                self.retry_what_is_stuck(engine)?;
             }
             if self.wishes.is_empty() && engine.busy() == 0 && self.is_settled(is_last)? {
                 return Ok(());
@@ -94,7 +94,7 @@ impl Node {
         }
     }
 
-    async fn retry_what_is_stuck(&mut self, engine: &Engine) -> Result<(), String> {
+    fn retry_what_is_stuck(&mut self, engine: &Engine) -> Result<(), String> {
         let open = at_once(self.store.open_operations()).map_err(|error| error.to_string())?;
         for operation in open {
             let view = at_once(engine.operation(operation.id)).map_err(|error| error.to_string())?;

@@ -130,7 +130,7 @@ impl Node {
             return Err(format!("{} is refused: {refusal:?}", wish.key.id));
         }
         self.is_wanted_no_more(wish);
-        self.oracle.revert_ended(&wish.key.id, false)
+        self.oracle.revert_ended(&self.sim, &wish.key.id, false)
     }
 
     fn is_wanted_no_more(&mut self, wish: &Wish) {
@@ -164,7 +164,7 @@ impl Node {
         };
         self.trace.push(format!("turn {}: {} succeeded: {has_succeeded}", self.turn, wish.key.id));
         self.look(false)?;
-        self.oracle.revert_ended(&wish.key.id, has_succeeded)?;
+        self.oracle.revert_ended(&self.sim, &wish.key.id, has_succeeded)?;
         if !has_succeeded {
             self.tally.failed += 1;
             self.is_wanted_no_more(wish);
@@ -216,7 +216,7 @@ impl Node {
                     generation: None,
                     reason: DeletionReason::Asked,
                 }))
-                .filter(|request| self.takes_no_others(request, tree))
+                .filter(|request| takes_no_others(request, tree))
             }
             3 => {
                 let Request::CreateSnapshot(request) = self.create(vm) else { return None };
@@ -255,16 +255,6 @@ impl Node {
                 Some(Request::DeleteVolume(DeleteVolume { volume, generation: None }))
             }
         }
-    }
-
-    /// Children go, too: the oracle is told of each that is named only.
-    fn takes_no_others(&self, request: &Request, tree: &LayerTree) -> bool {
-        let Request::DeleteSnapshots(request) = request else { return true };
-        let is_parent = |snapshot: &Snapshot| {
-            snapshot.parent.is_some_and(|parent| request.snapshots.contains(&parent))
-                || snapshot.source.is_some_and(|source| request.snapshots.contains(&source))
-        };
-        !request.with_children || !tree.snapshots.iter().any(is_parent)
     }
 
     fn create(&mut self, vm: VmId) -> Request {
@@ -318,4 +308,14 @@ fn target(request: &Request, tree: &LayerTree, oracle: &Oracle) -> Option<Disks>
     let mut disks = oracle.snapshots.get(&snapshot)?.disks.clone();
     disks.retain(|target, _| disk.is_none_or(|disk| disk.target == *target));
     Some(disks)
+}
+
+/// Children go, too: the oracle is told of each that is named only.
+fn takes_no_others(request: &Request, tree: &LayerTree) -> bool {
+    let Request::DeleteSnapshots(request) = request else { return true };
+    let is_parent = |snapshot: &Snapshot| {
+        snapshot.parent.is_some_and(|parent| request.snapshots.contains(&parent))
+            || snapshot.source.is_some_and(|source| request.snapshots.contains(&source))
+    };
+    !request.with_children || !tree.snapshots.iter().any(is_parent)
 }

@@ -58,16 +58,17 @@ impl World {
             return Err(GuestError::BeyondTheEnd);
         }
         live.memory.counter += 1;
-        let mirrored = live.jobs.get_mut(disk).filter(|job| job.top == active);
-        let mirror = mirrored.and_then(|job| job.guest_wrote(block).then(|| job.target().clone()));
-        for path in std::iter::once(&active).chain(&mirror) {
-            if self.files.write(path, block, value).is_err() {
-                if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
-                    live.stalled.insert(disk.clone(), (block, value));
-                }
-                self.set_run_state(vm, RunState::Paused(PauseReason::IoError));
-                return Err(GuestError::Paused);
-            }
+        if self.files.write(&active, block, value).is_err() {
+            live.stalled.insert(disk.clone(), (block, value));
+            self.set_run_state(vm, RunState::Paused(PauseReason::IoError));
+            return Err(GuestError::Paused);
+        }
+        if let Some(job) = live.jobs.get_mut(disk).filter(|job| job.top == active)
+            && job.guest_wrote(block)
+            && self.files.write(job.target(), block, value).is_err()
+        {
+            // It is copied when there is room; the guest has nothing to do with it.
+            job.has_to_copy(block);
         }
         self.cross_threshold(vm, &active);
         Ok(())

@@ -87,6 +87,12 @@ impl Job {
         }
         self.is_ready
     }
+
+    /// The base lacks what the guest wrote last.
+    pub(super) fn has_to_copy(&mut self, block: u64) {
+        self.pending.insert(block);
+        self.is_ready = false;
+    }
 }
 
 impl World {

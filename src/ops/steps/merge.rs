@@ -1,5 +1,6 @@
 //! Merges: all disks side by side, each by the moves that `plan::merge` gives for what is seen of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -123,8 +124,8 @@ struct Course {
     has_begun: bool,
     has_started_job: bool,
     committed_offline: bool,
-    /// What the definition told of the chain was out of date, and is forgotten.
-    has_refreshed: bool,
+    /// The active layer that the definition names, and nothing below it any more.
+    refreshed: Option<PathBuf>,
 }
 
 impl Course {
@@ -182,9 +183,9 @@ impl Course {
                 let disks = [(merge.target.clone(), merge.base.clone())];
                 context.host.hypervisor.point_disks(context.vm(), &disks).await?;
             }
-            Next::PointAtActive(active) if !self.has_refreshed => {
+            Next::PointAtActive(active) if self.refreshed.as_ref() != Some(&active) => {
                 self.has_begun = true;
-                self.has_refreshed = true;
+                self.refreshed = Some(active.clone());
                 let active = ImageRef { path: active, format: Format::Qcow2 };
                 context.host.hypervisor.point_disks(context.vm(), &[(merge.target.clone(), active)]).await?;
             }

@@ -278,16 +278,11 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
             how: How::Commit { grandchildren: Vec::new() },
         })
         .collect();
-    match is_switched(context, switch).await {
-        Ok(false) => {}
-        Ok(true) | Err(HostError::Malformed { .. }) => {
-            // Disks that are back already are passed over: a merge that is complete is no work.
-            let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
-            if !back.is_done() {
-                return back;
-            }
-        }
-        Err(error) => return Performed::unknown(error),
+    // Disks that are back already, or never were on the overlays, are no work: but for the definition, which may name the
+    // overlay still when the process has gone back.
+    let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
+    if !back.is_done() {
+        return back;
     }
     match restore_run_state(context, switch.run_state).await {
         Ok(()) => Performed::done(),

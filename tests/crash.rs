@@ -436,6 +436,7 @@ fn strike_each(wish: Wish, run_state: RunState) -> usize {
         (Moment::After, Mishap::Hang),
         (Moment::Before, Mishap::Error(Complaint::Refused)),
         (Moment::Midway, Mishap::Error(Complaint::Refused)),
+        (Moment::After, Mishap::Error(Complaint::Refused)),
         (Moment::After, Mishap::Error(Complaint::TimedOut)),
         (Moment::After, Mishap::Blind { looks: 1 }),
         (Moment::Before, Mishap::LinkDown { calls: 2 }),

@@ -1,7 +1,7 @@
 //! What does not go by itself: cancelling in time and too late, operations that are stuck and the ways out.
 
 use tonic::Code;
-use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::host::sim::{AgentBehaviour, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::proto::v1;
 
 use super::node::{Node, assert_refused, create, delete, disks};
@@ -205,6 +205,56 @@ async fn a_switch_that_libvirt_does_not_know_of() {
     assert_eq!(reverted.state(), v1::OperationState::Succeeded, "{reverted:?}");
     assert_eq!(node.read(1), [10, 10]);
     assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// The snapshot must be quiesced, and was not: its switch is taken back. The process has gone back to the base, libvirtd died
+/// before it noted that, and the daemon, too: the definition names the overlay still.
+#[tokio::test]
+async fn a_switch_that_is_half_taken_back() {
+    let mut node = Node::start();
+    let images = node.images();
+    node.sim.set_agent(node.vm, AgentBehaviour::ThawsByItself);
+    node.write(1, 10);
+    let (at, moment) = (Trigger::Each(Method::Pivot), Moment::Midway);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
+    let required = v1::Quiesce::Required.into();
+    let request = v1::CreateSnapshotRequest { quiesce: required, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    while node.sim.calls().iter().filter(|call| call.method == Method::Pivot).count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    node.crash();
+    node.sim.reset_script();
+    node.write(1, 20);
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    node.sim.someone_stops(node.vm);
+    node.sim.someone_starts(node.vm);
+    assert_eq!(node.read(1), [20, 20], "a cold start boots what the guest wrote to");
+    assert_eq!(node.images(), images);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// However often a person lets it try again.
+#[tokio::test]
+async fn a_stuck_operation_is_tried_again_and_again() {
+    let node = Node::start();
+    node.take("one").await;
+    let (at, moment) = (Trigger::Each(Method::Pivot), Moment::Before);
+    node.sim.add_fault(Fault { at, moment, mishap: Mishap::Error(Complaint::Refused) });
+    let begun =
+        node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
+    for _ in 0..2 {
+        let stuck = node.end_of(&begun.id).await;
+        assert_eq!(stuck.state(), v1::OperationState::Stuck, "{stuck:?}");
+        resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    }
+    node.end_of(&begun.id).await;
+    node.sim.reset_script();
+    resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
 }
 
 #[tokio::test]

@@ -364,7 +364,7 @@ pub struct Backing {
 }
 
 /// Device and inode: two names with the same identity are one file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Device number.
     pub device: u64,

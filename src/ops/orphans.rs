@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Engine, OpsError, Result, detached, observe};
 use crate::host::{HostError, unfinished};
-use crate::model::vm::{DiskSource, DiskView, Format};
+use crate::model::vm::{DiskSource, DiskView, FileIdentity, Format};
 use crate::model::{Difference, LayerTree, VmId, VmView, VolumeId};
 use crate::plan::{self, World};
 
@@ -25,17 +25,13 @@ impl Engine {
         if files.is_empty() || !self.0.store.open_operations().await?.is_empty() {
             return Ok(Vec::new());
         }
+        let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
         for vm in self.0.store.vms().await? {
-            for path in files_of(&self.0.store.tree(vm).await?) {
-                files.remove(&path);
-            }
+            needed.extend(files_of(&self.0.store.tree(vm).await?));
         }
-        for clone in self.0.store.clones().await? {
-            files.remove(&clone.path);
-        }
+        needed.extend(self.0.store.clones().await?.into_iter().map(|clone| clone.path));
         for path in self.0.store.manifest_places().await? {
-            files.remove(&path);
-            files.remove(&unfinished(&path));
+            needed.extend([unfinished(&path), path]);
         }
         for vm in self.vms().await? {
             // One that cannot be looked at may read anything: then nothing can be said.
@@ -46,18 +42,38 @@ impl Engine {
             });
             let variables = view.variables.iter().map(|file| &file.path);
             let read = view.disks.iter().flat_map(DiskView::chain).map(|image| &image.path);
-            for path in named.chain(variables).chain(read) {
-                files.remove(path);
-            }
+            needed.extend(named.chain(variables).chain(read).cloned());
         }
+        files.retain(|path| !needed.contains(*path));
         if files.is_empty() {
             return Ok(Vec::new());
         }
+        // A directory may have two names.
+        let needed = self.identities(needed.iter()).await;
+        let same = self.identities(files.iter().copied()).await;
+        let known: BTreeSet<&FileIdentity> = needed.values().collect();
+        files.retain(|path| same.get(*path).is_none_or(|identity| !known.contains(identity)));
         let readers = self.read_by_images(&all).await;
+        // It may be from before a backup that the catalog was restored from, and tell of the others.
+        let manifest = files.iter().find(|path| plan::is_manifest(path)).map(|path| path.as_path());
         Ok(files
-            .into_iter()
-            .map(|path| plan::orphan(path, readers.get(path).map(PathBuf::as_path)))
+            .iter()
+            .map(|path| plan::orphan(path, readers.get(*path).map(PathBuf::as_path), manifest))
             .collect())
+    }
+
+    /// Which files these are. One that is not there is none.
+    async fn identities<'a>(
+        &self,
+        paths: impl Iterator<Item = &'a PathBuf> + Send,
+    ) -> BTreeMap<&'a PathBuf, FileIdentity> {
+        let mut identities = BTreeMap::new();
+        for path in paths {
+            if let Ok(facts) = self.0.host.images.inspect(path, Format::Raw).await {
+                identities.insert(path, facts.identity);
+            }
+        }
+        identities
     }
 
     /// What images lie on, whoever made them, and one that lies on each.

@@ -73,16 +73,24 @@ fn elsewhere(world: &World) -> Difference {
 
 /// A file that we made, by its name, and that nothing here needs. `reader` is an image that lies on it.
 #[must_use]
-pub fn orphan(path: &Path, reader: Option<&Path>) -> Difference {
+pub fn orphan(path: &Path, reader: Option<&Path>, manifest: Option<&Path>) -> Difference {
     let shown = path.display();
-    let (words, actions) = match reader {
-        None => (
+    let (words, actions) = match (reader, manifest) {
+        (None, Some(manifest)) if manifest != path => (
+            format!(
+                "{shown} has a name of ours, and nothing here needs it; but the catalog does not know manifest {}, which \
+                 may tell whose it is: rebuild the catalog, or remove the manifest first",
+                manifest.display()
+            ),
+            Vec::new(),
+        ),
+        (None, Some(_) | None) => (
             format!(
                 "{shown} has a name of ours, and nothing here needs it: if no other node does, remove it"
             ),
             vec![DifferenceAction::RemoveFile],
         ),
-        Some(reader) => (
+        (Some(reader), _) => (
             format!(
                 "{shown} has a name of ours, and nothing here needs it but {}, which lies on it",
                 reader.display()

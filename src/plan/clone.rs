@@ -18,6 +18,7 @@ use crate::model::{
     VolumeId, VolumeName,
 };
 
+use super::check::not_as_seen;
 use super::revert::check_chain;
 use super::space::{Run, check_merges};
 use super::take::choose_disk;
@@ -183,6 +184,10 @@ impl<'a> Part<'a> {
         let base = world.tree.layers.get(&disk.layer).ok_or_else(missing)?;
         let chain = world.tree.chain(disk.layer);
         let facts = || chain.iter().filter_map(|layer| Some((layer, world.images.get(&layer.path)?)));
+        let changed = facts().find_map(|(layer, facts)| Some((layer, not_as_seen(world, layer, facts)?)));
+        if let Some((layer, problem)) = changed {
+            return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
+        }
         let guessed = |facts: &crate::model::ImageFacts| {
             facts.backing.as_ref().is_some_and(|backing| backing.format.is_none())
         };

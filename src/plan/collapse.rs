@@ -16,6 +16,7 @@ use crate::model::step::{
 use crate::model::vm::{Attachment, DiskView};
 use crate::model::{LayerId, LayerTree, Ownership, VolumeId};
 
+use super::check::{not_as_seen, wrong_backing};
 use super::{World, is_nameless, pull_blocker};
 
 /// What may go.
@@ -173,11 +174,15 @@ impl Range {
 impl Collapse {
     /// What may go from the world's tree once `changed` is what the catalog says of it.
     ///
-    /// What waits: images that are not there, and volumes that the VM has no disk for now.
+    /// What waits: images that are not there or not as they were left, for a merge would hide what is wrong with them; and
+    /// volumes that the VM has no disk for now.
     #[must_use]
     pub fn of(world: &World, changed: &LayerTree) -> Self {
         let mut collapse = collapse(changed, |layer| {
-            !world.images.contains_key(&layer.path) || disk_of(world, layer.volume).is_none()
+            let is_as_left = world.images.get(&layer.path).is_some_and(|facts| {
+                wrong_backing(world, layer, facts).or_else(|| not_as_seen(world, layer, facts)).is_none()
+            });
+            !is_as_left || disk_of(world, layer.volume).is_none()
         });
         for range in &mut collapse.ranges {
             range.direction = range.choose_direction(world);

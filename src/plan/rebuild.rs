@@ -96,8 +96,9 @@ pub struct LeftOut {
 }
 
 /// What nothing on the disks tells.
-const UNKNOWN: &str = "operations, events, request ids and freeze leases are gone: a guest that was frozen when the catalog \
-                       was lost has to be thawed by hand";
+const UNKNOWN: &str = "operations, events, request ids, freeze leases and notes of slowed guests are gone: a guest that was \
+                       frozen, or whose writes were limited for a merge, when the catalog was lost has to be freed by hand; \
+                       that an image has the length and the backing file that it had is checked, its content is not";
 
 /// The manifests of one tree, the newest of each snapshot and clone.
 #[derive(Debug, Default)]

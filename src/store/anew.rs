@@ -15,7 +15,7 @@ use crate::model::LayerTree;
 use crate::model::rebuilt::RebuiltTree;
 
 /// What belongs to the file of a catalog while it is in use.
-const LOGS: [&str; 2] = ["-wal", "-shm"];
+const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Writes a catalog with these trees at `path`, over whatever an earlier try left. It is whole and durable when this returns,
 /// and says that it has no log: with that of another it would be refused. Blocks.
@@ -43,7 +43,7 @@ pub fn put_in_place(made: &Path, catalog: &Path, now: Timestamp) -> io::Result<O
     let directory = File::open(catalog.parent().unwrap_or(catalog))?;
     let kept = PathBuf::from(format!("{}.before-{}", catalog.display(), now.strftime("%Y%m%dT%H%M%S.%3fZ")));
     let mut is_kept = false;
-    for log in ["", "-wal"] {
+    for log in ["", "-wal", "-journal"] {
         let old = beside(catalog, log);
         if fs::symlink_metadata(&old).is_ok() {
             fs::hard_link(&old, beside(&kept, log))?;

@@ -146,6 +146,12 @@ CREATE TABLE lease (
     body        TEXT NOT NULL
 ) STRICT;
 
+CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
+INSERT INTO probe VALUES (0);
+";
+
+/// What is there already has no manifest yet.
+const V2: &str = "
 CREATE TABLE throttle (
     vm          TEXT NOT NULL,
     disk        TEXT NOT NULL,
@@ -153,12 +159,6 @@ CREATE TABLE throttle (
     PRIMARY KEY (vm, disk)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE probe (at INTEGER NOT NULL) STRICT;
-INSERT INTO probe VALUES (0);
-";
-
-/// What is there already has no manifest yet.
-const V2: &str = "
 CREATE TABLE manifest (
     id          TEXT PRIMARY KEY,
     vm          TEXT NOT NULL,

@@ -236,6 +236,36 @@ async fn a_switch_that_is_half_taken_back() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// It must be quiesced, so the switch is not the point of no return; libvirtd dies in the middle of it, and the way back must
+/// not leave the overlays, which hold what the guest has written since.
+#[tokio::test]
+async fn a_switch_that_must_be_taken_back_and_that_libvirt_does_not_know_of() {
+    let node = Node::start();
+    let images = node.images();
+    node.write(1, 10);
+    let at = Trigger::Each(Method::SwitchDisks);
+    let wrongly = Mishap::VmKnownWrongly(node.vm);
+    node.sim.add_fault(Fault { at, moment: Moment::After, mishap: wrongly });
+    let unreachable = Mishap::Error(Complaint::Unreachable);
+    node.sim.add_fault(Fault { at, moment: Moment::Midway, mishap: unreachable });
+    let required = v1::Quiesce::Required.into();
+    let request = v1::CreateSnapshotRequest { quiesce: required, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    let stuck = node.end_of(&begun.id).await;
+    assert_eq!(stuck.state(), v1::OperationState::Stuck, "nothing can be seen of the VM until it stops");
+    assert!(!node.sim.is_guest_frozen(node.vm), "it is thawed before anything else is taken back");
+    node.sim.reset_script();
+    node.write(1, 20);
+    node.sim.someone_stops(node.vm);
+    resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    node.sim.someone_starts(node.vm);
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.images(), images);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 /// However often a person lets it try again.
 #[tokio::test]
 async fn a_stuck_operation_is_tried_again_and_again() {

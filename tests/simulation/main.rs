@@ -26,7 +26,7 @@ use node::{Node, Tally};
 use tracing_subscriber::EnvFilter;
 
 /// So many seeds in a run of all tests.
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 500;
 
 #[test]
 fn seeds() {

@@ -12,7 +12,7 @@ use crate::model::vm::{DiskSource, PauseReason, RunState};
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
-use super::{Context, Performed, leaves_something_under_way, merge};
+use super::{Context, Performed, leaves_something_under_way, merge, quiesce};
 
 /// Memory progress is asked for so often: the hypervisor has no event for it.
 const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -253,6 +253,18 @@ async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool
     }
 }
 
+/// Whether it is seen that nothing has gone over to the overlays, and that no definition names one.
+async fn is_untouched(context: &Context<'_>, switch: &SwitchDisks) -> bool {
+    let Ok(view) = context.host.hypervisor.observe(context.vm()).await else { return false };
+    switch.disks.iter().all(|disk| {
+        let stored = match view.disk(&disk.target).map(|seen| &seen.source) {
+            Some(DiskSource::Chain { persistent, .. }) => persistent.as_ref(),
+            Some(DiskSource::Excluded(_) | DiskSource::Refused(_)) | None => None,
+        };
+        writes_to(&view, &disk.target, &disk.from) && stored.is_none_or(|stored| *stored == disk.from.path)
+    })
+}
+
 pub(super) fn writes_to(view: &VmView, target: &DiskTarget, image: &ImageRef) -> bool {
     view.disk(target).and_then(|disk| disk.active()).is_some_and(|active| active.path == image.path)
 }
@@ -278,11 +290,17 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
             how: How::Commit { grandchildren: Vec::new() },
         })
         .collect();
-    // Disks that are back already, or never were on the overlays, are no work: but for the definition, which may name the
-    // overlay still when the process has gone back.
-    let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
-    if !back.is_done() {
-        return back;
+    // The guest may be frozen still, and nothing is lost by thawing it before what takes its time. If it cannot be proven
+    // now, the step that froze it proves it when it is undone.
+    let _ = quiesce::thaw(context).await;
+    // A VM that stops in the meantime must not be found on its bases: what it wrote since is in the overlays.
+    mend_unseen(context, switch).await;
+    if !is_untouched(context, switch).await {
+        // Disks that are back already are no work: but for the definition, which may name the overlay still.
+        let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
+        if !back.is_done() {
+            return back;
+        }
     }
     match restore_run_state(context, switch.run_state).await {
         Ok(()) => Performed::done(),

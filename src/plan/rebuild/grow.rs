@@ -39,6 +39,7 @@ pub(super) fn grow(
     growing.follow_headers(report);
     growing.take_clones(&found.clones, report);
     growing.take_snapshots(found, report);
+    growing.keep_what_may_be_needed(report);
     let definitions = found.snapshots.iter().map(|of| (of.snapshot.id, of.definition.clone())).collect();
     let comments = found.snapshots.iter().flat_map(|of| of.comments.clone()).collect();
     RebuiltTree { tree: growing.tree, definitions, comments, manifests: found.places.clone() }
@@ -79,6 +80,23 @@ impl Growing<'_, '_> {
             self.take_chain(&disk.target, volume, disk.chain());
         }
         self.tree.volumes.sort_by(|a, b| a.target.cmp(&b.target));
+    }
+
+    /// What nothing that was found refers to may be somebody's whose manifest was not: else the next start would merge or
+    /// remove it unasked. The same is true of all layers of a VM that cannot be seen: what it writes to is not known, and
+    /// lies on them.
+    fn keep_what_may_be_needed(&mut self, report: &mut Report) {
+        let is_seen = !self.tree.volumes.is_empty();
+        let free: BTreeSet<LayerId> = self.tree.pending().map(|layer| layer.id).collect();
+        for layer in self.tree.layers.values_mut() {
+            if layer.ownership == Ownership::Owned && (!is_seen || free.contains(&layer.id)) {
+                layer.ownership = Ownership::Foreign;
+                report.notes.push(format!(
+                    "{}: who needs it cannot be told for certain, so it stays whatever becomes of its snapshots",
+                    layer.path.display()
+                ));
+            }
+        }
     }
 
     fn volume_below(&self, chain: &[ChainImage]) -> Option<VolumeId> {
@@ -155,13 +173,16 @@ impl Growing<'_, '_> {
 
     fn take_clones(&mut self, clones: &[&CloneManifest], report: &mut Report) {
         for CloneManifest { clone, .. } in clones {
-            let Some(facts) = self.evidence.images.get(&clone.path) else {
+            let facts = self.evidence.images.get(&clone.path);
+            if facts.is_none() {
+                // It is known all the same, and holds its layer: the image may come back.
                 let why = format!("there is no usable image of volume {}", clone.name);
                 report.left_out.push(LeftOut { path: clone.path.clone(), why });
-                continue;
-            };
+            }
             // Its own snapshots may lie between: what holds the layer is that it reads through it.
-            let is_linked = |layer: &LayerId| facts.backing.is_some() && self.tree.layers.contains_key(layer);
+            let is_linked = |layer: &LayerId| {
+                facts.is_none_or(|facts| facts.backing.is_some()) && self.tree.layers.contains_key(layer)
+            };
             let layer = clone.layer.filter(is_linked);
             self.tree.clones.push(ClonedVolume { layer, ..clone.clone() });
         }
@@ -189,7 +210,10 @@ impl Growing<'_, '_> {
                 snapshot.comments = comments;
             }
             if !names.insert(snapshot.name.to_string()) {
-                let other = format!("{}-{}", snapshot.name, &snapshot.id.to_string()[24..]);
+                // A name has at most 63 characters, of one byte each.
+                let begin: String = snapshot.name.to_string().chars().take(50).collect();
+                let other = format!("{begin}-{}", &snapshot.id.to_string()[24..]);
+                names.insert(other.clone());
                 report.notes.push(format!(
                     "{}: another snapshot has the name; it is called {other} now",
                     snapshot.name

@@ -24,14 +24,15 @@ pub(super) fn judge(
 ) -> Judgement {
     let error = |why: String| judgement(SnapshotState::Error, Reason::ImageChanged, why);
     match of.snapshot.state {
-        SnapshotState::Error => {
+        // Somebody has given it up, and how its files were then is not known any more.
+        SnapshotState::Error | SnapshotState::Lost if of.snapshot.is_given_up() => {
             return Judgement { state: SnapshotState::Error, trouble: of.snapshot.trouble.clone() };
         }
         SnapshotState::Deleting => {
             return error("it was being deleted when the catalog was lost: delete it again".to_owned());
         }
         SnapshotState::Creating => return error("it was being made when the catalog was lost".to_owned()),
-        SnapshotState::Ready | SnapshotState::Reverting | SnapshotState::Lost => {}
+        SnapshotState::Ready | SnapshotState::Reverting | SnapshotState::Lost | SnapshotState::Error => {}
     }
     if let Err(why) = check(evidence, tree, of, needed) {
         return error(why);

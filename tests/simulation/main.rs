@@ -20,10 +20,14 @@ mod wishes;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use node::{Node, Tally};
 use tracing_subscriber::EnvFilter;
+
+/// A run ends when so many seeds have failed: one is enough to fail it, and a few show whether they fail alike.
+const FAILURES: usize = 3;
 
 /// So many seeds in a run of all tests.
 const SEEDS: u64 = 500;
@@ -40,11 +44,13 @@ fn seeds() {
     let first = number("VMSNAP_FIRST_SEED").unwrap_or(1);
     let seeds = first..first + number("VMSNAP_SEEDS").unwrap_or(SEEDS);
     let workers = thread::available_parallelism().map_or(1, usize::from);
+    let failed = AtomicUsize::new(0);
     let (tallies, failures): (Vec<_>, Vec<_>) = thread::scope(|scope| {
         let runs: Vec<_> = (0..workers)
             .map(|worker| {
                 let mine = seeds.clone().skip(worker).step_by(workers);
-                scope.spawn(move || run_all(mine))
+                let failed = &failed;
+                scope.spawn(move || run_all(mine, failed))
             })
             .collect();
         runs.into_iter().map(|run| run.join().expect("a run catches what goes wrong")).unzip()
@@ -79,15 +85,17 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
     }
 }
 
-/// Gives what happened, and the failures in words.
-fn run_all(seeds: impl Iterator<Item = u64>) -> (Tally, Vec<String>) {
+/// Gives what happened, and the failures in words. `failed` counts those of all workers.
+fn run_all(seeds: impl Iterator<Item = u64>, failed: &AtomicUsize) -> (Tally, Vec<String>) {
     let (mut tally, mut failures) = (Tally::default(), Vec::new());
-    for seed in seeds {
+    for seed in seeds.take_while(|_| failed.load(Ordering::Relaxed) < FAILURES) {
+        let before = failures.len();
         match catch_unwind(AssertUnwindSafe(|| Node::new(seed).run())) {
             Ok(Ok(more)) => tally += more,
             Ok(Err(problem)) => failures.push(problem),
             Err(_) => failures.push(format!("seed {seed}: it panicked")),
         }
+        failed.fetch_add(failures.len() - before, Ordering::Relaxed);
     }
     (tally, failures)
 }

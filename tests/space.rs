@@ -47,7 +47,6 @@ fn check(guest: &Guest, pieces: u64) {
 }
 
 #[test]
-#[ignore = "in 3 of 5 runs the guest was paused once more after the resume, and it is not known why"]
 fn a_guest_that_fills_its_file_system() {
     let small = SmallFileSystem::new(SMALL);
     let guest = Guest::boot(&Spec::default());

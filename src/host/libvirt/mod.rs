@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
@@ -61,6 +62,11 @@ use lane::Lane;
 
 /// Events that a slow reader may be behind before it is told that it missed some.
 const EVENTS_KEPT: usize = 4096;
+
+/// QEMU tells at most once a second that a disk has failed (`BLOCK_IO_ERROR` in its monitor/monitor.c, since 10.0), and
+/// keeps the last failure of the others until then. libvirt takes a VM for paused when it is told of one, and does not ask
+/// QEMU (`qemuProcessHandleIOError`). So a VM that goes on within that second is called paused, for ever, while it runs.
+const FAILURE_HELD_BACK: Duration = Duration::from_millis(1500);
 
 /// libvirt on this node.
 pub struct Libvirt {
@@ -213,6 +219,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn resume(&self, vm: VmId) -> Result<()> {
+        // Nothing tells that there was nothing held back.
+        tokio::time::sleep(FAILURE_HELD_BACK).await;
         let resume = move |line: &_| change::resume(line, vm);
         self.change.run("the resume of the VM", self.deadlines.change, resume).await
     }

@@ -2,9 +2,10 @@
 //! operator would.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use vmsnap::proto::v1;
 
@@ -34,6 +35,19 @@ pub struct Weather {
     pub may_stick: AtomicBool,
     /// Takes of memory are wanted.
     pub prefers_memory: AtomicBool,
+    /// The operations that had to be decided by a person, and since when they said so.
+    pub needed_a_person: Mutex<BTreeMap<String, SystemTime>>,
+}
+
+impl Weather {
+    /// An operation is stuck, and has said what it needs.
+    pub fn needs_a_person(&self, stuck: &v1::Operation) {
+        let since = stuck.update_time.and_then(|time| time.try_into().ok());
+        let since = since.unwrap_or_else(SystemTime::now);
+        let mut needed = self.needed_a_person.lock().unwrap();
+        // Whoever lets it try again too early is told once more.
+        needed.entry(stuck.id.clone()).or_insert(since);
+    }
 }
 
 pub fn is(flag: &AtomicBool) -> bool {

@@ -45,6 +45,8 @@ pub struct Figures {
     frozen: Vec<Frozen>,
     /// With the fault.
     recoveries: Vec<(Duration, &'static str)>,
+    /// So many operations had to be decided by a person.
+    stuck: usize,
     samples: Vec<Sample>,
     pub images_read: usize,
 }
@@ -60,6 +62,7 @@ impl Figures {
             phases: BTreeMap::new(),
             frozen: Vec::new(),
             recoveries: Vec::new(),
+            stuck: 0,
             samples: Vec::new(),
             images_read: 0,
         }
@@ -70,8 +73,13 @@ impl Figures {
     }
 
     /// Takes in a round's hits, with what came of the operations that they hit. Gives the longest recovery: from when what
-    /// was hit was started again until all that had been under way had ended.
-    pub fn add(&mut self, hits: &[Hit], ended: &BTreeMap<String, v1::Operation>) -> Duration {
+    /// was hit was started again until all that had been under way had ended, or had said what it needs from a person.
+    pub fn add(
+        &mut self,
+        hits: &[Hit],
+        ended: &BTreeMap<String, v1::Operation>,
+        needed_a_person: &BTreeMap<String, SystemTime>,
+    ) -> Duration {
         for hit in hits {
             *self.strikes.entry(hit.fault).or_default() += 1;
             if hit.open.is_empty() {
@@ -88,11 +96,13 @@ impl Figures {
                     .or_default() += 1;
             }
         }
+        self.stuck += needed_a_person.len();
         // One that was hit again before it could end counts from the last time.
         let struck: BTreeSet<&String> = hits.iter().flat_map(|hit| &hit.open).map(|open| &open.id).collect();
         let recoveries = struck.into_iter().filter_map(|id| {
             let last = hits.iter().rev().find(|hit| hit.open.iter().any(|open| open.id == *id))?;
             let end: SystemTime = ended.get(id)?.end_time?.try_into().ok()?;
+            let end = needed_a_person.get(id).copied().unwrap_or(end);
             Some((end.duration_since(last.over).unwrap_or_default(), last.fault))
         });
         let recoveries: Vec<_> = recoveries.collect();
@@ -162,6 +172,7 @@ impl Figures {
             |(took, fault)| format!("{:.1} s ({fault}), of {}", took.as_secs_f64(), self.recoveries.len()),
         );
         writeln!(text, "| longest recovery of an operation | {longest} |")?;
+        writeln!(text, "| operations that a person had to decide | {} |", self.stuck)?;
         writeln!(
             text,
             "| guests found frozen after a restart of vmsnapd | {}, thawed within {:.2} s; {cut_off} more when it was killed again |",

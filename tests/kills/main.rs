@@ -37,7 +37,8 @@ use figures::{Figures, Hit};
 use line::Line;
 use work::{Worker, is_forgotten};
 
-/// What the daemon promises: an operation that was under way goes on and ends within this after a restart...
+/// What the daemon promises: an operation that was under way goes on and ends within this after a restart, or says what it
+/// needs from a person...
 const RECOVERED: Duration = Duration::from_secs(30);
 /// ...and no guest stays frozen for longer than this.
 const THAWED: Duration = Duration::from_secs(5);
@@ -75,15 +76,21 @@ fn nothing_is_lost_whoever_is_killed() {
 
 fn run(node: &mut Node, settings: &Settings) -> String {
     let mut field = Field::prepare(node, settings);
-    let (faults, long) = match settings.minutes {
-        None => (faults::SOME.as_slice(), Duration::ZERO),
-        Some(minutes) => (faults::ALL.as_slice(), Duration::from_secs(60 * minutes)),
+    let Some(minutes) = settings.minutes else {
+        for fault in faults::SOME {
+            field.round(fault, fault.times(false));
+        }
+        return field.end();
     };
-    let mut rounds = 0;
-    while rounds < faults::SOME.len() || field.figures.elapsed() < long {
-        let fault = faults[rounds % faults.len()];
-        field.round(fault, fault.times(settings.minutes.is_some()));
-        rounds += 1;
+    let long = Duration::from_secs(60 * minutes);
+    // In the second half vmsnapd lives on: what it takes has time to grow.
+    for (kinds, until) in [(faults::ALL.as_slice(), long / 2), (faults::SPARING, long)] {
+        for fault in kinds.iter().copied().cycle() {
+            if field.figures.elapsed() >= until {
+                break;
+            }
+            field.round(fault, fault.times(true));
+        }
     }
     field.end()
 }
@@ -197,6 +204,7 @@ impl<'a> Field<'a> {
             let open = open["operations"].as_array().unwrap();
             for stuck in open.iter().filter(|open| open["state"] == "OPERATION_STATE_STUCK") {
                 let stuck = line.operation(stuck["id"].as_str().unwrap()).unwrap();
+                weather.needs_a_person(&stuck);
                 if is_forgotten(&stuck, weather) {
                     weather.vms_die.store(true, Ordering::SeqCst);
                     let _ = bed::virsh::try_run(&["destroy", &stuck.vm_name]);
@@ -215,7 +223,8 @@ impl<'a> Field<'a> {
             .into_iter()
             .map(|id| (id.clone(), line.operation(id).expect("the daemon answers")))
             .collect();
-        let recovery = self.figures.add(hits, &ended);
+        let needed = weather.needed_a_person.lock().unwrap().clone();
+        let recovery = self.figures.add(hits, &ended, &needed);
         assert!(
             recovery <= RECOVERED,
             "an operation took {recovery:?} after what was hit was back: {ended:#?}"

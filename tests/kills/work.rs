@@ -267,6 +267,7 @@ fn see_through(line: &Line, request: &Request, weather: &Weather) -> Ending {
             break;
         }
         assert!(is(&weather.may_stick) || is_forgotten(operation, weather), "it is stuck: {operation:#?}");
+        weather.needs_a_person(operation);
         if is_forgotten(operation, weather) {
             weather.vms_die.store(true, Ordering::SeqCst);
             let _ = virsh::try_run(&["destroy", &operation.vm_name]);

@@ -1,8 +1,8 @@
 //! Broken engines: each mutant breaks one rule that keeps data, guests or the journal safe, and the simulation has to see
 //! it. A simulation that lets one through would let a mistake of ours through, too.
 //!
-//! A mutant is one place of the source, written otherwise; the sources are copied and built beside the others. A place that
-//! is no longer there fails the test: a mutant cannot rot.
+//! A mutant is one place of the source, written otherwise; the sources are copied and built beside the others, without
+//! programs: no test may meet a broken one. A place that is no longer there fails the test: a mutant cannot rot.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(clippy::disallowed_methods, reason = "it runs cargo, and waits for it")]
@@ -92,7 +92,7 @@ fn each_is_seen_by_the_simulation() {
     assert!(unseen.is_empty(), "nobody saw that these were broken: {unseen:#?}");
 }
 
-/// A copy of the sources.
+/// A copy of the sources, and where it is built: beside the others, so that what all use is built once.
 struct Bench {
     sources: PathBuf,
     target: PathBuf,
@@ -103,15 +103,17 @@ impl Bench {
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
         // target/PROFILE/deps/mutants-HASH
         let own = std::env::current_exe().unwrap();
-        let built = own.ancestors().nth(3).unwrap();
-        let sources = built.join("mutants/sources");
+        let target = own.ancestors().nth(3).unwrap().to_owned();
+        let sources = target.join("mutants");
         if sources.exists() {
             fs::remove_dir_all(&sources).unwrap();
         }
-        for part in ["src", "proto", "tests", "benches", "examples", "build.rs", "Cargo.toml", "Cargo.lock"] {
+        for part in ["src", "proto", "tests/simulation", "tests/simulated", "build.rs", "Cargo.lock"] {
             copy(&package.join(part), &sources.join(part));
         }
-        Self { sources, target: built.join("mutants/target") }
+        let manifest = fs::read_to_string(package.join("Cargo.toml")).unwrap();
+        fs::write(sources.join("Cargo.toml"), without_programs(&manifest)).unwrap();
+        Self { sources, target }
     }
 
     fn is_seen(&self, mutant: &Mutant) -> bool {
@@ -146,6 +148,17 @@ impl Bench {
 
 fn words(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The manifest of a package that has a library and tests.
+fn without_programs(manifest: &str) -> String {
+    let mut manifest: toml::Table = manifest.parse().unwrap();
+    for part in ["bin", "bench"] {
+        manifest.remove(part);
+    }
+    let package = manifest["package"].as_table_mut().unwrap();
+    package.insert("autobins".to_owned(), false.into());
+    manifest.to_string()
 }
 
 /// With all that is in it, if it is a directory.

@@ -1,4 +1,5 @@
-//! The one table of errors: reason -> reason of the contract, gRPC code. Exhaustive, without a catch-all.
+//! The one table of errors: reason -> reason of the contract, gRPC code. Exhaustive, without a catch-all. And what can be done
+//! where an operation has failed; a call that is refused has more to say for itself.
 
 use tonic::Code;
 
@@ -7,6 +8,29 @@ use crate::proto::v1;
 
 /// The domain of our reasons in `google.rpc.ErrorInfo`.
 pub(super) const DOMAIN: &str = "vmsnap";
+
+/// What can be done about an operation that has failed or is stuck, whatever it was about; empty if that is not known.
+pub(super) fn remedy(reason: Reason) -> &'static str {
+    match reason {
+        Reason::HypervisorUnavailable => "start libvirtd; vmsnapd connects to it by itself",
+        Reason::VmDisputed => "shut the guest down from inside, and start the VM: libvirt then looks at its disks anew",
+        Reason::InsufficientSpace => "make room",
+        Reason::AgentUnavailable | Reason::QuiesceFailed => {
+            "see to qemu-guest-agent in the guest, or use --quiesce auto or off"
+        }
+        Reason::ImageMissing | Reason::ImageChanged => {
+            "bring the file back as it was; 'vmsnap vm check' tells what else can be done"
+        }
+        Reason::MergeNotConverging => {
+            "delete when the guest writes less, or give it more time with --merge-deadline"
+        }
+        Reason::CatalogFailed => {
+            "see the log of vmsnapd; check the state directory for space and damage"
+        }
+        Reason::HypervisorRefused | Reason::TimedOut | Reason::Internal => "see the log of vmsnapd",
+        _ => "",
+    }
+}
 
 /// As the contract spells it, and the code that a call failing for it has.
 pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
@@ -31,7 +55,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::VmTransient => (v1::Reason::VmTransient, Code::FailedPrecondition),
         Reason::VmNotOutOfSpace => (v1::Reason::VmNotOutOfSpace, Code::FailedPrecondition),
         Reason::HostLacksFeature => (v1::Reason::HostLacksFeature, Code::FailedPrecondition),
-        Reason::VmChanged => (v1::Reason::VmInDoubt, Code::FailedPrecondition),
+        Reason::VmChanged | Reason::VmDisputed => (v1::Reason::VmInDoubt, Code::FailedPrecondition),
         Reason::DiskNotSupported => (v1::Reason::DiskNotSnapshottable, Code::FailedPrecondition),
         Reason::NoDisks => (v1::Reason::NoDisks, Code::FailedPrecondition),
         Reason::BlockJobActive => (v1::Reason::BlockJobRunning, Code::FailedPrecondition),

@@ -142,7 +142,7 @@ pub(super) fn failure(failure: &Failure, changed: &str) -> v1::Error {
         reason: reason.into(),
         message: failure.message.clone(),
         cause: failure.causes.join(": "),
-        remedy: String::new(),
+        remedy: reason::remedy(failure.reason).to_owned(),
         changed: changed.to_owned(),
         ..v1::Error::default()
     }

@@ -56,8 +56,12 @@ impl Failure {
             Self::new(exit_code(Code::from(error.code)), error.message.clone(), error.remedy.clone());
         if operation.state() == v1::OperationState::Stuck {
             failure.words.message = format!("operation {} is stuck: {}", operation.id, failure.words.message);
-            failure.words.remedy =
-                format!("look at it with 'vmsnap op show {}', then 'vmsnap op resolve'", operation.id);
+            let first = if error.remedy.is_empty() {
+                format!("look at it with 'vmsnap op show {}'", operation.id)
+            } else {
+                error.remedy.clone()
+            };
+            failure.words.remedy = format!("{first}; then 'vmsnap op resolve'");
         }
         reason_name(error.reason()).clone_into(&mut failure.words.reason);
         failure.words.cause = error.cause;

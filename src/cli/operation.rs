@@ -132,6 +132,9 @@ fn details(operation: &v1::Operation) -> String {
             if !error.cause.is_empty() {
                 lines.push(format!("  why     {}", error.cause));
             }
+            if !error.remedy.is_empty() {
+                lines.push(format!("  do      {}", error.remedy));
+            }
         }
     }
     if !operation.resolutions.is_empty() {

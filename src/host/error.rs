@@ -83,6 +83,9 @@ pub enum HostError {
         /// The end of what it printed.
         output: String,
     },
+    /// libvirt died before it could note what QEMU had done, or it is just about to note it.
+    #[error("libvirt and QEMU do not agree on the disks of the VM")]
+    Disagreement(#[source] Cause),
     /// An answer that cannot be understood.
     #[error("{what} cannot be understood")]
     Malformed {
@@ -117,6 +120,7 @@ impl HostError {
             | Self::NoSpace(_)
             | Self::Io { .. }
             | Self::Program { .. }
+            | Self::Disagreement(_)
             | Self::Malformed { .. } => false,
         }
     }
@@ -137,6 +141,7 @@ impl HostError {
             Self::BadImage { .. } => Reason::ImageChanged,
             Self::ImageInUse(_) => Reason::LayerInUse,
             Self::NoSpace(_) => Reason::InsufficientSpace,
+            Self::Disagreement(_) => Reason::VmDisputed,
             Self::Io { .. } | Self::Program { .. } | Self::Malformed { .. } => Reason::Internal,
         }
     }

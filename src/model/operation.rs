@@ -318,6 +318,7 @@ pub enum Reason {
     VmTransient,
     VmNotOutOfSpace,
     VmChanged,
+    VmDisputed,
     ManagedSavePresent,
     DiskNotSupported,
     NoDisks,

@@ -236,6 +236,6 @@ async fn a_vm_that_libvirt_and_qemu_do_not_agree_on() {
     assert_eq!(found.code, DIFFERS, "{found:?}");
     assert_eq!(differences(&found), [("IMAGE_CHANGED".to_owned(), true, 0)], "{found:?}");
     let shown = succeed(&node, "vm show web").await;
-    assert!(shown.contains("blocked    what libvirt and QEMU say"), "{shown}");
+    assert!(shown.contains("blocked    libvirt and QEMU do not agree"), "{shown}");
     assert_ne!(run(&node, "snapshot create web two").await.code, 0);
 }

@@ -193,6 +193,7 @@ pub fn kind<T>(result: &Result<T>) -> &'static str {
         Err(HostError::NoSpace(_)) => "no space",
         Err(HostError::Io { .. }) => "io",
         Err(HostError::Program { .. }) => "program",
+        Err(HostError::Disagreement(_)) => "disagreement",
         Err(HostError::Malformed { .. }) => "malformed",
     }
 }

@@ -282,6 +282,6 @@ fn see_through(line: &Line, request: &Request, weather: &Weather) -> Ending {
 
 /// Whether it is stuck because libvirt died before it could note what QEMU had done.
 pub fn is_forgotten(operation: &v1::Operation, weather: &Weather) -> bool {
-    let message = operation.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
-    is(&weather.forgets) && message.contains("libvirt and QEMU say")
+    let in_doubt = |error: &v1::Error| error.reason() == v1::Reason::VmInDoubt;
+    is(&weather.forgets) && operation.error.as_ref().is_some_and(in_doubt)
 }

@@ -141,10 +141,7 @@ pub(super) fn check_agreement(
 }
 
 fn disagreement(text: String) -> HostError {
-    HostError::Malformed {
-        what: "what libvirt and QEMU say of the disks",
-        cause: LibvirtSays::new(text).into(),
-    }
+    HostError::Disagreement(LibvirtSays::new(text).into())
 }
 
 #[cfg(test)]

@@ -21,10 +21,7 @@ impl World {
     fn view(&self, vm: VmId) -> Result<VmView> {
         let machine = self.machines.get(&vm).ok_or(HostError::NoSuchVm(vm))?;
         if machine.live.as_ref().is_some_and(|live| live.is_known_wrongly) {
-            return Err(HostError::Malformed {
-                what: "what libvirt and QEMU say of the disks",
-                cause: "they do not agree".into(),
-            });
+            return Err(HostError::Disagreement("the simulation says so".into()));
         }
         Ok(VmView {
             id: vm,

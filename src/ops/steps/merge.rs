@@ -337,7 +337,7 @@ async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> R
 
 async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {
     let view = match context.host.hypervisor.observe(vm).await {
-        Err(error @ (HostError::Malformed { .. } | HostError::BadImage { .. })) => {
+        Err(error @ (HostError::Disagreement(_) | HostError::BadImage { .. })) => {
             return see_past_it(context, vm, merge, error).await;
         }
         view => view?,

@@ -121,7 +121,7 @@ async fn a_managed_save_has_images_of_its_own() {
 async fn a_hypervisor_that_believes_something_wrong() {
     let bed = Bed::running();
     bed.sim.becomes_known_wrongly(bed.vm);
-    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "malformed");
+    assert_eq!(kind(&bed.sim.observe(bed.vm).await), "disagreement");
     assert_eq!(kind(&bed.sim.stop(bed.vm).await), "ok");
     assert_eq!(kind(&bed.sim.observe(bed.vm).await), "ok");
 }

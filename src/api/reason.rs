@@ -13,7 +13,9 @@ pub(super) const DOMAIN: &str = "vmsnap";
 pub(super) fn remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::HypervisorUnavailable => "start libvirtd; vmsnapd connects to it by itself",
-        Reason::VmDisputed => "shut the guest down from inside, and start the VM: libvirt then looks at its disks anew",
+        Reason::VmDisputed => {
+            "shut the guest down from inside, and start the VM: libvirt then looks at its disks anew"
+        }
         Reason::InsufficientSpace => "make room",
         Reason::AgentUnavailable | Reason::QuiesceFailed => {
             "see to qemu-guest-agent in the guest, or use --quiesce auto or off"
@@ -24,9 +26,7 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
         Reason::MergeNotConverging => {
             "delete when the guest writes less, or give it more time with --merge-deadline"
         }
-        Reason::CatalogFailed => {
-            "see the log of vmsnapd; check the state directory for space and damage"
-        }
+        Reason::CatalogFailed => "see the log of vmsnapd; check the state directory for space and damage",
         Reason::HypervisorRefused | Reason::TimedOut | Reason::Internal => "see the log of vmsnapd",
         _ => "",
     }

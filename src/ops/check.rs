@@ -234,7 +234,9 @@ fn unreadable(error: &HostError) -> Option<(DifferenceKind, Option<&PathBuf>)> {
         HostError::BadImage { path, .. } | HostError::Io { path, .. } => {
             Some((DifferenceKind::ImageChanged, Some(path)))
         }
-        HostError::Disagreement(_) | HostError::Malformed { .. } => Some((DifferenceKind::ImageChanged, None)),
+        HostError::Disagreement(_) | HostError::Malformed { .. } => {
+            Some((DifferenceKind::ImageChanged, None))
+        }
         _ => None,
     }
 }

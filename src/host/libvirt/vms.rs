@@ -112,6 +112,10 @@ fn run_state(state: sys::virDomainState, reason: i32) -> RunState {
     match state {
         // "Blocked" is Xen's word for a processor that waits.
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => RunState::Running,
+        // A libvirtd that starts ends what another one had not yet brought up (`qemuProcessReconnect`).
+        sys::VIR_DOMAIN_PAUSED if u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP) => {
+            RunState::Unsettled
+        }
         sys::VIR_DOMAIN_PAUSED => RunState::Paused(pause_reason(reason)),
         sys::VIR_DOMAIN_SHUTOFF => RunState::Off,
         // Shutting down, crashed with its process kept, suspended by the guest, or newer than we are.
@@ -129,7 +133,6 @@ fn pause_reason(reason: i32) -> PauseReason {
             | sys::VIR_DOMAIN_PAUSED_SAVE
             | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
             | sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT
-            | sys::VIR_DOMAIN_PAUSED_STARTING_UP
             | sys::VIR_DOMAIN_PAUSED_API_ERROR
             // libvirtd was restarted while it held the VM paused.
             | sys::VIR_DOMAIN_PAUSED_UNKNOWN,
@@ -162,6 +165,7 @@ mod tests {
         check(sys::VIR_DOMAIN_RUNNING, 0, RunState::Running);
         check(sys::VIR_DOMAIN_BLOCKED, 0, RunState::Running);
         check(sys::VIR_DOMAIN_SHUTOFF, 0, RunState::Off);
+        check(sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_STARTING_UP, RunState::Unsettled);
         for unsettled in [
             sys::VIR_DOMAIN_NOSTATE,
             sys::VIR_DOMAIN_SHUTDOWN,

@@ -83,6 +83,8 @@ pub(super) struct Live {
     pub(super) thresholds: BTreeMap<PathBuf, u64>,
     /// The hypervisor believes something else of the chains than is so.
     pub(super) is_known_wrongly: bool,
+    /// The hypervisor was interrupted while it started it: it ends it.
+    pub(super) is_coming_up: bool,
 }
 
 /// What a guest has in memory.

@@ -18,7 +18,8 @@ use crate::model::{DiskTarget, VmId};
 const CALL: &str = "start the VM";
 
 impl World {
-    /// See [`crate::host::Hypervisor::start`]. Half of it: there is a process, and its processors stand still.
+    /// See [`crate::host::Hypervisor::start`]. Half of it: there is a process, and its processors stand still. One that boots
+    /// is not up then, and the hypervisor ends it soon.
     pub(super) fn start(&mut self, vm: VmId, how: &StartFrom, paused: bool, extent: Extent) -> Result<()> {
         match how {
             StartFrom::Disks => self.boot(vm, paused, extent),
@@ -69,6 +70,7 @@ impl World {
         self.boots += 1;
         let fresh = GuestMemory { counter: 0, token: self.boots };
         let run_state = match (extent, paused) {
+            (Extent::Half, _) if memory.is_none() => RunState::Unsettled,
             (Extent::Half, _) => RunState::Paused(PauseReason::Snapshot),
             (Extent::Whole, true) => RunState::Paused(reason),
             (Extent::Whole, false) => RunState::Running,
@@ -85,9 +87,18 @@ impl World {
             stalled: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             is_known_wrongly: false,
+            is_coming_up: run_state == RunState::Unsettled,
         });
         self.emit(HostEvent::VmChanged(vm));
         Ok(())
+    }
+
+    /// As libvirtd does with what the one before it had not brought up. It can be looked at before that.
+    pub(super) fn end_what_is_not_up(&mut self, vm: VmId) {
+        let live = self.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        if live.is_some_and(|live| live.is_coming_up) {
+            self.stop(vm).expect("it has a process");
+        }
     }
 
     /// The active image is opened for writing, those below it for reading. Readers share, a writer does not.

@@ -301,6 +301,7 @@ impl World {
         self.advance_load(vm);
         self.advance_jobs(vm);
         self.advance_capture(vm);
+        self.end_what_is_not_up(vm);
     }
 
     pub(super) fn set_run_state(&mut self, vm: VmId, run_state: RunState) {

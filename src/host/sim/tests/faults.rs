@@ -65,9 +65,9 @@ async fn what_is_left_midway() {
     bed.sim.stop(bed.vm).await.unwrap();
     strike(Method::Start);
     bed.sim.start(bed.vm, &StartFrom::Disks, false).await.unwrap_err();
-    assert_eq!(bed.view().await.run_state, RunState::Paused(PauseReason::Snapshot));
+    assert_eq!(bed.view().await.run_state, RunState::Unsettled);
+    assert_eq!(bed.view().await.run_state, RunState::Off);
 
-    bed.sim.stop(bed.vm).await.unwrap();
     bed.sim.write_image(Path::new("/a"), 0, 1).unwrap();
     bed.sim.write_image(Path::new("/a"), 1, 1).unwrap();
     let (progress, _) = tokio::sync::watch::channel((0, 0));

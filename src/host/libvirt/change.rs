@@ -19,7 +19,7 @@ use super::{ffi, monitor, new_vm, vms};
 use crate::host::paths::plain;
 use crate::host::{Definition, DiskSwitch, HostError, Result, StartFrom};
 use crate::model::step::{ImageRef, NewVm};
-use crate::model::vm::RunState;
+use crate::model::vm::{PauseReason, RunState};
 use crate::model::{DiskTarget, VmId};
 
 /// See [`crate::host::Hypervisor::switch_disks`].
@@ -126,7 +126,15 @@ pub(super) fn stop(line: &Connection, vm: VmId) -> Result<()> {
 
 /// See [`crate::host::Hypervisor::resume`].
 pub(super) fn resume(line: &Connection, vm: VmId) -> Result<()> {
-    vms::lookup(line, vm)?.resume().map_err(on_vm(vm, "resume the VM"))?;
+    let domain = vms::lookup(line, vm)?;
+    let resume = || domain.resume().map(drop).map_err(on_vm(vm, "resume the VM"));
+    resume()?;
+    if vms::state(&domain, vm)? == RunState::Paused(PauseReason::IoError) && monitor::is_running(&domain, vm)? {
+        // It ran already, and libvirt had heard of its failure too late. Only a VM that begins to run is noted as one that
+        // does.
+        monitor::pause(&domain, vm)?;
+        return resume();
+    }
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! QEMU's monitor, asked through libvirt (`virDomainQemuMonitorCommand`).
 //!
 //! Decides how a question is spelled and what an answer must look like. Leaves to `graph` what it says. Asks only
-//! what changes nothing behind libvirt's back, with one exception: [`activate_images`].
+//! what changes nothing behind libvirt's back, with two exceptions: [`activate_images`] and [`pause`].
 
 use qapi::Execute;
-use qapi::qmp::{query_block, query_version};
+use qapi::qmp::{query_block, query_status, query_version, stop};
 use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 
@@ -34,6 +34,22 @@ pub(super) fn block_devices(domain: &Domain, vm: VmId) -> Result<Vec<BlockDevice
 /// The version of the process (QMP `query-version`). It may be older than the program that is installed now.
 pub(super) fn version(domain: &Domain, vm: VmId) -> Result<Version> {
     ask::<VersionInfo>(domain, vm, &Execute::<query_version>::from(query_version {})).map(|info| info.qemu)
+}
+
+/// Whether the processors run, whatever libvirt believes (QMP `query-status`).
+pub(super) fn is_running(domain: &Domain, vm: VmId) -> Result<bool> {
+    ask::<Status>(domain, vm, &Execute::<query_status>::from(query_status {})).map(|status| status.running)
+}
+
+/// Lets the processors stand still (QMP `stop`). libvirt is told by QEMU.
+pub(super) fn pause(domain: &Domain, vm: VmId) -> Result<()> {
+    let _: serde_json::Value = ask(domain, vm, &Execute::<stop>::from(stop {}))?;
+    Ok(())
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    running: bool,
 }
 
 #[derive(Debug, Deserialize)]

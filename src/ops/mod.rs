@@ -19,13 +19,14 @@ use crate::model::{
     Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
 use crate::plan::{LivePulls, MergePolicy, Places};
-use crate::store::{Page, SnapshotFilter, SnapshotPage, Store};
+use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
 mod board;
 mod check;
 mod clones;
 mod deadman;
+mod departure;
 mod detached;
 mod edit;
 mod elsewhere;
@@ -87,8 +88,8 @@ struct Inner {
     waiting: Mutex<BTreeSet<VmId>>,
     /// What the last check of each VM found.
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
-    /// VMs that were seen to leave for another node, and not seen to run here since.
-    migrated: Mutex<BTreeSet<VmId>>,
+    /// VMs that were seen to leave for another node, and not seen to run here since. The catalog keeps them, too.
+    departed: Mutex<BTreeMap<VmId, Departure>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -147,7 +148,7 @@ impl Engine {
             touched: Touched::default(),
             waiting: Mutex::default(),
             differences: Mutex::default(),
-            migrated: Mutex::default(),
+            departed: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))

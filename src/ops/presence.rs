@@ -4,7 +4,6 @@
 //! Decides when to look. Leaves to `plan` whether a chain is as it was. Nothing is removed here.
 
 use std::collections::BTreeSet;
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -23,7 +22,7 @@ const BREATH: Duration = Duration::from_millis(500);
 impl Engine {
     /// Keeps up with VMs that leave and come back, from now until the daemon goes down.
     pub fn keep_presence(&self) {
-        self.note_migrations();
+        self.note_departures();
         let engine = self.clone();
         self.0.tasks.spawn(async move {
             let stopping = engine.draining();
@@ -51,36 +50,6 @@ impl Engine {
                 events = events.resubscribe();
             }
         });
-    }
-
-    /// Notes which VMs migrate, from now until the daemon goes down: it is told once, and no later look shows it.
-    fn note_migrations(&self) {
-        let engine = self.clone();
-        self.0.tasks.spawn(async move {
-            let stopping = engine.draining();
-            let mut events = engine.0.host.hypervisor.events();
-            loop {
-                let event = tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => return,
-                    event = events.recv() => event,
-                };
-                match event {
-                    Ok(HostEvent::VmMigrated(vm)) => drop(engine.migrated().insert(vm)),
-                    Ok(_) | Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return,
-                }
-            }
-        });
-    }
-
-    /// Whether a VM was seen to leave for another node, and not seen to run here since.
-    pub(super) fn has_migrated(&self, vm: VmId) -> bool {
-        self.migrated().contains(&vm)
-    }
-
-    fn migrated(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
-        self.0.migrated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// VMs with snapshots that are LOST, by the names they had, but for those in `here`.
@@ -111,9 +80,9 @@ impl Engine {
 
     async fn compare_presence(&self) -> Result<bool> {
         let kept = self.0.store.kept().await?;
+        let departed = self.departed_until_now();
         let here = self.vms().await?;
-        // Whatever it did before, it runs here.
-        self.migrated().retain(|vm| !here.iter().any(|here| here.id == *vm && here.run_state.is_live()));
+        self.end_departures(departed, &here).await;
         let here: BTreeSet<VmId> = here.into_iter().map(|vm| vm.id).collect();
         let mut is_all = true;
         for kept in kept {

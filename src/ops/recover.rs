@@ -41,6 +41,7 @@ impl Engine {
     /// Holds the VMs of open operations, thaws, and lets the operations go on. Returns as soon as the VMs are held;
     /// the rest happens when the hypervisor can be reached.
     pub async fn recover(&self) -> Result<usize> {
+        self.remember_departures().await?;
         let operations = self.0.store.open_operations().await?;
         let leases = self.0.store.leases().await?;
         let count = operations.len();

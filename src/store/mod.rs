@@ -20,6 +20,7 @@ mod backup;
 mod catalog;
 mod clone;
 mod conditions;
+mod departure;
 mod edit;
 mod event;
 mod expiry;
@@ -39,6 +40,7 @@ mod throttle;
 
 pub use anew::{put_in_place, write_anew};
 pub use backup::Backup;
+pub use departure::Departure;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
 pub use lease::FreezeLease;

@@ -14,7 +14,7 @@ use super::{Result, StoreError, file};
 const APPLICATION_ID: i64 = 0x766d_736e;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -171,6 +171,14 @@ CREATE INDEX manifest_vm ON manifest (vm);
 CREATE INDEX manifest_due ON manifest (vm) WHERE mark <> settled;
 INSERT INTO manifest SELECT id, vm, '[]', '', 1, 0 FROM snapshot;
 INSERT INTO manifest SELECT id, vm, '[]', '', 1, 0 FROM clone;
+";
+
+/// Which VMs an earlier life saw migrate is not known any more.
+const V3: &str = "
+CREATE TABLE departure (
+    vm          TEXT PRIMARY KEY,
+    mark        TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Opens the file, 0600, and brings it to this version. One that is refused is left as it was.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use tonic::Code;
-use vmsnap::host::sim::SimHost;
+use vmsnap::host::sim::{Method, SimHost};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, VmId};
@@ -228,4 +228,81 @@ async fn a_vm_that_migrates_away_and_back() {
     assert!(shown["snapshot"]["error"]["message"].as_str().unwrap().contains("was undefined"), "{shown}");
     let found = run(&node, "vm check web -o json").await;
     assert!(found.stdout.contains("DIFFERENCE_KIND_VM_UNDEFINED"), "{found:?}");
+}
+
+/// Its definition stays, and the daemon is not the one any more that was told: it looks like any VM that is off.
+#[tokio::test]
+async fn a_migration_outlives_the_daemon() {
+    let mut node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    let files = node.sim.files();
+    node.sim.someone_migrates(node.vm);
+    until_departures_are(&node, 1).await;
+    for _ in 0..2 {
+        node.crash();
+        node.restart();
+        for line in [
+            "snapshot create web x",
+            "snapshot revert web/one --yes",
+            "snapshot delete web/one --yes",
+            "snapshot delete web/two --yes",
+        ] {
+            let refused = run(&node, line).await;
+            assert_eq!(refused.code, 6, "{line}: {refused:?}");
+            assert!(refused.stderr.contains("has migrated to another node"), "{line}: {refused:?}");
+        }
+        let found = run(&node, "vm check web -o json").await;
+        assert!(found.stdout.contains("DIFFERENCE_KIND_VM_MIGRATED"), "{found:?}");
+    }
+    assert_eq!(node.sim.files(), files);
+
+    // It runs here again: that lasts as well, and is seen by a daemon that was not there when it came.
+    node.crash();
+    node.sim.someone_starts(node.vm);
+    node.restart();
+    until_departures_are(&node, 0).await;
+    node.sim.someone_stops(node.vm);
+    node.crash();
+    node.restart();
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// A look from before the VM left once more does not tell that it is back.
+#[tokio::test]
+async fn a_vm_that_leaves_while_it_is_looked_for() {
+    let node = Node::start();
+    node.take("one").await;
+    node.sim.someone_migrates(node.vm);
+    until_departures_are(&node, 1).await;
+    let before = node.store().departures().await.unwrap();
+    node.sim.someone_starts(node.vm);
+    let hold = node.hold(Method::Vms);
+    hold.reached().await;
+    node.sim.someone_migrates(node.vm);
+    let noted = async { while node.store().departures().await.unwrap() == before {} };
+    tokio::time::timeout(PATIENCE, noted).await.expect("it has left once more");
+    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Vms).count();
+    let so_far = looks();
+    hold.release();
+    // One look after the other.
+    let ended = async {
+        while looks() == so_far {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("there is another look");
+    until_departures_are(&node, 1).await;
+    let refused = run(&node, "snapshot create web x").await;
+    assert!(refused.stderr.contains("has migrated to another node"), "{refused:?}");
+}
+
+async fn until_departures_are(node: &Node, count: usize) {
+    let noted = async { while node.store().departures().await.unwrap().len() != count {} };
+    tokio::time::timeout(PATIENCE, noted)
+        .await
+        .unwrap_or_else(|_| panic!("there are not {count} departures"));
 }

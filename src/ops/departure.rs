@@ -1,0 +1,83 @@
+//! VMs that have migrated to another node. Whether their definitions stay or follow, nothing is done to their disks until they
+//! run here again: over storage that both nodes see, somebody writes to them.
+//!
+//! Decides when a departure begins and ends. It is told once, and no later look shows it: so it lasts, and a restart of the
+//! daemon does not forget it.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use tokio::sync::broadcast::error::RecvError;
+use uuid::Uuid;
+
+use super::{Engine, Result};
+use crate::host::{HostEvent, VmSummary};
+use crate::model::VmId;
+use crate::store::Departure;
+
+impl Engine {
+    /// Takes in what earlier lives have seen.
+    pub(super) async fn remember_departures(&self) -> Result<()> {
+        let known = self.0.store.departures().await?;
+        self.departed().extend(known.into_iter().map(|departure| (departure.vm, departure)));
+        Ok(())
+    }
+
+    /// Notes which VMs migrate, from now until the daemon goes down.
+    pub(super) fn note_departures(&self) {
+        let engine = self.clone();
+        let mut events = self.0.host.hypervisor.events();
+        self.0.tasks.spawn(async move {
+            let stopping = engine.draining();
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return,
+                    event = events.recv() => event,
+                };
+                match event {
+                    Ok(HostEvent::VmMigrated(vm)) => engine.note_departure(vm).await,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    async fn note_departure(&self, vm: VmId) {
+        let departure = Departure { vm, mark: Uuid::now_v7() };
+        // First: it counts at once, whatever the catalog says.
+        self.departed().insert(vm, departure);
+        if let Err(error) = self.0.store.put_departure(departure).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(%vm, error, "that a VM has migrated is known until the daemon ends only");
+        }
+    }
+
+    /// Whether a VM was seen to leave for another node, and not seen to run here since.
+    pub(super) fn has_migrated(&self, vm: VmId) -> bool {
+        self.departed().contains_key(&vm)
+    }
+
+    /// The departures that a look which begins now can end: one that it does not know may be newer than what it shows.
+    pub(super) fn departed_until_now(&self) -> Vec<Departure> {
+        self.departed().values().copied().collect()
+    }
+
+    /// Ends those of the VMs that run here, whatever they did before.
+    pub(super) async fn end_departures(&self, departed: Vec<Departure>, here: &[VmSummary]) {
+        let is_back = |vm: VmId| here.iter().any(|here| here.id == vm && here.run_state.is_live());
+        for ended in departed.into_iter().filter(|departure| is_back(departure.vm)) {
+            if let Err(error) = self.0.store.clear_departure(ended).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(vm = %ended.vm, error, "that a VM is back is noted at the next look");
+                continue;
+            }
+            self.departed().retain(|_, departure| *departure != ended);
+        }
+    }
+
+    fn departed(&self) -> MutexGuard<'_, BTreeMap<VmId, Departure>> {
+        self.0.departed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

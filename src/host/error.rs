@@ -61,6 +61,14 @@ pub enum HostError {
     /// Another process has the image open.
     #[error("the image {} is in use by another process", .0.display())]
     ImageInUse(PathBuf),
+    /// Somebody needs the file, or may need it.
+    #[error("the file {} is kept: {why}", .path.display())]
+    Needed {
+        /// Path.
+        path: PathBuf,
+        /// Who, in words.
+        why: String,
+    },
     /// The file system is full.
     #[error("no space is left for {}", .0.display())]
     NoSpace(PathBuf),
@@ -117,6 +125,7 @@ impl HostError {
             | Self::AgentRefused(_)
             | Self::NoSuchImage(_)
             | Self::BadImage { .. }
+            | Self::Needed { .. }
             | Self::NoSpace(_)
             | Self::Io { .. }
             | Self::Program { .. }
@@ -139,7 +148,7 @@ impl HostError {
             Self::AgentRefused(_) => Reason::QuiesceFailed,
             Self::NoSuchImage(_) => Reason::ImageMissing,
             Self::BadImage { .. } => Reason::ImageChanged,
-            Self::ImageInUse(_) => Reason::LayerInUse,
+            Self::ImageInUse(_) | Self::Needed { .. } => Reason::LayerInUse,
             Self::NoSpace(_) => Reason::InsufficientSpace,
             Self::Disagreement(_) => Reason::VmDisputed,
             Self::Io { .. } | Self::Program { .. } | Self::Malformed { .. } => Reason::Internal,

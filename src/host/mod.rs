@@ -159,6 +159,10 @@ pub trait Images: Send + Sync + 'static {
     /// [`HostError::NoSuchImage`] if there is none.
     async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts>;
 
+    /// What an image lies on, whoever made it and whatever it is called. None for a file that lies on nothing: one without
+    /// such a header, an empty one. An error for a file of which it cannot be told.
+    async fn lies_on(&self, path: &Path) -> Result<Option<PathBuf>>;
+
     /// Merges the first of `layers` into the last, and all between with it; each lies directly on the next, and no
     /// process may have any open. The first keeps what it reads; those between read garbage from then on. Durable when
     /// this returns. `progress` gets bytes done and total.

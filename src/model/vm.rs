@@ -41,6 +41,11 @@ pub struct VmView {
     pub uncovered: Vec<Uncovered>,
     /// Snapshots that the hypervisor itself keeps of it, with the images that were made for them. None of them is ours.
     pub snapshots_elsewhere: Vec<(String, Vec<PathBuf>)>,
+    /// Files that its definitions, the one of its process and the stored one, name for what is no chain in `disks`: for
+    /// disks that are left out or refused, and for such as only the stored one has. Each may lie on others.
+    pub other_files: Vec<PathBuf>,
+    /// Disks of which no definition names the file: volumes of a pool. It may be any.
+    pub unnamed_disks: Vec<DiskTarget>,
     /// Its disks, in the order of the definition.
     pub disks: Vec<DiskView>,
 }
@@ -65,6 +70,8 @@ impl VmView {
             variables: None,
             uncovered: Vec::new(),
             snapshots_elsewhere: Vec::new(),
+            other_files: Vec::new(),
+            unnamed_disks: Vec::new(),
             disks: vec![DiskView {
                 target: DiskTarget::of_detached(),
                 source: DiskSource::Chain { images, persistent },
@@ -78,6 +85,19 @@ impl VmView {
     pub fn of_gone(id: VmId, name: String) -> Self {
         let nothing = Self::of_detached(VolumeId(id.0), name, Vec::new());
         Self { attachment: Attachment::Gone, persistent: false, disks: Vec::new(), ..nothing }
+    }
+
+    /// All files that it reads or that a definition of it names, as far as that is known: what these lie on is not all
+    /// among them.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let stored = self.disks.iter().filter_map(|disk| match &disk.source {
+            DiskSource::Chain { persistent, .. } => persistent.as_ref(),
+            DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
+        });
+        let read = self.disks.iter().flat_map(DiskView::chain).map(|image| &image.path);
+        let kept = self.snapshots_elsewhere.iter().flat_map(|(_, images)| images);
+        let variables = self.variables.iter().map(|file| &file.path);
+        read.chain(stored).chain(&self.other_files).chain(kept).chain(variables)
     }
 
     /// The disk at `target`, if the VM has one.

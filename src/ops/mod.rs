@@ -39,6 +39,7 @@ mod manifest;
 mod observe;
 mod orphans;
 mod presence;
+mod readers;
 mod rebuild;
 mod recover;
 mod resolve;

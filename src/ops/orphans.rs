@@ -1,15 +1,16 @@
 //! Files that we made, by their names, and that nobody needs. They are told, and removed only when somebody asks.
 //!
-//! Decides where to look and who may need one. Must never take a file that is being made for one.
+//! Decides what the catalog needs. Leaves who else reads a file to `readers`. Must never take a file that is being made for one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Engine, OpsError, Result, detached, observe};
+use super::readers::{self, Readers};
+use super::{Engine, Inner, OpsError, Result, detached, observe};
 use crate::host::{HostError, unfinished};
-use crate::model::vm::{DiskSource, DiskView, FileIdentity, Format};
+use crate::model::vm::{FileIdentity, Format};
 use crate::model::{Difference, LayerTree, VmId, VmView, VolumeId};
-use crate::plan::{self, World};
+use crate::plan::{self, FileReader, World};
 
 impl Engine {
     /// The orphans of the node.
@@ -17,77 +18,52 @@ impl Engine {
     /// First the files, then whether anything is under way, then who needs them: a file that is seen is then in the catalog,
     /// or an operation that makes it is open, or it is nobody's.
     pub(super) async fn orphans(&self) -> Result<Vec<Difference>> {
-        let mut all: BTreeSet<PathBuf> = BTreeSet::new();
-        for directory in self.directories_of_files().await? {
-            all.extend(self.0.host.images.list(&directory).await.unwrap_or_default());
-        }
-        let mut files: BTreeSet<&PathBuf> = all.iter().filter(|path| plan::is_named_by_us(path)).collect();
-        if files.is_empty() || !self.0.store.open_operations().await?.is_empty() {
+        let Inner { host, store, places, .. } = &*self.0;
+        let images = &*host.images;
+        let (mut files, _) = readers::list(images, &readers::directories(store, places).await?).await;
+        files.retain(|path| plan::is_named_by_us(path));
+        if files.is_empty() || !store.open_operations().await?.is_empty() {
             return Ok(Vec::new());
         }
-        let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
-        for vm in self.0.store.vms().await? {
-            needed.extend(files_of(&self.0.store.tree(vm).await?));
-        }
-        needed.extend(self.0.store.clones().await?.into_iter().map(|clone| clone.path));
-        for path in self.0.store.manifest_places().await? {
-            needed.extend([unfinished(&path), path]);
-        }
-        for vm in self.vms().await? {
-            // One that cannot be looked at may read anything: then nothing can be said.
-            let Ok(view) = self.0.host.hypervisor.observe(vm.id).await else { return Ok(Vec::new()) };
-            let named = view.disks.iter().filter_map(|disk| match &disk.source {
-                DiskSource::Chain { persistent, .. } => persistent.as_ref(),
-                DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
-            });
-            let variables = view.variables.iter().map(|file| &file.path);
-            let read = view.disks.iter().flat_map(DiskView::chain).map(|image| &image.path);
-            needed.extend(named.chain(variables).chain(read).cloned());
-        }
-        files.retain(|path| !needed.contains(*path));
+        let needed = self.needed().await?;
+        files.retain(|path| !needed.contains(path));
         if files.is_empty() {
             return Ok(Vec::new());
         }
         // A directory may have two names.
-        let needed = self.identities(needed.iter()).await;
-        let same = self.identities(files.iter().copied()).await;
-        let known: BTreeSet<&FileIdentity> = needed.values().collect();
-        files.retain(|path| same.get(*path).is_none_or(|identity| !known.contains(identity)));
-        let readers = self.read_by_images(&all).await;
+        let needed: BTreeSet<FileIdentity> =
+            readers::identities(images, needed).await.into_values().collect();
+        let identities = readers::identities(images, files.clone()).await;
+        files.retain(|path| identities.get(path).is_none_or(|identity| !needed.contains(identity)));
+        // A VM that cannot be looked at may have anything: then nothing can be said.
+        let readers = match Readers::look(host, store, places).await {
+            Err(OpsError::Host(error)) if !matches!(error, HostError::Unreachable(_)) => {
+                return Ok(Vec::new());
+            }
+            readers => readers?,
+        };
         // It may be from before a backup that the catalog was restored from, and tell of the others.
-        let manifest = files.iter().find(|path| plan::is_manifest(path)).map(|path| path.as_path());
-        Ok(files
-            .iter()
-            .map(|path| plan::orphan(path, readers.get(*path).map(PathBuf::as_path), manifest))
-            .collect())
+        let manifest = files.iter().find(|path| plan::is_manifest(path)).map(PathBuf::as_path);
+        let told = files.iter().filter_map(|path| match readers.of(path, identities.get(path).copied()) {
+            // It is a disk of somebody's.
+            Some(FileReader::Vm(_)) => None,
+            reader => Some(plan::orphan(path, reader.as_ref(), manifest)),
+        });
+        Ok(told.collect())
     }
 
-    /// Which files these are. One that is not there is none.
-    async fn identities<'a>(
-        &self,
-        paths: impl Iterator<Item = &'a PathBuf> + Send,
-    ) -> BTreeMap<&'a PathBuf, FileIdentity> {
-        let mut identities = BTreeMap::new();
-        for path in paths {
-            if let Ok(facts) = self.0.host.images.inspect(path, Format::Raw).await {
-                identities.insert(path, facts.identity);
-            }
+    /// What the catalog needs.
+    async fn needed(&self) -> Result<BTreeSet<PathBuf>> {
+        let store = &self.0.store;
+        let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
+        for vm in store.vms().await? {
+            needed.extend(files_of(&store.tree(vm).await?));
         }
-        identities
-    }
-
-    /// What images lie on, whoever made them, and one that lies on each.
-    async fn read_by_images(&self, files: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, PathBuf> {
-        let mut readers = BTreeMap::new();
-        for path in files {
-            // What is no image lies on nothing.
-            if let Ok(facts) = self.0.host.images.inspect(path, Format::Qcow2).await
-                && let Some(backing) = facts.backing
-            {
-                readers.insert(backing.path, path.clone());
-            }
+        needed.extend(store.clones().await?.into_iter().map(|clone| clone.path));
+        for path in store.manifest_places().await? {
+            needed.extend([unfinished(&path), path]);
         }
-        readers
+        Ok(needed)
     }
 
     /// An orphan, looked at as a volume that no VM has and that the catalog does not know; with all orphans there are.
@@ -110,20 +86,6 @@ impl Engine {
             Some(open) => Err(OpsError::VmBusy(open.id)),
             None => self.orphans().await,
         }
-    }
-
-    /// Where files of ours may be.
-    pub(super) async fn directories_of_files(&self) -> Result<BTreeSet<PathBuf>> {
-        let places = &self.0.places;
-        let mut directories: BTreeSet<PathBuf> = places.images.iter().cloned().collect();
-        directories.insert(places.memory.clone());
-        directories.extend(places.overlays.clone());
-        for vm in self.0.store.vms().await? {
-            let tree = self.0.store.tree(vm).await?;
-            directories
-                .extend(tree.layers.values().filter_map(|layer| Some(layer.path.parent()?.to_owned())));
-        }
-        Ok(directories)
     }
 }
 

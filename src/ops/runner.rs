@@ -142,6 +142,7 @@ impl Runner {
             let context = Context {
                 host: &inner.host,
                 store: &inner.store,
+                places: &inner.places,
                 dead_man: &inner.dead_man,
                 manifests: &inner.manifests,
                 limits: &inner.limits,

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::layer::Layer;
 use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
-use crate::model::{
-    CloneState, Difference, DifferenceAction, DifferenceKind, LayerId, Reason, Snapshot, Volume,
-};
+use crate::model::{CloneState, Difference, DifferenceKind, LayerId, Reason, Snapshot, Volume};
 
 use super::resolve::{actions, damaged_by_merge, is_explained_by_merge, owner_elsewhere};
 use super::{Refusal, World, check_disk};
@@ -69,37 +67,6 @@ fn elsewhere(world: &World) -> Difference {
         world.vm.name
     );
     found(world, DifferenceKind::VmMigrated, words)
-}
-
-/// A file that we made, by its name, and that nothing here needs. `reader` is an image that lies on it.
-#[must_use]
-pub fn orphan(path: &Path, reader: Option<&Path>, manifest: Option<&Path>) -> Difference {
-    let shown = path.display();
-    let (words, actions) = match (reader, manifest) {
-        (None, Some(manifest)) if manifest != path => (
-            format!(
-                "{shown} has a name of ours, and nothing here needs it; but the catalog does not know manifest {}, which \
-                 may tell whose it is: rebuild the catalog, or remove the manifest first",
-                manifest.display()
-            ),
-            Vec::new(),
-        ),
-        (None, Some(_) | None) => (
-            format!(
-                "{shown} has a name of ours, and nothing here needs it: if no other node does, remove it"
-            ),
-            vec![DifferenceAction::RemoveFile],
-        ),
-        (Some(reader), _) => (
-            format!(
-                "{shown} has a name of ours, and nothing here needs it but {}, which lies on it",
-                reader.display()
-            ),
-            Vec::new(),
-        ),
-    };
-    let difference = Difference::new(DifferenceKind::OrphanFile, None, words).at(path);
-    Difference { blocks: false, actions, ..difference }
 }
 
 /// What stands in the way of any operation on a disk.

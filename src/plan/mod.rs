@@ -27,6 +27,7 @@ mod detached;
 mod manifest;
 pub mod merge;
 mod names;
+mod orphan;
 mod purge;
 pub mod rebuild;
 mod refusal;
@@ -43,7 +44,7 @@ use space::check_space;
 #[cfg(test)]
 mod tests;
 
-pub use check::{differences, orphan};
+pub use check::differences;
 pub use clone::{clone_volume, delete_volume, flatten_volume};
 pub use collapse::collapse as collapse_tree;
 pub use convergence::MergePolicy;
@@ -52,6 +53,7 @@ pub use delete::{collapse, delete};
 pub use deploy::deploy_vm;
 pub use manifest::{is_manifest, manifest_path};
 pub use names::is_named_by_us;
+pub use orphan::{FileReader, orphan};
 pub use purge::purge;
 pub use refusal::Refusal;
 pub use resolve::{actions, resolve};

@@ -50,6 +50,8 @@ impl Paper {
             variables: None,
             uncovered: Vec::new(),
             snapshots_elsewhere: Vec::new(),
+            other_files: Vec::new(),
+            unnamed_disks: Vec::new(),
             disks: Vec::new(),
         };
         let world = World {

@@ -17,6 +17,7 @@ mod life;
 mod lists;
 mod manifests;
 mod node;
+mod orphans;
 mod presence;
 mod readers;
 mod readme;

@@ -190,6 +190,7 @@ pub fn kind<T>(result: &Result<T>) -> &'static str {
         Err(HostError::NoSuchImage(_)) => "no such image",
         Err(HostError::BadImage { .. }) => "bad image",
         Err(HostError::ImageInUse(_)) => "image in use",
+        Err(HostError::Needed { .. }) => "needed",
         Err(HostError::NoSpace(_)) => "no space",
         Err(HostError::Io { .. }) => "io",
         Err(HostError::Program { .. }) => "program",

@@ -17,6 +17,7 @@ use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::Format;
 use crate::model::{ImageFacts, Space};
 
+mod below;
 mod bytes;
 mod files;
 mod measure;
@@ -117,6 +118,10 @@ impl Images for HostImages {
 
     async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts> {
         self.on_path("a look at an image", path, move |path| files::inspect(path, format)).await
+    }
+
+    async fn lies_on(&self, path: &Path) -> Result<Option<PathBuf>> {
+        self.on_path("a look at an image", path, below::lies_on).await
     }
 
     async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()> {

@@ -42,6 +42,10 @@ pub(super) struct DescribedDisk {
     /// QEMU's id of the device; only in the XML of a live domain.
     pub(super) alias: Option<String>,
     pub(super) source: DescribedSource,
+    /// All files that are named for it, whatever kind it is: what it lies on, as far as that is named, what it is copied to.
+    pub(super) files: Vec<PathBuf>,
+    /// Whether it is a volume of a pool: then no file is named.
+    pub(super) is_unnamed: bool,
     /// Whether the block job on it may pivot: `<mirror ready='yes'>`. Numbers do not tell.
     pub(super) is_ready: bool,
 }
@@ -187,6 +191,8 @@ fn read_disk<'a>(disk: Node<'a, 'a>) -> Result<DescribedDisk> {
         target: target_of(disk)?,
         alias: child_attribute(disk, "alias", "name").map(ToOwned::to_owned),
         source: source(disk)?,
+        files: files::named(disk),
+        is_unnamed: files::is_unnamed(disk),
         is_ready: child_attribute(disk, "mirror", "ready") == Some("yes"),
     })
 }
@@ -294,5 +300,6 @@ fn image<'a>(
     Ok(Ok(ChainImage { path, format, is_block_device }))
 }
 
+mod files;
 #[cfg(test)]
 mod tests;

@@ -126,6 +126,10 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         let stored = stored.as_ref().and_then(|stored| stored.disk(&disk.target));
         disk_view(disk, stored, qemu.as_deref(), &jobs)
     });
+    let disks = disks.collect::<Result<Vec<DiskView>>>()?;
+    let others = || live.iter().chain(&stored).flat_map(|named| others(named, &disks));
+    let other_variables = stored.iter().filter_map(|stored| stored.variables.as_ref());
+    let other_variables = other_variables.map(|file| file.path.clone());
     Ok(VmView {
         id: vm,
         attachment: Attachment::Attached,
@@ -141,8 +145,19 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
         variables: description.variables.clone(),
         uncovered: description.uncovered.clone(),
         snapshots_elsewhere: vms::snapshots(domain, vm)?,
-        disks: disks.collect::<Result<_>>()?,
+        other_files: others().flat_map(|disk| disk.files.clone()).chain(other_variables).collect(),
+        unnamed_disks: others().filter(|disk| disk.is_unnamed).map(|disk| disk.target.clone()).collect(),
+        disks,
     })
+}
+
+/// Disks of a definition whose files a view does not show as a chain.
+fn others<'a>(named: &'a Description, shown: &[DiskView]) -> impl Iterator<Item = &'a DescribedDisk> {
+    let is_shown = |disk: &DescribedDisk| {
+        let shown = shown.iter().find(|shown| shown.target == disk.target);
+        disk.active().is_some() && shown.is_some_and(|shown| matches!(shown.source, DiskSource::Chain { .. }))
+    };
+    named.disks.iter().filter(move |disk| !is_shown(disk))
 }
 
 /// A definition says nothing about whether somebody is at the other end.

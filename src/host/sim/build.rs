@@ -39,6 +39,8 @@ pub struct VmBuilder {
     pull_blocker: Option<String>,
     variables: Option<PathBuf>,
     uncovered: Vec<Uncovered>,
+    other_files: Vec<PathBuf>,
+    unnamed_disks: Vec<DiskTarget>,
     capture_notches: u32,
     is_persistent: bool,
     run_state: RunState,
@@ -57,6 +59,8 @@ impl VmBuilder {
             pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
+            other_files: Vec::new(),
+            unnamed_disks: Vec::new(),
             capture_notches: 0,
             is_persistent: true,
             run_state: RunState::Running,
@@ -132,6 +136,23 @@ impl VmBuilder {
     /// Bytes of guest memory.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory_bytes = bytes;
+        self
+    }
+
+    /// A definition of it names a file for a disk that is not handled, or that its process does not have.
+    pub fn names(mut self, path: &Path) -> Self {
+        self.other_files.push(path.to_owned());
+        self
+    }
+
+    /// It has a disk whose file no definition names.
+    ///
+    /// # Panics
+    /// If the target is no name of a disk.
+    pub fn unnamed(mut self, target: &str) -> Self {
+        let slot = slot(target, SlotKind::Refused(RefusedDisk::Kind("volume".to_owned())));
+        self.unnamed_disks.push(slot.target.clone());
+        self.disks.push((slot, None));
         self
     }
 
@@ -211,6 +232,8 @@ impl VmBuilder {
             variables: self.variables,
             uncovered: self.uncovered,
             snapshots: Vec::new(),
+            other_files: self.other_files,
+            unnamed_disks: self.unnamed_disks,
             agent: self.agent,
             slots,
             outdated: BTreeSet::new(),

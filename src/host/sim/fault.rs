@@ -63,6 +63,7 @@ methods! {
     ThawNow "thaw_now",
     CreateOverlay "create_overlay",
     Inspect "inspect",
+    LiesOn "lies_on",
     Commit "commit",
     Rebase "rebase",
     Copy "copy",
@@ -98,6 +99,7 @@ impl Method {
             | Self::IoLimits
             | Self::IsFrozen
             | Self::Inspect
+            | Self::LiesOn
             | Self::List
             | Self::ReadFile
             | Self::IsInUse

@@ -261,6 +261,19 @@ impl Files {
         })
     }
 
+    /// See [`crate::host::Images::lies_on`].
+    pub(super) fn lies_on(&self, path: &Path) -> Result<Option<PathBuf>> {
+        match &self.get(path)?.kind {
+            FileKind::Image(image) if image.format == Format::Qcow2 => {
+                Ok(image.backing.as_ref().map(|backing| backing.path.clone()))
+            }
+            FileKind::Image(_) if path.extension().is_some_and(|ending| ending == "qcow2") => {
+                Err(bad(path, "it is not a qcow2 image"))
+            }
+            FileKind::Image(_) | FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => Ok(None),
+        }
+    }
+
     /// What an image says of itself when it is read as `format`.
     pub(super) fn facts(&self, path: &Path, format: Format) -> Result<ImageFacts> {
         let file = self.get(path)?;

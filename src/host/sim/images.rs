@@ -261,6 +261,10 @@ impl Images for SimHost {
         self.call(Method::Inspect, |world, _| world.files.facts(path, format)).await
     }
 
+    async fn lies_on(&self, path: &Path) -> Result<Option<PathBuf>> {
+        self.call(Method::LiesOn, |world, _| world.files.lies_on(path)).await
+    }
+
     async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()> {
         self.call(Method::Commit, |world, extent| world.commit(layers, progress, extent)).await
     }

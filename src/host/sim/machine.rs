@@ -31,6 +31,10 @@ pub(super) struct Machine {
     pub(super) uncovered: Vec<Uncovered>,
     /// Snapshots of the hypervisor's own, with the images that were made for them.
     pub(super) snapshots: Vec<(String, Vec<PathBuf>)>,
+    /// What a definition names for disks that are not handled, and for such as only the stored one has.
+    pub(super) other_files: Vec<PathBuf>,
+    /// Disks of which no definition names the file.
+    pub(super) unnamed_disks: Vec<DiskTarget>,
     pub(super) agent: AgentBehaviour,
     /// In the order of the definition.
     pub(super) slots: Vec<Slot>,

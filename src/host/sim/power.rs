@@ -203,6 +203,8 @@ impl World {
             variables: new.variables.clone(),
             uncovered: Vec::new(),
             snapshots: Vec::new(),
+            other_files: Vec::new(),
+            unnamed_disks: Vec::new(),
             agent: AgentBehaviour::Obeys,
             slots: new.disks.iter().map(slot).collect(),
             stored: new.disks.iter().cloned().collect(),

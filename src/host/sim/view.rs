@@ -38,6 +38,8 @@ impl World {
             variables: machine.variables.clone().map(|path| ImageRef { path, format: Format::Raw }),
             uncovered: machine.uncovered.clone(),
             snapshots_elsewhere: machine.snapshots.clone(),
+            other_files: machine.other_files.clone(),
+            unnamed_disks: machine.unnamed_disks.clone(),
             disks: machine
                 .slots
                 .iter()

@@ -282,6 +282,9 @@ impl World {
             if machine.stored.values().any(|image| image.path == path) {
                 needs.push(format!("the definition of VM {} names it", machine.name));
             }
+            if machine.other_files.iter().any(|file| file == path) {
+                needs.push(format!("the definition of VM {} names it for another disk", machine.name));
+            }
         }
         needs
     }

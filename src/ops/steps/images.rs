@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use crate::host::{Host, HostError, Result};
+use crate::host::{HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
 use crate::model::vm::{DiskSource, Format};
 
+use super::super::OpsError;
+use super::super::readers::Readers;
 use super::{Context, Performed, make_so};
 
 /// The overlay stands, and is the one that was meant.
@@ -100,34 +102,25 @@ pub(super) async fn remove_orphan(context: &Context<'_>, file: &DoomedImage) -> 
         }
     };
     make_so(is_gone, || async {
-        check_unneeded(context.host, &file.path).await?;
+        check_unneeded(context, file).await?;
         images.remove(file).await
     })
     .await
 }
 
-/// No VM names the file or reads it, no process has it open, and no image beside it lies on it.
-async fn check_unneeded(host: &Host, path: &Path) -> Result<()> {
-    let in_use = || HostError::ImageInUse(path.to_owned());
-    for vm in host.hypervisor.vms().await? {
-        let view = match host.hypervisor.observe(vm.id).await {
-            Err(HostError::NoSuchVm(_)) => continue,
-            // One that cannot be looked at may read anything.
-            view => view?,
-        };
-        let is_variables = view.variables.as_ref().is_some_and(|file| file.path == path);
-        if is_variables || view.disks.iter().any(|disk| disk.uses(path) || names(&disk.source, path)) {
-            return Err(in_use());
-        }
+/// No VM has the file, no process has it open, no image lies on it, and nobody may do so who cannot be looked at.
+async fn check_unneeded(context: &Context<'_>, file: &DoomedImage) -> Result<()> {
+    let path = &file.path;
+    let readers = Readers::look(context.host, context.store, context.places).await;
+    let readers = readers.map_err(|error| match error {
+        OpsError::Host(error) => error,
+        error => HostError::Needed { path: path.clone(), why: error.to_string() },
+    })?;
+    if let Some(reader) = readers.of(path, file.identity) {
+        return Err(HostError::Needed { path: path.clone(), why: reader.to_string() });
     }
-    if host.images.is_in_use(path, Format::Raw).await? {
-        return Err(in_use());
-    }
-    for beside in host.images.list(path.parent().unwrap_or(path)).await? {
-        let facts = host.images.inspect(&beside, Format::Qcow2).await;
-        if facts.is_ok_and(|facts| facts.backing.is_some_and(|backing| backing.path == path)) {
-            return Err(in_use());
-        }
+    if context.host.images.is_in_use(path, Format::Raw).await? {
+        return Err(HostError::ImageInUse(path.clone()));
     }
     Ok(())
 }

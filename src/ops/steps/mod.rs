@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::host::{Host, HostError, Result as HostResult};
 use crate::model::step::Step;
 use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
+use crate::plan::Places;
 use crate::store::{Store, StoreError};
 
 use super::board::Reporter;
@@ -35,6 +36,7 @@ pub(super) use quiesce::{Thawed, prove_thaw};
 pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
     pub(super) store: &'a Store,
+    pub(super) places: &'a Places,
     pub(super) dead_man: &'a DeadMan,
     pub(super) manifests: &'a Manifests,
     pub(super) limits: &'a Limits,

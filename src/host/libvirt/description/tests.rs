@@ -19,10 +19,12 @@ fn a_live_domain() {
     assert_eq!(description.memory_bytes, 64 << 20);
     assert_eq!(description.agent, AgentChannel::Connected);
     assert_eq!(description.memory_blocker, None);
-    let disk = |target: &str, alias: &str, source, is_ready| DescribedDisk {
+    let disk = |target: &str, alias: &str, source, files: &[&str], is_ready| DescribedDisk {
         target: target.parse().unwrap(),
         alias: Some(alias.to_owned()),
         source,
+        files: files.iter().map(PathBuf::from).collect(),
+        is_unnamed: false,
         is_ready,
     };
     let complete = |images| DescribedSource::Chain { images, is_complete: true };
@@ -31,12 +33,16 @@ fn a_live_domain() {
         image("/images/middle.qcow2", Format::Qcow2),
         image("/images/base.qcow2", Format::Qcow2),
     ];
+    let device = block("/dev/vg/data", Format::Raw);
+    // The last is what it is merged into.
+    let vda_files = ["top", "middle", "base", "middle"].map(|name| format!("/images/{name}.qcow2"));
+    let vda_files: Vec<&str> = vda_files.iter().map(String::as_str).collect();
     assert_eq!(
         description.disks,
         [
-            disk("vda", "virtio-disk0", complete(images), true),
-            disk("vdb", "virtio-disk1", complete(vec![block("/dev/vg/data", Format::Raw)]), false),
-            disk("sda", "sata0-0-0", DescribedSource::Excluded(ExcludedDisk::Cdrom), false),
+            disk("vda", "virtio-disk0", complete(images), &vda_files, true),
+            disk("vdb", "virtio-disk1", complete(vec![device]), &["/dev/vg/data"], false),
+            disk("sda", "sata0-0-0", DescribedSource::Excluded(ExcludedDisk::Cdrom), &[], false),
         ]
     );
     let vda: DiskTarget = "vda".parse().unwrap();
@@ -229,4 +235,36 @@ fn what_a_vm_keeps_outside_of_its_disks() {
         None,
         &["the UEFI variables (in format vmdk)"],
     );
+}
+
+/// Whatever becomes of a disk, nobody may remove what it reads.
+#[test]
+fn files_of_disks_that_are_not_handled() {
+    let check = |disk: &str, expected: &[&str], is_unnamed: bool| {
+        let xml = format!(
+            "<domain><memory>1</memory><devices><disk {disk}<target dev='vda'/></disk></devices></domain>"
+        );
+        let read = Description::read(&xml).unwrap();
+        let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
+        assert_eq!((&read.disks[0].files, read.disks[0].is_unnamed), (&expected, is_unnamed), "{disk}");
+    };
+    check("type='file' device='cdrom'><source file='/i/iso'/><readonly/>", &["/i/iso"], false);
+    check("type='block'><driver type='raw'/><source dev='/dev/x'/><readonly/>", &["/dev/x"], false);
+    check("type='file'><driver type='vmdk'/><source file='/i/x'/>", &["/i/x"], false);
+    check(
+        "type='file'><driver type='qcow2'/><source file='/i/x'/><shareable/><backingStore type='block'>\
+         <format type='raw'/><source dev='/dev/y'/></backingStore>",
+        &["/i/x", "/dev/y"],
+        false,
+    );
+    check(
+        "type='file'><driver type='qcow2'/><source file='/i/x'><dataStore type='file'><format type='raw'/>\
+         <source file='/i/data'/></dataStore></source>",
+        &["/i/x", "/i/data"],
+        false,
+    );
+    check("type='volume'><driver type='raw'/><source pool='p' volume='v'/>", &[], true);
+    check("type='network'><driver type='raw'/><source protocol='rbd' name='x'/>", &[], false);
+    check("type='vhostvdpa'><driver type='raw'/><source dev='/dev/vhost-vdpa-0'/>", &[], false);
+    check("type='file'><driver type='raw'/>", &[], false);
 }

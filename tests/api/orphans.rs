@@ -1,0 +1,190 @@
+//! A file of ours that the catalog does not need goes only if nobody reads it, and nobody may: neither when it is looked for
+//! nor when it is removed.
+
+use std::path::Path;
+
+use serde_json::Value;
+use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
+use vmsnap::model::step::{ImageRef, NewOverlay};
+use vmsnap::model::vm::{ExcludedDisk, Format};
+use vmsnap::proto::v1;
+
+use super::client::run;
+use super::node::Node;
+
+const ORPHAN: &str = "/images/vmsnap-0199aaaa-0000-7000-8000-000000000001.qcow2";
+/// A second name of the orphan.
+const ALIAS: &str = "/links/image";
+
+async fn orphans(node: &Node) -> Vec<Value> {
+    let found: Value = serde_json::from_str(&run(node, "node check -o json").await.stdout).unwrap();
+    let found = found["differences"].as_array().cloned().unwrap_or_default().into_iter();
+    found.filter(|difference| difference["path"] == ORPHAN).collect()
+}
+
+async fn overlay(node: &Node, path: &str, backing: &str) {
+    let overlay = NewOverlay {
+        target: "vda".parse().unwrap(),
+        path: path.into(),
+        backing_path: backing.into(),
+        backing_format: Format::Qcow2,
+        virtual_size: BLOCK,
+    };
+    node.sim.host().images.create_overlay(&overlay).await.unwrap();
+}
+
+async fn alias(node: &Node) {
+    node.sim.host().images.hard_link(ORPHAN.as_ref(), ALIAS.as_ref()).await.unwrap();
+}
+
+/// With `act`, the orphan stays: it is not offered, and says why with this word; no word where it is no orphan at all. The
+/// same if it happens only once the removal is under way.
+async fn check(act: impl AsyncFn(&Node), word: Option<&str>) {
+    let node = with_orphan().await;
+    act(&node).await;
+    match (&orphans(&node).await[..], word) {
+        ([], None) => {}
+        ([told], Some(word)) => {
+            let description = told["description"].as_str().unwrap();
+            assert!(description.contains(word), "{description}");
+            assert_eq!(told["actions"].as_array().map_or(0, Vec::len), 0, "{told}");
+            let resolve = format!("node resolve {} --remove-file --yes", told["id"].as_str().unwrap());
+            let refused = run(&node, &resolve).await;
+            assert!(refused.code == 6 && refused.stderr.contains("RESOLUTION_NOT_OFFERED"), "{refused:?}");
+        }
+        (found, _) => panic!("{found:?}"),
+    }
+    check_meanwhile(act, word).await;
+}
+
+async fn check_meanwhile(act: impl AsyncFn(&Node), word: Option<&str>) {
+    let node = with_orphan().await;
+    let [told] = &orphans(&node).await[..] else { panic!("no orphan") };
+    let request = v1::ResolveVmRequest {
+        difference_id: told["id"].as_str().unwrap().to_owned(),
+        action: v1::DifferenceAction::RemoveFile.into(),
+        ..Default::default()
+    };
+    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
+    let before = looks();
+    let plan = v1::ResolveVmRequest { validate_only: true, ..request.clone() };
+    node.vms().resolve_vm(plan).await.unwrap();
+    // The next look after the plan is the step's own first one.
+    let (hold, occurrence) = (Hold::default(), 2 * looks() - before + 1);
+    let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
+    node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
+    let begun = node.vms().resolve_vm(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    act(&node).await;
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    let why = ended.error.unwrap();
+    assert_eq!(why.reason(), v1::Reason::LayerInUse, "{why:?}");
+    assert!(why.message.contains(word.unwrap_or("VM other has it")), "{why:?}");
+    assert!(node.sim.files().contains(&ORPHAN.into()));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// A node with an orphan that could be removed.
+async fn with_orphan() -> Node {
+    let node = Node::start();
+    node.take("one").await;
+    node.sim.put_image(ORPHAN.as_ref(), Format::Qcow2, BLOCK, false).unwrap();
+    let [told] = &orphans(&node).await[..] else { panic!("no orphan") };
+    assert_eq!(told["actions"][0], "DIFFERENCE_ACTION_REMOVE_FILE");
+    node
+}
+
+/// A read-only disk, one that is refused, one that only the stored definition names.
+#[tokio::test]
+async fn a_disk_that_is_not_handled() {
+    let act = async |node: &Node| {
+        let other = node.sim.vm("other").excluded("vda", ExcludedDisk::ReadOnly);
+        other.names(ORPHAN.as_ref()).off().build();
+    };
+    check(act, None).await;
+}
+
+#[tokio::test]
+async fn what_a_disk_that_is_not_handled_lies_on() {
+    let act = async |node: &Node| {
+        // Where no image is looked for.
+        overlay(node, "/elsewhere/middle", ORPHAN).await;
+        overlay(node, "/far/away/top", "/elsewhere/middle").await;
+        node.sim.vm("other").names("/far/away/top".as_ref()).off().build();
+    };
+    check(act, Some("/elsewhere/middle lies on it")).await;
+}
+
+#[tokio::test]
+async fn another_name_of_it() {
+    let act = async |node: &Node| {
+        alias(node).await;
+        node.sim.vm("other").names(ALIAS.as_ref()).off().build();
+    };
+    check(act, None).await;
+    let act = async |node: &Node| {
+        alias(node).await;
+        overlay(node, "/images/by-another-name", ALIAS).await;
+    };
+    check(act, Some("/images/by-another-name lies on it")).await;
+}
+
+#[tokio::test]
+async fn an_overlay_of_any_name_beside_any_image() {
+    let act = async |node: &Node| overlay(node, "/images/by-hand.img", ORPHAN).await;
+    check(act, Some("/images/by-hand.img lies on it")).await;
+    let act = async |node: &Node| {
+        let beside = ImageRef { path: "/pool/disk".into(), format: Format::Raw };
+        node.sim.put_image(&beside.path, Format::Raw, BLOCK, false).unwrap();
+        node.sim.vm("other").image("vda", beside).off().build();
+        overlay(node, "/pool/by-hand", ORPHAN).await;
+    };
+    check(act, Some("/pool/by-hand lies on it")).await;
+}
+
+#[tokio::test]
+async fn an_image_that_makes_no_sense() {
+    let act = async |node: &Node| {
+        node.sim.put_image("/images/broken.qcow2".as_ref(), Format::Raw, BLOCK, false).unwrap();
+    };
+    check(act, Some("something may lie on it: the image /images/broken.qcow2 cannot be used")).await;
+}
+
+#[tokio::test]
+async fn images_and_directories_that_cannot_be_read() {
+    let strike = |method| async move |node: &Node| node.strike(method, Mishap::Error(Complaint::Garbage));
+    check(strike(Method::LiesOn), Some("something may lie on it")).await;
+    check_meanwhile(strike(Method::List), Some("something may lie on it")).await;
+}
+
+#[tokio::test]
+async fn vms_that_may_have_any_file() {
+    let act = async |node: &Node| {
+        node.sim.vm("other").unnamed("vda").off().build();
+    };
+    check(act, Some("disk vda of VM other is a volume of a pool")).await;
+    let act = async |node: &Node| {
+        let other = node.sim.vm("other").build();
+        node.sim.someone_saves(other);
+    };
+    check(act, Some("VM other is saved with its memory")).await;
+}
+
+/// What is raw is read as it is: a guest cannot keep a file by what it writes. Files that are no images lie on nothing.
+#[tokio::test]
+async fn what_lies_on_nothing() {
+    let node = with_orphan().await;
+    let raw = ImageRef { path: "/images/guest.qcow2".into(), format: Format::Raw };
+    node.sim.put_image(&raw.path, Format::Raw, BLOCK, false).unwrap();
+    node.sim.vm("other").image("vda", raw).names("/images/gone".as_ref()).build();
+    node.sim.put_image("/images/some.iso".as_ref(), Format::Raw, BLOCK, false).unwrap();
+    let host = node.sim.host();
+    host.images.write_file(Path::new("/images/letter"), b"to my aunt").await.unwrap();
+    let told = orphans(&node).await;
+    let resolve = format!("node resolve {} --remove-file --yes", told[0]["id"].as_str().unwrap());
+    assert_eq!(run(&node, &resolve).await.code, 0);
+    assert!(!node.sim.files().contains(&ORPHAN.into()));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}

@@ -52,7 +52,7 @@ impl Engine {
         let users = self.users(path, vm).await?;
         let mut users: Vec<VolumeUser> = users.into_iter().map(|(_, user)| user).collect();
         for image in self.images_in_places().await {
-            if image.backing.is_some_and(|backing| backing.path == path) {
+            if image.below.as_deref() == Some(path) {
                 users.push(VolumeUser { name: image.path.display().to_string(), is_live: false });
             }
         }
@@ -63,19 +63,24 @@ impl Engine {
     /// `read` are the images that VMs read.
     pub(super) async fn unknown_images(&self, read: &HashSet<PathBuf>) -> Vec<PathBuf> {
         let images = self.images_in_places().await;
-        let below: HashSet<&PathBuf> =
-            images.iter().filter_map(|image| Some(&image.backing.as_ref()?.path)).collect();
-        let is_volume = |image: &&PlacedImage| {
-            !plan::is_named_by_us(&image.path) && !read.contains(&image.path) && !below.contains(&image.path)
-        };
-        images.iter().filter(is_volume).map(|image| image.path.clone()).collect()
+        let below: HashSet<&PathBuf> = images.iter().filter_map(|image| image.below.as_ref()).collect();
+        let mut unknown = Vec::new();
+        for path in images.iter().map(|image| &image.path).filter(|path| is_called_image(path)) {
+            let is_free = !plan::is_named_by_us(path) && !read.contains(path) && !below.contains(path);
+            if is_free && self.0.host.images.inspect(path, Format::Qcow2).await.is_ok() {
+                unknown.push(path.clone());
+            }
+        }
+        unknown
     }
 
     /// Why nothing answers to a name: it may be an image that is no volume, because others read it.
     pub(super) async fn missing(&self, wanted: &str) -> Result<OpsError> {
         let images = self.images_in_places().await;
-        let is_wanted =
-            |path: &Path| path == Path::new(wanted) || path.file_name() == Some(OsStr::new(wanted));
+        let is_wanted = |path: &Path| {
+            is_called_image(path)
+                && (path == Path::new(wanted) || path.file_name() == Some(OsStr::new(wanted)))
+        };
         let Some(found) = images.iter().find(|image| is_wanted(&image.path)) else {
             return Ok(OpsError::NoSuchVolume(wanted.to_owned()));
         };
@@ -85,8 +90,9 @@ impl Engine {
         Ok(OpsError::NotAVolume { path: found.path.clone(), reader })
     }
 
-    /// A directory or an image that cannot be read is left out: it is not the one that is asked for.
-    pub(super) async fn images_in_places(&self) -> Vec<PlacedImage> {
+    /// All files, whatever they are called. A directory or an image that cannot be read is left out: it is not the one that
+    /// is asked for.
+    async fn images_in_places(&self) -> Vec<PlacedImage> {
         let images = &self.0.host.images;
         let mut found = Vec::new();
         for directory in self.image_directories() {
@@ -95,9 +101,9 @@ impl Engine {
                 tracing::warn!(directory = %directory.display(), error, "a directory of images cannot be read");
                 Vec::new()
             });
-            for path in files.into_iter().filter(|path| path.extension() == Some(OsStr::new("qcow2"))) {
-                if let Ok(facts) = images.inspect(&path, Format::Qcow2).await {
-                    found.push(PlacedImage { path, backing: facts.backing });
+            for path in files {
+                if let Ok(below) = images.lies_on(&path).await {
+                    found.push(PlacedImage { path, below });
                 }
             }
         }
@@ -114,8 +120,14 @@ impl Engine {
     }
 }
 
-/// An image in a directory of images.
-pub(super) struct PlacedImage {
-    pub(super) path: PathBuf,
-    pub(super) backing: Option<Backing>,
+/// Whether a file is called as a volume is that somebody puts into a directory of images.
+fn is_called_image(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new("qcow2"))
+}
+
+/// A file in a directory of images.
+struct PlacedImage {
+    path: PathBuf,
+    /// What it lies on.
+    below: Option<PathBuf>,
 }

@@ -4,42 +4,66 @@
 //! Decides whom to look at and when to try again. Leaves what waits to `plan`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::presence::vm_changed;
-use super::{Engine, Result};
-use crate::model::vm::DiskView;
+use super::readers::{self, Headers};
+use super::{Engine, Inner, Result};
+use crate::model::vm::FileIdentity;
 use crate::model::{LayerId, LayerTree, Ownership, VmId};
 
 /// A VM that is stopped or undefined changes several times in a row.
 const BREATH: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// The highest of our own layers in each chain of other VMs, and of what is kept of other VMs and volumes.
+    /// The highest of our own layers that each reader from outside lies on: other VMs, whatever their disks are; disks of the
+    /// VM itself that are no chain of the tree; images that somebody made; what is kept of other VMs and volumes.
     ///
     /// A VM that cannot be looked at is passed over: one that runs has its images locked, so a merge would be refused; one
-    /// that is off and whose images are not there reads nothing.
+    /// that is off and whose images are not there reads nothing. So is an image that cannot be read: nobody can run on it,
+    /// and it must not hold up all merges of the node.
     pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
         let mut read = self.kept_elsewhere(tree).await?;
-        read.extend(self.covered_by_hand(tree).await);
-        for vm in self.vms().await?.into_iter().filter(|vm| vm.id != tree.vm) {
+        let Inner { host, store, places, .. } = &*self.0;
+        let mut raw = readers::raw_layers(store).await?;
+        let mut named = BTreeSet::new();
+        for vm in self.vms().await? {
             if self.captures_memory(vm.id).await {
                 continue;
             }
-            let view = match self.0.host.hypervisor.observe(vm.id).await {
-                Ok(view) => view,
+            match host.hypervisor.observe(vm.id).await {
+                Ok(view) if vm.id == tree.vm => named.extend(view.other_files),
+                Ok(view) => {
+                    raw.extend(readers::raw_images(&view));
+                    named.extend(view.files().cloned());
+                }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(vm = vm.name, error, "a VM is passed over in the search for readers");
-                    continue;
                 }
-            };
-            for chain in view.disks.iter().map(DiskView::chain) {
-                let known = chain.iter().find_map(|image| tree.layer_at(&image.path));
-                read.extend(known.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
             }
+        }
+        // A clone holds its layer by itself.
+        let is_known =
+            |path: &Path| tree.layer_at(path).is_some() || tree.clones.iter().any(|clone| clone.path == path);
+        let (mut starts, _) = readers::list(&*host.images, &readers::directories(store, places).await?).await;
+        starts.retain(|path| !is_known(path));
+        starts.extend(named.iter().cloned());
+        let headers = Headers::follow(&*host.images, starts.clone(), &raw).await;
+        let others = named.iter().chain(headers.below.values()).filter(|path| tree.layer_at(path).is_none());
+        let identities = readers::identities(&*host.images, others.cloned().collect()).await;
+        let owned = tree.layers.values().filter(|layer| layer.ownership == Ownership::Owned);
+        let own = readers::identities(&*host.images, owned.map(|layer| layer.path.clone()).collect()).await;
+        let layer_of = |path: &Path| {
+            let is_it = |own: &(&PathBuf, &FileIdentity)| identities.get(path) == Some(own.1);
+            tree.layer_at(path).or_else(|| own.iter().find(is_it).and_then(|(path, _)| tree.layer_at(path)))
+        };
+        for start in starts {
+            // Highest first.
+            let highest = headers.chain(&start).find_map(layer_of);
+            read.extend(highest.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
         }
         Ok(read)
     }
@@ -58,20 +82,6 @@ impl Engine {
             }
         }
         Ok(read)
-    }
-
-    /// What images in the directories of images lie on that the tree does not know, though no VM has them.
-    async fn covered_by_hand(&self, tree: &LayerTree) -> BTreeSet<LayerId> {
-        let is_known = |path: &Path| {
-            // A clone holds its layer by itself.
-            tree.layer_at(path).is_some() || tree.clones.iter().any(|clone| clone.path == path)
-        };
-        let images = self.images_in_places().await;
-        let below = images.iter().filter(|image| !is_known(&image.path)).filter_map(|image| {
-            let layer = tree.layer_at(&image.backing.as_ref()?.path)?;
-            (layer.ownership == Ownership::Owned).then_some(layer.id)
-        });
-        below.collect()
     }
 
     /// Merges what waited for the snapshots of others, now that some may have gone.

@@ -51,6 +51,13 @@ impl Headers {
         headers
     }
 
+    /// An image and all that it lies on.
+    pub(super) fn chain<'a>(&'a self, start: &'a Path) -> impl Iterator<Item = &'a Path> {
+        // One that goes round in circles comes to an end, too.
+        let chain = std::iter::successors(Some(start), |path| Some(self.below.get(*path)?.as_path()));
+        chain.take(self.below.len() + 1)
+    }
+
     fn note_unreadable(&mut self, path: PathBuf, error: &HostError) {
         let mut words = vec![error.to_string()];
         words.extend(causes(error));
@@ -135,7 +142,7 @@ pub(super) fn raw_images(view: &VmView) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Layers that are read as they are.
-async fn raw_layers(store: &Store) -> Result<BTreeSet<PathBuf>> {
+pub(super) async fn raw_layers(store: &Store) -> Result<BTreeSet<PathBuf>> {
     let mut raw = BTreeSet::new();
     for vm in store.vms().await? {
         let tree = store.tree(vm).await?;

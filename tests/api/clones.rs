@@ -150,6 +150,8 @@ async fn what_another_vm_reads_waits() {
     node.sim.someone_stops(other);
     succeed(&node, "snapshot delete web/two --yes").await;
     assert_eq!(node.sim.read_image(&path).unwrap().get(&1), Some(&10));
+    // What lies there by hand may be wanted again.
+    node.sim.someone_removes(&path);
     node.sim.someone_undefines(other);
     let settled = async {
         while json(&node, "vm show web").await["vm"]["merge_debt"]["layers"] != 0 {

@@ -11,6 +11,7 @@ mod check;
 mod client;
 mod clones;
 mod edit;
+mod elsewhere;
 mod events;
 mod expiry;
 mod life;

@@ -1,0 +1,127 @@
+//! A merge waits for whoever lies on what it would write into, whatever made them and whatever they are called.
+
+use std::path::{Path, PathBuf};
+
+use vmsnap::host::sim::{BLOCK, SimHost};
+use vmsnap::model::step::{ImageRef, NewOverlay};
+use vmsnap::model::vm::{ExcludedDisk, Format};
+
+use super::client::succeed;
+use super::node::{Node, PATIENCE};
+
+/// What the VM was made with: the first snapshot holds it.
+const BASE: &str = "/images/web-vda";
+
+async fn overlay(node: &Node, path: &str, backing: &str) {
+    let overlay = NewOverlay {
+        target: "vda".parse().unwrap(),
+        path: path.into(),
+        backing_path: backing.into(),
+        backing_format: Format::Qcow2,
+        virtual_size: BLOCK,
+    };
+    node.sim.host().images.create_overlay(&overlay).await.unwrap();
+}
+
+async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
+    let disks = node.snapshot(snapshot).await.disks;
+    disks.into_iter().find(|disk| disk.target == "vda").unwrap().path.into()
+}
+
+/// Two snapshots; then something is done, and the first is deleted. Gives what the second held, that is to be merged into
+/// the base.
+async fn delete_first(node: &Node, act: impl AsyncFnOnce(&Node)) -> PathBuf {
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    node.write(1, 30);
+    let upper = file_of(node, "two").await;
+    act(node).await;
+    succeed(node, "snapshot delete web/one --yes").await;
+    upper
+}
+
+fn is_there(node: &Node, path: &Path) -> bool {
+    node.sim.files().iter().any(|file| file == path)
+}
+
+async fn check(node: Node, base: &str, act: impl AsyncFnOnce(&Node)) {
+    let upper = delete_first(&node, act).await;
+    assert!(is_there(&node, &upper), "it is merged into what somebody reads");
+    assert_eq!(node.sim.read_image(base.as_ref()).unwrap().get(&1), Some(&10));
+    assert_eq!(node.read(1), [30, 30]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn nobody_lies_on_it() {
+    let node = Node::start();
+    let upper = delete_first(&node, async |_: &Node| {}).await;
+    assert!(!is_there(&node, &upper));
+    assert_eq!(node.sim.read_image(BASE.as_ref()).unwrap().get(&1), Some(&20));
+}
+
+/// Once they are gone, it goes on.
+#[tokio::test]
+async fn an_overlay_of_any_name() {
+    const MINE: &str = "/images/by-hand.img";
+    let node = Node::start();
+    let upper = delete_first(&node, async |node: &Node| overlay(node, MINE, BASE).await).await;
+    assert!(is_there(&node, &upper));
+    assert_eq!(node.sim.read_image(MINE.as_ref()).unwrap().get(&1), Some(&10));
+    node.sim.someone_removes(MINE.as_ref());
+    // Something happens to a VM: whoever waits looks again.
+    node.sim.someone_resumes(node.vm);
+    let merged = async {
+        while is_there(&node, &upper) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, merged).await.expect("nobody lies on it any more");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_overlay_in_a_directory_that_only_the_vm_has() {
+    let sim = SimHost::new();
+    let mut vm = sim.vm("web");
+    for disk in ["vda", "vdb"] {
+        let image = ImageRef { path: format!("/pool/{disk}").into(), format: Format::Qcow2 };
+        sim.put_image(&image.path, Format::Qcow2, 1024 * BLOCK, false).unwrap();
+        vm = vm.image(disk, image);
+    }
+    let vm = vm.build();
+    let node = Node::start_with(sim, vm);
+    check(node, "/pool/vda", async |node: &Node| overlay(node, "/pool/by-hand", "/pool/vda").await).await;
+}
+
+#[tokio::test]
+async fn an_overlay_on_another_name_of_it() {
+    let act = async |node: &Node| {
+        node.sim.host().images.hard_link(BASE.as_ref(), "/links/image".as_ref()).await.unwrap();
+        overlay(node, "/images/by-hand", "/links/image").await;
+    };
+    check(Node::start(), BASE, act).await;
+}
+
+#[tokio::test]
+async fn a_disk_of_another_vm_that_is_not_handled() {
+    let other = |node: &Node, file: &str| {
+        node.sim.vm("other").excluded("vda", ExcludedDisk::ReadOnly).names(file.as_ref()).off().build();
+    };
+    check(Node::start(), BASE, async |node: &Node| other(node, BASE)).await;
+    let act = async |node: &Node| {
+        overlay(node, "/far/away", BASE).await;
+        other(node, "/far/away");
+    };
+    check(Node::start(), BASE, act).await;
+}
+
+/// The VM itself has what its snapshots hold as a disk of its own, read-only or in the stored definition.
+#[tokio::test]
+async fn another_disk_of_the_vm() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(2).names(BASE.as_ref()).build();
+    check(Node::start_with(sim, vm), BASE, async |_: &Node| {}).await;
+}

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::host::{Host, HostError};
 use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
-use crate::model::{LayerTree, SnapshotState, VmId, VmView, VolumeId};
+use crate::model::{LayerTree, Snapshot, SnapshotState, VmId, VmView, VolumeId};
 use crate::plan::World;
 
 use super::{Engine, Inner, OpsError, detached};
@@ -62,10 +62,13 @@ pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
     }
 }
 
-/// The name of a VM that has left, if its snapshots say that it has.
+/// The name of a VM that has left, if its snapshots say that it has: one is LOST, or none is left that could be.
 fn name_of_lost(tree: &LayerTree) -> Option<String> {
-    let lost = tree.snapshots.iter().find(|snapshot| snapshot.state == SnapshotState::Lost);
-    lost.map(|snapshot| snapshot.vm_name.clone())
+    let snapshots = &tree.snapshots;
+    let lost = snapshots.iter().find(|snapshot| snapshot.state == SnapshotState::Lost);
+    let is_error = |snapshot: &Snapshot| snapshot.state == SnapshotState::Error;
+    let first = snapshots.first().filter(|_| snapshots.iter().all(is_error));
+    lost.or(first).map(|snapshot| snapshot.vm_name.clone())
 }
 
 /// The images of the VM and of the catalog. One that is not there is left out: the plan tells what that means.

@@ -52,10 +52,10 @@ impl Engine {
         });
     }
 
-    /// VMs with snapshots that are LOST, by the names they had, but for those in `here`.
+    /// VMs with snapshots that are LOST, or in ERROR alone, by the names they had, but for those in `here`.
     pub async fn gone(&self, here: &[VmSummary]) -> Result<Vec<VmSummary>> {
         let mut gone = Vec::new();
-        for kept in self.0.store.kept().await?.into_iter().filter(|kept| kept.lost > 0) {
+        for kept in self.0.store.kept().await?.into_iter().filter(|kept| kept.lost > 0 || kept.ready == 0) {
             if !here.iter().any(|vm| vm.id == kept.vm) {
                 let name =
                     self.0.store.tree(kept.vm).await?.snapshots.first().map(|first| first.vm_name.clone());

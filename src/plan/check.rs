@@ -44,7 +44,7 @@ fn found(world: &World, kind: DifferenceKind, description: String) -> Difference
 }
 
 fn undefined(world: &World) -> Difference {
-    let lost = world.tree.snapshots.len();
+    let kept = world.tree.snapshots.len();
     let why = world.tree.snapshots.iter().filter_map(|snapshot| snapshot.trouble.as_ref());
     let has_migrated = why.clone().any(|why| why.reason == Reason::VmMigrated);
     let (kind, what) = if has_migrated {
@@ -53,7 +53,7 @@ fn undefined(world: &World) -> Difference {
         (DifferenceKind::VmUndefined, "is not on this node")
     };
     let words = format!(
-        "{} {what}: its {lost} snapshots are LOST until it is back; purge what nobody needs any more",
+        "{} {what}: its {kept} snapshots are LOST, or in ERROR, until it is back; purge what nobody needs any more",
         world.vm.name
     );
     found(world, kind, words)

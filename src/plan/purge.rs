@@ -14,7 +14,9 @@ use super::{Plan, Refusal, World};
 
 /// Plans to remove `snapshot`, which is in `world.tree`.
 pub fn purge(world: &World, snapshot: &Snapshot, request: &PurgeSnapshot) -> Result<Plan, Refusal> {
-    if snapshot.state != SnapshotState::Lost || world.vm.attachment != Attachment::Gone {
+    // One that could not be vouched for before its VM left is of no more use to anybody.
+    let can_go = matches!(snapshot.state, SnapshotState::Lost | SnapshotState::Error);
+    if !can_go || world.vm.attachment != Attachment::Gone {
         return Err(Refusal::NotLost(snapshot.state));
     }
     if request.generation.is_some_and(|seen| seen != snapshot.generation) {

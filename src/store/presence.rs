@@ -15,22 +15,24 @@ pub struct Kept {
     pub ready: u64,
     /// LOST ones.
     pub lost: u64,
+    /// Those in ERROR.
+    pub error: u64,
 }
 
 impl Store {
-    /// The VMs that have snapshots which are READY or LOST. Volumes that no VM has are none.
+    /// The VMs that have snapshots which are READY, LOST or in ERROR. Volumes that no VM has are none.
     pub async fn kept(&self) -> Result<Vec<Kept>> {
         self.transact(|transaction| {
             let mut statement = transaction.prepare_cached(
-                "SELECT vm, sum(state = 'ready'), sum(state = 'lost') FROM snapshot
-                 WHERE state IN ('ready', 'lost') AND NOT EXISTS (SELECT 1 FROM volume WHERE vm = snapshot.vm AND id = vm)
+                "SELECT vm, sum(state = 'ready'), sum(state = 'lost'), sum(state = 'error') FROM snapshot
+                 WHERE state IN ('ready', 'lost', 'error') AND NOT EXISTS (SELECT 1 FROM volume WHERE vm = snapshot.vm AND id = vm)
                  GROUP BY vm",
             )?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
             rows.map(|row| {
-                let (vm, ready, lost): (String, i64, i64) = row?;
-                let (ready, lost) = (ready.unsigned_abs(), lost.unsigned_abs());
-                Ok(Kept { vm: parse(&vm, "VM id")?, ready, lost })
+                let (vm, ready, lost, error): (String, i64, i64, i64) = row?;
+                let [ready, lost, error] = [ready, lost, error].map(i64::unsigned_abs);
+                Ok(Kept { vm: parse(&vm, "VM id")?, ready, lost, error })
             })
             .collect()
         })

@@ -154,6 +154,43 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// Snapshots that could not be vouched for any more are of no use to anybody once the VM is gone, whether others are LOST or
+/// not.
+#[tokio::test]
+async fn snapshots_in_error_are_purged() {
+    for with_lost in [true, false] {
+        let node = Node::start();
+        for name in ["one", "two"] {
+            node.take(name).await;
+        }
+        let disk: DiskTarget = "vda".parse().unwrap();
+        let two = json(&node, "snapshot show web/two").await;
+        let two = PathBuf::from(two["snapshot"]["disks"][0]["path"].as_str().unwrap());
+        let top = if with_lost { two } else { node.sim.image_of(node.vm, &disk).unwrap() };
+        node.sim.someone_commits(node.vm, &disk, &top, "/images/web-vda".as_ref());
+        let found: Value = serde_json::from_str(&run(&node, "vm check web -o json").await.stdout).unwrap();
+        let id = found["differences"][0]["id"].as_str().unwrap();
+        succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+        let state = async |name: &str| {
+            json(&node, &format!("snapshot show web/{name}")).await["snapshot"]["state"].clone()
+        };
+        assert_eq!(state("one").await, "SNAPSHOT_STATE_ERROR");
+        let refused = run(&node, "snapshot purge web/one --yes").await;
+        assert!(refused.code == 6 && refused.stderr.contains("its VM is here"), "{refused:?}");
+        leave(&node);
+        let lost = async { while with_lost && state("two").await != "SNAPSHOT_STATE_LOST" {} };
+        tokio::time::timeout(PATIENCE, lost).await.expect("what was READY is LOST");
+        assert_eq!(json(&node, "vm show web").await["vm"]["gone"], true);
+        let found = run(&node, "vm check web -o json").await;
+        assert!(found.stdout.contains("DIFFERENCE_KIND_VM_UNDEFINED"), "{found:?}");
+        for name in ["one", "two"] {
+            succeed(&node, &format!("snapshot purge web/{name} --yes")).await;
+        }
+        assert!(node.names().await.is_empty());
+        assert_eq!(node.sim.violations(), Vec::<String>::new());
+    }
+}
+
 /// The chain that a VM comes back with is not the one it left with: what reads wrong stays LOST.
 #[tokio::test]
 async fn a_vm_that_comes_back_without_an_image() {

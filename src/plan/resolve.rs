@@ -4,7 +4,7 @@
 //! file read otherwise, and none but the removal of an orphan removes one. Leaves finding differences to `check`. A person
 //! chooses: nothing here happens by itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::model::operation::Failure;
 use crate::model::step::{CatalogChange, DoomedImage, ImageRef, PointedDisk, Step};
@@ -142,7 +142,9 @@ fn set_aside(world: &World, difference: &Difference) -> Result<Plan, Refusal> {
     let is_it = |target| difference.disk.as_ref() == Some(target);
     let volume = world.tree.volumes.iter().find(|volume| is_it(&volume.target)).ok_or_else(no_way)?;
     let active = world.tree.layers.get(&volume.active).ok_or_else(no_way)?;
-    let is_gone = !world.images.contains_key(&active.path);
+    // Where nothing else is there either, it is the storage that is away: then all is kept for its coming back.
+    let is_beside = |other: &PathBuf| other.parent() == active.path.parent();
+    let is_gone = !world.images.contains_key(&active.path) && world.images.keys().any(is_beside);
     let path = active.path.display();
     let warning = if is_gone {
         format!("there is no {path} any more: what it may have lain on is not kept for it")

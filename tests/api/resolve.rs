@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tonic::Code;
-use vmsnap::host::sim::{BLOCK, Call, Fault, Hold, Method, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{BLOCK, Call, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
@@ -429,6 +429,40 @@ async fn a_disk_that_was_taken_away() {
     let (.., id) = found.iter().find(|(kind, ..)| kind == "DISK_SET_CHANGED").unwrap();
     succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
     assert_eq!(run(&node, "vm check web").await.code, 0);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// A disk was taken away while the storage that it is on is: that comes back, with all that the disk reads through.
+#[tokio::test]
+async fn a_disk_that_was_taken_away_with_its_storage() {
+    let sim = SimHost::new();
+    let pool = ImageRef { path: "/pool/data".into(), format: Format::Qcow2 };
+    sim.put_image(&pool.path, Format::Qcow2, 1024 * BLOCK, false).unwrap();
+    let vm = sim.vm("web").disk("vda", Format::Qcow2).image("vdb", pool.clone()).build();
+    let node = Node::start_with(sim, vm);
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    node.take("two").await;
+    let vdb = "vdb".parse::<DiskTarget>().unwrap();
+    let image = node.sim.image_of(vm, &vdb).unwrap();
+    node.sim.someone_unplugs(vm, &vdb);
+    let in_pool = |file: &PathBuf| file.starts_with("/pool");
+    let files: Vec<PathBuf> = node.sim.files().into_iter().filter(in_pool).collect();
+    let away = |file: &Path| Path::new("/away").join(file.file_name().unwrap());
+    for file in &files {
+        node.sim.someone_moves(file, &away(file));
+    }
+    let found = differences(&node, "vm check web").await;
+    let (.., id) = found.iter().find(|(kind, ..)| kind == "DISK_SET_CHANGED").unwrap();
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+    for file in &files {
+        node.sim.someone_moves(&away(file), file);
+    }
+    for name in ["one", "two"] {
+        succeed(&node, &format!("snapshot delete web/{name} --yes")).await;
+    }
+    assert_eq!(node.sim.read_image(&image).unwrap().get(&1), Some(&20), "whoever has it reads all of it");
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

@@ -140,6 +140,7 @@ impl Runner {
         let stopping = if self.holds_freeze() { &never } else { &inner.stopping };
         let performed = {
             let context = Context {
+                engine: &engine,
                 host: &inner.host,
                 store: &inner.store,
                 places: &inner.places,

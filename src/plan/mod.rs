@@ -56,7 +56,7 @@ pub use names::is_named_by_us;
 pub use orphan::{FileReader, orphan};
 pub use purge::purge;
 pub use refusal::Refusal;
-pub use resolve::{actions, resolve};
+pub use resolve::{actions, check_adoption, is_adopted, resolve};
 pub use revert::{is_whole, revert, revert_volume};
 pub use space::{grows, is_low, low_water, next_threshold, resume};
 pub use summary::describe;

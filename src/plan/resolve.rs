@@ -17,8 +17,10 @@ use crate::model::{
 use super::check::{not_as_seen, wrong_backing};
 use super::{NewIds, Plan, Refusal, Removal, RemovalKind, World, check_vm};
 
+mod adoption;
 mod chain;
 
+pub use adoption::{check_adoption, is_adopted};
 pub(super) use chain::{damaged_by_merge, is_explained_by_merge, owner_elsewhere};
 
 /// Who settles it, for what is written into a reservation.

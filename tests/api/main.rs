@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
+mod adoption;
 mod backup;
 mod bad_requests;
 mod check;

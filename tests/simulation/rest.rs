@@ -100,7 +100,7 @@ impl Node {
             let view = at_once(engine.operation(operation.id)).map_err(|error| error.to_string())?;
             if matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
                 self.tally.stuck += 1;
-                self.trace.push(format!("turn {}: {} is stuck", self.turn, operation.id));
+                self.trace.push(format!("turn {}: an operation is {:?}", self.turn, operation.cursor.state));
                 let engine = engine.clone();
                 // Nobody waits for what comes of it: it is looked at again and again.
                 tokio::spawn(async move { engine.resolve(operation.id, false).await });

@@ -18,8 +18,9 @@ use crate::store::{Store, StoreError};
 use super::board::Reporter;
 use super::deadman::DeadMan;
 use super::manifest::Manifests;
-use super::{Limits, OpsError};
+use super::{Engine, Limits, OpsError};
 
+mod adopt;
 mod clone;
 mod convergence;
 mod detached;
@@ -34,6 +35,8 @@ pub(super) use quiesce::{Thawed, prove_thaw};
 
 /// What a step may use.
 pub(super) struct Context<'a> {
+    /// To look at the VM with.
+    pub(super) engine: &'a Engine,
     pub(super) host: &'a Host,
     pub(super) store: &'a Store,
     pub(super) places: &'a Places,
@@ -175,10 +178,7 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::MarkReverting { snapshot } => {
             stored(context.store.set_state(*snapshot, SnapshotState::Reverting, context.cause()).await)
         }
-        Step::Record(change) => {
-            let findings = context.operation.findings.clone();
-            stored(context.store.apply(context.vm(), change.clone(), findings, context.cause()).await)
-        }
+        Step::Record(change) => adopt::record(context, change).await,
     }
 }
 

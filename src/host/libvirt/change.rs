@@ -129,7 +129,8 @@ pub(super) fn resume(line: &Connection, vm: VmId) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
     let resume = || domain.resume().map(drop).map_err(on_vm(vm, "resume the VM"));
     resume()?;
-    if vms::state(&domain, vm)? == RunState::Paused(PauseReason::IoError) && monitor::is_running(&domain, vm)? {
+    if vms::state(&domain, vm)? == RunState::Paused(PauseReason::IoError) && monitor::is_running(&domain, vm)?
+    {
         // It ran already, and libvirt had heard of its failure too late. Only a VM that begins to run is noted as one that
         // does.
         monitor::pause(&domain, vm)?;

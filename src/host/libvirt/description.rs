@@ -46,8 +46,8 @@ pub(super) struct DescribedDisk {
     pub(super) files: Vec<PathBuf>,
     /// Whether it is a volume of a pool: then no file is named.
     pub(super) is_unnamed: bool,
-    /// Whether the block job on it may pivot: `<mirror ready='yes'>`. Numbers do not tell.
-    pub(super) is_ready: bool,
+    /// Whether the block job on it may pivot: `<mirror ready='yes'>`. If not, it may all the same: see `jobs`.
+    pub(super) is_noted_ready: bool,
 }
 
 /// What a disk is backed by, as far as the XML says.
@@ -193,7 +193,7 @@ fn read_disk<'a>(disk: Node<'a, 'a>) -> Result<DescribedDisk> {
         source: source(disk)?,
         files: files::named(disk),
         is_unnamed: files::is_unnamed(disk),
-        is_ready: child_attribute(disk, "mirror", "ready") == Some("yes"),
+        is_noted_ready: child_attribute(disk, "mirror", "ready") == Some("yes"),
     })
 }
 

@@ -19,13 +19,13 @@ fn a_live_domain() {
     assert_eq!(description.memory_bytes, 64 << 20);
     assert_eq!(description.agent, AgentChannel::Connected);
     assert_eq!(description.memory_blocker, None);
-    let disk = |target: &str, alias: &str, source, files: &[&str], is_ready| DescribedDisk {
+    let disk = |target: &str, alias: &str, source, files: &[&str], is_noted_ready| DescribedDisk {
         target: target.parse().unwrap(),
         alias: Some(alias.to_owned()),
         source,
         files: files.iter().map(PathBuf::from).collect(),
         is_unnamed: false,
-        is_ready,
+        is_noted_ready,
     };
     let complete = |images| DescribedSource::Chain { images, is_complete: true };
     let images = vec![

@@ -350,3 +350,27 @@ async fn memory_images_and_space() {
     let nowhere = bed.images.free_space(&bed.path("missing")).await;
     assert!(matches!(nowhere, Err(HostError::NoSuchImage(_))));
 }
+
+#[tokio::test]
+async fn whether_two_images_read_the_same() {
+    let bed = Bed::new();
+    for format in [Format::Raw, Format::Qcow2] {
+        let base = bed.image(&format!("base, {format}"), format);
+        qemu_io(&base, "write -P 1 0 1M");
+        let top = bed.overlay(&format!("top-{format}"), &base).await;
+        assert!(bed.images.reads_same(&top, &base).await.unwrap(), "an empty overlay");
+        qemu_io(&top, "write -P 1 0 64k");
+        qemu_io(&top, "write -P 0 2M 64k");
+        assert!(bed.images.reads_same(&top, &base).await.unwrap(), "it may be held elsewhere");
+        qemu_io(&top, "write -P 2 1M 512");
+        assert!(!bed.images.reads_same(&top, &base).await.unwrap());
+        assert!(!bed.images.reads_same(&base, &top).await.unwrap());
+        qemu_io(&base, "write -P 2 1M 512");
+        assert!(bed.images.reads_same(&top, &base).await.unwrap());
+        run("qemu-img", &["resize", "-q", "-f", "qcow2", text(&top.path), "128M"]);
+        assert!(!bed.images.reads_same(&top, &base).await.unwrap(), "of another size");
+    }
+    let missing = ImageRef { path: bed.path("missing"), format: Format::Raw };
+    let error = bed.images.reads_same(&missing, &missing).await.unwrap_err();
+    assert!(matches!(error, HostError::NoSuchImage(_)), "{error:?}");
+}

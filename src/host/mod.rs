@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
-use crate::model::{DiskTarget, IoLimits, Space, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, ProcessId, Space, VmId, VmView};
 
 mod error;
 pub mod images;
@@ -53,8 +53,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// A VM as it is now. [`HostError::NoSuchVm`] if there is none.
     async fn observe(&self, vm: VmId) -> Result<VmView>;
 
-    /// What a live VM's process itself says that a disk writes to, and what the stored definition names: for a VM that
-    /// [`Self::observe`] gives no view of, because what the hypervisor believes of its disks is wrong.
+    /// What a live VM's process itself says that a disk writes to, which process that is, and what the stored definition
+    /// names: also for a VM that [`Self::observe`] gives no view of, because what the hypervisor believes of its disks is
+    /// wrong.
     async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage>;
 
     /// The VM's definition in the form that a later start from memory accepts, secrets included.
@@ -168,6 +169,10 @@ pub trait Images: Send + Sync + 'static {
     /// this returns. `progress` gets bytes done and total.
     async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()>;
 
+    /// Whether two images, each with all that it lies on, have the same size and the same content. Reads both; no process
+    /// may write to either.
+    async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool>;
+
     /// Writes another backing file into the header of `image`. What it reads must be the same over both.
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;
 
@@ -238,6 +243,8 @@ pub struct WrittenImage {
     pub live: Option<PathBuf>,
     /// The image that the next cold start boots. None if the VM has no stored definition.
     pub stored: Option<PathBuf>,
+    /// The process. None if there is none.
+    pub process: Option<ProcessId>,
 }
 
 /// Bytes done and total of something long.

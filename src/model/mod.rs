@@ -41,4 +41,4 @@ pub use request::{
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use space::Space;
 pub use step::Step;
-pub use vm::{Attachment, BlockJob, DiskView, Format, ImageFacts, RunState, VmView};
+pub use vm::{Attachment, BlockJob, DiskView, Format, ImageFacts, ProcessId, RunState, VmView};

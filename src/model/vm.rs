@@ -188,6 +188,10 @@ pub enum PauseReason {
     Other,
 }
 
+/// One process of a VM: no other one has the same, not even a later one of the same VM. What is in it means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId(pub String);
+
 /// Whether the guest agent can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentChannel {

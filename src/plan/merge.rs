@@ -3,14 +3,20 @@
 //!
 //! A commit only rolls forward. While the child is anybody's backing file or a VM writes to it, the child is the truth
 //! and the base alone is a mixture. "The block job is gone" says nothing: only the chains do.
+//!
+//! Once a VM has been asked to write to the base, only its process knows which of the two is newer. If it ends before
+//! anybody has seen that, and the definition does not name the base, nothing that is left behind tells: see `pivot`.
 
 use std::path::{Path, PathBuf};
 
 use crate::model::step::{How, ImageRef, Merge};
 use crate::model::vm::{BlockJob, BlockJobKind};
 
+mod pivot;
 mod pull;
 mod supersede;
+
+pub use pivot::Pivot;
 
 /// What is seen of a merge. By default: no VM has the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +33,8 @@ pub struct Seen {
     pub backings: Vec<Option<PathBuf>>,
     /// Whether this very attempt has already seen an offline commit through.
     pub committed_offline: bool,
+    /// What is known of a pivot that was asked for.
+    pub pivot: Pivot,
     /// The active layer of a VM that is off, if its definition tells something else of what lies below it than the headers
     /// do. Nothing else is seen of the VM then.
     pub outdated: Option<PathBuf>,
@@ -64,6 +72,10 @@ pub enum Next {
     PointAtBase,
     /// Let the stored definition name the active layer that it names, and forget what it tells of the layers below.
     PointAtActive(PathBuf),
+    /// The base may be newer than the child, or older: look whether they read the same.
+    Compare,
+    /// The base may be newer than the child, or older, and nobody can tell. Why, in words.
+    Undecided(String),
     /// Nothing refers to the child.
     Done,
     /// What is seen fits no stage of this merge.
@@ -75,6 +87,9 @@ pub enum Next {
 pub fn next(merge: &Merge, seen: &Seen) -> Next {
     if let Some(active) = &seen.outdated {
         return next_of_outdated(merge, seen, active);
+    }
+    if let Some(next) = pivot::next(merge, seen) {
+        return next;
     }
     match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),

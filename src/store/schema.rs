@@ -14,7 +14,7 @@ use super::{Result, StoreError, file};
 const APPLICATION_ID: i64 = 0x766d_736e;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -178,6 +178,15 @@ const V3: &str = "
 CREATE TABLE departure (
     vm          TEXT PRIMARY KEY,
     mark        TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+const V4: &str = "
+CREATE TABLE pivot (
+    vm          TEXT NOT NULL,
+    disk        TEXT NOT NULL,
+    body        TEXT NOT NULL,
+    PRIMARY KEY (vm, disk)
 ) STRICT, WITHOUT ROWID;
 ";
 

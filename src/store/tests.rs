@@ -11,8 +11,8 @@ use crate::model::snapshot::Owner;
 use crate::model::step::Step;
 use crate::model::vm::{Attachment, RunState};
 use crate::model::{
-    Cause, DeleteSnapshots, DeletionReason, Findings, Operation, OperationId, OperationState, Outcome,
-    Request, Snapshot, SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
+    Cause, DeleteSnapshots, DeletionReason, DiskTarget, Findings, Operation, OperationId, OperationState,
+    Outcome, ProcessId, Request, Snapshot, SnapshotId, SnapshotKind, SnapshotState, Turn, VmId,
 };
 
 const VM: VmId = VmId(Uuid::from_u128(1));
@@ -170,6 +170,27 @@ async fn leases_last_until_cleared() {
     assert_eq!(store.lease(VM).await.unwrap(), Some(lease));
     store.clear_lease(VM).await.unwrap();
     assert_eq!(store.lease(VM).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn pivots_last_until_cleared() {
+    let store = Store::in_memory().unwrap();
+    let [vda, vdb] = ["vda", "vdb"].map(|disk| disk.parse::<DiskTarget>().unwrap());
+    let pivot = |disk: &DiskTarget, process: &str| AskedPivot {
+        vm: VM,
+        disk: disk.clone(),
+        operation: OperationId(Uuid::from_u128(1)),
+        process: ProcessId(process.to_owned()),
+        child: "/child".into(),
+        base: "/base".into(),
+    };
+    for asked in [pivot(&vda, "first"), pivot(&vda, "second"), pivot(&vdb, "second")] {
+        store.put_pivot(asked).await.unwrap();
+    }
+    assert_eq!(store.pivot(VM, &vda).await.unwrap(), Some(pivot(&vda, "second")));
+    store.clear_pivot(VM, vda.clone()).await.unwrap();
+    assert_eq!(store.pivot(VM, &vda).await.unwrap(), None);
+    assert_eq!(store.pivot(VM, &vdb).await.unwrap(), Some(pivot(&vdb, "second")));
 }
 
 /// A client asks and goes, over and over: what it asked for is not done behind its back, and a write does not wait for it.

@@ -141,6 +141,19 @@ impl Images for HostImages {
         Ok(())
     }
 
+    async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
+        let pair = [one.clone(), other.clone()];
+        let look = move || {
+            let sizes = pair.iter().map(|image| files::inspect(&image.path, image.format));
+            sizes.map(|facts| Ok(facts?.virtual_size)).collect::<Result<Vec<_>>>()
+        };
+        let sizes = self.on_files("a look at an image", look).await?;
+        if sizes[0] != sizes[1] {
+            return Ok(false);
+        }
+        self.qemu_img.compare(&self.workers, one, other, self.deadlines.commit).await
+    }
+
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {
         let written = self.qemu_img.rebase(&self.workers, image, base, self.deadlines.header).await;
         self.explain(written, [image, image]).await?;

@@ -72,6 +72,38 @@ impl QemuImg {
         self.0.run(workers, &arguments, deadline, Output::Lines(&report), &base.path).await
     }
 
+    /// Whether two images of one size read the same, all that they lie on with them.
+    pub(super) async fn compare(
+        &self,
+        workers: &Workers,
+        one: &ImageRef,
+        other: &ImageRef,
+        deadline: Duration,
+    ) -> Result<bool> {
+        let differs = OnceLock::new();
+        let read = |line: &[u8]| {
+            if line.starts_with(b"Content mismatch") {
+                // It tells the first one, and ends.
+                let _ = differs.set(());
+            }
+        };
+        let arguments = [
+            "compare",
+            "-f",
+            one.format.as_str(),
+            "-F",
+            other.format.as_str(),
+            plain(&one.path)?,
+            plain(&other.path)?,
+        ];
+        match self.0.run(workers, &arguments, deadline, Output::Lines(&read), &one.path).await {
+            Ok(()) => Ok(true),
+            // Its status for images that differ; for all that goes wrong it has others, and other words.
+            Err(HostError::Program { .. }) if differs.get().is_some() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Copies what an image reads into a file that exists. Holes stay holes.
     pub(super) async fn convert(
         &self,

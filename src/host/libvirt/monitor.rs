@@ -3,15 +3,17 @@
 //! Decides how a question is spelled and what an answer must look like. Leaves to `graph` what it says. Asks only
 //! what changes nothing behind libvirt's back, with two exceptions: [`activate_images`] and [`pause`].
 
+use std::fs::read_to_string;
+
 use qapi::Execute;
-use qapi::qmp::{query_block, query_status, query_version, stop};
+use qapi::qmp::{query_block, query_cpus_fast, query_status, query_version, stop};
 use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 
 use super::graph::BlockDevice;
 use super::refusal::{LibvirtSays, on_vm};
 use crate::host::{HostError, Result};
-use crate::model::VmId;
+use crate::model::{ProcessId, VmId};
 
 /// Longest answer that is read: 64 disks with long chains stay far below.
 const LONGEST_REPLY: usize = 32 * 1024 * 1024;
@@ -50,6 +52,37 @@ pub(super) fn pause(domain: &Domain, vm: VmId) -> Result<()> {
 #[derive(Debug, Deserialize)]
 struct Status {
     running: bool,
+}
+
+/// The process: its first virtual processor's thread (QMP `query-cpus-fast`), which runs as long as it does, in this boot of
+/// the node. libvirt's own number of a domain is given again after a restart of libvirtd.
+pub(super) fn process(domain: &Domain, vm: VmId) -> Result<ProcessId> {
+    let boot = read_to_string(BOOT_ID).map_err(|error| HostError::Io {
+        action: "read",
+        path: BOOT_ID.into(),
+        cause: error,
+    })?;
+    let threads: Vec<Processor> = ask(domain, vm, &Execute::<query_cpus_fast>::from(query_cpus_fast {}))?;
+    process_of(&boot, &threads)
+}
+
+/// Another one for each boot of the node.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+fn process_of(boot: &str, processors: &[Processor]) -> Result<ProcessId> {
+    let first = processors
+        .iter()
+        .min_by_key(|processor| processor.index)
+        .ok_or(HostError::Malformed { what: "the answer of QEMU", cause: "it has no processors".into() })?;
+    Ok(ProcessId(format!("{}/{}", boot.trim(), first.thread)))
+}
+
+#[derive(Debug, Deserialize)]
+struct Processor {
+    #[serde(rename = "cpu-index")]
+    index: u64,
+    #[serde(rename = "thread-id")]
+    thread: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +185,15 @@ struct RefusalText {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_told_by_its_first_processor() {
+        let json = r#"[{"thread-id":42,"props":{},"qom-path":"/machine/b","cpu-index":1,"target":"x86_64"},
+                       {"thread-id":41,"qom-path":"/machine/a","cpu-index":0,"target":"later"}]"#;
+        let processors: Vec<Processor> = serde_json::from_str(json).unwrap();
+        assert_eq!(process_of("boot\n", &processors).unwrap(), ProcessId("boot/41".to_owned()));
+        assert!(matches!(process_of("boot", &[]), Err(HostError::Malformed { .. })));
+    }
 
     #[test]
     fn which_qemu_pulls_safely() {

@@ -47,13 +47,14 @@ pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
 /// See [`crate::host::Hypervisor::written_image`].
 pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) -> Result<WrittenImage> {
     let domain = vms::lookup(line, vm)?;
-    let written = if vms::is_active(&domain, vm)? {
+    let (written, process) = if vms::is_active(&domain, vm)? {
         let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
         let alias = description.disk(target).and_then(|disk| disk.alias.clone());
         let devices = monitor::block_devices(&domain, vm)?;
-        alias.and_then(|alias| active_image(&alias, &devices))
+        let written = alias.and_then(|alias| active_image(&alias, &devices));
+        (written, Some(monitor::process(&domain, vm)?))
     } else {
-        None
+        (None, None)
     };
     let stored = if domain.is_persistent().map_err(on_vm(vm, "describe the VM"))? {
         let description = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_XML_INACTIVE)?)?;
@@ -61,7 +62,7 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
     } else {
         None
     };
-    Ok(WrittenImage { live: written, stored })
+    Ok(WrittenImage { live: written, stored, process })
 }
 
 /// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when

@@ -65,6 +65,7 @@ methods! {
     Inspect "inspect",
     LiesOn "lies_on",
     Commit "commit",
+    ReadsSame "reads_same",
     Rebase "rebase",
     Copy "copy",
     Publish "publish",
@@ -105,6 +106,7 @@ impl Method {
             | Self::IsInUse
             | Self::FreeSpace
             | Self::Measure
+            | Self::ReadsSame
             | Self::MemoryImage
             // It changes nothing that anybody reads.
             | Self::SetBlockThreshold => true,

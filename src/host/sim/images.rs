@@ -79,6 +79,19 @@ impl World {
         self.files.image(&base.path).map(|_| ())
     }
 
+    fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
+        if let Some(image) = [one, other].into_iter().find(|image| self.is_written(&image.path)) {
+            return Err(HostError::ImageInUse(image.path.clone()));
+        }
+        let reading = |image: &ImageRef| {
+            let size = self.files.image(&image.path)?.virtual_size;
+            let mut content = self.files.content(&self.files.chain(image)?);
+            content.retain(|_, value| *value != 0);
+            Ok::<_, HostError>((size, content))
+        };
+        Ok(reading(one)? == reading(other)?)
+    }
+
     fn rebase(&mut self, image: &ImageRef, base: &ImageRef) -> Result<()> {
         if self.files.image(&image.path)?.format != Format::Qcow2 {
             return Err(bad(&image.path, "it is not a qcow2 image"));
@@ -267,6 +280,10 @@ impl Images for SimHost {
 
     async fn commit(&self, layers: &[ImageRef], progress: &ByteProgress) -> Result<()> {
         self.call(Method::Commit, |world, extent| world.commit(layers, progress, extent)).await
+    }
+
+    async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
+        self.call(Method::ReadsSame, |world, _| world.reads_same(one, other)).await
     }
 
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {

@@ -69,6 +69,8 @@ pub(super) enum SlotKind {
 /// What a process has, and loses when it ends.
 #[derive(Debug, Clone)]
 pub(super) struct Live {
+    /// Another one for each process of any VM.
+    pub(super) process: u64,
     pub(super) run_state: RunState,
     /// The images that each disk reads through, active first. What the headers say is another matter.
     pub(super) chains: BTreeMap<DiskTarget, Vec<ImageRef>>,

@@ -75,7 +75,9 @@ impl World {
             (Extent::Whole, true) => RunState::Paused(reason),
             (Extent::Whole, false) => RunState::Running,
         };
+        let process = self.boots;
         self.machine(vm)?.live = Some(Live {
+            process,
             run_state,
             chains,
             memory: memory.map_or(fresh, |memory| memory.memory),

@@ -8,7 +8,7 @@ use super::machine::{Machine, SlotKind};
 use super::world::World;
 use crate::model::step::ImageRef;
 use crate::model::vm::{Attachment, BlockJob, ChainImage, DiskSource, DiskView, Format};
-use crate::model::{DiskTarget, VmId, VmView};
+use crate::model::{DiskTarget, ProcessId, VmId, VmView};
 
 impl World {
     /// See [`crate::host::Hypervisor::observe`]. Looking costs time: what is under way moves on.
@@ -88,7 +88,8 @@ impl World {
         let chain = machine.live.as_ref().and_then(|live| live.chains.get(disk));
         let live = chain.and_then(|chain| chain.first()).map(|image| image.path.clone());
         let stored = machine.stored.get(disk).map(|image| image.path.clone());
-        Ok(WrittenImage { live, stored: stored.filter(|_| machine.is_persistent) })
+        let process = machine.live.as_ref().map(|live| ProcessId(live.process.to_string()));
+        Ok(WrittenImage { live, stored: stored.filter(|_| machine.is_persistent), process })
     }
 
     /// The hypervisor died before it could note what it has changed.

@@ -14,7 +14,8 @@ use crate::plan::merge::{Next, Seen, next};
 
 use super::super::board::Phase;
 use super::convergence::{self, Watch};
-use super::{Context, Performed};
+use super::pivot::Asked;
+use super::{Context, OpsError, Performed};
 
 /// The hypervisor tells when a job is ready or gone, but not how far it is: asked so often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -92,21 +93,27 @@ async fn follow(
     watch: &mut Watch<'_>,
 ) -> Merged {
     let mut events = context.host.hypervisor.events();
-    let mut course = Course::default();
+    let mut course = match Asked::load(context, merge).await {
+        Ok(asked) => Course { has_begun: asked.is_pending(), asked, ..Course::default() },
+        Err(error) => return Merged::Untouched(error.into()),
+    };
     loop {
         if context.stopping.is_cancelled() {
             return Merged::Interrupted;
         }
-        let moved = match see(context, merge, course.committed_offline).await {
+        let moved = match see(context, merge, &course).await {
             Ok(seen) => {
                 if let Some(job) = &seen.job
                     && let Err(failure) = watch.look(job).await
                 {
                     return Merged::GivenUp(failure);
                 }
-                course.step(context, merge, bandwidth, &seen, &mut events).await
+                match next(merge, &seen) {
+                    Next::Undecided(problem) => return Merged::GivenUp(undecided(merge, problem)),
+                    next => course.step(context, merge, bandwidth, (next, &seen), &mut events).await,
+                }
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         match moved {
             Ok(true) => return Merged::Complete,
@@ -115,6 +122,11 @@ async fn follow(
             Err(error) => return Merged::Untouched(error.into()),
         }
     }
+}
+
+/// Trying again finds the same, until a person has decided.
+fn undecided(merge: &Merge, problem: String) -> Failure {
+    HostError::BadImage { path: merge.child.path.clone(), problem }.into()
 }
 
 /// What this attempt has done so far.
@@ -126,6 +138,8 @@ struct Course {
     committed_offline: bool,
     /// The active layer that the definition names, and nothing below it any more.
     refreshed: Option<PathBuf>,
+    /// The pivot that may have been asked for.
+    asked: Asked,
 }
 
 impl Course {
@@ -135,11 +149,14 @@ impl Course {
         context: &Context<'_>,
         merge: &Merge,
         bandwidth: Option<u64>,
-        seen: &Seen,
+        (next, seen): (Next, &Seen),
         events: &mut broadcast::Receiver<HostEvent>,
-    ) -> Result<bool> {
-        match next(merge, seen) {
-            Next::Done => return Ok(true),
+    ) -> std::result::Result<bool, OpsError> {
+        match next {
+            Next::Done => {
+                self.asked.forget(context, merge).await?;
+                return Ok(true);
+            }
             Next::StartCommit { is_active } => {
                 self.start_commit(context, merge, bandwidth, is_active, seen).await?;
             }
@@ -149,11 +166,17 @@ impl Course {
             }
             Next::Pivot => {
                 self.has_begun = true;
-                match context.host.hypervisor.pivot(context.vm(), &merge.target).await {
+                match self.asked.pivot(context, merge).await {
                     // READY may blink; the next look tells.
-                    Err(HostError::NotReady(_)) => wait(context, events).await,
+                    Err(OpsError::Host(HostError::NotReady(_))) => wait(context, events).await,
                     result => result?,
                 }
+            }
+            Next::Compare => {
+                let pair = [merge.child.clone(), merge.base.clone()];
+                check_unused(context, &pair).await?;
+                let [child, base] = &pair;
+                self.asked.compared(context.host.images.reads_same(child, base).await?);
             }
             Next::CommitOffline => {
                 commit_offline(context, merge, self).await?;
@@ -191,10 +214,10 @@ impl Course {
             }
             Next::PointAtActive(path) => {
                 let problem = "what lies below it cannot be told, whatever the definition says".to_owned();
-                return Err(HostError::BadImage { path, problem });
+                return Err(HostError::BadImage { path, problem }.into());
             }
-            Next::Contradiction(problem) => {
-                return Err(HostError::BadImage { path: merge.child.path.clone(), problem });
+            Next::Contradiction(problem) | Next::Undecided(problem) => {
+                return Err(HostError::BadImage { path: merge.child.path.clone(), problem }.into());
             }
         }
         Ok(false)
@@ -250,7 +273,7 @@ impl Course {
     }
 
     async fn is_as_before(&self, context: &Context<'_>, merge: &Merge, before: &Seen) -> bool {
-        see(context, merge, self.committed_offline).await.is_ok_and(|now| now == *before)
+        see(context, merge, self).await.is_ok_and(|now| now == *before)
     }
 }
 
@@ -322,7 +345,7 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
     }
 }
 
-async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> Result<Seen> {
+async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Seen> {
     let mut backings = Vec::with_capacity(merge.headers().len());
     let seen = match context.operation.of_vm() {
         Some(vm) => see_disk(context, vm, merge).await?,
@@ -332,7 +355,9 @@ async fn see(context: &Context<'_>, merge: &Merge, committed_offline: bool) -> R
         let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
         backings.push(facts.backing.map(|backing| backing.path));
     }
-    Ok(Seen { backings, committed_offline, ..seen })
+    // After the look at the VM: a process that has ended by now is the one that was seen, or none was.
+    let pivot = course.asked.look(context, merge, seen.is_live).await?;
+    Ok(Seen { backings, pivot, committed_offline: course.committed_offline, ..seen })
 }
 
 async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {

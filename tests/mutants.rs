@@ -47,6 +47,12 @@ const MUTANTS: &[Mutant] = &[
         wrong: "self.has_begun |= !is_refused;",
     },
     Mutant {
+        rule: "a pivot is noted before it is asked for",
+        file: "src/ops/steps/pivot.rs",
+        right: "        self.put(context, merge).await?;\n",
+        wrong: "",
+    },
+    Mutant {
         rule: "the intent to freeze is durable before the guest is asked",
         file: "src/ops/steps/quiesce.rs",
         right: "    if let Err(error) = take_lease(context, freeze).await {\n        return Performed::not_applied(error);\n    }\n",

@@ -78,6 +78,7 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
         ("reverts seen", tally.reverts),
         ("quiesced snapshots", tally.quiesced),
         ("what people did", tally.meddled),
+        ("VMs that ended after a pivot that nobody noted", tally.unseen_pivots),
         ("LOST snapshots", tally.lost),
     ];
     for (what, count) in reached {

@@ -1,7 +1,7 @@
 //! What goes wrong, and how long.
 
 use vmsnap::host::Link;
-use vmsnap::host::sim::{Complaint, Fault, Hold, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
 use vmsnap::model::vm::PauseReason;
 
 use crate::node::{ChooseWeighted, Node};
@@ -15,7 +15,7 @@ impl Node {
         let at = Trigger::Number(self.sim.call_count() + self.dice.usize(1..12));
         let moment = [Moment::Before, Moment::Midway, Moment::After][self.dice.usize(0..3)];
         let vm = *self.pick(&self.vms.clone()).unwrap();
-        let mishap = match self.dice.choose_weighted(&[12, 3, 4, 3, 2, 2, 2, 1, 1, 2]) {
+        let mishap = match self.dice.choose_weighted(&[12, 3, 4, 3, 2, 2, 2, 1, 1, 2, 2]) {
             0 => Mishap::Error(self.complaint()),
             1 => Mishap::Blind { looks: self.dice.u32(1..4) },
             2 => Mishap::LinkDown { calls: self.dice.u32(1..4) },
@@ -35,6 +35,10 @@ impl Node {
             }
             7 => Mishap::VmResumes(vm),
             8 => Mishap::VmKnownWrongly(vm),
+            9 => {
+                self.libvirt_dies_in_a_pivot();
+                return;
+            }
             _ => {
                 self.sim.hold_events(true);
                 return;
@@ -43,6 +47,40 @@ impl Node {
         self.tally.faults += 1;
         self.trace.push(format!("turn {}: {mishap:?} {moment:?} {at:?}", self.turn));
         self.sim.add_fault(Fault { at, moment, mishap });
+    }
+
+    /// libvirt dies when QEMU has pivoted, before it can note that; QEMU dies, too, before libvirt is back.
+    fn libvirt_dies_in_a_pivot(&mut self) {
+        let at = Trigger::Each(Method::Pivot);
+        let mishap = Mishap::Error(Complaint::Unreachable);
+        self.sim.add_fault(Fault { at, moment: Moment::Midway, mishap });
+        let mishap = Mishap::LinkDown { calls: self.dice.u32(1..4) };
+        self.sim.add_fault(Fault { at, moment: Moment::After, mishap });
+        self.tally.faults += 1;
+        self.dies_after_pivot = true;
+    }
+
+    /// See [`Self::libvirt_dies_in_a_pivot`].
+    pub fn qemu_dies_after_a_pivot(&mut self) {
+        if !self.dies_after_pivot {
+            return;
+        }
+        for vm in self.vms.clone() {
+            let unnoted = self.sim.unnoted_pivots(vm);
+            if unnoted.is_empty() {
+                continue;
+            }
+            for (disk, base) in unnoted {
+                if self.dice.bool() {
+                    self.write_block(vm, &disk);
+                }
+                self.trace.push(format!("turn {}: {vm} ends, and {disk} wrote to {base:?}", self.turn));
+                self.unseen_pivots.push((vm, disk, base));
+            }
+            self.tally.unseen_pivots += 1;
+            self.oracle.vm(vm).may_be_off = true;
+            self.sim.someone_stops(vm);
+        }
     }
 
     fn complaint(&mut self) -> Complaint {

@@ -11,7 +11,8 @@ use jiff::SignedDuration;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::{Hold, SimHost};
 use vmsnap::host::{self, EmergencyThaw, Host, Link};
-use vmsnap::model::{OperationId, VmId};
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::{DiskTarget, OperationId, VmId};
 use vmsnap::ops::{Engine, thaw_guests};
 use vmsnap::store::Store;
 
@@ -30,6 +31,10 @@ pub struct Node {
     pub wishes: Vec<Wish>,
     /// Calls that are held until this turn.
     pub held: Vec<(u32, Hold)>,
+    /// QEMU dies after its next pivot, before libvirt, which died before it, has noted that.
+    pub dies_after_pivot: bool,
+    /// Disks whose process ended so, each with the image that holds what its guest wrote last.
+    pub unseen_pivots: Vec<(VmId, DiskTarget, ImageRef)>,
     /// The call at which the daemon dies.
     pub death: Option<usize>,
     pub turn: u32,
@@ -62,6 +67,7 @@ pub struct Tally {
     pub quiesced: u64,
     pub lost: u64,
     pub snapshots_read: u64,
+    pub unseen_pivots: u64,
 }
 
 impl AddAssign for Tally {
@@ -84,6 +90,7 @@ impl AddAssign for Tally {
         self.quiesced += more.quiesced;
         self.lost += more.lost;
         self.snapshots_read += more.snapshots_read;
+        self.unseen_pivots += more.unseen_pivots;
     }
 }
 
@@ -140,6 +147,8 @@ impl Node {
             oracle,
             wishes: Vec::new(),
             held: Vec::new(),
+            dies_after_pivot: false,
+            unseen_pivots: Vec::new(),
             death: None,
             turn: 0,
             names: 0,
@@ -233,6 +242,7 @@ impl Node {
         }
         pass_time().await;
         self.note_calls();
+        self.qemu_dies_after_a_pivot();
         self.hear(engine)?;
         let is_whole = self.dice.u32(0..6) == 0;
         self.look(is_whole)
@@ -260,6 +270,7 @@ impl Node {
     /// Whatever waited for an answer waits no more.
     pub fn forget_life(&mut self) {
         self.death = None;
+        self.dies_after_pivot = false;
         self.note_calls();
         self.tally.calls += self.sim.call_count() as u64;
         self.noted_calls = 0;

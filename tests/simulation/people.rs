@@ -12,17 +12,22 @@ impl Node {
     pub fn guest_writes(&mut self) {
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let disk = self.disk_of(vm);
+        self.write_block(vm, &disk);
+    }
+
+    /// A guest writes a block of a disk.
+    pub fn write_block(&mut self, vm: VmId, disk: &DiskTarget) {
         let (block, value) = (self.dice.u64(0..8), self.dice.u64(1..1000));
         let was_running = self.sim.run_state(vm) == Some(RunState::Running);
-        if self.sim.guest_write(vm, &disk, block, value).is_ok() {
+        if self.sim.guest_write(vm, disk, block, value).is_ok() {
             self.tally.writes += 1;
-            let reading = self.oracle.vm(vm).reads.get_mut(&disk).unwrap();
+            let reading = self.oracle.vm(vm).reads.get_mut(disk).unwrap();
             reading.content.insert(block, value);
         } else if matches!(self.sim.run_state(vm), Some(RunState::Paused(_))) {
             // There was no room, or it was paused before.
             self.oracle.vm(vm).may_be_paused = true;
             if was_running {
-                self.oracle.vm(vm).stalled.insert(disk, (block, value));
+                self.oracle.vm(vm).stalled.insert(disk.clone(), (block, value));
             }
         }
     }

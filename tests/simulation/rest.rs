@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use vmsnap::host::Link;
 use vmsnap::host::sim::AgentBehaviour;
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{RunState, SnapshotState, VmId};
+use vmsnap::model::{Operation, RunState, SnapshotState, VmId};
 use vmsnap::ops::Engine;
 use vmsnap::plan;
 
@@ -101,12 +101,25 @@ impl Node {
             if matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
                 self.tally.stuck += 1;
                 self.trace.push(format!("turn {}: an operation is {:?}", self.turn, operation.cursor.state));
+                self.decide_pivots(&view.operation);
                 let engine = engine.clone();
                 // Nobody waits for what comes of it: it is looked at again and again.
                 tokio::spawn(async move { engine.resolve(operation.id, false).await });
             }
         }
         Ok(())
+    }
+
+    /// A person who is asked knows which image is the newer one, and lets the definition name it.
+    fn decide_pivots(&mut self, stuck: &Operation) {
+        let failure = stuck.failure.iter().chain(&stuck.later_failure);
+        let words: Vec<&str> = failure.map(|failure| failure.message.as_str()).collect();
+        for (vm, disk, base) in &self.unseen_pivots {
+            let name = base.path.display().to_string();
+            if *vm == stuck.vm && words.iter().any(|words| words.contains(&name)) {
+                self.sim.someone_redefines(*vm, disk, base.clone());
+            }
+        }
     }
 
     /// Whether nothing could go any more.

@@ -379,6 +379,21 @@ impl SimHost {
         });
     }
 
+    /// The disks of a live VM that write to an image below the one that its definition names: QEMU has pivoted, and the
+    /// hypervisor has not noted it. Each with that image.
+    #[must_use]
+    pub fn unnoted_pivots(&self, vm: VmId) -> Vec<(DiskTarget, ImageRef)> {
+        let world = self.world();
+        let Some(machine) = world.machines.get(&vm).filter(|machine| machine.live.is_some()) else {
+            return Vec::new();
+        };
+        let is_below = |disk: &DiskTarget, image: &ImageRef| {
+            let chain = machine.stored.get(disk).and_then(|stored| world.files.chain(stored).ok());
+            chain.is_some_and(|chain| chain.iter().skip(1).any(|below| below == image))
+        };
+        machine.active_images().into_iter().filter(|(disk, image)| is_below(disk, image)).collect()
+    }
+
     /// Somebody puts an overlay on what a running VM writes to, as `virsh snapshot-create-as` does.
     pub fn someone_overlays(&self, vm: VmId, disk: &DiskTarget, path: &Path) {
         self.change(|world| {

@@ -241,8 +241,8 @@ pub fn unfinished(path: &Path) -> PathBuf {
 pub struct WrittenImage {
     /// The active layer, as the process tells it. None if there is no process, or no such image.
     pub live: Option<PathBuf>,
-    /// The image that the next cold start boots. None if the VM has no stored definition.
-    pub stored: Option<PathBuf>,
+    /// The image that the next cold start boots, as the definition has it. None if the VM has no stored definition.
+    pub stored: Option<ImageRef>,
     /// The process. None if there is none.
     pub process: Option<ProcessId>,
 }

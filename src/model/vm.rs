@@ -74,7 +74,7 @@ impl VmView {
             unnamed_disks: Vec::new(),
             disks: vec![DiskView {
                 target: DiskTarget::of_detached(),
-                source: DiskSource::Chain { images, persistent },
+                source: DiskSource::Chain { images, persistent, persistent_below: Vec::new() },
                 block_job: None,
             }],
         }
@@ -230,6 +230,13 @@ impl DiskView {
         self.chain().first()
     }
 
+    /// Whether the stored definition names this image, at whatever place.
+    #[must_use]
+    pub fn is_defined_with(&self, path: &Path) -> bool {
+        let DiskSource::Chain { persistent, persistent_below, .. } = &self.source else { return false };
+        persistent.iter().chain(persistent_below).any(|named| named == path)
+    }
+
     /// Whether the VM reads or writes this image now.
     #[must_use]
     pub fn uses(&self, path: &Path) -> bool {
@@ -246,6 +253,8 @@ pub enum DiskSource {
         images: Vec<ChainImage>,
         /// The image that the stored definition names: what the next cold start boots. None for a VM without one.
         persistent: Option<PathBuf>,
+        /// The images that the stored definition lists below that one. It may list fewer than there are, or none.
+        persistent_below: Vec<PathBuf>,
     },
     /// Nothing that changes: a CD-ROM, a floppy, a read-only or an empty disk. A snapshot leaves it out.
     Excluded(ExcludedDisk),

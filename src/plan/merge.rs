@@ -27,6 +27,8 @@ pub struct Seen {
     pub chain: Vec<PathBuf>,
     /// The image that the stored definition names, if there is one.
     pub stored: Option<PathBuf>,
+    /// The images that the stored definition lists below that one.
+    pub stored_below: Vec<PathBuf>,
     /// The block job on the disk.
     pub job: Option<BlockJob>,
     /// The backing file that each of [`Merge::headers`] names, in their order.
@@ -91,11 +93,21 @@ pub fn next(merge: &Merge, seen: &Seen) -> Next {
     if let Some(next) = pivot::next(merge, seen) {
         return next;
     }
-    match &merge.how {
+    let next = match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),
         How::Pull { below } => pull::next(merge, below.as_ref(), seen),
         How::Supersede { below } => supersede::next(merge, below.as_ref(), seen),
+    };
+    match (next, &seen.stored) {
+        (Next::Done, Some(stored)) if lists_what_goes(merge, seen) => Next::PointAtActive(stored.clone()),
+        (next, _) => next,
     }
+}
+
+/// libvirt may die between its two notes of the end of a job: it knows of it as long as the process runs, and the next cold
+/// start would look for the layers that are gone by then.
+fn lists_what_goes(merge: &Merge, seen: &Seen) -> bool {
+    merge.gone().any(|layer| seen.stored_below.contains(&layer.path))
 }
 
 /// libvirt may die before it notes that a job of QEMU has ended. What its definition tells of the chain is then from
@@ -229,6 +241,23 @@ mod tests {
         check(&[("/top", "/base")], outdated.clone(), &Next::PointAtActive("/top".into()));
         let words = "the definition tells another chain below /top than the headers".to_owned();
         check(&[("/top", "/child")], outdated, &Next::Contradiction(words));
+    }
+
+    #[test]
+    fn a_definition_that_lists_what_goes() {
+        let lists = |below: &[&str], seen: Seen| {
+            let stored_below = below.iter().map(PathBuf::from).collect();
+            Seen { stored_below, ..seen }
+        };
+        let merged = || seen(true, &["/top", "/base"]);
+        let moved = [("/top", "/base")];
+        check(&moved, lists(&["/child", "/base"], merged()), &Next::PointAtActive("/top".into()));
+        check(&moved, lists(&["/base"], merged()), &Next::Done);
+        check(&moved, lists(&[], merged()), &Next::Done);
+        // Before, there is nothing to mend.
+        let unmerged = seen(true, &["/top", "/child", "/base"]);
+        let start = Next::StartCommit { is_active: false };
+        check(&[("/top", "/child")], lists(&["/child", "/base"], unmerged), &start);
     }
 
     #[test]

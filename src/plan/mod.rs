@@ -265,7 +265,7 @@ fn check_disk<'a>(world: &'a World, disk: &DiskView) -> Result<Option<&'a Volume
     if disk.block_job.is_some() {
         return Err(Refusal::BlockJob(target()));
     }
-    let DiskSource::Chain { images, persistent } = &disk.source else {
+    let DiskSource::Chain { images, persistent, .. } = &disk.source else {
         return Err(Refusal::NoSuchDisk(target()));
     };
     let active = disk.active().ok_or_else(|| Refusal::NoSuchDisk(target()))?;

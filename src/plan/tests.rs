@@ -91,7 +91,11 @@ impl Paper {
         let images = chain.iter().map(|path| image(Path::new(path))).collect();
         self.world.vm.disks.push(DiskView {
             target: target.parse().unwrap(),
-            source: DiskSource::Chain { images, persistent: Some(chain[0].into()) },
+            source: DiskSource::Chain {
+                images,
+                persistent: Some(chain[0].into()),
+                persistent_below: Vec::new(),
+            },
             block_job: None,
         });
     }
@@ -243,7 +247,8 @@ impl Paper {
         while let Some(backing) = &self.world.images[&images.last().unwrap().path].backing {
             images.push(image(&backing.path));
         }
-        self.disk(target).source = DiskSource::Chain { images, persistent: Some(active.to_owned()) };
+        self.disk(target).source =
+            DiskSource::Chain { images, persistent: Some(active.to_owned()), persistent_below: Vec::new() };
     }
 
     fn create(&mut self, name: &str) {
@@ -437,6 +442,7 @@ fn changes_behind_our_back_are_refused() {
     paper.disk("vda").source = DiskSource::Chain {
         images: paper.disk("vda").chain().to_vec(),
         persistent: Some("/images/vda.qcow2".into()),
+        persistent_below: Vec::new(),
     };
     assert!(matches!(paper.plan_create(&named("two")), Err(Refusal::DefinitionsDiffer { .. })));
 }

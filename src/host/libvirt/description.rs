@@ -99,9 +99,14 @@ impl Description {
 impl DescribedDisk {
     /// The image that is written to, if the disk is one that we handle.
     pub(super) fn active(&self) -> Option<&ChainImage> {
+        self.images().first()
+    }
+
+    /// The images that it names, active first, if the disk is one that we handle.
+    pub(super) fn images(&self) -> &[ChainImage] {
         match &self.source {
-            DescribedSource::Chain { images, .. } => images.first(),
-            DescribedSource::Excluded(_) | DescribedSource::Refused(_) => None,
+            DescribedSource::Chain { images, .. } => images,
+            DescribedSource::Excluded(_) | DescribedSource::Refused(_) => &[],
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{monitor, vms};
 use crate::host::images::{open_image, qcow2};
 use crate::host::{HostError, Result, WrittenImage};
 use crate::model::operation::causes;
+use crate::model::step::ImageRef;
 use crate::model::vm::{AgentChannel, Attachment, BlockJob, DiskSource, DiskView, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
 
@@ -58,7 +59,8 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
     };
     let stored = if domain.is_persistent().map_err(on_vm(vm, "describe the VM"))? {
         let description = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_XML_INACTIVE)?)?;
-        description.disk(target).and_then(|disk| disk.active()).map(|active| active.path.clone())
+        let active = description.disk(target).and_then(|disk| disk.active());
+        active.map(|active| ImageRef { path: active.path.clone(), format: active.format })
     } else {
         None
     };
@@ -196,9 +198,11 @@ fn source(
         let is_same = |one: &Path, other: &Path| HostFiles.is_same(one, other);
         check_agreement(&disk.target, disk.alias.as_deref(), &images, devices, is_same)?;
     }
-    let persistent: Option<PathBuf> = stored.and_then(DescribedDisk::active).map(|image| image.path.clone());
+    let mut named =
+        stored.map(DescribedDisk::images).unwrap_or_default().iter().map(|image| image.path.clone());
+    let (persistent, persistent_below): (Option<PathBuf>, _) = (named.next(), named.collect());
     Ok(match follow(images, is_complete, &HostFiles)? {
-        Ok(images) => DiskSource::Chain { images, persistent },
+        Ok(images) => DiskSource::Chain { images, persistent, persistent_below },
         Err(refused) => DiskSource::Refused(refused),
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! Decides names and sizes that nobody cares about: images stand in `/images`, named from VM and disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -236,7 +236,7 @@ impl VmBuilder {
             unnamed_disks: self.unnamed_disks,
             agent: self.agent,
             slots,
-            outdated: BTreeSet::new(),
+            listed: BTreeMap::new(),
             stored,
             managed_save: None,
             live: None,

@@ -421,13 +421,14 @@ impl SimHost {
         self.change(|world| world.know_wrongly(vm));
     }
 
-    /// The hypervisor dies before it can note how a block job has ended: of the chain of the disk, the stored definition
-    /// tells what was before, which shows when the VM is off.
-    pub fn definition_becomes_outdated(&self, vm: VmId, disk: &DiskTarget) {
+    /// The stored definition lists the images below the one that it names. If the hypervisor dies before it notes how a
+    /// block job has ended, it lists them for ever: of a job below the active layer it does not know here.
+    pub fn definition_lists_its_chain(&self, vm: VmId, disk: &DiskTarget) {
         self.change(|world| {
-            if let Some(machine) = world.machines.get_mut(&vm) {
-                machine.outdated.insert(disk.clone());
-            }
+            let Some(machine) = world.machines.get_mut(&vm) else { return };
+            let chain = machine.stored.get(disk).and_then(|stored| world.files.chain(stored).ok());
+            let below = chain.unwrap_or_default().into_iter().skip(1).map(|image| image.path);
+            machine.listed.insert(disk.clone(), below.collect());
         });
     }
 

@@ -38,8 +38,8 @@ pub(super) struct Machine {
     pub(super) agent: AgentBehaviour,
     /// In the order of the definition.
     pub(super) slots: Vec<Slot>,
-    /// The disks of which the stored definition tells a chain that is not so any more.
-    pub(super) outdated: BTreeSet<DiskTarget>,
+    /// What the stored definition lists below the images that it names. It lists nothing of a disk that is not here.
+    pub(super) listed: BTreeMap<DiskTarget, Vec<PathBuf>>,
     /// What the stored definition names.
     pub(super) stored: BTreeMap<DiskTarget, ImageRef>,
     pub(super) managed_save: Option<MemoryFile>,

@@ -10,6 +10,7 @@ use super::agent::AgentBehaviour;
 use super::fault::Extent;
 use super::files::MemoryFile;
 use super::machine::{Described, GuestMemory, Live, Machine, Slot, SlotKind};
+use super::view::check_definition;
 use super::world::{World, refused};
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{Format, PauseReason, RunState};
@@ -41,6 +42,11 @@ impl World {
         let machine = self.machine(vm)?;
         let memory = machine.managed_save.clone();
         let disks = memory.as_ref().map_or_else(|| machine.stored.clone(), |saved| saved.sources.clone());
+        let machine = self.machines.get(&vm).ok_or(HostError::NoSuchVm(vm))?;
+        for (disk, stored) in machine.stored.iter().filter(|_| memory.is_none()) {
+            let chain = self.files.chain(stored).map_err(|error| refused(CALL, error.to_string()))?;
+            check_definition(machine, disk, &chain).map_err(|error| refused(CALL, error.to_string()))?;
+        }
         self.launch(vm, &disks, memory, (paused, PauseReason::User), extent)?;
         self.machine(vm)?.managed_save = None;
         Ok(())
@@ -177,7 +183,7 @@ impl World {
             return Err(HostError::NoSuchDisk(disk.clone()));
         }
         machine.stored.extend(disks.iter().cloned());
-        machine.outdated.retain(|outdated| !disks.iter().any(|(disk, _)| disk == outdated));
+        machine.listed.retain(|listed, _| !disks.iter().any(|(disk, _)| disk == listed));
         self.emit(HostEvent::VmChanged(vm));
         Ok(())
     }
@@ -211,7 +217,7 @@ impl World {
             slots: new.disks.iter().map(slot).collect(),
             stored: new.disks.iter().cloned().collect(),
             managed_save: None,
-            outdated: BTreeSet::new(),
+            listed: BTreeMap::new(),
             live: None,
             capture_notches: 0,
             written: BTreeMap::new(),

@@ -61,13 +61,11 @@ impl World {
             SlotKind::Chain => match &machine.live {
                 Some(live) => self.checked(live.chains.get(disk).map_or(&[], Vec::as_slice))?,
                 None => match machine.stored.get(disk) {
-                    Some(stored) if machine.outdated.contains(disk) => {
-                        return Err(bad(
-                            &stored.path,
-                            "its header names another backing file than the definition",
-                        ));
+                    Some(stored) => {
+                        let chain = self.files.chain(stored)?;
+                        check_definition(machine, disk, &chain)?;
+                        chain
                     }
-                    Some(stored) => self.files.chain(stored)?,
                     None => Vec::new(),
                 },
             },
@@ -79,6 +77,7 @@ impl World {
                 .map(|image| ChainImage { path: image.path, format: image.format, is_block_device: false })
                 .collect(),
             persistent: persistent.filter(|_| machine.is_persistent),
+            persistent_below: machine.listed.get(disk).cloned().unwrap_or_default(),
         })
     }
 
@@ -87,7 +86,7 @@ impl World {
         let machine = self.machine(vm)?;
         let chain = machine.live.as_ref().and_then(|live| live.chains.get(disk));
         let live = chain.and_then(|chain| chain.first()).map(|image| image.path.clone());
-        let stored = machine.stored.get(disk).map(|image| image.path.clone());
+        let stored = machine.stored.get(disk).cloned();
         let process = machine.live.as_ref().map(|live| ProcessId(live.process.to_string()));
         Ok(WrittenImage { live, stored: stored.filter(|_| machine.is_persistent), process })
     }
@@ -132,6 +131,16 @@ impl World {
         self.advance_jobs(vm);
         Ok(jobs)
     }
+}
+
+/// What the definition lists below the image of a disk that it names is what the headers say, as far as it does.
+pub(super) fn check_definition(machine: &Machine, disk: &DiskTarget, chain: &[ImageRef]) -> Result<()> {
+    let Some(listed) = machine.listed.get(disk) else { return Ok(()) };
+    if chain.iter().skip(1).map(|image| &image.path).eq(listed) {
+        return Ok(());
+    }
+    let path = chain.first().map(|image| image.path.clone()).unwrap_or_default();
+    Err(bad(&path, "its header names another backing file than the definition"))
 }
 
 fn job(machine: &Machine, disk: &DiskTarget) -> Option<BlockJob> {

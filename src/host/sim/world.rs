@@ -296,6 +296,7 @@ impl World {
             && stored.path == *from
         {
             *stored = to;
+            machine.listed.remove(disk);
         }
     }
 

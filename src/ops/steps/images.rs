@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::host::{HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
-use crate::model::vm::{DiskSource, Format};
+use crate::model::vm::Format;
 
 use super::super::OpsError;
 use super::super::readers::Readers;
@@ -69,7 +69,7 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
     match context.host.hypervisor.observe(context.vm()).await {
         Ok(view) => {
             let in_use = images.iter().find(|image| {
-                view.disks.iter().any(|disk| disk.uses(&image.path) || names(&disk.source, &image.path))
+                view.disks.iter().any(|disk| disk.uses(&image.path) || disk.is_defined_with(&image.path))
             });
             if let Some(image) = in_use {
                 return Performed::unknown(HostError::ImageInUse(image.path.clone()));
@@ -123,8 +123,4 @@ async fn check_unneeded(context: &Context<'_>, file: &DoomedImage) -> Result<()>
         return Err(HostError::ImageInUse(path.clone()));
     }
     Ok(())
-}
-
-fn names(source: &DiskSource, path: &Path) -> bool {
-    matches!(source, DiskSource::Chain { persistent: Some(persistent), .. } if persistent == path)
 }

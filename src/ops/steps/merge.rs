@@ -1,6 +1,6 @@
 //! Merges: all disks side by side, each by the moves that `plan::merge` gives for what is seen of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -209,8 +209,7 @@ impl Course {
             Next::PointAtActive(active) if self.refreshed.as_ref() != Some(&active) => {
                 self.has_begun = true;
                 self.refreshed = Some(active.clone());
-                let active = ImageRef { path: active, format: Format::Qcow2 };
-                context.host.hypervisor.point_disks(context.vm(), &[(merge.target.clone(), active)]).await?;
+                refresh(context, merge, &active).await?;
             }
             Next::PointAtActive(path) => {
                 let problem = "what lies below it cannot be told, whatever the definition says".to_owned();
@@ -283,6 +282,20 @@ async fn commit_offline(context: &Context<'_>, merge: &Merge, course: &mut Cours
     course.has_begun = true;
     let (progress, seen) = watch::channel((0, 0));
     see_through(context, merge, seen, context.host.images.commit(&layers, &progress)).await
+}
+
+/// The definition names the image that it names, in the format that it says, and lists nothing below it.
+async fn refresh(context: &Context<'_>, merge: &Merge, active: &Path) -> Result<()> {
+    let hypervisor = &context.host.hypervisor;
+    match hypervisor.written_image(context.vm(), &merge.target).await?.stored {
+        Some(stored) if stored.path == active => {
+            hypervisor.point_disks(context.vm(), &[(merge.target.clone(), stored)]).await
+        }
+        Some(_) | None => Err(HostError::Malformed {
+            what: "the definition of the VM",
+            cause: format!("it does not name {} any more", active.display()).into(),
+        }),
+    }
 }
 
 async fn pull_offline(
@@ -368,14 +381,17 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
         view => view?,
     };
     let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
-    let stored = match &disk.source {
-        DiskSource::Chain { persistent, .. } => persistent.clone(),
-        DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
+    let (stored, stored_below) = match &disk.source {
+        DiskSource::Chain { persistent, persistent_below, .. } => {
+            (persistent.clone(), persistent_below.clone())
+        }
+        DiskSource::Excluded(_) | DiskSource::Refused(_) => (None, Vec::new()),
     };
     Ok(Seen {
         is_live: view.run_state.is_live(),
         chain: disk.chain().iter().map(|image| image.path.clone()).collect(),
         stored,
+        stored_below,
         job: disk.block_job,
         ..Seen::default()
     })
@@ -387,18 +403,14 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
 /// from before the end of a job.
 async fn see_past_it(context: &Context<'_>, vm: VmId, merge: &Merge, error: HostError) -> Result<Seen> {
     let written = context.host.hypervisor.written_image(vm, &merge.target).await?;
-    if written.live.is_none() && written.stored.is_some() {
-        return Ok(Seen { outdated: written.stored, ..Seen::default() });
+    let stored = written.stored.map(|image| image.path);
+    if written.live.is_none() && stored.is_some() {
+        return Ok(Seen { outdated: stored, ..Seen::default() });
     }
     let is_base = written.live.as_ref() == Some(&merge.base.path);
     if !is_base || !matches!(merge.how, How::Commit { .. }) {
         return Err(error);
     }
     tracing::warn!(%vm, disk = %merge.target, "the VM writes to the base already, and libvirt does not know");
-    Ok(Seen {
-        is_live: true,
-        chain: vec![merge.base.path.clone()],
-        stored: written.stored,
-        ..Seen::default()
-    })
+    Ok(Seen { is_live: true, chain: vec![merge.base.path.clone()], stored, ..Seen::default() })
 }

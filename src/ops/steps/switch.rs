@@ -204,7 +204,9 @@ async fn mend_unseen(context: &Context<'_>, switch: &SwitchDisks) {
     let hypervisor = &context.host.hypervisor;
     for disk in &switch.disks {
         let Ok(written) = hypervisor.written_image(context.vm(), &disk.target).await else { continue };
-        if written.live.as_ref() != Some(&disk.to.path) || written.stored.as_ref() != Some(&disk.from.path) {
+        if written.live.as_ref() != Some(&disk.to.path)
+            || written.stored.as_ref().map(|image| &image.path) != Some(&disk.from.path)
+        {
             continue;
         }
         let overlay = [(disk.target.clone(), disk.to.clone())];

@@ -267,13 +267,15 @@ impl Runner {
         true
     }
 
-    /// 0.1 s, doubled with each failure, at most 5 s.
+    /// 0.1 s, doubled with each failure, at most 5 s. Not cut short by a stop that does not come before the guest is thawed:
+    /// it would be no pause at all.
     async fn pause(&self, failures: u8) {
         let pause = Duration::from_millis(50).saturating_mul(1 << u32::from(failures.min(7)));
+        let holds_freeze = self.holds_freeze();
         tokio::select! {
             biased;
             () = tokio::time::sleep(pause.min(Duration::from_secs(5))) => {}
-            () = self.engine.0.stopping.cancelled() => {}
+            () = self.engine.0.stopping.cancelled(), if !holds_freeze => {}
         }
     }
 

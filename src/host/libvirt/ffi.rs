@@ -212,9 +212,13 @@ pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String,
         sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), ptr::null_mut(), &raw mut count, flags)
     };
     succeeded(counted)?;
+    let room = usize::try_from(count).unwrap_or(0);
+    if room == 0 {
+        return Ok(Vec::new());
+    }
     // SAFETY: a typed parameter is plain data, and zeros are a valid one: an empty name and no value.
     let empty: sys::virTypedParameter = unsafe { std::mem::zeroed() };
-    let mut parameters = vec![empty; usize::try_from(count).unwrap_or(0)];
+    let mut parameters = vec![empty; room];
     // SAFETY: the array has room for `count` parameters, and outlives the call.
     let read = unsafe {
         sys::virDomainGetBlockIoTune(
@@ -225,15 +229,14 @@ pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String,
             flags,
         )
     };
-    let result = succeeded(read).map(|()| {
-        let filled = parameters.iter().take(usize::try_from(count).unwrap_or(0));
-        filled.filter_map(tune).collect()
-    });
-    if result.is_ok() {
-        // SAFETY: the first `count` parameters were filled by libvirt, which allocated their strings; none is used again.
-        unsafe { sys::virTypedParamsClear(parameters.as_mut_ptr(), count) };
-    }
-    result
+    succeeded(read)?;
+    // Never more than there is room for, whatever it says.
+    parameters.truncate(usize::try_from(count).unwrap_or(0));
+    let found = parameters.iter().filter_map(tune).collect();
+    let filled = c_int::try_from(parameters.len()).expect("it was a c_int when it was told");
+    // SAFETY: these parameters were filled by libvirt, which allocated their strings; none is used again.
+    unsafe { sys::virTypedParamsClear(parameters.as_mut_ptr(), filled) };
+    Ok(found)
 }
 
 /// The value of an I/O limit.

@@ -7,7 +7,7 @@ mod simulated;
 
 use std::collections::BTreeMap;
 
-use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::event::EventKind;
 use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
 use vmsnap::model::operation::OperationState;
@@ -316,4 +316,24 @@ fn a_limit_that_comes_late() {
     scene.sim.someone_limits(scene.vm, &vda(), limits().with_writes_at_most(noted[0]));
     life.settle_throttles(&scene);
     verify_guest(&scene, &truth).unwrap();
+}
+
+/// A job that could not be ended is followed on, and ended later.
+#[test]
+fn a_job_that_does_not_end_when_it_is_told_to() {
+    for (moment, complaint) in [
+        (Moment::Before, Complaint::TimedOut),
+        (Moment::Before, Complaint::Refused),
+        (Moment::After, Complaint::TimedOut),
+    ] {
+        // Of two disks each.
+        let aborts = if moment == Moment::After { 2 } else { 3 };
+        let prepare = |scene: &Scene| {
+            scene.sim.guest_calms_down(scene.vm);
+            scene.sim.set_storage_hangs(true);
+            let at = Trigger::Call(Call { method: Method::AbortBlockJob, occurrence: 1 });
+            scene.sim.add_fault(Fault { at, moment, mishap: Mishap::Error(complaint.clone()) });
+        };
+        ends_stuck(prepare, |scene| scene.sim.set_storage_hangs(false), "still", aborts);
+    }
 }

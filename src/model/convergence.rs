@@ -75,7 +75,11 @@ impl Tracker {
     /// Takes a sample in; none is older than the one before.
     pub fn take(&mut self, sample: Sample) {
         if self.samples.back().is_some_and(|last| sample.done < last.done || sample.total < last.total) {
-            // Another copy.
+            // Another copy. What went before was in vain, as far as it was not judged: a copy that begins anew within each
+            // window has an end, too.
+            if let (Trend::Unknown, Some((first, last))) = (self.trend(), self.ends()) {
+                self.lost += last.at.saturating_sub(first.at);
+            }
             self.restart();
         }
         if let (Some(last), Trend::Behind | Trend::Still) = (self.samples.back(), self.trend()) {
@@ -211,6 +215,17 @@ mod tests {
         assert_eq!((tracker.trend(), tracker.lost()), (Trend::Unknown, Duration::ZERO));
         tracker.restart();
         assert_eq!(tracker.pace(), Pace::default());
+    }
+
+    #[test]
+    fn a_copy_that_begins_anew_within_each_window_is_lost() {
+        let mut tracker = Tracker::new(WINDOW);
+        for at in 0..50 {
+            let done = (at % 5) * MB;
+            tracker.take(Sample { at: seconds(at), done, total: 1000 * MB + done });
+            assert_eq!(tracker.trend(), Trend::Unknown);
+        }
+        assert_eq!(tracker.lost(), seconds(9 * 4));
     }
 
     proptest! {

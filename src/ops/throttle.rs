@@ -10,13 +10,14 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use crate::host::{Host, HostError, Link};
-use crate::model::{DiskTarget, OperationId, OperationState, VmId};
+use crate::model::{DiskTarget, OperationId, VmId};
 use crate::store::{Store, Throttle};
 
 use super::{Engine, Result};
@@ -33,14 +34,41 @@ const LATE: Duration = Duration::from_secs(60);
 pub(super) struct Throttles {
     /// One at a time, so that what is seen is still so when it is acted upon.
     turn: Mutex<Unanswered>,
+    /// The disks whose merge is followed now: it frees their guests itself.
+    followed: std::sync::Mutex<BTreeSet<(VmId, DiskTarget)>>,
     /// Somebody could not be freed.
     left: Notify,
+}
+
+/// The merge of a disk is followed until this is dropped.
+pub(super) struct Followed<'a> {
+    throttles: &'a Throttles,
+    key: (VmId, DiskTarget),
+}
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        self.throttles.followed().remove(&self.key);
+        // What it could not free is left to others.
+        self.throttles.left.notify_one();
+    }
 }
 
 /// Disks whose guest was to be slowed, without an answer: until then that may still happen, and the note is kept.
 type Unanswered = HashMap<(VmId, DiskTarget), Instant>;
 
 impl Throttles {
+    fn followed(&self) -> MutexGuard<'_, BTreeSet<(VmId, DiskTarget)>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody else takes a limit off this disk for as long as its merge is followed.
+    pub(super) fn follow(&self, vm: VmId, disk: &DiskTarget) -> Followed<'_> {
+        let key = (vm, disk.clone());
+        self.followed().insert(key.clone());
+        Followed { throttles: self, key }
+    }
+
     /// Slows the writes to a disk to `rate` bytes per second, or leaves them slower. Gives what they are slowed to.
     pub(super) async fn slow(
         &self,
@@ -54,6 +82,7 @@ impl Throttles {
             Some(known) => known,
             None => begin(host, (vm, disk), operation).await?,
         };
+        throttle.operation = operation;
         let slowed = throttle.before.with_writes_at_most(rate);
         let rate = slowed.bytes.write.rate;
         throttle.writes_at_most.push(rate);
@@ -167,11 +196,8 @@ impl Engine {
         let (host, store) = (&self.0.host, &self.0.store);
         let Ok(throttles) = store.throttles().await else { return true };
         for throttle in throttles {
-            let runs = self.0.board.watch(throttle.operation).is_some_and(|view| {
-                matches!(view.borrow().operation.cursor.state, OperationState::Running { .. })
-            });
-            if runs {
-                // A merge that runs frees its guest itself.
+            let key = (throttle.vm, throttle.disk.clone());
+            if self.0.limits.throttles.followed().contains(&key) {
                 continue;
             }
             let freed = self.0.limits.throttles.free((host, store), (throttle.vm, &throttle.disk)).await;

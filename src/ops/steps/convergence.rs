@@ -31,6 +31,8 @@ pub(super) struct Watch<'a> {
     may_have_slowed: bool,
     /// It is not tried before this time has passed.
     not_before: Duration,
+    /// It is not tried to end the job before this time has passed.
+    not_ended_before: Duration,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
     /// It was told that there is no headway.
@@ -76,17 +78,22 @@ impl<'a> Watch<'a> {
             writes: Writes::Free,
             may_have_slowed: false,
             not_before: Duration::ZERO,
+            not_ended_before: Duration::ZERO,
             not_slowed: None,
             is_told: false,
         }
     }
 
-    /// Takes in what is seen of the block job, tells of it, and does what has to be done. An error if the merge is over,
-    /// because it would never be.
+    /// Takes in what is seen of the block job, tells of it, and does what has to be done. An error if the job was ended,
+    /// because it never would have by itself.
     pub(super) async fn look(&mut self, job: &BlockJob) -> Result<(), Failure> {
         self.tracker.take(Sample { at: self.since.elapsed(), done: job.done, total: job.total });
         self.show(job);
         self.tell_trend().await;
+        if job.ready {
+            // All is copied: it is let end as it should, however long it took.
+            return Ok(());
+        }
         match next(&self.policy, &self.tracker, self.writes) {
             Move::GoOn => Ok(()),
             // After a failure that may pass it is tried again, but not at every look.
@@ -95,7 +102,8 @@ impl<'a> Watch<'a> {
                 self.slow(limit).await;
                 Ok(())
             }
-            Move::End => Err(self.end().await),
+            Move::End if self.since.elapsed() < self.not_ended_before => Ok(()),
+            Move::End => self.end().await,
         }
     }
 
@@ -161,14 +169,23 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The job ends where it stands, and the VM goes on with the layers that it has.
-    async fn end(&mut self) -> Failure {
-        let ended = self.context.host.hypervisor.abort_block_job(self.context.vm(), &self.merge.target).await;
-        let cause = match ended {
-            Ok(()) => self.not_slowed.take(),
-            // It may go on. Whoever decides now is told.
-            Err(error) => Some(error.into()),
-        };
+    /// The job ends where it stands, and the VM goes on with the layers that it has. As long as it is not seen that it has
+    /// ended, it is followed on, and this is tried again.
+    async fn end(&mut self) -> Result<(), Failure> {
+        let (hypervisor, vm) = (&self.context.host.hypervisor, self.context.vm());
+        let aborted = hypervisor.abort_block_job(vm, &self.merge.target).await;
+        let jobs = hypervisor.block_jobs(vm).await;
+        let is_gone = jobs.is_ok_and(|jobs| jobs.iter().all(|(disk, _)| *disk != self.merge.target));
+        if !is_gone {
+            tracing::warn!(operation = %self.context.operation.id, disk = %self.merge.target, ?aborted, "the block job does not end");
+            self.not_ended_before = self.since.elapsed() + self.policy.patience;
+            return Ok(());
+        }
+        Err(self.no_headway())
+    }
+
+    fn no_headway(&mut self) -> Failure {
+        let cause = self.not_slowed.take();
         let (disk, seconds) = (self.merge.target.to_string(), self.tracker.lost().as_secs());
         let pace = self.tracker.pace();
         let error = if self.tracker.trend() == Trend::Still {

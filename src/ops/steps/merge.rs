@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
 use crate::model::step::{How, ImageRef, Merge, MergeLayers};
-use crate::model::vm::{DiskSource, Format};
+use crate::model::vm::{BlockJobKind, DiskSource, Format};
 use crate::model::{Failure, VmId};
 use crate::plan::merge::{Next, Seen, next};
 
@@ -74,6 +74,7 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
 }
 
 async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>) -> Merged {
+    let _followed = context.limits.throttles.follow(context.vm(), &merge.target);
     let mut watch = Watch::new(context, merge, bandwidth);
     let merged = follow(context, merge, bandwidth, &mut watch).await;
     if !watch.may_have_slowed() {
@@ -103,10 +104,16 @@ async fn follow(
         }
         let moved = match see(context, merge, &course).await {
             Ok(seen) => {
-                if let Some(job) = &seen.job
+                // Somebody else's job is none of ours to slow the guest for, or to end.
+                if let Some(job) = seen.job.as_ref().filter(|job| job.kind != BlockJobKind::Other)
                     && let Err(failure) = watch.look(job).await
                 {
-                    return Merged::GivenUp(failure);
+                    let now = see(context, merge, &course).await;
+                    if !now.is_ok_and(|now| next(merge, &now) == Next::Done) {
+                        return Merged::GivenUp(failure);
+                    }
+                    // It came to its own end before it could be ended.
+                    continue;
                 }
                 match next(merge, &seen) {
                     Next::Undecided(problem) => return Merged::GivenUp(undecided(merge, problem)),
@@ -360,10 +367,14 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
 
 async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Seen> {
     let mut backings = Vec::with_capacity(merge.headers().len());
-    let seen = match context.operation.of_vm() {
+    let mut seen = match context.operation.of_vm() {
         Some(vm) => see_disk(context, vm, merge).await?,
         None => Seen::default(),
     };
+    if let Some(job) = seen.job.as_mut().filter(|_| context.is_fresh && !course.has_started_job) {
+        // Nobody has ever asked for one of ours.
+        job.kind = BlockJobKind::Other;
+    }
     for image in merge.headers() {
         let facts = context.host.images.inspect(&image.path, Format::Qcow2).await?;
         backings.push(facts.backing.map(|backing| backing.path));

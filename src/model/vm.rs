@@ -90,10 +90,7 @@ impl VmView {
     /// All files that it reads or that a definition of it names, as far as that is known: what these lie on is not all
     /// among them.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let stored = self.disks.iter().filter_map(|disk| match &disk.source {
-            DiskSource::Chain { persistent, .. } => persistent.as_ref(),
-            DiskSource::Excluded(_) | DiskSource::Refused(_) => None,
-        });
+        let stored = self.disks.iter().flat_map(DiskView::defined_with);
         let read = self.disks.iter().flat_map(DiskView::chain).map(|image| &image.path);
         let kept = self.snapshots_elsewhere.iter().flat_map(|(_, images)| images);
         let variables = self.variables.iter().map(|file| &file.path);
@@ -230,11 +227,15 @@ impl DiskView {
         self.chain().first()
     }
 
-    /// Whether the stored definition names this image, at whatever place.
-    #[must_use]
-    pub fn is_defined_with(&self, path: &Path) -> bool {
-        let DiskSource::Chain { persistent, persistent_below, .. } = &self.source else { return false };
-        persistent.iter().chain(persistent_below).any(|named| named == path)
+    /// The images that the stored definition names, at whatever place; none for a disk that we do not handle.
+    pub fn defined_with(&self) -> impl Iterator<Item = &PathBuf> {
+        let (active, below) = match &self.source {
+            DiskSource::Chain { persistent, persistent_below, .. } => {
+                (persistent.as_ref(), persistent_below.as_slice())
+            }
+            DiskSource::Excluded(_) | DiskSource::Refused(_) => (None, [].as_slice()),
+        };
+        active.into_iter().chain(below)
     }
 
     /// Whether the VM reads or writes this image now.

@@ -69,7 +69,9 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
     match context.host.hypervisor.observe(context.vm()).await {
         Ok(view) => {
             let in_use = images.iter().find(|image| {
-                view.disks.iter().any(|disk| disk.uses(&image.path) || disk.is_defined_with(&image.path))
+                view.disks.iter().any(|disk| {
+                    disk.uses(&image.path) || disk.defined_with().any(|named| *named == image.path)
+                })
             });
             if let Some(image) = in_use {
                 return Performed::unknown(HostError::ImageInUse(image.path.clone()));

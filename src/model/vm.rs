@@ -431,3 +431,14 @@ pub enum BlockJobKind {
     /// Anything that is not ours: a copy, a backup.
     Other,
 }
+
+impl BlockJobKind {
+    /// Whether it writes to what the VM only reads.
+    #[must_use]
+    pub fn writes_below(self) -> bool {
+        match self {
+            Self::ActiveCommit | Self::Commit => true,
+            Self::Pull | Self::Other => false,
+        }
+    }
+}

@@ -45,6 +45,10 @@ pub enum Refusal {
     UnknownOverlay { disk: DiskTarget, active: PathBuf, known: PathBuf },
     #[error("disk {disk} reads through {actual}; the catalog says {expected}")]
     ChainDiffers { disk: DiskTarget, expected: String, actual: String },
+    #[error(
+        "somebody has merged layers of disk {0}, or lets the VM write to one: the snapshot reads a mixture"
+    )]
+    LayerMerged(DiskTarget),
     #[error("the VM no longer has disk {0} of the snapshot")]
     DiskGone(DiskTarget),
     #[error("the snapshot holds several disks ({}): one must be named", targets(.0))]
@@ -185,7 +189,7 @@ impl Refusal {
             | Self::ChainDiffers { .. }
             | Self::DiskGone(_) => Reason::VmChanged,
             Self::ImageMissing(_) => Reason::ImageMissing,
-            Self::ImageChanged { .. } => Reason::ImageChanged,
+            Self::ImageChanged { .. } | Self::LayerMerged(_) => Reason::ImageChanged,
             Self::NoSpace { .. } | Self::NoSpaceToMerge { .. } | Self::NotMeasured(_) => {
                 Reason::InsufficientSpace
             }
@@ -231,7 +235,10 @@ impl Refusal {
             Self::NoDisks => "there is nothing to do for this VM",
             Self::NoOverlayDirectory(_) => "set overlay_directory in the configuration of vmsnapd",
             Self::BlockJob(_) => "wait until the job has ended, or end it with 'virsh blockjob'",
-            Self::DefinitionsDiffer { .. } | Self::UnknownOverlay { .. } | Self::ChainDiffers { .. } => {
+            Self::DefinitionsDiffer { .. }
+            | Self::UnknownOverlay { .. }
+            | Self::ChainDiffers { .. }
+            | Self::LayerMerged(_) => {
                 "somebody changed the VM without vmsnap: 'vmsnap vm check' tells what can be done"
             }
             Self::DiskGone(_) => {

@@ -21,7 +21,7 @@ mod adoption;
 mod chain;
 
 pub use adoption::{check_adoption, is_adopted};
-pub(super) use chain::{damaged_by_merge, is_explained_by_merge, owner_elsewhere};
+pub(super) use chain::{check_unmerged, damaged_by_merge, is_explained_by_merge, owner_elsewhere};
 
 /// Who settles it, for what is written into a reservation.
 type By<'a> = (OperationId, &'a str);

@@ -13,6 +13,7 @@ use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfte
 
 use super::check::not_as_seen;
 use super::collapse::doomed;
+use super::resolve::check_unmerged;
 use super::variables::Restoring;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
@@ -237,8 +238,9 @@ pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
         && memory.is_none_or(|memory| world.memory_images.get(&memory.path) == Some(&memory.bytes))
 }
 
-/// Every layer that the snapshot reads must exist and lie on the one that the catalog says.
+/// Every layer that the snapshot reads must exist, lie on the one that the catalog says, and hold nobody else's content.
 pub(super) fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
+    check_unmerged(world, top)?;
     let chain = world.tree.chain(top);
     for (depth, layer) in chain.iter().enumerate() {
         let facts = world.images.get(&layer.path).ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;

@@ -6,6 +6,7 @@ use crate::model::step::{CatalogChange, Step};
 use crate::model::{DiskTarget, OperationId, SnapshotId, TakeFromSnapshot};
 
 use super::reserve::reserve;
+use super::revert::check_chain;
 use super::{NewIds, Plan, Refusal, World};
 
 /// Plans to take one disk out of `source`, which is in `world.tree`.
@@ -21,6 +22,7 @@ pub fn take_from_snapshot(
         return Err(Refusal::SnapshotNotReady(source.state));
     }
     let disk = choose_disk(source, request.disk.as_ref())?;
+    check_chain(world, disk.layer)?;
     let snapshot = SnapshotId(ids());
     let reservation = Snapshot {
         source: Some(source.id),

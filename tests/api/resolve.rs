@@ -242,6 +242,33 @@ async fn layers_that_somebody_merged() {
     check(act, case).await;
 }
 
+/// Between the merge and its adoption, too. The file is as long as it was.
+#[tokio::test]
+async fn what_somebody_merged_is_not_cloned() {
+    let node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    let (one, two) = (file_of(&node, "one").await, file_of(&node, "two").await);
+    let length = async || node.sim.host().images.inspect(&one, Format::Qcow2).await.unwrap().length;
+    let before = length().await;
+    node.sim.someone_commits(node.vm, &vda(), &two, &one);
+    assert_eq!(length().await, before);
+    let files = node.sim.files();
+    for line in [
+        "volume clone web/one --disk vda --to copy",
+        "volume clone web/one --disk vda --to copy --full",
+        "volume snapshot create taken --from web/one --disk vda",
+        "vm deploy web/one --name new",
+    ] {
+        let refused = run(&node, line).await;
+        assert!(refused.code == 6 && refused.stderr.contains("has merged layers of disk vda"), "{refused:?}");
+    }
+    assert_eq!(node.sim.files(), files);
+    succeed(&node, "volume clone web/two --disk vda --to copy").await;
+}
+
 #[tokio::test]
 async fn an_active_layer_that_somebody_merged() {
     let act = async |node: &Node| {

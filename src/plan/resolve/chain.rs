@@ -10,7 +10,7 @@ use crate::model::layer::{Layer, Ownership, Volume};
 use crate::model::operation::Failure;
 use crate::model::snapshot::{Consistency, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 use crate::model::step::{CatalogChange, Step};
-use crate::model::vm::{Attachment, DiskView, Format};
+use crate::model::vm::{Attachment, ChainImage, DiskView, Format};
 use crate::model::{Difference, Label, LayerId, LayerTree, Reason, SnapshotId};
 
 use super::super::reserve::reserve;
@@ -126,14 +126,25 @@ struct Merged<'a> {
 
 impl<'a> Merged<'a> {
     fn of(world: &'a World, disk: &DiskView) -> Option<Self> {
+        Self::among(world, disk.chain(), true)
+    }
+
+    /// Of what lies under overlays that nobody has told of. They alone are written to.
+    fn below_strangers(world: &'a World, disk: &DiskView) -> Option<Self> {
+        let chain = disk.chain();
+        let strangers = chain.iter().position(|image| world.tree.layer_at(&image.path).is_some())?;
+        Self::among(world, &chain[strangers..], strangers == 0)
+    }
+
+    fn among(world: &'a World, images: &[ChainImage], is_first_written: bool) -> Option<Self> {
         let tree = &world.tree;
         let chain: Vec<&Layer> =
-            disk.chain().iter().map(|image| tree.layer_at(&image.path)).collect::<Option<_>>()?;
+            images.iter().map(|image| tree.layer_at(&image.path)).collect::<Option<_>>()?;
         let top = chain.first()?;
         let volume = tree.volume(top.volume)?;
         let mut gaps = Vec::new();
         let mut written = BTreeSet::new();
-        if volume.active != top.id {
+        if is_first_written && volume.active != top.id {
             // The VM writes to what was frozen.
             written.insert(top.id);
         }
@@ -212,6 +223,23 @@ pub(in crate::plan) fn damaged_by_merge(world: &World, disk: &DiskView) -> Optio
 pub(in crate::plan) fn is_explained_by_merge(world: &World, layer: LayerId) -> bool {
     let merged = world.vm.disks.iter().filter_map(|disk| Merged::of(world, disk));
     merged.into_iter().any(|merged| merged.explains(layer))
+}
+
+/// Refuses a layer that somebody merges or has merged others' content into, or lets the VM write to: it reads a mixture, though
+/// its file may be as long as it was. So it is until somebody has settled that, and then its snapshots are in ERROR.
+pub(in crate::plan) fn check_unmerged(world: &World, layer: LayerId) -> Result<(), Refusal> {
+    let reads = |image: &ChainImage| world.tree.chain(layer).iter().any(|read| read.path == image.path);
+    for disk in &world.vm.disks {
+        let is_merging = disk.block_job.is_some_and(|job| job.kind.writes_below());
+        if is_merging && disk.chain().iter().any(reads) {
+            return Err(Refusal::BlockJob(disk.target.clone()));
+        }
+        let merged = Merged::below_strangers(world, disk);
+        if merged.is_some_and(|merged| !merged.is_sound(&world.tree, layer)) {
+            return Err(Refusal::LayerMerged(disk.target.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// Plans to take in that somebody merged layers, or lets the VM write to one that was frozen. The snapshots that needed

@@ -70,6 +70,108 @@ fn clone_of(snapshot: SnapshotId, path: &str, mode: CloneMode) -> CloneVolume {
     }
 }
 
+/// What can be made out of each snapshot once somebody has meddled with the chain of vda, and nobody has settled it. No file
+/// is longer or shorter than it was.
+fn check_meddled(
+    meddle: impl FnOnce(&mut Paper, [PathBuf; 3]),
+    one: Result<(), &str>,
+    two: Result<(), &str>,
+) {
+    let mut paper = Paper::new();
+    paper.create("one");
+    paper.create("two");
+    let layer = |paper: &Paper, name| paper.snapshot(name).disks[0].layer;
+    let path = |paper: &Paper, name| paper.world.tree.layers[&layer(paper, name)].path.clone();
+    let active = paper.disk("vda").active().unwrap().path.clone();
+    let files = [path(&paper, "one"), path(&paper, "two"), active];
+    meddle(&mut paper, files);
+    for (name, expected) in [("one", one), ("two", two)] {
+        let snapshot = paper.snapshot(name);
+        let on = |paper: &mut Paper, disk: &str| {
+            let mut ids = paper.ids();
+            let disk: DiskTarget = disk.parse().unwrap();
+            let label = named("taken").label;
+            let take = TakeFromSnapshot { snapshot: snapshot.id, disk: Some(disk.clone()), label };
+            let copy = |mode| CloneVolume {
+                disk: Some(disk.clone()),
+                ..clone_of(snapshot.id, "/images/copy", mode)
+            };
+            let world = &paper.world;
+            [
+                take_from_snapshot(world, &snapshot, &take, OperationId::new(), "test", &mut ids),
+                clone_volume(world, &snapshot, &copy(CloneMode::Linked), &mut ids),
+                clone_volume(world, &snapshot, &copy(CloneMode::Full), &mut ids),
+            ]
+        };
+        let deploy = DeployVm {
+            snapshot: snapshot.id,
+            name: "new".parse().unwrap(),
+            mode: CloneMode::Linked,
+            then: NewVmState::Off,
+            new_serials: false,
+            bandwidth: None,
+        };
+        let mut plans = Vec::from(on(&mut paper, "vda"));
+        let mut ids = paper.ids();
+        plans.push(deploy_vm(&paper.world, &snapshot, &deploy, &mut ids));
+        for plan in plans {
+            let came = plan.map(drop).map_err(|refusal| refusal.to_string());
+            assert_eq!(came, expected.map_err(str::to_owned), "{name}");
+        }
+        assert!(on(&mut paper, "vdb").into_iter().all(|plan| plan.is_ok()), "the other disk is as it was");
+    }
+}
+
+#[test]
+fn nothing_is_made_of_what_somebody_merged() {
+    let merged =
+        "somebody has merged layers of disk vda, or lets the VM write to one: the snapshot reads a mixture";
+    let lies_on = |paper: &mut Paper, top: &Path, base: &Path| {
+        let facts = paper.world.images.get_mut(top).unwrap();
+        facts.backing = Some(Backing { path: base.to_owned(), format: Some(Format::Qcow2) });
+    };
+    check_meddled(|_, _| {}, Ok(()), Ok(()));
+    // What went into `one` is what `two` reads, still.
+    let into_one = |paper: &mut Paper, [one, _, active]: [PathBuf; 3]| {
+        lies_on(paper, &active, &one);
+        paper.point("vda", &active);
+    };
+    check_meddled(into_one, Err(merged), Ok(()));
+    check_meddled(|paper, [_, two, _]| paper.point("vda", &two), Ok(()), Err(merged));
+    check_meddled(|paper, [one, ..]| paper.point("vda", &one), Err(merged), Err(merged));
+    let under_an_overlay = |paper: &mut Paper, [one, _, active]: [PathBuf; 3]| {
+        lies_on(paper, &active, &one);
+        paper.add_image(Path::new("/images/by-hand"), Some(active));
+        paper.point("vda", Path::new("/images/by-hand"));
+    };
+    check_meddled(under_an_overlay, Err(merged), Ok(()));
+    let only_an_overlay = |paper: &mut Paper, [_, _, active]: [PathBuf; 3]| {
+        paper.add_image(Path::new("/images/by-hand"), Some(active));
+        paper.point("vda", Path::new("/images/by-hand"));
+    };
+    check_meddled(only_an_overlay, Ok(()), Ok(()));
+    // What is pulled up leaves all below as it was.
+    let pulled = |paper: &mut Paper, [_, _, active]: [PathBuf; 3]| {
+        paper.world.images.get_mut(&active).unwrap().backing = None;
+        paper.point("vda", &active);
+    };
+    check_meddled(pulled, Ok(()), Ok(()));
+}
+
+#[test]
+fn nothing_is_made_of_what_somebody_is_merging() {
+    let job = |kind| {
+        move |paper: &mut Paper, _: [PathBuf; 3]| {
+            paper.disk("vda").block_job = Some(BlockJob { kind, done: 0, total: 1, ready: false });
+        }
+    };
+    let busy = "a block job is running on disk vda";
+    check_meddled(job(BlockJobKind::Commit), Err(busy), Err(busy));
+    check_meddled(job(BlockJobKind::ActiveCommit), Err(busy), Err(busy));
+    check_meddled(job(BlockJobKind::Pull), Ok(()), Ok(()));
+    check_meddled(job(BlockJobKind::Other), Ok(()), Ok(()));
+}
+
 #[test]
 fn clones() {
     let mut paper = Paper::new();

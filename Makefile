@@ -48,7 +48,7 @@ HISTORIES ?= 20000
 histories:
 	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
 
-# The faults of tests/crash.rs and tests/lost_catalog.rs, all of them.
+# The faults of tests/crash.rs and tests/lost_catalog, all of them.
 faults:
 	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash --test lost_catalog
 

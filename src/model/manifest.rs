@@ -148,6 +148,15 @@ impl Manifest {
         }
     }
 
+    /// What it tells of layers.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        match self {
+            Self::Snapshot(of) => &of.layers,
+            Self::Clone(of) => &of.layers,
+        }
+    }
+
     /// The image that it belongs beside.
     #[must_use]
     pub fn image(&self) -> Option<&Path> {

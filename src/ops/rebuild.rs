@@ -71,11 +71,7 @@ async fn search(host: &Host, place: &Path, evidence: &mut Evidence) -> BTreeSet<
 
 /// The images that a manifest names, and what each is to be read as.
 fn images_of(manifest: &Manifest) -> Box<dyn Iterator<Item = (&PathBuf, Format)> + Send + '_> {
-    let layers = match manifest {
-        Manifest::Snapshot(of) => &of.layers,
-        Manifest::Clone(of) => &of.layers,
-    };
-    let layers = layers.iter().map(|layer| (&layer.path, layer.format));
+    let layers = manifest.layers().iter().map(|layer| (&layer.path, layer.format));
     match manifest {
         Manifest::Snapshot(of) => Box::new(layers.chain(of.image.iter().map(|path| (path, Format::Qcow2)))),
         Manifest::Clone(of) => Box::new(layers.chain([(&of.clone.path, Format::Qcow2)])),

@@ -8,16 +8,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use serde::Serialize;
-use uuid::Uuid;
-
 use super::NewIds;
-use crate::model::manifest::{CloneManifest, Manifest, SnapshotManifest};
+use crate::model::manifest::Manifest;
 use crate::model::rebuilt::RebuiltTree;
 use crate::model::{ImageFacts, VmId, VmView};
+use serde::Serialize;
 
+mod found;
 mod grow;
 mod judge;
+mod same;
+mod written;
 
 use grow::grow;
 
@@ -100,14 +101,6 @@ const UNKNOWN: &str = "operations, events, request ids, freeze leases and notes 
                        frozen, or whose writes were limited for a merge, when the catalog was lost has to be freed by hand; \
                        that an image has the length and the backing file that it had is checked, its content is not";
 
-/// The manifests of one tree, the newest of each snapshot and clone.
-#[derive(Debug, Default)]
-struct Found<'a> {
-    snapshots: Vec<&'a SnapshotManifest>,
-    clones: Vec<&'a CloneManifest>,
-    places: BTreeMap<Uuid, Vec<PathBuf>>,
-}
-
 /// What the catalog will hold.
 #[must_use]
 pub fn rebuild(evidence: &Evidence, ids: NewIds<'_>) -> Rebuilt {
@@ -116,39 +109,18 @@ pub fn rebuild(evidence: &Evidence, ids: NewIds<'_>) -> Rebuilt {
         report.left_out.push(LeftOut { path: path.clone(), why: why.clone() });
     }
     let mut trees = Vec::new();
-    for (vm, found) in by_tree(evidence) {
-        let rebuilt = grow(evidence, vm, &found, ids, &mut report);
+    let mut taken = BTreeSet::new();
+    for (vm, mut found) in found::by_tree(evidence, &mut report) {
+        same::tell_apart(&mut found, &mut taken, ids);
+        let rebuilt = grow(evidence, vm, found, ids, &mut report);
         if !rebuilt.tree.snapshots.is_empty() || !rebuilt.tree.clones.is_empty() {
             report.restored.push(restored(&rebuilt));
             trees.push(rebuilt);
         }
     }
+    same::settle_owners(evidence, &mut trees, &mut report);
     report.notes.push(UNKNOWN.to_owned());
     Rebuilt { trees, report }
-}
-
-fn by_tree(evidence: &Evidence) -> BTreeMap<VmId, Found<'_>> {
-    let mut newest: BTreeMap<Uuid, &Manifest> = BTreeMap::new();
-    let mut trees: BTreeMap<VmId, Found<'_>> = BTreeMap::new();
-    for (path, manifest) in &evidence.manifests {
-        let known = newest.entry(manifest.id()).or_insert(manifest);
-        if known.generation() < manifest.generation() {
-            *known = manifest;
-        }
-        let places = &mut trees.entry(manifest.vm()).or_default().places;
-        places.entry(manifest.id()).or_default().push(path.clone());
-    }
-    for manifest in newest.into_values() {
-        let found = trees.entry(manifest.vm()).or_default();
-        match manifest {
-            Manifest::Snapshot(of) => found.snapshots.push(of),
-            Manifest::Clone(of) => found.clones.push(of),
-        }
-    }
-    for found in trees.values_mut() {
-        found.snapshots.sort_by_key(|of| (of.snapshot.created_at, of.snapshot.id));
-    }
-    trees
 }
 
 fn restored(rebuilt: &RebuiltTree) -> Restored {

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::judge::{Judgement, judge};
-use super::{Evidence, Found, LeftOut, Report};
+use super::found::{Found, free_name};
+use super::judge::{Grounds, Judgement, judge};
+use super::written::Written;
+use super::{Evidence, LeftOut, Report, same};
 use crate::model::manifest::CloneManifest;
 use crate::model::rebuilt::RebuiltTree;
 use crate::model::vm::{Attachment, Backing, ChainImage, DiskView, Format};
 use crate::model::{
-    ClonedVolume, DiskTarget, Layer, LayerId, LayerTree, Ownership, Snapshot, SnapshotId, SnapshotState,
-    VmId, Volume, VolumeId,
+    ClonedVolume, DiskTarget, Layer, LayerId, LayerTree, Ownership, Snapshot, SnapshotId, SnapshotName,
+    SnapshotState, VmId, Volume, VolumeId,
 };
 use crate::plan::NewIds;
 
@@ -21,46 +23,56 @@ struct Growing<'a, 'i> {
     evidence: &'a Evidence,
     tree: LayerTree,
     by_path: BTreeMap<PathBuf, LayerId>,
+    /// A file may have several names: by device and inode.
+    by_file: BTreeMap<(u64, u64), LayerId>,
     ids: NewIds<'i>,
 }
 
 pub(super) fn grow(
     evidence: &Evidence,
     vm: VmId,
-    found: &Found<'_>,
+    mut found: Found,
     ids: NewIds<'_>,
     report: &mut Report,
 ) -> RebuiltTree {
+    let united = same::unite(evidence, &mut found, report);
     let tree = LayerTree::empty(vm);
-    let mut growing = Growing { evidence, tree, by_path: BTreeMap::new(), ids };
-    growing.take_told(found);
-    growing.take_disks(found);
-    growing.take_image(found);
+    let mut growing = Growing { evidence, tree, by_path: BTreeMap::new(), by_file: BTreeMap::new(), ids };
+    growing.take_told(&found);
+    growing.take_disks(&found);
+    growing.take_image(&found);
     growing.follow_headers(report);
     growing.take_clones(&found.clones, report);
-    growing.take_snapshots(found, report);
-    growing.keep_what_may_be_needed(report);
+    growing.take_snapshots(&found, report);
+    growing.keep_what_may_be_needed(&united, report);
     let definitions = found.snapshots.iter().map(|of| (of.snapshot.id, of.definition.clone())).collect();
     let comments = found.snapshots.iter().flat_map(|of| of.comments.clone()).collect();
-    RebuiltTree { tree: growing.tree, definitions, comments, manifests: found.places.clone() }
+    RebuiltTree { tree: growing.tree, definitions, comments, manifests: found.places }
 }
 
 impl Growing<'_, '_> {
-    /// A layer is the same one wherever manifests say that it is; where it is now, the file says.
-    fn take_told(&mut self, found: &Found<'_>) {
-        let of_clones = found.clones.iter().flat_map(|of| &of.layers);
-        for layer in found.snapshots.iter().flat_map(|of| &of.layers).chain(of_clones) {
-            let is_there = |path: &Path| self.evidence.images.contains_key(path);
-            let known = self.tree.layers.get(&layer.id);
-            if known.is_none_or(|known| !is_there(&known.path) && is_there(&layer.path)) {
-                self.by_path.insert(layer.path.clone(), layer.id);
-                self.tree.layers.insert(layer.id, Layer { seen: None, ..layer.clone() });
-            }
-        }
+    fn take_told(&mut self, found: &Found) {
+        self.tree.layers = found.told(self.evidence);
+        // Under each of its names it is found. One that is there comes last.
+        let mut names: Vec<(&Layer, bool)> =
+            found.layers().map(|layer| (layer, self.evidence.images.contains_key(&layer.path))).collect();
+        names.sort_by_key(|(_, is_there)| *is_there);
+        self.by_path.extend(names.into_iter().map(|(layer, _)| (layer.path.clone(), layer.id)));
+        let files = self.tree.layers.values().filter_map(|layer| Some((self.file(&layer.path)?, layer.id)));
+        self.by_file = files.collect();
+    }
+
+    fn file(&self, path: &Path) -> Option<(u64, u64)> {
+        self.evidence.images.get(path).map(|facts| (facts.identity.device, facts.identity.inode))
+    }
+
+    fn known(&self, path: &Path) -> Option<LayerId> {
+        let same_file = || self.by_file.get(&self.file(path)?);
+        self.by_path.get(path).or_else(same_file).copied()
     }
 
     /// A disk of the VM is the volume whose layers it reads through.
-    fn take_disks(&mut self, found: &Found<'_>) {
+    fn take_disks(&mut self, found: &Found) {
         let Some(vm) = self.evidence.vm(self.tree.vm) else { return };
         let targets: BTreeMap<VolumeId, &DiskTarget> = found
             .snapshots
@@ -85,11 +97,13 @@ impl Growing<'_, '_> {
     /// What nothing that was found refers to may be somebody's whose manifest was not: else the next start would merge or
     /// remove it unasked. The same is true of all layers of a VM that cannot be seen: what it writes to is not known, and
     /// lies on them.
-    fn keep_what_may_be_needed(&mut self, report: &mut Report) {
+    fn keep_what_may_be_needed(&mut self, united: &BTreeSet<LayerId>, report: &mut Report) {
         let is_seen = !self.tree.volumes.is_empty();
         let free: BTreeSet<LayerId> = self.tree.pending().map(|layer| layer.id).collect();
-        for layer in self.tree.layers.values_mut() {
-            if layer.ownership == Ownership::Owned && (!is_seen || free.contains(&layer.id)) {
+        for layer in self.tree.layers.values_mut().filter(|layer| layer.ownership == Ownership::Owned) {
+            if united.contains(&layer.id) {
+                layer.ownership = Ownership::Foreign;
+            } else if !is_seen || free.contains(&layer.id) {
                 layer.ownership = Ownership::Foreign;
                 report.notes.push(format!(
                     "{}: who needs it cannot be told for certain, so it stays whatever becomes of its snapshots",
@@ -100,7 +114,7 @@ impl Growing<'_, '_> {
     }
 
     fn volume_below(&self, chain: &[ChainImage]) -> Option<VolumeId> {
-        let layers = chain.iter().filter_map(|image| self.tree.layers.get(self.by_path.get(&image.path)?));
+        let layers = chain.iter().filter_map(|image| self.tree.layers.get(&self.known(&image.path)?));
         let mut owned = layers.filter(|layer| layer.ownership == Ownership::Owned);
         owned.next().map(|layer| layer.volume)
     }
@@ -117,7 +131,7 @@ impl Growing<'_, '_> {
     }
 
     /// The image of a volume that no VM has.
-    fn take_image(&mut self, found: &Found<'_>) {
+    fn take_image(&mut self, found: &Found) {
         let image = found.snapshots.iter().rev().find_map(|of| of.image.clone());
         let Some(path) = image.filter(|path| self.evidence.images.contains_key(path)) else { return };
         let image = ChainImage { path, format: Format::Qcow2, is_block_device: false };
@@ -125,13 +139,14 @@ impl Growing<'_, '_> {
     }
 
     fn layer(&mut self, path: &Path, format: Format, volume: VolumeId, ownership: Ownership) -> LayerId {
-        if let Some(known) = self.by_path.get(path) {
-            return *known;
+        if let Some(known) = self.known(path) {
+            return known;
         }
         let id = LayerId((self.ids)());
         let virtual_size = self.evidence.images.get(path).map_or(0, |facts| facts.virtual_size);
         let path = path.to_owned();
         self.by_path.insert(path.clone(), id);
+        self.by_file.extend(self.file(&path).map(|file| (file, id)));
         let (parent, seen, is_set_aside) = (None, None, false);
         let layer = Layer { id, volume, parent, path, format, ownership, virtual_size, seen, is_set_aside };
         self.tree.layers.insert(id, layer);
@@ -171,7 +186,7 @@ impl Growing<'_, '_> {
         }
     }
 
-    fn take_clones(&mut self, clones: &[&CloneManifest], report: &mut Report) {
+    fn take_clones(&mut self, clones: &[CloneManifest], report: &mut Report) {
         for CloneManifest { clone, .. } in clones {
             let facts = self.evidence.images.get(&clone.path);
             if facts.is_none() {
@@ -188,16 +203,20 @@ impl Growing<'_, '_> {
         }
     }
 
-    fn take_snapshots(&mut self, found: &Found<'_>, report: &mut Report) {
+    fn take_snapshots(&mut self, found: &Found, report: &mut Report) {
         let mut names = BTreeSet::new();
         let held = found.snapshots.iter().map(|of| &of.snapshot);
         let held = held.filter(|snapshot| snapshot.state != SnapshotState::Deleting);
         let mut needed: BTreeSet<LayerId> =
             held.flat_map(|snapshot| &snapshot.disks).map(|disk| disk.layer).collect();
         needed.extend(self.tree.clones.iter().filter_map(|clone| clone.layer));
+        let written = Written::find(&self.tree, found, &needed);
         let there: BTreeSet<SnapshotId> = found.snapshots.iter().map(|of| of.snapshot.id).collect();
+        let mut snapshots = Vec::new();
         for of in &found.snapshots {
-            let Judgement { state, trouble } = judge(self.evidence, &self.tree, of, &needed);
+            let grounds =
+                Grounds { evidence: self.evidence, tree: &self.tree, needed: &needed, written: &written };
+            let Judgement { state, trouble } = judge(&grounds, of);
             let mut snapshot = Snapshot { trouble, ..of.snapshot.clone() };
             if snapshot.state != state {
                 snapshot.state = state;
@@ -209,21 +228,17 @@ impl Growing<'_, '_> {
                 report.notes.push(format!("{}: its comments are not known any more", snapshot.name));
                 snapshot.comments = comments;
             }
-            if !names.insert(snapshot.name.to_string()) {
-                // A name has at most 63 characters, of one byte each.
-                let begin: String = snapshot.name.to_string().chars().take(50).collect();
-                let other = format!("{begin}-{}", &snapshot.id.to_string()[24..]);
-                names.insert(other.clone());
-                report.notes.push(format!(
-                    "{}: another snapshot has the name; it is called {other} now",
-                    snapshot.name
-                ));
-                if let Ok(other) = other.parse() {
-                    snapshot.name = other;
-                }
+            let name = snapshot.name.to_string();
+            let free = free_name(&mut names, &name, SnapshotName::LIMIT, snapshot.id.0);
+            if free != name
+                && let Ok(free) = free.parse()
+            {
+                report.notes.push(format!("{name}: another snapshot has the name; it is called {free} now"));
+                snapshot.name = free;
             }
-            self.tree.snapshots.push(snapshot);
+            snapshots.push(snapshot);
         }
+        self.tree.snapshots = snapshots;
         let current: Vec<SnapshotId> =
             found.snapshots.iter().filter(|of| of.is_current).map(|of| of.snapshot.id).collect();
         self.tree.current = current.last().copied();

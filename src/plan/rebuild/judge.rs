@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Evidence;
 use super::grow::is_detached;
+use super::written::Written;
 use crate::model::manifest::SnapshotManifest;
 use crate::model::{Failure, Layer, LayerId, LayerTree, Ownership, Reason, SnapshotDisk, SnapshotState};
 
@@ -15,13 +16,18 @@ pub(super) struct Judgement {
     pub(super) trouble: Option<Failure>,
 }
 
-/// `needed` are the layers that snapshots and clones refer to, but for snapshots on their way out.
-pub(super) fn judge(
-    evidence: &Evidence,
-    tree: &LayerTree,
-    of: &SnapshotManifest,
-    needed: &BTreeSet<LayerId>,
-) -> Judgement {
+/// What snapshots are judged by.
+pub(super) struct Grounds<'a> {
+    pub(super) evidence: &'a Evidence,
+    /// The tree as headers tell of it.
+    pub(super) tree: &'a LayerTree,
+    /// The layers that snapshots and clones refer to, but for snapshots on their way out.
+    pub(super) needed: &'a BTreeSet<LayerId>,
+    /// Those that cannot be vouched for.
+    pub(super) written: &'a Written,
+}
+
+pub(super) fn judge(grounds: &Grounds<'_>, of: &SnapshotManifest) -> Judgement {
     let error = |why: String| judgement(SnapshotState::Error, Reason::ImageChanged, why);
     match of.snapshot.state {
         // Somebody has given it up, and how its files were then is not known any more.
@@ -34,10 +40,10 @@ pub(super) fn judge(
         SnapshotState::Creating => return error("it was being made when the catalog was lost".to_owned()),
         SnapshotState::Ready | SnapshotState::Reverting | SnapshotState::Lost | SnapshotState::Error => {}
     }
-    if let Err(why) = check(evidence, tree, of, needed) {
+    if let Err(why) = check(grounds, of) {
         return error(why);
     }
-    match absence(evidence, tree, of) {
+    match absence(grounds.evidence, grounds.tree, of) {
         Some(why) => judgement(SnapshotState::Lost, Reason::VmNotFound, why),
         None => Judgement { state: SnapshotState::Ready, trouble: None },
     }
@@ -62,16 +68,12 @@ fn absence(evidence: &Evidence, tree: &LayerTree, of: &SnapshotManifest) -> Opti
     })
 }
 
-fn check(
-    evidence: &Evidence,
-    tree: &LayerTree,
-    of: &SnapshotManifest,
-    needed: &BTreeSet<LayerId>,
-) -> Result<(), String> {
+fn check(grounds: &Grounds<'_>, of: &SnapshotManifest) -> Result<(), String> {
+    let evidence = grounds.evidence;
     if of.snapshot.disks.is_empty() {
         return Err("its manifest names no disks".to_owned());
     }
-    of.snapshot.disks.iter().try_for_each(|disk| check_disk(evidence, tree, of, disk, needed))?;
+    of.snapshot.disks.iter().try_for_each(|disk| check_disk(grounds, of, disk))?;
     if let Some(memory) = &of.snapshot.memory {
         check_bytes("memory image", &memory.path, evidence.memory_images.get(&memory.path), memory.bytes)?;
     }
@@ -91,19 +93,14 @@ fn check_bytes(what: &str, path: &Path, found: Option<&u64>, expected: u64) -> R
     }
 }
 
-fn check_disk(
-    evidence: &Evidence,
-    tree: &LayerTree,
-    of: &SnapshotManifest,
-    disk: &SnapshotDisk,
-    needed: &BTreeSet<LayerId>,
-) -> Result<(), String> {
-    let chain = tree.chain(disk.layer);
+fn check_disk(grounds: &Grounds<'_>, of: &SnapshotManifest, disk: &SnapshotDisk) -> Result<(), String> {
+    let chain = grounds.tree.chain(disk.layer);
     let top = chain.first().ok_or_else(|| format!("its manifest does not tell where {} is", disk.target))?;
     for layer in &chain {
-        check_layer(evidence, of, layer)?;
+        check_layer(grounds.evidence, of, layer)?;
     }
-    check_missing(&chain, of, disk, needed)?;
+    check_missing(&chain, of, disk, grounds.needed)?;
+    grounds.written.check(&chain)?;
     if top.virtual_size != disk.virtual_size {
         let (is, was) = (top.virtual_size, disk.virtual_size);
         return Err(format!("{} has {is} bytes for a guest, not {was}", top.path.display()));

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+mod conflicts;
+#[path = "../simulated/mod.rs"]
 mod simulated;
 
 use std::collections::BTreeSet;
@@ -162,6 +164,16 @@ fn an_image_is_gone() {
     // Such a VM cannot be looked at: it is READY as soon as it can be.
     let unseen = "its VM cannot be looked at";
     check(act, [("one", LOST, unseen), ("two", ERROR, words), ("three", ERROR, words)], 0);
+}
+
+/// What went into `one` is what `two` reads still; what `three` reads cannot be told.
+#[test]
+fn somebody_has_merged_layers() {
+    let act = |scene: &Scene, tree: &LayerTree| {
+        let (top, base) = (layer_of(tree, "two"), layer_of(tree, "one"));
+        scene.sim.someone_commits(scene.vm, &simulated::disks()[0], &top, &base);
+    };
+    check(act, [("one", ERROR, "may read a mixture"), ("two", READY, ""), ("three", ERROR, "not lie on")], 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::request::{self, Answer, RequestKey};
 use super::{Result, Store, StoreError, schema};
@@ -48,25 +48,36 @@ impl Store {
         let before = self.backed_up_before(key.clone()).await?.map(|at| directory.join(file_name(at)));
         let path = directory.join(file_name(now));
         let failed = |cause| StoreError::Backup { path: path.clone(), cause };
-        let (answer, written) = oneshot::channel();
         let target = path.clone();
-        let work = move || {
-            // Whoever asked may have gone; what is unfinished is only removed by whoever is alone.
-            let _alone = alone;
-            let made = before.and_then(still_there).map_or_else(|| write(&catalog, &target, kept), Ok);
-            let _ = answer.send(made);
-        };
-        thread::Builder::new().name("backup".to_owned()).spawn(work).map_err(failed)?;
-        let backup = written.await.map_err(|_| StoreError::Closed)??;
-        if backup.path == path {
-            self.transact(move |transaction| {
-                request::forget(transaction, key.as_ref())?;
-                let answer = Answer::Backup(now.as_millisecond());
-                request::remember(transaction, key.as_ref(), answer, now.as_millisecond())
-            })
-            .await?;
+        let write = move || before.and_then(still_there).map_or_else(|| write(&catalog, &target), Ok);
+        let (backup, alone) = on_thread(write, alone).await.map_err(failed)??;
+        let backup = backup?;
+        if backup.path != path {
+            return Ok(backup);
         }
-        Ok(backup)
+        let remembered = self.remember_backup(key, now).await;
+        let target = path.clone();
+        let finish = move || match remembered {
+            Ok(()) => {
+                prune(&target, kept);
+                Ok(backup)
+            }
+            // To whoever asked there is none.
+            Err(error) => {
+                remove(&target);
+                Err(error)
+            }
+        };
+        on_thread(finish, alone).await.map_err(failed)??.0
+    }
+
+    async fn remember_backup(&self, key: Option<RequestKey>, at: Timestamp) -> Result<()> {
+        self.transact(move |transaction| {
+            request::forget(transaction, key.as_ref())?;
+            let answer = Answer::Backup(at.as_millisecond());
+            request::remember(transaction, key.as_ref(), answer, at.as_millisecond())
+        })
+        .await
     }
 
     async fn backed_up_before(&self, key: Option<RequestKey>) -> Result<Option<Timestamp>> {
@@ -77,6 +88,18 @@ impl Store {
             Some(_) | None => None,
         })
     }
+}
+
+/// Lets a thread of its own do work that blocks, while nobody else makes a backup. Whoever asked may have gone: it is done all
+/// the same, and what is unfinished is only removed by whoever is alone.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    alone: OwnedMutexGuard<()>,
+) -> io::Result<Result<(T, OwnedMutexGuard<()>)>> {
+    let (answer, done) = oneshot::channel();
+    let work = move || drop(answer.send((work(), alone)));
+    thread::Builder::new().name("backup".to_owned()).spawn(work)?;
+    Ok(done.await.map_err(|_| StoreError::Closed))
 }
 
 /// Names sort as the backups were made.
@@ -99,7 +122,7 @@ fn still_there(path: PathBuf) -> Option<Backup> {
 }
 
 /// Writes the copy under another name, then gives it its own. Blocks.
-fn write(catalog: &Path, path: &Path, kept: usize) -> Result<Backup> {
+fn write(catalog: &Path, path: &Path) -> Result<Backup> {
     let failed = |cause| StoreError::Backup { path: path.to_owned(), cause };
     let directory = path.parent().unwrap_or(path);
     make_directory(directory).map_err(failed)?;
@@ -115,7 +138,6 @@ fn write(catalog: &Path, path: &Path, kept: usize) -> Result<Backup> {
         drop((fs::remove_file(&unfinished), fs::remove_file(path)));
     }
     let bytes = finished.map_err(failed)?;
-    prune(files, kept);
     Ok(Backup { path: path.to_owned(), bytes })
 }
 
@@ -161,16 +183,18 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Removes the oldest of those from `before`, so that with the new one `kept` are left. What cannot be removed is only more
-/// than was asked for.
-fn prune(before: Vec<PathBuf>, kept: usize) {
-    let mut backups: Vec<PathBuf> = before.into_iter().filter(|path| is_backup(path)).collect();
+/// Removes the oldest but for `new`, so that with it `kept` are left. What cannot be removed is only more than was asked for.
+fn prune(new: &Path, kept: usize) {
+    let there = list(new.parent().unwrap_or(new)).unwrap_or_default();
+    let mut backups: Vec<PathBuf> = there.into_iter().filter(|path| is_backup(path) && path != new).collect();
     backups.sort();
     let too_many = (backups.len() + 1).saturating_sub(kept);
-    for old in backups.iter().take(too_many) {
-        if let Err(error) = fs::remove_file(old) {
-            tracing::warn!(path = %old.display(), %error, "an old backup of the catalog stays");
-        }
+    backups.iter().take(too_many).for_each(|old| remove(old));
+}
+
+fn remove(backup: &Path) {
+    if let Err(error) = fs::remove_file(backup) {
+        tracing::warn!(path = %backup.display(), %error, "a backup of the catalog stays that nobody needs");
     }
 }
 

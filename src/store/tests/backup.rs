@@ -104,3 +104,21 @@ async fn a_failure_leaves_nothing() {
     assert_eq!(files(directory.path()), [kept.path], "nothing is left, and nothing was removed");
     assert!(store.probe().await.is_ok());
 }
+
+/// The copy is whole, but who asked is told of a failure: it does not stay, and takes the place of none.
+#[tokio::test]
+async fn a_copy_whose_request_cannot_be_noted_does_not_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.db");
+    let store = Store::open(&path).unwrap();
+    let kept = store.back_up(None, 1, at(1)).await.unwrap();
+    let somebody = rusqlite::Connection::open(&path).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON request BEGIN SELECT RAISE(ABORT, 'full'); END";
+    somebody.execute(full, []).unwrap();
+    let failed = store.back_up(Some(key("r", "backup")), 1, at(2)).await.unwrap_err();
+    assert!(matches!(failed, StoreError::Sqlite(_)), "{failed:?}");
+    assert_eq!(files(directory.path()), std::slice::from_ref(&kept.path));
+    somebody.execute("DROP TRIGGER full", []).unwrap();
+    let made = store.back_up(Some(key("r", "backup")), 1, at(3)).await.unwrap();
+    assert_eq!(files(directory.path()), [made.path]);
+}

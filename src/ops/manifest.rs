@@ -4,12 +4,14 @@
 //! manifest promises any more what that layer read; before the layers that were merged away are removed, manifests name
 //! those that took their place. That a manifest cannot be written holds nobody up: it stays due, is told once, and is tried
 //! again by the next operation and by the next start. Only one that cannot even be taken away, and promises what would be
-//! wrong then, holds up the merge.
+//! wrong then, holds up the merge. Storage that hangs is waited for once, by whoever works on it, and by nobody for long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use uuid::Uuid;
 
 use super::{Engine, OpsError, Result};
@@ -17,9 +19,34 @@ use crate::host::{HostError, Images, unfinished};
 use crate::model::manifest::{Manifest, checksum};
 use crate::model::operation::causes;
 use crate::model::step::DoomedImage;
-use crate::model::{Difference, DifferenceKind, SnapshotId, VmId};
+use crate::model::{Difference, DifferenceKind, LayerTree, SnapshotId, VmId};
 use crate::plan::{self, Places};
-use crate::store::{KeptManifest, Store};
+use crate::store::{KeptManifest, Store, StoreError};
+
+/// Storage that has not written a small file by then hangs, for all that anybody can tell.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The manifests of so many VMs are written side by side.
+const AT_ONCE: usize = 8;
+
+/// What could not be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Unwritten {
+    Manifest(Uuid),
+    /// Which of them are due cannot be told.
+    AllOf(VmId),
+}
+
+/// How much whoever settles manifests wants them to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Eagerness {
+    /// It works on the VM: what could not be written before is tried again.
+    Concerned,
+    /// It works on another VM, and waits for nobody who works on this one.
+    Passing,
+    /// Nobody waits for it.
+    Patient,
+}
 
 /// Who writes manifests.
 pub(super) struct Manifests {
@@ -29,7 +56,7 @@ pub(super) struct Manifests {
     /// Those of one VM are written by one at a time; storage that hangs holds up nobody else's.
     turns: Mutex<BTreeMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
     /// Those that could not be written, of which VM, and why. They are told already.
-    failing: Mutex<BTreeMap<Uuid, (VmId, String)>>,
+    failing: Mutex<BTreeMap<Unwritten, (VmId, String)>>,
 }
 
 impl Manifests {
@@ -37,25 +64,38 @@ impl Manifests {
         Self { images, store, places, turns: Mutex::default(), failing: Mutex::default() }
     }
 
-    /// Writes what is due of all VMs. What could not be written before is tried again only of these: storage that hangs is
-    /// to hold up whoever works on it, and nobody else.
+    /// Writes what is due of all VMs, each on its own. What could not be written before is tried again only of these: storage
+    /// that hangs is to hold up whoever works on it, and nobody else.
     pub(super) async fn settle(&self, concerned: &BTreeSet<VmId>) {
-        let settled = async {
-            for due in self.store.vms_with_due_manifests().await? {
-                self.settle_vm(due, concerned.contains(&due)).await?;
-            }
-            Ok::<(), OpsError>(())
+        let eagerness = |vm: VmId| match concerned.contains(&vm) {
+            true => Eagerness::Concerned,
+            false => Eagerness::Passing,
         };
-        if let Err(error) = settled.await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "it cannot be told which manifests are due");
+        self.settle_each(eagerness).await;
+    }
+
+    async fn settle_each(&self, eagerness: impl Fn(VmId) -> Eagerness) {
+        match self.store.vms_with_due_manifests().await {
+            Ok(due) => {
+                let settle = |vm| self.settle_vm(vm, eagerness(vm));
+                stream::iter(due).for_each_concurrent(AT_ONCE, settle).await;
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "it cannot be told which manifests are due");
+            }
         }
+    }
+
+    /// Writes what is due, but for what could not be written before.
+    async fn settle_rest(&self) {
+        self.settle_each(|_| Eagerness::Patient).await;
     }
 
     /// Writes all that is due.
     pub(super) async fn settle_all(&self) {
         self.lock_failing().clear();
-        self.settle(&BTreeSet::new()).await;
+        self.settle_rest().await;
     }
 
     /// Before layers of a VM are written to: no manifest promises any more what they read.
@@ -68,29 +108,56 @@ impl Manifests {
         Ok(())
     }
 
-    async fn settle_vm(&self, vm: VmId, even_failing: bool) -> Result<()> {
-        let _turn = self.turn(vm).lock_owned().await;
-        for kept in self.store.manifests(vm, true).await? {
-            if !even_failing && self.lock_failing().contains_key(&kept.id) {
+    async fn settle_vm(&self, vm: VmId, eagerness: Eagerness) {
+        let turn = self.turn(vm);
+        let _turn = match eagerness {
+            Eagerness::Concerned | Eagerness::Patient => turn.lock_owned().await,
+            Eagerness::Passing => match turn.try_lock_owned() {
+                Ok(turn) => turn,
+                Err(_) => return,
+            },
+        };
+        let is_left = |what| eagerness != Eagerness::Concerned && self.lock_failing().contains_key(&what);
+        if is_left(Unwritten::AllOf(vm)) {
+            return;
+        }
+        let due = self.store.readable_manifests(vm, true).await.map_err(OpsError::from);
+        self.note(vm, Unwritten::AllOf(vm), due.as_ref().map(drop));
+        let mut due = due.unwrap_or_default().into_iter();
+        while let Some(kept) = due.next() {
+            let what = unwritten(&kept);
+            if is_left(what) {
                 continue;
             }
-            match self.settle_one(&kept).await {
-                Ok(()) => {
-                    if self.lock_failing().remove(&kept.id).is_some() {
-                        tracing::info!(manifest = %kept.id, "a manifest that could not be written is as it should be");
-                    }
+            let settled = match kept {
+                Ok(kept) => self.settle_one(&kept).await,
+                Err((_, error)) => Err(error.into()),
+            };
+            self.note(vm, what, settled.as_ref().copied());
+            if matches!(settled, Err(OpsError::Host(HostError::TimedOut { .. }))) {
+                // The others lie on the same storage: none of them is waited for as long.
+                due.by_ref().for_each(|kept| self.note(vm, unwritten(&kept), settled.as_ref().copied()));
+            }
+        }
+    }
+
+    /// Tells what is new of a manifest, once.
+    fn note(&self, vm: VmId, what: Unwritten, settled: std::result::Result<(), &OpsError>) {
+        match settled {
+            Ok(()) => {
+                if self.lock_failing().remove(&what).is_some() {
+                    tracing::info!(?what, %vm, "a manifest that could not be written is as it should be");
                 }
-                Err(error) => {
-                    let error: &(dyn std::error::Error + 'static) = &error;
-                    let words =
-                        [error.to_string()].into_iter().chain(causes(error)).collect::<Vec<_>>().join(": ");
-                    if self.lock_failing().insert(kept.id, (vm, words)).is_none() {
-                        tracing::warn!(manifest = %kept.id, %vm, error, "a manifest cannot be written: it is tried again");
-                    }
+            }
+            Err(error) => {
+                let error: &(dyn std::error::Error + 'static) = error;
+                let words =
+                    [error.to_string()].into_iter().chain(causes(error)).collect::<Vec<_>>().join(": ");
+                if self.lock_failing().insert(what, (vm, words)).is_none() {
+                    tracing::warn!(?what, %vm, error, "a manifest cannot be written: it is tried again");
                 }
             }
         }
-        Ok(())
     }
 
     async fn settle_one(&self, kept: &KeptManifest) -> Result<()> {
@@ -106,7 +173,7 @@ impl Manifests {
             let places = others.iter().chain([&path]).cloned().collect();
             // Until it is written it is not known what is in it.
             self.store.place_manifest(kept.id, places).await?;
-            self.images.write_file(&path, &content).await?;
+            in_time("write a manifest", self.images.write_file(&path, &content)).await?;
             self.remove_all(&others).await?;
         }
         Ok(self.store.settle_manifest(kept.id, kept.mark, Some((path, sum))).await?)
@@ -122,7 +189,8 @@ impl Manifests {
     /// And what was to become one.
     async fn remove(&self, path: &Path) -> Result<()> {
         for path in [path.to_owned(), unfinished(path)] {
-            self.images.remove(&DoomedImage { path, identity: None }).await?;
+            let doomed = DoomedImage { path, identity: None };
+            in_time("remove a manifest", self.images.remove(&doomed)).await?;
         }
         Ok(())
     }
@@ -132,7 +200,7 @@ impl Manifests {
         Arc::clone(turns.entry(vm).or_default())
     }
 
-    fn lock_failing(&self) -> MutexGuard<'_, BTreeMap<Uuid, (VmId, String)>> {
+    fn lock_failing(&self) -> MutexGuard<'_, BTreeMap<Unwritten, (VmId, String)>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,13 +210,15 @@ impl Engine {
     pub(super) async fn unwritten_manifests(&self) -> Result<Vec<Difference>> {
         let failing = self.0.manifests.lock_failing().clone();
         let mut found = Vec::new();
-        for (id, (vm, why)) in failing {
-            let tree = self.0.store.tree(vm).await?;
-            let snapshot = tree.snapshot(SnapshotId(id));
+        for (unwritten, (vm, why)) in failing {
+            // It may be what cannot be read.
+            let tree = self.0.store.tree(vm).await.unwrap_or_else(|_| LayerTree::empty(vm));
+            let (snapshot, what) = match unwritten {
+                Unwritten::Manifest(id) => (tree.snapshot(SnapshotId(id)), format!("the manifest of {id}")),
+                Unwritten::AllOf(vm) => (tree.snapshots.last(), format!("a manifest of {vm}")),
+            };
             let name = snapshot.map(|snapshot| snapshot.vm_name.clone()).unwrap_or_default();
-            let words = format!(
-                "the manifest of {id} cannot be written: {why}: it is tried again by the next operation"
-            );
+            let words = format!("{what} cannot be written: {why}: it is tried again by the next operation");
             let difference = Difference::new(DifferenceKind::ManifestUnwritten, Some((vm, name)), words);
             let snapshots = snapshot.map(|snapshot| snapshot.id).into_iter().collect();
             found.push(Difference { snapshots, blocks: false, ..difference });
@@ -159,8 +229,21 @@ impl Engine {
     /// Writes the manifests that are due, while whoever made them so goes on.
     pub(super) fn settle_manifests(&self) {
         let engine = self.clone();
-        self.0.tasks.spawn(async move { engine.0.manifests.settle(&BTreeSet::new()).await });
+        self.0.tasks.spawn(async move { engine.0.manifests.settle_rest().await });
     }
+}
+
+fn unwritten(kept: &std::result::Result<KeptManifest, (Uuid, StoreError)>) -> Unwritten {
+    Unwritten::Manifest(kept.as_ref().map_or_else(|(id, _)| *id, |kept| kept.id))
+}
+
+/// What hangs is not waited for any longer.
+async fn in_time(
+    call: &'static str,
+    work: impl Future<Output = std::result::Result<(), HostError>>,
+) -> std::result::Result<(), HostError> {
+    let late = |_| HostError::TimedOut { call, after: DEADLINE };
+    tokio::time::timeout(DEADLINE, work).await.map_err(late)?
 }
 
 fn encode(manifest: &Manifest, path: &Path) -> Result<Vec<u8>> {

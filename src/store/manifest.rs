@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
-use super::{Result, Store, catalog, edit, from_json, parse, snapshot, to_json};
+use super::{Result, Store, StoreError, catalog, edit, from_json, parse, snapshot, to_json};
 use crate::model::manifest::Manifest;
 use crate::model::{Layer, LayerId, LayerTree, SnapshotState, VmId};
 
@@ -32,28 +32,51 @@ pub struct KeptManifest {
 }
 
 impl Store {
-    /// The VMs, and what stands for one, that have manifests which are due.
+    /// The VMs, and what stands for one, that have manifests which are due. A row that cannot be read is told, and holds up
+    /// none of the others.
     pub async fn vms_with_due_manifests(&self) -> Result<BTreeSet<VmId>> {
         self.transact(|transaction| {
             let sql = "SELECT DISTINCT vm FROM manifest WHERE mark <> settled";
             let mut statement = transaction.prepare_cached(sql)?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            rows.map(|row| parse(&row?, "VM id")).collect()
+            let mut vms = BTreeSet::new();
+            for row in rows {
+                match parse(&row?, "VM id") {
+                    Ok(vm) => drop(vms.insert(vm)),
+                    Err(error) => {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(error, "it cannot be told of which VM a manifest is");
+                    }
+                }
+            }
+            Ok(vms)
         })
         .await
     }
 
     /// The manifests of a VM's snapshots and clones: all of them, or only those that are due.
     pub async fn manifests(&self, vm: VmId, only_due: bool) -> Result<Vec<KeptManifest>> {
+        let rows = self.readable_manifests(vm, only_due).await?;
+        rows.into_iter().map(|row| row.map_err(|(_, error)| error)).collect()
+    }
+
+    /// As [`Self::manifests`], each on its own: of what cannot be read, why.
+    pub async fn readable_manifests(
+        &self,
+        vm: VmId,
+        only_due: bool,
+    ) -> Result<Vec<std::result::Result<KeptManifest, (Uuid, StoreError)>>> {
         self.transact(move |transaction| {
             let rows = read_rows(transaction, vm, only_due)?;
             if rows.is_empty() {
-                return Ok(rows);
+                return Ok(Vec::new());
             }
             let tree = catalog::read_tree(transaction, vm)?;
-            let fill =
-                |row: KeptManifest| Ok(KeptManifest { wanted: wanted(transaction, &tree, row.id)?, ..row });
-            rows.into_iter().map(fill).collect()
+            let fill = |row: KeptManifest| match wanted(transaction, &tree, row.id) {
+                Ok(wanted) => Ok(KeptManifest { wanted, ..row }),
+                Err(error) => Err((row.id, error)),
+            };
+            Ok(rows.into_iter().map(fill).collect())
         })
         .await
     }

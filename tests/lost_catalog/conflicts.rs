@@ -14,7 +14,7 @@ use vmsnap::model::{
 use crate::simulated::{Life, Scene};
 use crate::{carry_out, set_up, verify};
 
-fn manifests(scene: &Scene) -> Vec<Manifest> {
+pub fn manifests(scene: &Scene) -> Vec<Manifest> {
     let files = scene.sim.files().into_iter();
     let files = files.filter(|file| file.extension().is_some_and(|ending| ending == "manifest"));
     files.map(|file| Manifest::decode(&scene.sim.small_file(&file).unwrap()).unwrap()).collect()

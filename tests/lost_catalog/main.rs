@@ -6,6 +6,7 @@
 mod conflicts;
 #[path = "../simulated/mod.rs"]
 mod simulated;
+mod unwritten;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

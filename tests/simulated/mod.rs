@@ -126,6 +126,12 @@ impl Scene {
         rebuilt.report
     }
 
+    /// Somebody changes the catalog behind the daemon's back.
+    pub fn meddle_with_catalog(&self, sql: &str) {
+        let path = self.directory.as_ref().unwrap().path().join(CATALOG[0]);
+        rusqlite::Connection::open(path).unwrap().execute(sql, []).unwrap();
+    }
+
     /// By name, what each snapshot reads that the catalog says is READY.
     pub fn ready(&self) -> Result<BTreeMap<String, Disks>, String> {
         let tree = self.tree();

@@ -3,7 +3,11 @@
 //! Decides what is in it, and how it is written and known to be whole: a line with the version and a checksum, then the
 //! content that the checksum is over. Where it lies is `plan`'s to say, and when it is written `ops`'.
 //!
-//! It holds what image headers cannot tell. Of what lies on what, headers know better: they are never stale.
+//! It holds what image headers cannot tell. Of what lies on what, headers know better: they are never stale. What the disks
+//! write to, one snapshot tells for all.
+//!
+//! What was added to the first version may be missing, and is passed over by programs that do not know it: so each reads what
+//! the other writes.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +17,8 @@ use uuid::Uuid;
 
 use super::clone::{CloneState, ClonedVolume};
 use super::edit::Comment;
-use super::ids::{LayerId, VmId};
-use super::layer::{Layer, LayerTree};
+use super::ids::{LayerId, SnapshotId, VmId};
+use super::layer::{Layer, LayerTree, Volume};
 use super::snapshot::{Snapshot, SnapshotState};
 
 /// Longest manifest that is written or read, in bytes.
@@ -51,6 +55,12 @@ pub struct SnapshotManifest {
     pub image: Option<PathBuf>,
     /// All that its disks read through, each disk's own first.
     pub layers: Vec<Layer>,
+    /// The disks of the VM as they are now, if it is this snapshot that tells of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// All that those read through, each disk's active layer first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub active: Vec<Layer>,
 }
 
 /// A clone as the catalog has it.
@@ -101,6 +111,8 @@ impl Manifest {
         if comments.iter().map(|comment| comment.text.len()).sum::<usize>() > COMMENTS_LIMIT {
             comments.clear();
         }
+        let is_teller = Self::teller(tree) == Some(snapshot.id);
+        let volumes = if is_teller { tree.volumes.clone() } else { Vec::new() };
         Some(Self::Snapshot(Box::new(SnapshotManifest {
             snapshot: snapshot.clone(),
             definition,
@@ -108,7 +120,20 @@ impl Manifest {
             is_current: tree.current == Some(snapshot.id),
             image: tree.detached_image().map(|image| image.path.clone()),
             layers: snapshot.disks.iter().flat_map(|disk| reads(tree, disk.layer)).collect(),
+            active: volumes.iter().flat_map(|volume| reads(tree, volume.active)).collect(),
+            volumes,
         })))
+    }
+
+    /// The snapshot whose manifest tells what the VM's disks write to: one that is written anew with each of them anyway. None
+    /// for a volume that no VM has, which lies where it always lay.
+    #[must_use]
+    pub fn teller(tree: &LayerTree) -> Option<SnapshotId> {
+        let has_manifest =
+            |snapshot: &&Snapshot| snapshot.state != SnapshotState::Creating && !snapshot.disks.is_empty();
+        let current = tree.current.and_then(|current| tree.snapshot(current)).filter(has_manifest);
+        let teller = current.or_else(|| tree.snapshots.iter().rfind(has_manifest));
+        teller.map(|snapshot| snapshot.id).filter(|_| tree.detached_image().is_none())
     }
 
     /// That of a clone made out of a snapshot of this tree; None for one that is still being made.
@@ -204,16 +229,17 @@ pub fn checksum(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// How files are is noted anew by whoever looks at them.
+/// How the file of `top` is goes with what holds it, and relies on it. How those below are, is told by who holds them.
 fn reads(tree: &LayerTree, top: LayerId) -> Vec<Layer> {
-    tree.chain(top).into_iter().map(|layer| Layer { seen: None, ..layer.clone() }).collect()
+    let seen = |layer: &Layer| layer.seen.filter(|_| layer.id == top && !tree.is_active(top));
+    tree.chain(top).into_iter().map(|layer| Layer { seen: seen(layer), ..layer.clone() }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::VolumeId;
     use crate::model::snapshot::Owner;
-    use crate::model::{SnapshotId, VolumeId};
     use jiff::Timestamp;
 
     fn manifest() -> Manifest {
@@ -248,6 +274,17 @@ mod tests {
             assert!(Manifest::decode(&damaged).is_err(), "byte {at}");
             assert!(Manifest::decode(&whole[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    /// What a later program adds.
+    #[test]
+    fn what_is_not_known_is_passed_over() {
+        let mut content = serde_json::to_value(manifest()).unwrap();
+        content["later"] = "words".into();
+        let content = serde_json::to_vec(&content).unwrap();
+        let heading = Heading { vmsnap_manifest: VERSION, sha256: checksum(&content) };
+        let bytes = [serde_json::to_vec(&heading).unwrap(), content].join(&b'\n');
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest());
     }
 
     #[test]

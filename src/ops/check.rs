@@ -137,7 +137,12 @@ impl Engine {
     async fn check(&self, vm: VmId) -> Result<(Vec<Difference>, usize)> {
         let _permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await?;
         let (world, differences) = self.look(vm).await?;
-        self.remember_all(vm, unseen(&world, &differences)).await?;
+        let seen = unseen(&world, &differences);
+        if !seen.is_empty() {
+            self.remember_all(vm, seen).await?;
+            // What is held is told as it is.
+            self.settle_manifests();
+        }
         self.tell_differences(vm, &differences).await;
         Ok((differences, world.images.len()))
     }

@@ -67,10 +67,8 @@ impl Manifests {
     /// Writes what is due of all VMs, each on its own. What could not be written before is tried again only of these: storage
     /// that hangs is to hold up whoever works on it, and nobody else.
     pub(super) async fn settle(&self, concerned: &BTreeSet<VmId>) {
-        let eagerness = |vm: VmId| match concerned.contains(&vm) {
-            true => Eagerness::Concerned,
-            false => Eagerness::Passing,
-        };
+        let is_concerned = |vm| concerned.contains(&vm);
+        let eagerness = |vm| if is_concerned(vm) { Eagerness::Concerned } else { Eagerness::Passing };
         self.settle_each(eagerness).await;
     }
 

@@ -73,7 +73,10 @@ async fn search(host: &Host, place: &Path, evidence: &mut Evidence) -> BTreeSet<
 fn images_of(manifest: &Manifest) -> Box<dyn Iterator<Item = (&PathBuf, Format)> + Send + '_> {
     let layers = manifest.layers().iter().map(|layer| (&layer.path, layer.format));
     match manifest {
-        Manifest::Snapshot(of) => Box::new(layers.chain(of.image.iter().map(|path| (path, Format::Qcow2)))),
+        Manifest::Snapshot(of) => {
+            let active = of.active.iter().map(|layer| (&layer.path, layer.format));
+            Box::new(layers.chain(active).chain(of.image.iter().map(|path| (path, Format::Qcow2))))
+        }
         Manifest::Clone(of) => Box::new(layers.chain([(&of.clone.path, Format::Qcow2)])),
     }
 }

@@ -95,6 +95,8 @@ impl Runner {
         // Those that could not be written before.
         let concerned = self.source().into_iter().chain([self.operation.vm]).collect();
         self.engine.0.manifests.settle(&concerned).await;
+        // What failed for a moment is not to wait for the next operation. Mostly nothing is due any more.
+        self.engine.0.manifests.settle(&concerned).await;
         if let Request::ResolveDifference(ResolveDifference { orphan: None, .. }) = self.operation.request {
             // Whoever waits for the end finds the difference settled.
             self.engine.look_again(self.operation.vm).await;

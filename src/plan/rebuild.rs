@@ -99,7 +99,8 @@ pub struct LeftOut {
 /// What nothing on the disks tells.
 const UNKNOWN: &str = "operations, events, request ids, freeze leases and notes of slowed guests are gone: a guest that was \
                        frozen, or whose writes were limited for a merge, when the catalog was lost has to be freed by hand; \
-                       that an image has the length and the backing file that it had is checked, its content is not";
+                       that an image has the length and the backing file that it had is checked where that was told, its \
+                       content is not: what somebody merged or wrote without a trace in either is not seen";
 
 /// What the catalog will hold.
 #[must_use]

@@ -105,6 +105,22 @@ impl Store {
         .await
     }
 
+    /// Images are about to be written to: how they are is not known until somebody looks again.
+    pub async fn forget_seen(&self, paths: Vec<PathBuf>) -> Result<()> {
+        self.transact(move |transaction| {
+            for vm in with_layers_at(transaction, paths.iter().map(PathBuf::as_path))? {
+                let before = read_tree(transaction, vm)?;
+                let mut tree = before.clone();
+                for layer in tree.layers.values_mut().filter(|layer| paths.contains(&layer.path)) {
+                    layer.seen = None;
+                }
+                write_tree(transaction, &before, &tree)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Takes a reservation back.
     pub async fn forget_reservation(&self, id: SnapshotId, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Result, Store, StoreError, catalog, edit, from_json, parse, snapshot, to_json};
 use crate::model::manifest::Manifest;
-use crate::model::{Layer, LayerId, LayerTree, SnapshotState, VmId};
+use crate::model::{Layer, LayerId, LayerTree, SnapshotDisk, SnapshotId, SnapshotState, VmId};
 
 /// The manifest of a snapshot or of a clone.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,23 +160,40 @@ pub(super) fn mark_changes(
     for snapshot in &tree.snapshots {
         let was_current = before.current == Some(snapshot.id);
         let is_current = tree.current == Some(snapshot.id);
+        let is_held_as_seen = |disk: &SnapshotDisk| is_as_seen(before, tree, disk.layer);
+        let is_told = snapshot.disks.iter().all(is_held_as_seen)
+            && !snapshot.disks.iter().any(|disk| reads_change(disk.layer));
         // A snapshot that has changed itself is marked when it is written.
-        if was_current != is_current || snapshot.disks.iter().any(|disk| reads_change(disk.layer)) {
+        if was_current != is_current || !is_told {
             mark(transaction, tree.vm, snapshot.id.0)?;
         }
+    }
+    let (told_before, tells) = (Manifest::teller(before), Manifest::teller(tree));
+    let disks_differ =
+        before.volumes != tree.volumes || tree.volumes.iter().any(|volume| reads_change(volume.active));
+    if told_before != tells || disks_differ {
+        let is_there = |id: &SnapshotId| tree.snapshot(*id).is_some();
+        let both: BTreeSet<SnapshotId> = told_before.filter(is_there).into_iter().chain(tells).collect();
+        both.into_iter().try_for_each(|id| mark(transaction, tree.vm, id.0))?;
     }
     let gone = before.snapshots.iter().filter(|snapshot| tree.snapshot(snapshot.id).is_none());
     gone.map(|snapshot| snapshot.id.0).try_for_each(|id| mark(transaction, tree.vm, id))?;
     let is_there = |id| tree.clones.iter().find(|clone| clone.id == id);
     for clone in &before.clones {
-        if is_there(clone.id) != Some(clone) || clone.layer.is_some_and(reads_change) {
+        let is_told = clone.layer.is_none_or(|layer| is_as_seen(before, tree, layer) && !reads_change(layer));
+        if is_there(clone.id) != Some(clone) || !is_told {
             mark(transaction, tree.vm, clone.id.0)?;
         }
     }
     Ok(())
 }
 
-/// How files are is not in manifests.
+fn is_as_seen(before: &LayerTree, tree: &LayerTree, layer: LayerId) -> bool {
+    let seen = |tree: &LayerTree| tree.layers.get(&layer).and_then(|layer| layer.seen);
+    seen(before) == seen(tree)
+}
+
+/// How files are is told by what holds them.
 fn changed_layers(before: &LayerTree, tree: &LayerTree) -> BTreeSet<LayerId> {
     let is_same =
         |a: &Layer, b: &Layer| Layer { seen: None, ..a.clone() } == Layer { seen: None, ..b.clone() };

@@ -21,7 +21,7 @@ pub fn manifests(scene: &Scene) -> Vec<Manifest> {
 }
 
 /// Gives where it is.
-fn leave(scene: &Scene, directory: &str, manifest: &Manifest) -> PathBuf {
+pub fn leave(scene: &Scene, directory: &str, manifest: &Manifest) -> PathBuf {
     let path = PathBuf::from(format!("{directory}/vmsnap-{}.manifest", manifest.id()));
     let content = manifest.encode().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 mod conflicts;
+mod gone;
 #[path = "../simulated/mod.rs"]
 mod simulated;
 mod unwritten;
@@ -175,6 +176,26 @@ fn somebody_has_merged_layers() {
         scene.sim.someone_commits(scene.vm, &simulated::disks()[0], &top, &base);
     };
     check(act, [("one", ERROR, "may read a mixture"), ("two", READY, ""), ("three", ERROR, "not lie on")], 0);
+}
+
+/// Nothing lies on what was merged but what the VM writes to.
+#[test]
+fn somebody_has_merged_the_newest_layer() {
+    let act = |scene: &Scene, tree: &LayerTree| {
+        let (top, base) = (layer_of(tree, "three"), layer_of(tree, "two"));
+        scene.sim.someone_commits(scene.vm, &simulated::disks()[0], &top, &base);
+    };
+    check(act, [("one", READY, ""), ("two", ERROR, "may read a mixture"), ("three", READY, "")], 0);
+}
+
+/// No header tells of it.
+#[test]
+fn somebody_has_written_to_a_frozen_image() {
+    let act = |scene: &Scene, tree: &LayerTree| {
+        scene.sim.write_image(&layer_of(tree, "two"), 40, 1).unwrap();
+    };
+    let words = "bytes, not";
+    check(act, [("one", READY, ""), ("two", ERROR, words), ("three", ERROR, words)], 0);
 }
 
 #[test]

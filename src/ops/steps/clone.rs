@@ -1,5 +1,6 @@
 //! Steps of clones and of new VMs: copied, named, flattened, defined, started.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,6 +42,10 @@ pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performe
         Ok(_) => {}
         Err(error) => return Performed::unknown(error),
     }
+    if let Err(error) = context.store.forget_seen(vec![image.path.clone()]).await {
+        return Performed::unknown(error);
+    }
+    context.manifests.settle(&BTreeSet::from([context.vm()])).await;
     let (progress, seen) = watch::channel((0, 0));
     let ended = see_through(context, None, seen, images.pull(image, None, &progress)).await;
     let Performed::Seen { failure: Some(failure), .. } = ended else { return ended };

@@ -43,8 +43,14 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
         }
     }
     let _slot = context.limits.merges.acquire().await;
-    // What is merged into reads wrong from the first byte on.
-    if let Err(error) = context.manifests.withdraw(context.vm()).await {
+    // What is merged into reads wrong from the first byte on, and is not as long as it was.
+    let written = layers.merges.iter().flat_map(|merge| [&merge.base, &merge.child]);
+    let written = written.map(|image| image.path.clone()).collect();
+    let withdrawn = match context.store.forget_seen(written).await {
+        Ok(()) => context.manifests.withdraw(context.vm()).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = withdrawn {
         let failure = Failure::new(error.reason(), &error);
         return if context.is_fresh { Performed::not_applied(failure) } else { Performed::unknown(failure) };
     }

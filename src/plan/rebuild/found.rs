@@ -127,7 +127,12 @@ pub(super) fn free_name(taken: &mut BTreeSet<String>, name: &str, limit: usize, 
 }
 
 impl Found {
-    /// All that manifests tell of layers, as often as they do.
+    /// What disks are told to read through.
+    pub(super) fn active(&self) -> impl Iterator<Item = &Layer> {
+        self.snapshots.iter().flat_map(|of| &of.active)
+    }
+
+    /// What snapshots and clones are told to read through, as often as that is told.
     pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
         let of_snapshots = self.snapshots.iter().flat_map(|of| &of.layers);
         of_snapshots.chain(self.clones.iter().flat_map(|of| &of.layers))

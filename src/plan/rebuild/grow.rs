@@ -25,6 +25,8 @@ struct Growing<'a, 'i> {
     by_path: BTreeMap<PathBuf, LayerId>,
     /// A file may have several names: by device and inode.
     by_file: BTreeMap<(u64, u64), LayerId>,
+    /// What disks write to, where manifests tell of it.
+    told_active: BTreeMap<PathBuf, LayerId>,
     ids: NewIds<'i>,
 }
 
@@ -37,9 +39,12 @@ pub(super) fn grow(
 ) -> RebuiltTree {
     let united = same::unite(evidence, &mut found, report);
     let tree = LayerTree::empty(vm);
-    let mut growing = Growing { evidence, tree, by_path: BTreeMap::new(), by_file: BTreeMap::new(), ids };
+    let told_active = found.active().map(|layer| (layer.path.clone(), layer.id)).collect();
+    let mut growing =
+        Growing { evidence, tree, by_path: BTreeMap::new(), by_file: BTreeMap::new(), told_active, ids };
     growing.take_told(&found);
     growing.take_disks(&found);
+    growing.take_told_disks(&found);
     growing.take_image(&found);
     growing.follow_headers(report);
     growing.take_clones(&found.clones, report);
@@ -94,9 +99,37 @@ impl Growing<'_, '_> {
         self.tree.volumes.sort_by(|a, b| a.target.cmp(&b.target));
     }
 
+    /// What the disks of a VM that cannot be seen wrote to last. It is believed if nothing tells otherwise: no other manifest,
+    /// and no header.
+    fn take_told_disks(&mut self, found: &Found) {
+        if self.evidence.vm(self.tree.vm).is_some() {
+            return;
+        }
+        let mut telling = found.snapshots.iter().filter(|of| !of.volumes.is_empty());
+        let (Some(of), None) = (telling.next(), telling.next()) else { return };
+        let is_so = |layer: &Layer| {
+            let below = of.active.iter().find(|below| Some(below.id) == layer.parent);
+            let lies_so = self.evidence.images.get(&layer.path).is_some_and(|facts| {
+                facts.backing.as_ref().map(|backing| &backing.path) == below.map(|below| &below.path)
+            });
+            lies_so && self.known(&layer.path).is_none_or(|known| known == layer.id)
+        };
+        let is_told = |volume: &Volume| of.active.iter().any(|layer| layer.id == volume.active);
+        if !of.active.iter().all(is_so) || !of.volumes.iter().all(is_told) {
+            return;
+        }
+        for layer in &of.active {
+            self.by_path.insert(layer.path.clone(), layer.id);
+            self.by_file.extend(self.file(&layer.path).map(|file| (file, layer.id)));
+            let layer = Layer { seen: None, ..layer.clone() };
+            self.tree.layers.entry(layer.id).or_insert(layer);
+        }
+        self.tree.volumes.clone_from(&of.volumes);
+    }
+
     /// What nothing that was found refers to may be somebody's whose manifest was not: else the next start would merge or
-    /// remove it unasked. The same is true of all layers of a VM that cannot be seen: what it writes to is not known, and
-    /// lies on them.
+    /// remove it unasked. The same is true of all layers of a VM that cannot be seen, if it is not told what it writes to:
+    /// that lies on them.
     fn keep_what_may_be_needed(&mut self, united: &BTreeSet<LayerId>, report: &mut Report) {
         let is_seen = !self.tree.volumes.is_empty();
         let free: BTreeSet<LayerId> = self.tree.pending().map(|layer| layer.id).collect();
@@ -142,7 +175,8 @@ impl Growing<'_, '_> {
         if let Some(known) = self.known(path) {
             return known;
         }
-        let id = LayerId((self.ids)());
+        let told = self.told_active.get(path).copied().filter(|told| !self.tree.layers.contains_key(told));
+        let id = told.unwrap_or_else(|| LayerId((self.ids)()));
         let virtual_size = self.evidence.images.get(path).map_or(0, |facts| facts.virtual_size);
         let path = path.to_owned();
         self.by_path.insert(path.clone(), id);
@@ -210,7 +244,7 @@ impl Growing<'_, '_> {
         let mut needed: BTreeSet<LayerId> =
             held.flat_map(|snapshot| &snapshot.disks).map(|disk| disk.layer).collect();
         needed.extend(self.tree.clones.iter().filter_map(|clone| clone.layer));
-        let written = Written::find(&self.tree, found, &needed);
+        let written = Written::find(self.evidence, &self.tree, found, &needed);
         let there: BTreeSet<SnapshotId> = found.snapshots.iter().map(|of| of.snapshot.id).collect();
         let mut snapshots = Vec::new();
         for of in &found.snapshots {

@@ -56,7 +56,7 @@ pub(super) fn unite(evidence: &Evidence, found: &mut Found, report: &mut Report)
 
 /// Ids of layers are one catalog's own: those that another tree has taken are made anew.
 pub(super) fn tell_apart(found: &mut Found, taken: &mut BTreeSet<LayerId>, ids: NewIds<'_>) {
-    let own: BTreeSet<LayerId> = found.layers().map(|layer| layer.id).collect();
+    let own: BTreeSet<LayerId> = found.layers().chain(found.active()).map(|layer| layer.id).collect();
     let mut renamed = Renamed::default();
     for id in own {
         if !taken.insert(id) {
@@ -129,7 +129,11 @@ impl Renamed {
             for disk in &mut of.snapshot.disks {
                 (disk.layer, disk.volume) = (self.layer(disk.layer), self.volume(disk.volume));
             }
+            for volume in &mut of.volumes {
+                (volume.id, volume.active) = (self.volume(volume.id), self.layer(volume.active));
+            }
             self.apply_to_layers(&mut of.layers);
+            self.apply_to_layers(&mut of.active);
         }
         for of in &mut found.clones {
             of.clone.layer = of.clone.layer.map(|layer| self.layer(layer));

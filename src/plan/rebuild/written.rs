@@ -2,12 +2,13 @@
 //!
 //! Decides which layers cannot be vouched for. A merge by hand leaves no trace in the image that it goes into, but the image
 //! that lay on what was merged lies on something else then. Ours go into what nothing needs: where a layer that is needed is
-//! gone from between, and what lies below is needed too, it was not ours.
+//! gone from between, and what lies below is needed too, it was not ours. And what is held has the length that it had.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Evidence;
 use super::found::Found;
-use crate::model::{Layer, LayerId, LayerTree};
+use crate::model::{Layer, LayerId, LayerTree, SnapshotState};
 
 /// Layers that may read a mixture.
 #[derive(Debug, Default)]
@@ -19,15 +20,38 @@ pub(super) struct Written {
 
 impl Written {
     /// `needed` are the layers that snapshots and clones refer to.
-    pub(super) fn find(tree: &LayerTree, found: &Found, needed: &BTreeSet<LayerId>) -> Self {
+    pub(super) fn find(
+        evidence: &Evidence,
+        tree: &LayerTree,
+        found: &Found,
+        needed: &BTreeSet<LayerId>,
+    ) -> Self {
         let mut written = Self::default();
-        let of_snapshots = found.snapshots.iter().map(|of| &of.layers);
+        written.measure(evidence, tree, found);
+        let of_snapshots = found.snapshots.iter().flat_map(|of| [&of.layers, &of.active]);
         for told in of_snapshots.chain(found.clones.iter().map(|of| &of.layers)) {
             for layer in told {
                 written.look_below(tree, told, layer, needed);
             }
         }
         written
+    }
+
+    /// What a snapshot or a clone holds is written to by nobody.
+    fn measure(&mut self, evidence: &Evidence, tree: &LayerTree, found: &Found) {
+        let held = found.snapshots.iter().filter(|of| of.snapshot.state != SnapshotState::Deleting);
+        let held = held.flat_map(|of| of.snapshot.disks.iter().map(|disk| (disk.layer, &of.layers)));
+        let of_clones = found.clones.iter().filter_map(|of| Some((of.clone.layer?, &of.layers)));
+        for (id, told) in held.chain(of_clones) {
+            let told = told.iter().find(|told| told.id == id).and_then(|told| told.seen);
+            let now = tree.layers.get(&id).and_then(|layer| evidence.images.get(&layer.path));
+            if let (Some(told), Some(now)) = (told, now)
+                && told.length != now.length
+            {
+                let why = format!("it has {} bytes, not {}", now.length, told.length);
+                self.why.insert(id, why);
+            }
+        }
     }
 
     fn look_below(&mut self, tree: &LayerTree, told: &[Layer], layer: &Layer, needed: &BTreeSet<LayerId>) {

@@ -162,7 +162,8 @@ fn words(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The manifest of a package that has a library and tests.
+/// The manifest of a package that has a library and tests. It has a name of its own: cargo tells packages apart by that, not
+/// by where their workspace is, and would take what is built of one for the other.
 fn without_programs(manifest: &str) -> String {
     let mut manifest: toml::Table = manifest.parse().unwrap();
     for part in ["bin", "bench"] {
@@ -170,6 +171,7 @@ fn without_programs(manifest: &str) -> String {
     }
     let package = manifest["package"].as_table_mut().unwrap();
     package.insert("autobins".to_owned(), false.into());
+    package.insert("name".to_owned(), "vmsnap-mutants".into());
     manifest.to_string()
 }
 

@@ -14,6 +14,7 @@ mod care;
 mod faults;
 mod figures;
 mod line;
+mod person;
 mod thaw;
 mod truth;
 mod verify;
@@ -35,7 +36,7 @@ use care::Weather;
 use faults::{Fault, Places, Stage};
 use figures::{Figures, Hit};
 use line::Line;
-use work::{Worker, is_forgotten};
+use work::Worker;
 
 /// What the daemon promises: an operation that was under way goes on and ends within this after a restart, or says what it
 /// needs from a person...
@@ -204,13 +205,7 @@ impl<'a> Field<'a> {
             let open = open["operations"].as_array().unwrap();
             for stuck in open.iter().filter(|open| open["state"] == "OPERATION_STATE_STUCK") {
                 let stuck = line.operation(stuck["id"].as_str().unwrap()).unwrap();
-                weather.needs_a_person(&stuck);
-                if is_forgotten(&stuck, weather) {
-                    weather.vms_die.store(true, Ordering::SeqCst);
-                    let _ = bed::virsh::try_run(&["destroy", &stuck.vm_name]);
-                } else {
-                    assert!(weather.may_stick.load(Ordering::SeqCst), "it is stuck: {stuck:#?}");
-                }
+                person::see_to(&stuck, weather);
                 line.retry(&stuck);
             }
             open.is_empty()

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::thread::sleep;
 
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::create_volume_snapshot_request::Source;
 
-use crate::bed::{Dice, Guest, virsh};
+use crate::bed::{Dice, Guest};
 use crate::care::{LOOK, Weather, is};
 use crate::line::{Ending, Line, Request};
+use crate::person;
 use crate::truth::{Content, Copied, DISKS, Held, Truth};
 
 /// With more a look at all of them takes too long.
@@ -266,22 +266,11 @@ fn see_through(line: &Line, request: &Request, weather: &Weather) -> Ending {
         if operation.state() != v1::OperationState::Stuck {
             break;
         }
-        assert!(is(&weather.may_stick) || is_forgotten(operation, weather), "it is stuck: {operation:#?}");
-        weather.needs_a_person(operation);
-        if is_forgotten(operation, weather) {
-            weather.vms_die.store(true, Ordering::SeqCst);
-            let _ = virsh::try_run(&["destroy", &operation.vm_name]);
-        }
+        person::see_to(operation, weather);
         while is(&weather.is_full) {
             sleep(LOOK);
         }
         ending = Ending::Ended(Box::new(line.retry(operation)));
     }
     ending
-}
-
-/// Whether it is stuck because libvirt died before it could note what QEMU had done.
-pub fn is_forgotten(operation: &v1::Operation, weather: &Weather) -> bool {
-    let in_doubt = |error: &v1::Error| error.reason() == v1::Reason::VmInDoubt;
-    is(&weather.forgets) && operation.error.as_ref().is_some_and(in_doubt)
 }

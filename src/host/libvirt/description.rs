@@ -35,6 +35,12 @@ pub(super) struct Description {
     pub(super) disks: Vec<DescribedDisk>,
 }
 
+/// What libvirt has noted of where a block job copies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mirror {
+    pub(super) is_ready: bool,
+}
+
 /// A disk as the XML has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DescribedDisk {
@@ -46,8 +52,8 @@ pub(super) struct DescribedDisk {
     pub(super) files: Vec<PathBuf>,
     /// Whether it is a volume of a pool: then no file is named.
     pub(super) is_unnamed: bool,
-    /// Whether the block job on it may pivot: `<mirror ready='yes'>`. If not, it may all the same: see `jobs`.
-    pub(super) is_noted_ready: bool,
+    /// What a block job copies it to, and whether it may pivot there: `<mirror ready='yes'>`.
+    pub(super) mirror: Option<Mirror>,
 }
 
 /// What a disk is backed by, as far as the XML says.
@@ -198,7 +204,8 @@ fn read_disk<'a>(disk: Node<'a, 'a>) -> Result<DescribedDisk> {
         source: source(disk)?,
         files: files::named(disk),
         is_unnamed: files::is_unnamed(disk),
-        is_noted_ready: child_attribute(disk, "mirror", "ready") == Some("yes"),
+        mirror: child(disk, "mirror")
+            .map(|mirror| Mirror { is_ready: mirror.attribute("ready") == Some("yes") }),
     })
 }
 

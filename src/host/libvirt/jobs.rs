@@ -10,7 +10,7 @@ use virt::error::ErrorNumber;
 use virt::sys;
 
 use super::connection::Connection;
-use super::description::{DescribedSource, Description};
+use super::description::{DescribedSource, Description, Mirror};
 use super::refusal::on_vm;
 use super::{ffi, monitor, vms};
 use crate::host::paths::plain;
@@ -42,16 +42,16 @@ pub(super) fn jobs_of(
         let name = c_text(disk.target.as_str())?;
         let info = ffi::block_job_info(domain, &name).map_err(on_vm(vm, "describe a block job"))?;
         if let Some(info) = info {
-            jobs.push((disk.target.clone(), block_job(&info, disk.is_noted_ready)));
+            jobs.push((disk.target.clone(), block_job(&info, disk.mirror)));
         }
     }
     Ok(jobs)
 }
 
-/// What libvirt has noted of a commit into its definition of the disk is lost if it dies as it starts the commit; the job goes
-/// on. The numbers tell it then: libvirt lets them be equal only if QEMU calls the job ready (`qemuBlockJobInfoTranslate`).
-/// Whoever is too early for all that is refused by QEMU, and looks again.
-fn block_job(info: &sys::virDomainBlockJobInfo, is_noted_ready: bool) -> BlockJob {
+/// What libvirt notes of a commit in its definition of the disk is not there if it has died as it started the commit; the job
+/// goes on. The numbers tell it then: libvirt lets them be equal only if QEMU calls the job ready
+/// (`qemuBlockJobInfoTranslate`). Else they are too early: they are QEMU's, and libvirt pivots by its own note.
+fn block_job(info: &sys::virDomainBlockJobInfo, mirror: Option<Mirror>) -> BlockJob {
     let kind = match u32::try_from(info.type_) {
         Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT) => BlockJobKind::ActiveCommit,
         Ok(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT) => BlockJobKind::Commit,
@@ -59,8 +59,11 @@ fn block_job(info: &sys::virDomainBlockJobInfo, is_noted_ready: bool) -> BlockJo
         // A copy, a backup, or newer than we are.
         _ => BlockJobKind::Other,
     };
-    let has_copied_all = kind == BlockJobKind::ActiveCommit && info.end > 0 && info.cur == info.end;
-    BlockJob { kind, done: info.cur, total: info.end, ready: is_noted_ready || has_copied_all }
+    let ready = match mirror {
+        Some(mirror) => mirror.is_ready,
+        None => kind == BlockJobKind::ActiveCommit && info.end > 0 && info.cur == info.end,
+    };
+    BlockJob { kind, done: info.cur, total: info.end, ready }
 }
 
 /// See [`crate::host::Hypervisor::start_commit`].
@@ -141,18 +144,20 @@ mod tests {
 
     #[test]
     fn jobs() {
-        let check = |type_: u32, (cur, end), is_noted_ready, kind, ready| {
+        let check = |type_: u32, (cur, end), mirror, kind, ready| {
             let info = sys::virDomainBlockJobInfo { type_: type_.cast_signed(), bandwidth: 0, cur, end };
             let expected = BlockJob { kind, done: cur, total: end, ready };
-            assert_eq!(block_job(&info, is_noted_ready), expected, "{type_} {cur} {end}");
+            assert_eq!(block_job(&info, mirror), expected, "{type_} {cur} {end}");
         };
         let active = sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT;
-        check(active, (5, 9), false, BlockJobKind::ActiveCommit, false);
-        check(active, (5, 9), true, BlockJobKind::ActiveCommit, true);
-        check(active, (9, 9), false, BlockJobKind::ActiveCommit, true);
-        check(active, (0, 0), false, BlockJobKind::ActiveCommit, false);
-        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT, (9, 9), false, BlockJobKind::Commit, false);
-        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, (9, 9), false, BlockJobKind::Pull, false);
-        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP, (9, 9), false, BlockJobKind::Other, false);
+        let noted = |is_ready| Some(Mirror { is_ready });
+        check(active, (9, 9), noted(false), BlockJobKind::ActiveCommit, false);
+        check(active, (5, 9), noted(true), BlockJobKind::ActiveCommit, true);
+        check(active, (5, 9), None, BlockJobKind::ActiveCommit, false);
+        check(active, (9, 9), None, BlockJobKind::ActiveCommit, true);
+        check(active, (0, 0), None, BlockJobKind::ActiveCommit, false);
+        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT, (9, 9), None, BlockJobKind::Commit, false);
+        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_PULL, (9, 9), None, BlockJobKind::Pull, false);
+        check(sys::VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP, (9, 9), None, BlockJobKind::Other, false);
     }
 }

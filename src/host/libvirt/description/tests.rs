@@ -19,13 +19,13 @@ fn a_live_domain() {
     assert_eq!(description.memory_bytes, 64 << 20);
     assert_eq!(description.agent, AgentChannel::Connected);
     assert_eq!(description.memory_blocker, None);
-    let disk = |target: &str, alias: &str, source, files: &[&str], is_noted_ready| DescribedDisk {
+    let disk = |target: &str, alias: &str, source, files: &[&str], mirror| DescribedDisk {
         target: target.parse().unwrap(),
         alias: Some(alias.to_owned()),
         source,
         files: files.iter().map(PathBuf::from).collect(),
         is_unnamed: false,
-        is_noted_ready,
+        mirror,
     };
     let complete = |images| DescribedSource::Chain { images, is_complete: true };
     let images = vec![
@@ -40,9 +40,15 @@ fn a_live_domain() {
     assert_eq!(
         description.disks,
         [
-            disk("vda", "virtio-disk0", complete(images), &vda_files, true),
-            disk("vdb", "virtio-disk1", complete(vec![device]), &["/dev/vg/data"], false),
-            disk("sda", "sata0-0-0", DescribedSource::Excluded(ExcludedDisk::Cdrom), &[], false),
+            disk("vda", "virtio-disk0", complete(images), &vda_files, Some(Mirror { is_ready: true })),
+            disk(
+                "vdb",
+                "virtio-disk1",
+                complete(vec![device]),
+                &["/dev/vg/data"],
+                Some(Mirror { is_ready: false })
+            ),
+            disk("sda", "sata0-0-0", DescribedSource::Excluded(ExcludedDisk::Cdrom), &[], None),
         ]
     );
     let vda: DiskTarget = "vda".parse().unwrap();

@@ -193,6 +193,8 @@ fn what_somebody_does_is_told_and_settled() {
     check(&[("UNKNOWN_OVERLAY", true)]);
     guest.virsh("blockcommit", &["vda", "--shallow", "--active", "--pivot", "--wait"]);
     check(&[]);
+    // As long as it is there, merges wait for it.
+    std::fs::remove_file(&mine).unwrap();
 
     let copy = guest.directory().join("copy.qcow2");
     guest.virsh("blockcopy", &["vdb", &copy.display().to_string(), "--transient-job", "--wait"]);

@@ -184,6 +184,8 @@ impl Life {
     pub fn check(&self, scene: &Scene) -> Result<(), String> {
         // A link that was cut at the very end comes back after some calls.
         let found = (0..5).find_map(|_| self.check_once().ok()).ok_or("the node cannot be checked")?;
+        // What it has learned of images is told by manifests, too.
+        self.settle(scene);
         let is_known = !scene.tree().layers.is_empty();
         ensure(found.vms > 0 || !is_known, || "the VM was not checked".to_owned())?;
         ensure(found.differences.is_empty(), || format!("differences: {:#?}", found.differences))

@@ -109,6 +109,7 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     node.write(1, 20);
     node.take("dead").await;
     succeed(&node, "snapshot revert web/root --yes").await;
+    settled(&node).await;
     let images = images(&node);
     let held = json(&node, "snapshot show web/root").await;
     let dead = json(&node, "snapshot show web/dead").await;

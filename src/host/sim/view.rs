@@ -109,17 +109,19 @@ impl World {
         Ok(chain.to_vec())
     }
 
-    /// See [`crate::host::Hypervisor::vms`].
-    pub(super) fn vms(&self) -> Vec<VmSummary> {
-        self.machines
-            .iter()
-            .map(|(id, machine)| VmSummary {
-                id: *id,
-                name: machine.name.clone(),
-                run_state: machine.run_state(),
-                full_disks: machine.full_disks(),
-            })
-            .collect()
+    /// See [`crate::host::Hypervisor::vms`]. Looking costs time here, too.
+    pub(super) fn vms(&mut self) -> Vec<VmSummary> {
+        let summary = |(id, machine): (&VmId, &Machine)| VmSummary {
+            id: *id,
+            name: machine.name.clone(),
+            run_state: machine.run_state(),
+            full_disks: machine.full_disks(),
+        };
+        let vms: Vec<VmSummary> = self.machines.iter().map(summary).collect();
+        for vm in &vms {
+            self.end_what_is_not_up(vm.id);
+        }
+        vms
     }
 
     /// See [`crate::host::Hypervisor::block_jobs`]. Looking costs time: what is under way moves on.

@@ -12,6 +12,7 @@ use crate::model::vm::{Format, RunState};
 use crate::model::{DiskTarget, Failure, Reason, VmId};
 
 use super::super::board::Phase;
+use super::power::is_up;
 use super::{Context, Performed, images, make_so};
 
 /// How often it is looked whether a process that was killed has gone, and how long after each other.
@@ -175,13 +176,15 @@ async fn run_state(context: &Context<'_>, vm: VmId) -> Result<Option<RunState>> 
 pub(super) async fn start(context: &Context<'_>, vm: VmId, paused: bool) -> Performed {
     let hypervisor = &context.host.hypervisor;
     let is_started = || async {
-        match run_state(context, vm).await? {
-            None => Err(HostError::NoSuchVm(vm)),
-            Some(RunState::Off) => Ok(false),
-            // Started by an earlier attempt that died before it could let it run.
-            Some(RunState::Paused(_)) if !paused => hypervisor.resume(vm).await.map(|()| true),
-            Some(RunState::Running | RunState::Paused(_) | RunState::Unsettled) => Ok(true),
+        let run_state = run_state(context, vm).await?.ok_or(HostError::NoSuchVm(vm))?;
+        if !is_up(run_state)? {
+            return Ok(false);
         }
+        // Started by an earlier attempt that died before it could let it run.
+        if !paused && matches!(run_state, RunState::Paused(_)) {
+            hypervisor.resume(vm).await?;
+        }
+        Ok(true)
     };
     make_so(is_started, || hypervisor.start(vm, &StartFrom::Disks, paused)).await
 }

@@ -27,14 +27,14 @@ pub(super) async fn stop(context: &Context<'_>) -> Performed {
 /// The VM does again what it did: booted from its disks, for what it had in memory is gone.
 pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Performed {
     let hypervisor = &context.host.hypervisor;
-    let is_up = || async { is_up(&hypervisor.observe(context.vm()).await?) };
+    let is_up = || async { is_up(hypervisor.observe(context.vm()).await?.run_state) };
     let paused = matches!(was, RunState::Paused(_));
     make_so(is_up, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await
 }
 
 /// Whether a VM that is to be started has come up. One that is on its way may still end: it is looked at again.
-fn is_up(view: &VmView) -> Result<bool> {
-    match view.run_state {
+pub(super) fn is_up(run_state: RunState) -> Result<bool> {
+    match run_state {
         RunState::Running | RunState::Paused(_) => Ok(true),
         RunState::Off => Ok(false),
         RunState::Unsettled => Err(HostError::Busy("it is between two states".into())),
@@ -92,7 +92,7 @@ async fn start_from(context: &Context<'_>, start: &Start) -> std::result::Result
 async fn is_started(context: &Context<'_>, start: &Start) -> Result<bool> {
     let hypervisor = &context.host.hypervisor;
     let view = hypervisor.observe(context.vm()).await?;
-    if !is_up(&view)? {
+    if !is_up(view.run_state)? {
         return Ok(false);
     }
     if let Some(disk) = start.disks.iter().find(|disk| !writes_to(&view, &disk.target, &disk.to)) {

@@ -171,6 +171,25 @@ fn what_reads_the_same_needs_no_person() {
     }
 }
 
+/// The operation was given up, and what is on top of the child now goes down through it.
+#[test]
+fn another_merge_goes_over_neither() {
+    let mut bed = Bed::new(Pivoted::Yes);
+    bed.ends(&[(1, 30)]);
+    bed.is_stuck();
+    let scene = &bed.scene;
+    let life = Life::start(scene);
+    life.abandon(bed.operation);
+    assert_eq!(life.run(bed.operation, || false).unwrap().cursor.state, OperationState::Failed);
+    let id = life.begin(scene.create("later", Quiesce::Auto, false, &[vda()]), || false).unwrap().unwrap();
+    assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+    let before = bed.files();
+    let id = life.begin(scene.delete(&["one", "later"]), || false).unwrap().unwrap();
+    assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+    // They go; what they need not any more waits for a person.
+    assert_eq!(bed.files(), before, "no byte of either is touched");
+}
+
 /// It booted what may be the older one. What is in the other one can still be told.
 #[test]
 fn a_vm_that_was_started_again_is_not_merged() {

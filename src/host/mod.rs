@@ -84,7 +84,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends the VM's process, letting it flush what it holds. The guest is not asked.
     async fn stop(&self, vm: VmId) -> Result<()>;
 
-    /// Lets the processors run on. It may take a second before they do: what failed when they stopped is told before.
+    /// Lets the processors run on. Where a disk has failed it may take a second before they do: what failed is told before.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
     /// Bytes of memory written and to be written, while a capture is under way.

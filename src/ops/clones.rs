@@ -121,7 +121,7 @@ impl Engine {
             }
             let view = seen.map_err(|cause| OpsError::VmUnreadable { vm: vm.name.clone(), cause })?;
             let tree = self.0.store.tree(vm.id).await?;
-            if view.disks.iter().any(|disk| disk.uses(path)) || tree.layer_at(path).is_some() {
+            if view.files().any(|file| file == path) || tree.layer_at(path).is_some() {
                 let is_live = view.run_state.is_live();
                 users.push((Some(vm.id), VolumeUser { name: vm.name, is_live }));
             }

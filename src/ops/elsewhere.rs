@@ -12,7 +12,7 @@ use super::presence::vm_changed;
 use super::readers::{self, Headers};
 use super::{Engine, Inner, Result};
 use crate::model::vm::FileIdentity;
-use crate::model::{LayerId, LayerTree, Ownership, VmId};
+use crate::model::{LayerId, LayerTree, Ownership, VmId, VmView};
 
 /// A VM that is stopped or undefined changes several times in a row.
 const BREATH: Duration = Duration::from_millis(500);
@@ -29,15 +29,20 @@ impl Engine {
         let Inner { host, store, places, .. } = &*self.0;
         let mut raw = readers::raw_layers(store).await?;
         let mut named = BTreeSet::new();
+        let mut own = None;
         for vm in self.vms().await? {
             if self.captures_memory(vm.id).await {
                 continue;
             }
             match host.hypervisor.observe(vm.id).await {
-                Ok(view) if vm.id == tree.vm => named.extend(view.other_files),
                 Ok(view) => {
                     raw.extend(readers::raw_images(&view));
-                    named.extend(view.files().cloned());
+                    if vm.id == tree.vm {
+                        named.extend(view.other_files.iter().cloned());
+                        own = Some(view);
+                    } else {
+                        named.extend(view.files().cloned());
+                    }
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -45,20 +50,28 @@ impl Engine {
                 }
             }
         }
+        read.extend(self.undecided(tree, own.as_ref()).await?);
         // A clone holds its layer by itself.
         let is_known =
             |path: &Path| tree.layer_at(path).is_some() || tree.clones.iter().any(|clone| clone.path == path);
-        let (mut starts, _) = readers::list(&*host.images, &readers::directories(store, places).await?).await;
+        let directories = readers::directories(store, places).await?;
+        let (mut starts, unlisted) = readers::list(&*host.images, &directories).await;
+        for (directory, error) in unlisted {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(directory = %directory.display(), error, "what lies on a merge is not looked for here");
+        }
         starts.retain(|path| !is_known(path));
         starts.extend(named.iter().cloned());
         let headers = Headers::follow(&*host.images, starts.clone(), &raw).await;
         let others = named.iter().chain(headers.below.values()).filter(|path| tree.layer_at(path).is_none());
         let identities = readers::identities(&*host.images, others.cloned().collect()).await;
         let owned = tree.layers.values().filter(|layer| layer.ownership == Ownership::Owned);
-        let own = readers::identities(&*host.images, owned.map(|layer| layer.path.clone()).collect()).await;
+        let of_layers =
+            readers::identities(&*host.images, owned.map(|layer| layer.path.clone()).collect()).await;
         let layer_of = |path: &Path| {
-            let is_it = |own: &(&PathBuf, &FileIdentity)| identities.get(path) == Some(own.1);
-            tree.layer_at(path).or_else(|| own.iter().find(is_it).and_then(|(path, _)| tree.layer_at(path)))
+            let is_it = |layer: &(&PathBuf, &FileIdentity)| identities.get(path) == Some(layer.1);
+            tree.layer_at(path)
+                .or_else(|| of_layers.iter().find(is_it).and_then(|(path, _)| tree.layer_at(path)))
         };
         for start in starts {
             // Highest first.
@@ -66,6 +79,26 @@ impl Engine {
             read.extend(highest.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
         }
         Ok(read)
+    }
+
+    /// Layers that may hold what the VM's guest wrote last, or may not: it was asked to write to what is below, and has ended.
+    /// A disk that does not read through such a layer any more was decided upon.
+    async fn undecided(&self, tree: &LayerTree, own: Option<&VmView>) -> Result<Vec<LayerId>> {
+        let mut undecided = Vec::new();
+        for pivot in self.0.store.pivots(tree.vm).await? {
+            let disk = own.and_then(|view| view.disk(&pivot.disk));
+            if disk.is_some_and(|disk| !disk.chain().is_empty() && !disk.uses(&pivot.child)) {
+                self.0.store.clear_pivot(tree.vm, pivot.disk).await?;
+                continue;
+            }
+            let written = self.0.host.hypervisor.written_image(tree.vm, &pivot.disk).await;
+            if written.is_ok_and(|written| written.process.as_ref() == Some(&pivot.process)) {
+                // It is there, and tells what it writes to.
+                continue;
+            }
+            undecided.extend(tree.layer_at(&pivot.child).map(|layer| layer.id));
+        }
+        Ok(undecided)
     }
 
     /// What snapshots of others read, whether their VMs are here or not. Where nothing is kept, nothing is read.

@@ -23,7 +23,11 @@ impl Engine {
     }
 
     async fn let_go_on(&self, vm: VmId) -> Result<()> {
-        let _permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await?;
+        let _permit = match self.enter(BTreeSet::from([vm]), OperationId::new()).await {
+            // That the VM stands still may be why: nothing is done to it until a person lets the operation try again.
+            Err(OpsError::VmStuck(_)) => None,
+            entered => Some(entered?),
+        };
         if !self.has_to_be_resumed(vm).await? {
             return Ok(());
         }

@@ -31,16 +31,24 @@ impl Store {
         .await
     }
 
-    /// The last departure of each VM that was not seen to run here since.
+    /// The last departure of each VM that was not seen to run here since. A row that cannot be read is left out, and told: it
+    /// must not hold up a start, which has guests to thaw.
     pub async fn departures(&self) -> Result<Vec<Departure>> {
         self.transact(|transaction| {
             let mut statement = transaction.prepare("SELECT vm, mark FROM departure")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            rows.map(|row| {
+            let mut departures = Vec::new();
+            for row in rows {
                 let (vm, mark): (String, String) = row?;
-                Ok(Departure { vm: parse(&vm, "VM id")?, mark: parse(&mark, "mark of a departure")? })
-            })
-            .collect()
+                match (parse(&vm, "VM id"), parse(&mark, "mark of a departure")) {
+                    (Ok(vm), Ok(mark)) => departures.push(Departure { vm, mark }),
+                    (Err(error), _) | (_, Err(error)) => {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(vm, error, "that a VM has migrated cannot be read");
+                    }
+                }
+            }
+            Ok(departures)
         })
         .await
     }

@@ -50,6 +50,16 @@ impl Store {
         .await
     }
 
+    /// Those of all disks of a VM. While no operation is at work on it, each is one that nobody has seen the end of.
+    pub async fn pivots(&self, vm: VmId) -> Result<Vec<AskedPivot>> {
+        self.transact(move |transaction| {
+            let mut statement = transaction.prepare("SELECT body FROM pivot WHERE vm = ?")?;
+            let rows = statement.query_map(params![vm.to_string()], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?, "asked pivot")).collect()
+        })
+        .await
+    }
+
     /// Forgets a pivot. The caller has seen which image holds what the guest wrote last, and that the definition names it.
     pub async fn clear_pivot(&self, vm: VmId, disk: DiskTarget) -> Result<()> {
         self.transact(move |transaction| {

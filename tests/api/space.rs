@@ -7,7 +7,7 @@ use vmsnap::model::{DiskTarget, RunState};
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
-use super::node::{Node, PATIENCE, disks};
+use super::node::{Node, PATIENCE, delete, disks};
 
 /// What the daemon leaves free unless it is configured otherwise.
 const RESERVE: u64 = 256 << 20;
@@ -147,6 +147,20 @@ async fn a_vm_that_an_operation_holds_is_not_resumed() {
     hold.release();
     node.end_of(&begun.id).await;
     succeed(&node, "vm resume web").await;
+}
+
+/// It may be stuck for that very pause.
+#[tokio::test]
+async fn a_vm_that_is_stuck_is_resumed() {
+    let node = Node::start();
+    node.take("one").await;
+    node.strike(Method::Pivot, Mishap::Error(Complaint::Refused));
+    let begun = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
+    let stuck = node.end_of(&begun.operation.unwrap().id).await;
+    assert_eq!(stuck.state(), v1::OperationState::Stuck, "{stuck:?}");
+    stall(&node, 2);
+    node.sim.set_free_space(PLENTY);
+    assert_eq!(succeed(&node, "vm resume web").await, "web is running\n");
 }
 
 /// Blocks of one image that the guest has written over in the next need no new room.

@@ -26,6 +26,11 @@ pub fn see_to(stuck: &v1::Operation, weather: &Weather) {
         assert!(merged.is_ok(), "{merged:?}: {stuck:#?}");
     } else {
         assert!(is(&weather.may_stick), "it is stuck: {stuck:#?}");
+        // A guest that stands still for lack of room cannot be thawed.
+        let state = virsh::try_run(&["domstate", vm, "--reason"]).unwrap_or_default();
+        if state.contains("I/O error") && !is(&weather.is_full) {
+            let _ = virsh::try_run(&["resume", vm]);
+        }
     }
 }
 

@@ -105,6 +105,17 @@ impl Life {
     }
 
     /// A person says that a stuck operation is to go on.
+    /// A person gives up an operation that is stuck.
+    #[allow(dead_code, reason = "not every test has a person")]
+    pub fn abandon(&self, id: OperationId) {
+        self.runtime.block_on(async {
+            for _ in 0..10 {
+                pass_time().await;
+            }
+            self.engine.resolve(id, true).await.unwrap();
+        });
+    }
+
     pub fn retry(&self, id: OperationId) {
         self.runtime.block_on(async {
             // What recovers shows itself first.

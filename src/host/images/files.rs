@@ -23,15 +23,23 @@ use crate::model::step::DoomedImage;
 use crate::model::vm::{Backing, FileIdentity, Format};
 use crate::model::{ImageFacts, Space};
 
-/// Opens an image for reading: a regular file or a block device, never a FIFO that would block, never a terminal.
+/// Opens an image for reading: a regular file or a block device, never a FIFO that would block, never a terminal. It is looked
+/// at before: a guest may have written the name, and to open some devices is to do something (`/dev/watchdog`).
 pub fn open_image(path: &Path) -> Result<File> {
     plain(path)?;
+    check_kind(path, &path.metadata().map_err(failed("open", path))?)?;
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
     let file = opened.map_err(|error| failed("open", path)(error))?;
-    let kind = file.metadata().map_err(failed("look at", path))?.file_type();
+    // It may be another one by now.
+    check_kind(path, &file.metadata().map_err(failed("look at", path))?)?;
+    Ok(file)
+}
+
+fn check_kind(path: &Path, metadata: &Metadata) -> Result<()> {
+    let kind = metadata.file_type();
     if kind.is_file() || kind.is_block_device() {
-        return Ok(file);
+        return Ok(());
     }
     Err(HostError::BadImage {
         path: path.to_owned(),

@@ -134,7 +134,8 @@ pub(super) fn resume(line: &Connection, vm: VmId) -> Result<()> {
         // It ran already, and libvirt had heard of its failure too late. Only a VM that begins to run is noted as one that
         // does.
         monitor::pause(&domain, vm)?;
-        return resume();
+        // It ran before: it is not left standing for one error.
+        return resume().or_else(|_| resume());
     }
     Ok(())
 }

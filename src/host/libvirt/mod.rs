@@ -27,7 +27,7 @@ use super::{
     StartFrom, VmSummary, WrittenImage,
 };
 use crate::model::step::{ImageRef, NewVm};
-use crate::model::vm::BlockJob;
+use crate::model::vm::{BlockJob, PauseReason, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 mod agent;
@@ -219,8 +219,12 @@ impl Hypervisor for Libvirt {
     }
 
     async fn resume(&self, vm: VmId) -> Result<()> {
-        // Nothing tells that there was nothing held back.
-        tokio::time::sleep(FAILURE_HELD_BACK).await;
+        let look = move |line: &_| vms::state(&vms::lookup(line, vm)?, vm);
+        let state = self.look.run("a look at the VM", self.deadlines.query, look).await?;
+        if state == RunState::Paused(PauseReason::IoError) {
+            // Nothing tells that there was nothing held back.
+            tokio::time::sleep(FAILURE_HELD_BACK).await;
+        }
         let resume = move |line: &_| change::resume(line, vm);
         self.change.run("the resume of the VM", self.deadlines.change, resume).await
     }

@@ -421,7 +421,7 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
 async fn see_past_it(context: &Context<'_>, vm: VmId, merge: &Merge, error: HostError) -> Result<Seen> {
     let written = context.host.hypervisor.written_image(vm, &merge.target).await?;
     let stored = written.stored.map(|image| image.path);
-    if written.live.is_none() && stored.is_some() {
+    if written.process.is_none() && stored.is_some() {
         return Ok(Seen { outdated: stored, ..Seen::default() });
     }
     let is_base = written.live.as_ref() == Some(&merge.base.path);

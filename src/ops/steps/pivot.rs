@@ -21,6 +21,8 @@ use super::Context;
 #[derive(Default)]
 pub(super) struct Asked {
     note: Option<AskedPivot>,
+    /// One of two other images of the disk, of which it was not seen what came of it.
+    another: Option<AskedPivot>,
     /// What a comparison has told, as long as no process runs.
     reads_same: Option<bool>,
 }
@@ -29,9 +31,10 @@ impl Asked {
     /// What an earlier attempt, or an earlier life, has asked for. Whichever operation that was.
     pub(super) async fn load(context: &Context<'_>, merge: &Merge) -> Result<Self, OpsError> {
         let Some(vm) = context.operation.of_vm() else { return Ok(Self::default()) };
-        let note = context.store.pivot(vm, &merge.target).await?;
+        let asked = context.store.pivot(vm, &merge.target).await?;
         let is_of = |note: &AskedPivot| note.child == merge.child.path && note.base == merge.base.path;
-        Ok(Self { note: note.filter(is_of), reads_same: None })
+        let (note, another) = if asked.as_ref().is_some_and(is_of) { (asked, None) } else { (None, asked) };
+        Ok(Self { note, another, reads_same: None })
     }
 
     /// Whether one may have been carried out.
@@ -65,6 +68,12 @@ impl Asked {
         if self.note.as_ref().is_some_and(|note| note.process == process) {
             return Ok(());
         }
+        if let Some(another) = self.another.as_ref().filter(|another| another.process != process) {
+            let view = context.host.hypervisor.observe(context.vm()).await?;
+            if view.disk(&merge.target).is_some_and(|disk| disk.uses(&another.child)) {
+                return Err(undecided(another).into());
+            }
+        }
         let note = AskedPivot {
             vm: context.vm(),
             disk: merge.target.clone(),
@@ -94,7 +103,12 @@ impl Asked {
         merge: &Merge,
         was_live: bool,
     ) -> HostResult<Pivot> {
-        let Some(note) = &self.note else { return Ok(Pivot::Seen) };
+        let is_merged = |note: &&AskedPivot| {
+            let layers = [&merge.base, &merge.child].into_iter().chain(&merge.between);
+            layers.into_iter().any(|layer| layer.path == note.child)
+        };
+        let another = self.another.as_ref().filter(is_merged);
+        let Some(note) = self.note.as_ref().or(another) else { return Ok(Pivot::Seen) };
         let process = context.host.hypervisor.written_image(context.vm(), &merge.target).await?.process;
         if process.is_some() != was_live {
             let cause = "it has started or ended while it was looked at".into();
@@ -103,6 +117,19 @@ impl Asked {
         if process.as_ref() == Some(&note.process) {
             return Ok(Pivot::Seen);
         }
+        if let Some(another) = another {
+            return Err(undecided(another));
+        }
         Ok(Pivot::Unseen { reads_same: self.reads_same.filter(|_| !was_live) })
     }
+}
+
+/// Whatever is merged into its child, or out of it, may go over what is newer.
+fn undecided(another: &AskedPivot) -> HostError {
+    let problem = format!(
+        "an earlier merge has asked the VM to write to {} instead, and it has ended before it was seen whether it did: \
+         delete first what was deleted then, and decide which of the two is newer",
+        another.base.display()
+    );
+    HostError::BadImage { path: another.child.clone(), problem }
 }

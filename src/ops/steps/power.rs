@@ -1,12 +1,19 @@
 //! Steps of a revert on the VM itself: stop it, point it at other images, start it.
 
+use std::time::Duration;
+
 use crate::host::{Definition, HostError, Result, StartFrom};
 use crate::model::step::{ImageRef, PointedDisk, Start};
 use crate::model::vm::{DiskSource, RunState};
-use crate::model::{DiskTarget, VmView};
+use crate::model::{DiskTarget, VmId, VmView};
 
 use super::switch::{targets, writes_to};
 use super::{Context, Performed, make_so};
+
+/// How long a start that somebody else has begun may take: as long as libvirt itself waits for QEMU's monitor, and more.
+const COMES_UP: Duration = Duration::from_secs(60);
+
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// Which image of a pointed disk is meant.
 #[derive(Clone, Copy)]
@@ -29,7 +36,27 @@ pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Perform
     let hypervisor = &context.host.hypervisor;
     let is_up = || async { is_up(hypervisor.observe(context.vm()).await?.run_state) };
     let paused = matches!(was, RunState::Paused(_));
+    settle(context, context.vm()).await;
     make_so(is_up, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await
+}
+
+/// Waits while somebody who has died since lets a VM come up: the hypervisor goes on with that, or ends it.
+pub(super) async fn settle(context: &Context<'_>, vm: VmId) {
+    let hypervisor = &context.host.hypervisor;
+    let mut events = hypervisor.events();
+    let settled = async {
+        while hypervisor.observe(vm).await.is_ok_and(|view| view.run_state == RunState::Unsettled) {
+            tokio::select! {
+                biased;
+                () = context.stopping.cancelled() => return,
+                // Not every change between two states is told.
+                _ = events.recv() => {}
+                () = tokio::time::sleep(BETWEEN_LOOKS) => {}
+            }
+        }
+    };
+    // One that does not come up is told by whoever looks next.
+    let _ = tokio::time::timeout(COMES_UP, settled).await;
 }
 
 /// Whether a VM that is to be started has come up. One that is on its way may still end: it is looked at again.
@@ -70,6 +97,7 @@ pub(super) async fn start(context: &Context<'_>, start: &Start) -> Performed {
         Err(performed) => return performed,
     };
     let hypervisor = &context.host.hypervisor;
+    settle(context, context.vm()).await;
     make_so(|| is_started(context, start), || hypervisor.start(context.vm(), &how, start.paused)).await
 }
 

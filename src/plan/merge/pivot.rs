@@ -48,8 +48,9 @@ fn words(merge: &Merge) -> String {
     let (child, base) = (merge.child.path.display(), merge.base.path.display());
     format!(
         "the VM was asked to write to {base} instead of {child}, and has ended before it was seen whether it did: either \
-         may hold what its guest wrote last. If that is {child}, commit it into {base}; let the definition name {base}; \
-         then let the operation try again"
+         may hold what its guest wrote last. If that is {child}: 'virsh blockcommit' with --base {base} --active --pivot \
+         while the VM runs, or 'qemu-img commit' while it is off. If it is {base}: with the VM off, nothing. Then let the \
+         definition name {base}, and the operation try again"
     )
 }
 

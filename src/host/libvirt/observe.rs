@@ -99,7 +99,8 @@ impl Doubt {
 fn may_be_passing(error: &HostError) -> bool {
     matches!(
         error,
-        HostError::Malformed { .. }
+        HostError::Disagreement(_)
+            | HostError::Malformed { .. }
             | HostError::BadImage { .. }
             | HostError::NoSuchImage(_)
             | HostError::Refused { .. }

@@ -43,10 +43,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon with its defaults and waits until it serves.
+    /// Starts a daemon with its defaults and waits until it serves, and has found libvirt.
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_with(Setup::default())
+        let daemon = Self::start_with(Setup::default());
+        daemon.wait_for_health("libvirt", ServingStatus::Serving);
+        daemon
     }
 
     /// Starts a daemon and waits until it serves.

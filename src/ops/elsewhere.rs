@@ -1,7 +1,9 @@
 //! Layers that others read: a VM, because somebody made an overlay over one behind our back; or a snapshot of another VM or
 //! volume that is known here. What they read is neither merged nor removed; it waits until they are gone.
 //!
-//! Decides whom to look at and when to try again. Leaves what waits to `plan`.
+//! A layer waits as well while it is not known whether the VM's guest wrote last to it or to the one below.
+//!
+//! Decides whom to look at, that who cannot be looked at reads nothing, and when to try again. Leaves what waits to `plan`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,16 @@ use crate::model::{LayerId, LayerTree, Ownership, VmId, VmView};
 /// A VM that is stopped or undefined changes several times in a row.
 const BREATH: Duration = Duration::from_millis(500);
 
+/// What VMs name, as far as they can be looked at.
+struct Named {
+    /// Files of other VMs, and those of the VM itself that are no chain of its tree.
+    files: BTreeSet<PathBuf>,
+    /// Files that are read as they are.
+    raw: BTreeSet<PathBuf>,
+    /// The VM itself.
+    own: Option<VmView>,
+}
+
 impl Engine {
     /// The highest of our own layers that each reader from outside lies on: other VMs, whatever their disks are; disks of the
     /// VM itself that are no chain of the tree; images that somebody made; what is kept of other VMs and volumes.
@@ -27,29 +39,7 @@ impl Engine {
     pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
         let mut read = self.kept_elsewhere(tree).await?;
         let Inner { host, store, places, .. } = &*self.0;
-        let mut raw = readers::raw_layers(store).await?;
-        let mut named = BTreeSet::new();
-        let mut own = None;
-        for vm in self.vms().await? {
-            if self.captures_memory(vm.id).await {
-                continue;
-            }
-            match host.hypervisor.observe(vm.id).await {
-                Ok(view) => {
-                    raw.extend(readers::raw_images(&view));
-                    if vm.id == tree.vm {
-                        named.extend(view.other_files.iter().cloned());
-                        own = Some(view);
-                    } else {
-                        named.extend(view.files().cloned());
-                    }
-                }
-                Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::debug!(vm = vm.name, error, "a VM is passed over in the search for readers");
-                }
-            }
-        }
+        let Named { files: named, raw, own } = self.named(tree).await?;
         read.extend(self.undecided(tree, own.as_ref()).await?);
         // A clone holds its layer by itself.
         let is_known =
@@ -81,13 +71,40 @@ impl Engine {
         Ok(read)
     }
 
+    /// What VMs name.
+    async fn named(&self, tree: &LayerTree) -> Result<Named> {
+        let raw = readers::raw_layers(&self.0.store).await?;
+        let mut named = Named { files: BTreeSet::new(), raw, own: None };
+        for vm in self.vms().await? {
+            if self.captures_memory(vm.id).await {
+                continue;
+            }
+            match self.0.host.hypervisor.observe(vm.id).await {
+                Ok(view) => {
+                    named.raw.extend(readers::raw_images(&view));
+                    if vm.id == tree.vm {
+                        named.files.extend(view.other_files.iter().cloned());
+                        named.own = Some(view);
+                    } else {
+                        named.files.extend(view.files().cloned());
+                    }
+                }
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::debug!(vm = vm.name, error, "a VM is passed over in the search for readers");
+                }
+            }
+        }
+        Ok(named)
+    }
+
     /// Layers that may hold what the VM's guest wrote last, or may not: it was asked to write to what is below, and has ended.
-    /// A disk that does not read through such a layer any more was decided upon.
+    /// A disk that reads what is below without it was decided upon, as in `plan::merge::pivot`.
     async fn undecided(&self, tree: &LayerTree, own: Option<&VmView>) -> Result<Vec<LayerId>> {
         let mut undecided = Vec::new();
         for pivot in self.0.store.pivots(tree.vm).await? {
             let disk = own.and_then(|view| view.disk(&pivot.disk));
-            if disk.is_some_and(|disk| !disk.chain().is_empty() && !disk.uses(&pivot.child)) {
+            if disk.is_some_and(|disk| disk.uses(&pivot.base) && !disk.uses(&pivot.child)) {
                 self.0.store.clear_pivot(tree.vm, pivot.disk).await?;
                 continue;
             }

@@ -203,15 +203,17 @@ mod tests {
     use super::*;
     use crate::model::vm::Format;
 
+    fn image(path: &str) -> ImageRef {
+        ImageRef { path: path.into(), format: Format::Qcow2 }
+    }
+
+    pub(super) fn merge_by(how: How) -> Merge {
+        let target = "vda".parse().unwrap();
+        Merge { target, base: image("/base"), between: Vec::new(), child: image("/child"), how }
+    }
+
     fn merge(grandchildren: &[&str]) -> Merge {
-        let image = |path: &str| ImageRef { path: path.into(), format: Format::Qcow2 };
-        Merge {
-            target: "vda".parse().unwrap(),
-            base: image("/base"),
-            between: Vec::new(),
-            child: image("/child"),
-            how: How::Commit { grandchildren: grandchildren.iter().map(|path| image(path)).collect() },
-        }
+        merge_by(How::Commit { grandchildren: grandchildren.iter().map(|path| image(path)).collect() })
     }
 
     pub(super) fn seen(is_live: bool, chain: &[&str]) -> Seen {

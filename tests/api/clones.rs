@@ -4,7 +4,7 @@ use serde_json::Value;
 use vmsnap::host::Images;
 use vmsnap::model::RunState;
 use vmsnap::model::step::{ImageRef, NewOverlay};
-use vmsnap::model::vm::Format;
+use vmsnap::model::vm::{ExcludedDisk, Format};
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
@@ -164,4 +164,17 @@ async fn what_another_vm_reads_waits() {
     tokio::time::timeout(PATIENCE, settled).await.expect("it is merged by itself");
     assert_eq!(node.read(1), [20, 20]);
     assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Of a VM that is off nothing is locked, and a disk that is not handled is no chain.
+#[tokio::test]
+async fn a_clone_that_is_a_disk_which_is_not_handled_is_not_deleted() {
+    let node = Node::start();
+    node.take("one").await;
+    json(&node, "volume clone web/one --disk vda --to copy --name mine").await;
+    let other = node.sim.vm("other").excluded("vda", ExcludedDisk::ReadOnly);
+    other.names("/images/copy".as_ref()).off().build();
+    let refused = run(&node, "volume delete mine --yes").await;
+    assert!(refused.code == 6 && refused.stderr.contains("VOLUME_IN_USE"), "{refused:?}");
+    assert!(node.sim.files().contains(&"/images/copy".into()));
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use vmsnap::host::sim::{BLOCK, SimHost};
-use vmsnap::model::step::{ImageRef, NewOverlay};
+use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 
 use super::client::succeed;
@@ -11,17 +11,6 @@ use super::node::{Node, PATIENCE};
 
 /// What the VM was made with: the first snapshot holds it.
 const BASE: &str = "/images/web-vda";
-
-async fn overlay(node: &Node, path: &str, backing: &str) {
-    let overlay = NewOverlay {
-        target: "vda".parse().unwrap(),
-        path: path.into(),
-        backing_path: backing.into(),
-        backing_format: Format::Qcow2,
-        virtual_size: BLOCK,
-    };
-    node.sim.host().images.create_overlay(&overlay).await.unwrap();
-}
 
 async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
     let disks = node.snapshot(snapshot).await.disks;
@@ -67,7 +56,7 @@ async fn nobody_lies_on_it() {
 async fn an_overlay_of_any_name() {
     const MINE: &str = "/images/by-hand.img";
     let node = Node::start();
-    let upper = delete_first(&node, async |node: &Node| overlay(node, MINE, BASE).await).await;
+    let upper = delete_first(&node, async |node: &Node| node.overlay(MINE, BASE).await).await;
     assert!(is_there(&node, &upper));
     assert_eq!(node.sim.read_image(MINE.as_ref()).unwrap().get(&1), Some(&10));
     node.sim.someone_removes(MINE.as_ref());
@@ -93,14 +82,14 @@ async fn an_overlay_in_a_directory_that_only_the_vm_has() {
     }
     let vm = vm.build();
     let node = Node::start_with(sim, vm);
-    check(node, "/pool/vda", async |node: &Node| overlay(node, "/pool/by-hand", "/pool/vda").await).await;
+    check(node, "/pool/vda", async |node: &Node| node.overlay("/pool/by-hand", "/pool/vda").await).await;
 }
 
 #[tokio::test]
 async fn an_overlay_on_another_name_of_it() {
     let act = async |node: &Node| {
         node.sim.host().images.hard_link(BASE.as_ref(), "/links/image".as_ref()).await.unwrap();
-        overlay(node, "/images/by-hand", "/links/image").await;
+        node.overlay("/images/by-hand", "/links/image").await;
     };
     check(Node::start(), BASE, act).await;
 }
@@ -112,7 +101,7 @@ async fn a_disk_of_another_vm_that_is_not_handled() {
     };
     check(Node::start(), BASE, async |node: &Node| other(node, BASE)).await;
     let act = async |node: &Node| {
-        overlay(node, "/far/away", BASE).await;
+        node.overlay("/far/away", BASE).await;
         other(node, "/far/away");
     };
     check(Node::start(), BASE, act).await;

@@ -14,7 +14,9 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use vmsnap::daemon::config::Config;
 use vmsnap::daemon::{Daemon, StartError};
-use vmsnap::host::sim::{Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::host::sim::{BLOCK, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::model::step::NewOverlay;
+use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, VmId};
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::event_service_client::EventServiceClient;
@@ -224,6 +226,18 @@ impl Node {
     pub fn images(&self) -> Vec<PathBuf> {
         let files = self.sim.files().into_iter();
         files.filter(|file| file.extension().is_none_or(|ending| ending != "manifest")).collect()
+    }
+
+    /// Somebody makes an overlay by hand.
+    pub async fn overlay(&self, path: &str, backing: &str) {
+        let overlay = NewOverlay {
+            target: "vda".parse().unwrap(),
+            path: path.into(),
+            backing_path: backing.into(),
+            backing_format: Format::Qcow2,
+            virtual_size: BLOCK,
+        };
+        self.sim.host().images.create_overlay(&overlay).await.unwrap();
     }
 
     pub fn write(&self, block: u64, value: u64) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
-use vmsnap::model::step::{ImageRef, NewOverlay};
+use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 use vmsnap::proto::v1;
 
@@ -20,17 +20,6 @@ async fn orphans(node: &Node) -> Vec<Value> {
     let found: Value = serde_json::from_str(&run(node, "node check -o json").await.stdout).unwrap();
     let found = found["differences"].as_array().cloned().unwrap_or_default().into_iter();
     found.filter(|difference| difference["path"] == ORPHAN).collect()
-}
-
-async fn overlay(node: &Node, path: &str, backing: &str) {
-    let overlay = NewOverlay {
-        target: "vda".parse().unwrap(),
-        path: path.into(),
-        backing_path: backing.into(),
-        backing_format: Format::Qcow2,
-        virtual_size: BLOCK,
-    };
-    node.sim.host().images.create_overlay(&overlay).await.unwrap();
 }
 
 async fn alias(node: &Node) {
@@ -110,8 +99,8 @@ async fn a_disk_that_is_not_handled() {
 async fn what_a_disk_that_is_not_handled_lies_on() {
     let act = async |node: &Node| {
         // Where no image is looked for.
-        overlay(node, "/elsewhere/middle", ORPHAN).await;
-        overlay(node, "/far/away/top", "/elsewhere/middle").await;
+        node.overlay("/elsewhere/middle", ORPHAN).await;
+        node.overlay("/far/away/top", "/elsewhere/middle").await;
         node.sim.vm("other").names("/far/away/top".as_ref()).off().build();
     };
     check(act, Some("/elsewhere/middle lies on it")).await;
@@ -126,20 +115,20 @@ async fn another_name_of_it() {
     check(act, None).await;
     let act = async |node: &Node| {
         alias(node).await;
-        overlay(node, "/images/by-another-name", ALIAS).await;
+        node.overlay("/images/by-another-name", ALIAS).await;
     };
     check(act, Some("/images/by-another-name lies on it")).await;
 }
 
 #[tokio::test]
 async fn an_overlay_of_any_name_beside_any_image() {
-    let act = async |node: &Node| overlay(node, "/images/by-hand.img", ORPHAN).await;
+    let act = async |node: &Node| node.overlay("/images/by-hand.img", ORPHAN).await;
     check(act, Some("/images/by-hand.img lies on it")).await;
     let act = async |node: &Node| {
         let beside = ImageRef { path: "/pool/disk".into(), format: Format::Raw };
         node.sim.put_image(&beside.path, Format::Raw, BLOCK, false).unwrap();
         node.sim.vm("other").image("vda", beside).off().build();
-        overlay(node, "/pool/by-hand", ORPHAN).await;
+        node.overlay("/pool/by-hand", ORPHAN).await;
     };
     check(act, Some("/pool/by-hand lies on it")).await;
 }

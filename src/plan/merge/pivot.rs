@@ -58,26 +58,15 @@ fn words(merge: &Merge) -> String {
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::tests::seen;
+    use super::super::tests::{merge_by, seen};
     use super::super::{Next, next};
     use super::*;
     use crate::model::step::ImageRef;
     use crate::model::vm::Format;
 
-    fn merge(how: How) -> Merge {
-        let image = |path: &str| ImageRef { path: path.into(), format: Format::Qcow2 };
-        Merge {
-            target: "vda".parse().unwrap(),
-            base: image("/base"),
-            between: Vec::new(),
-            child: image("/child"),
-            how,
-        }
-    }
-
     #[test]
     fn a_process_that_ended_after_it_was_asked() {
-        let commit = || merge(How::Commit { grandchildren: Vec::new() });
+        let commit = || merge_by(How::Commit { grandchildren: Vec::new() });
         let undecided = Next::Undecided(words(&commit()));
         let cases: &[(bool, &[&str], Option<bool>, &Next)] = &[
             (false, &["/child", "/base"], None, &Next::Compare),
@@ -102,7 +91,7 @@ mod tests {
     #[test]
     fn what_lies_on_a_child_that_reads_the_same_goes_first() {
         let image = ImageRef { path: "/dead".into(), format: Format::Qcow2 };
-        let merge = merge(How::Commit { grandchildren: vec![image] });
+        let merge = merge_by(How::Commit { grandchildren: vec![image] });
         let pivot = Pivot::Unseen { reads_same: Some(true) };
         let backings = vec![Some(PathBuf::from("/child"))];
         let seen = Seen { backings, pivot, ..seen(false, &["/child", "/base"]) };
@@ -112,7 +101,7 @@ mod tests {
     /// What is pulled into the child may be newer than what it hides.
     #[test]
     fn nothing_is_pulled_either() {
-        let merge = merge(How::Pull { below: None });
+        let merge = merge_by(How::Pull { below: None });
         let pivot = Pivot::Unseen { reads_same: None };
         let seen = Seen { pivot, ..seen(false, &["/child", "/base"]) };
         assert_eq!(next(&merge, &seen), Next::Undecided(words(&merge)));

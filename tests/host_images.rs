@@ -374,3 +374,26 @@ async fn whether_two_images_read_the_same() {
     let error = bed.images.reads_same(&missing, &missing).await.unwrap_err();
     assert!(matches!(error, HostError::NoSuchImage(_)), "{error:?}");
 }
+
+#[tokio::test]
+async fn when_an_image_was_written_to_last() {
+    let bed = Bed::new();
+    for format in [Format::Raw, Format::Qcow2] {
+        let base = bed.image(&format!("base, {format}"), format);
+        qemu_io(&base, "write -P 1 0 1M");
+        let top = bed.overlay(&format!("top-{format}"), &base).await;
+        assert_eq!(bed.images.last_written(&top).await.unwrap(), None, "an empty overlay");
+        qemu_io(&top, "read 0 1M");
+        assert_eq!(bed.images.last_written(&top).await.unwrap(), None, "it was only read");
+        qemu_io(&top, "discard 0 64k");
+        qemu_io(&top, "write -P 1 1M 512");
+        let written = bed.images.last_written(&top).await.unwrap();
+        assert!(written.unwrap() >= bed.images.last_written(&base).await.unwrap().unwrap());
+        qemu_io(&base, "write -P 2 0 512");
+        assert!(bed.images.last_written(&base).await.unwrap() > written);
+        assert_eq!(bed.images.last_written(&top).await.unwrap(), written);
+    }
+    let missing = ImageRef { path: bed.path("missing"), format: Format::Qcow2 };
+    let error = bed.images.last_written(&missing).await.unwrap_err();
+    assert!(matches!(error, HostError::NoSuchImage(_)), "{error:?}");
+}

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
@@ -172,6 +172,11 @@ pub trait Images: Send + Sync + 'static {
     /// Whether two images, each with all that it lies on, have the same size and the same content. Reads both; no process
     /// may write to either.
     async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool>;
+
+    /// When an image was written to last, by the clock of its file system. None for a qcow2 image that nothing was ever written
+    /// to: its first level table is all zeros (QEMU's `docs/interop/qcow2.rst`). An error for a block device, which does not
+    /// tell. Safe on an image that a VM writes to.
+    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>>;
 
     /// Writes another backing file into the header of `image`. What it reads must be the same over both.
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;

@@ -36,6 +36,7 @@ mod resolve;
 mod revert;
 mod space;
 mod summary;
+pub mod switch;
 mod take;
 mod variables;
 

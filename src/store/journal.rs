@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, clone, event, from_json, snapshot, to_json};
+use super::{Result, Store, StoreError, clone, event, from_json, snapshot, to_json, way_back};
 use crate::model::event::{Cause, of_clone, of_expiry, of_operation, of_snapshot};
 use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
@@ -81,6 +81,9 @@ impl Store {
         self.transact(move |transaction| {
             let before = read(transaction, operation.id)?;
             event::insert_all(transaction, of_operation(before.as_ref(), &operation))?;
+            if operation.cursor.has_ended() {
+                way_back::leave(transaction, operation.id)?;
+            }
             write(transaction, &operation)
         })
         .await

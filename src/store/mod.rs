@@ -38,6 +38,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod way_back;
 
 pub use anew::{put_in_place, write_anew};
 pub use backup::Backup;

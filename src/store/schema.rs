@@ -14,7 +14,7 @@ use super::{Result, StoreError, file};
 const APPLICATION_ID: i64 = 0x766d_736e;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -188,6 +188,10 @@ CREATE TABLE pivot (
     body        TEXT NOT NULL,
     PRIMARY KEY (vm, disk)
 ) STRICT, WITHOUT ROWID;
+";
+
+const V5: &str = "
+CREATE TABLE way_back (operation TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
 /// Opens the file, 0600, and brings it to this version. One that is refused is left as it was.

@@ -79,6 +79,7 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
         ("quiesced snapshots", tally.quiesced),
         ("what people did", tally.meddled),
         ("VMs that ended after a pivot that nobody noted", tally.unseen_pivots),
+        ("VMs that ended after a switch that nobody noted", tally.unnoted_switches),
         ("LOST snapshots", tally.lost),
     ];
     for (what, count) in reached {

@@ -32,7 +32,7 @@ pub struct Node {
     /// Calls that are held until this turn.
     pub held: Vec<(u32, Hold)>,
     /// QEMU dies after its next pivot, before libvirt, which died before it, has noted that.
-    pub dies_after_pivot: bool,
+    pub dies_unnoted: bool,
     /// Disks whose process ended so, each with the image that holds what its guest wrote last.
     pub unseen_pivots: Vec<(VmId, DiskTarget, ImageRef)>,
     /// The call at which the daemon dies.
@@ -68,6 +68,7 @@ pub struct Tally {
     pub lost: u64,
     pub snapshots_read: u64,
     pub unseen_pivots: u64,
+    pub unnoted_switches: u64,
 }
 
 impl AddAssign for Tally {
@@ -91,6 +92,7 @@ impl AddAssign for Tally {
         self.lost += more.lost;
         self.snapshots_read += more.snapshots_read;
         self.unseen_pivots += more.unseen_pivots;
+        self.unnoted_switches += more.unnoted_switches;
     }
 }
 
@@ -147,7 +149,7 @@ impl Node {
             oracle,
             wishes: Vec::new(),
             held: Vec::new(),
-            dies_after_pivot: false,
+            dies_unnoted: false,
             unseen_pivots: Vec::new(),
             death: None,
             turn: 0,
@@ -242,7 +244,7 @@ impl Node {
         }
         pass_time().await;
         self.note_calls();
-        self.qemu_dies_after_a_pivot();
+        self.qemu_dies_unnoted()?;
         self.hear(engine)?;
         let is_whole = self.dice.u32(0..6) == 0;
         self.look(is_whole)
@@ -270,7 +272,7 @@ impl Node {
     /// Whatever waited for an answer waits no more.
     pub fn forget_life(&mut self) {
         self.death = None;
-        self.dies_after_pivot = false;
+        self.dies_unnoted = false;
         self.note_calls();
         self.tally.calls += self.sim.call_count() as u64;
         self.noted_calls = 0;

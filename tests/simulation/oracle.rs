@@ -135,6 +135,7 @@ impl Oracle {
         }
         let is_frozen = sim.is_guest_frozen(vm);
         let truth = self.vms.get_mut(&vm).unwrap();
+        let before = truth.reads.clone();
         if reads != truth.reads && reads == truth.with_stalled_writes() {
             truth.reads = reads.clone();
         }
@@ -143,7 +144,12 @@ impl Oracle {
             truth.stalled.clear();
         }
         for (disk, path) in truth.active.iter().filter(|(disk, path)| active.get(*disk) != Some(*path)) {
-            let left = Left { reading: truth.reads[disk].clone(), was_frozen: is_frozen };
+            // A write that had found no room may have been made before the VM ceased to write to it, or after that.
+            let of_now = read_image(sim, path).ok();
+            let is_it = |reading: &&&Reading| of_now.as_ref() == Some(**reading);
+            let reading = [&before[disk], &truth.reads[disk]].iter().find(is_it).copied();
+            let reading = reading.unwrap_or(&before[disk]).clone();
+            let left = Left { reading, was_frozen: is_frozen };
             self.left.insert(path.clone(), left);
         }
         // What a merge has brought back is written to again.

@@ -19,7 +19,9 @@ impl Node {
     pub fn write_block(&mut self, vm: VmId, disk: &DiskTarget) {
         let (block, value) = (self.dice.u64(0..8), self.dice.u64(1..1000));
         let was_running = self.sim.run_state(vm) == Some(RunState::Running);
-        if self.sim.guest_write(vm, disk, block, value).is_ok() {
+        let written = self.sim.guest_write(vm, disk, block, value);
+        self.trace.push(format!("turn {}: {vm} writes {value} to {disk}[{block}]: {written:?}", self.turn));
+        if written.is_ok() {
             self.tally.writes += 1;
             let reading = self.oracle.vm(vm).reads.get_mut(disk).unwrap();
             reading.content.insert(block, value);

@@ -9,6 +9,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
@@ -64,6 +65,22 @@ pub(super) fn inspect(path: &Path, format: Format) -> Result<ImageFacts> {
     let is_link = path.symlink_metadata().map_err(failed("look at", path))?.is_symlink();
     let identity = identity(&metadata);
     Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: bytes, is_link })
+}
+
+/// When an image was written to last; None if nothing ever was.
+pub(super) fn last_written(path: &Path, format: Format) -> Result<Option<SystemTime>> {
+    let file = open_image(path)?;
+    let metadata = file.metadata().map_err(failed("look at", path))?;
+    if !metadata.is_file() {
+        return Err(bad(path, "a block device does not tell when it was written to".to_owned()));
+    }
+    if format == Format::Qcow2 {
+        let header = usable_header(&file, path)?;
+        if qcow2::is_empty(&file, &header).map_err(|error| error.at(path))? {
+            return Ok(None);
+        }
+    }
+    metadata.modified().map(Some).map_err(failed("look at", path))
 }
 
 /// The header of a qcow2 image, if the image is one that we handle.

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
@@ -152,6 +152,11 @@ impl Images for HostImages {
             return Ok(false);
         }
         self.qemu_img.compare(&self.workers, one, other, self.deadlines.commit).await
+    }
+
+    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
+        let format = image.format;
+        self.on_path("a look at an image", &image.path, move |path| files::last_written(path, format)).await
     }
 
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {

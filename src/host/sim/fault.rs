@@ -66,6 +66,7 @@ methods! {
     LiesOn "lies_on",
     Commit "commit",
     ReadsSame "reads_same",
+    LastWritten "last_written",
     Rebase "rebase",
     Copy "copy",
     Publish "publish",
@@ -107,6 +108,7 @@ impl Method {
             | Self::FreeSpace
             | Self::Measure
             | Self::ReadsSame
+            | Self::LastWritten
             | Self::MemoryImage
             // It changes nothing that anybody reads.
             | Self::SetBlockThreshold => true,

@@ -33,6 +33,8 @@ const DEEPEST: usize = 256;
 pub(super) struct Files {
     by_path: BTreeMap<PathBuf, File>,
     next_inode: u64,
+    /// Goes on with each write.
+    clock: u64,
     capacity: u64,
 }
 
@@ -40,6 +42,8 @@ pub(super) struct Files {
 pub(super) struct File {
     pub(super) identity: FileIdentity,
     pub(super) is_link: bool,
+    /// By the clock of the files.
+    pub(super) written_at: u64,
     pub(super) kind: FileKind,
 }
 
@@ -79,7 +83,7 @@ pub(super) struct MemoryFile {
 
 impl Files {
     pub(super) fn new() -> Self {
-        Self { by_path: BTreeMap::new(), next_inode: 1, capacity: 1 << 40 }
+        Self { by_path: BTreeMap::new(), next_inode: 1, clock: 0, capacity: 1 << 40 }
     }
 
     pub(super) fn get(&self, path: &Path) -> Result<&File> {
@@ -98,6 +102,8 @@ impl Files {
 
     pub(super) fn image_mut(&mut self, path: &Path) -> Result<&mut Image> {
         let file = self.by_path.get_mut(path).ok_or_else(|| HostError::NoSuchImage(path.to_owned()))?;
+        self.clock += 1;
+        file.written_at = self.clock;
         match &mut file.kind {
             FileKind::Image(image) => Ok(image),
             FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => {
@@ -146,7 +152,9 @@ impl Files {
         }
         let identity = FileIdentity { device: 1, inode: self.next_inode };
         self.next_inode += 1;
-        self.by_path.insert(path.to_owned(), File { identity, is_link: false, kind });
+        self.clock += 1;
+        let file = File { identity, is_link: false, written_at: self.clock, kind };
+        self.by_path.insert(path.to_owned(), file);
         Ok(())
     }
 

@@ -394,6 +394,20 @@ impl SimHost {
         machine.active_images().into_iter().filter(|(disk, image)| is_below(disk, image)).collect()
     }
 
+    /// The disks of a live VM that write to an image above the one that its definition names: QEMU has switched, and the
+    /// hypervisor has not noted it.
+    #[must_use]
+    pub fn unnoted_switches(&self, vm: VmId) -> Vec<DiskTarget> {
+        let world = self.world();
+        let Some(machine) = world.machines.get(&vm) else { return Vec::new() };
+        let Some(live) = &machine.live else { return Vec::new() };
+        let is_above = |disk: &&DiskTarget| {
+            let below = live.chains[*disk].iter().skip(1);
+            machine.stored.get(*disk).is_some_and(|stored| below.into_iter().any(|image| image == stored))
+        };
+        live.chains.keys().filter(is_above).cloned().collect()
+    }
+
     /// Somebody puts an overlay on what a running VM writes to, as `virsh snapshot-create-as` does.
     pub fn someone_overlays(&self, vm: VmId, disk: &DiskTarget, path: &Path) {
         self.change(|world| {

@@ -4,6 +4,7 @@
 //! reads and a removal of what somebody needs.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
@@ -77,6 +78,12 @@ impl World {
             return Err(bad(&top.path, format!("its header does not name {}", base.path.display())));
         }
         self.files.image(&base.path).map(|_| ())
+    }
+
+    fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
+        let is_blank = image.format == Format::Qcow2 && self.files.image(&image.path)?.blocks.is_empty();
+        let written_at = Duration::from_secs(self.files.get(&image.path)?.written_at);
+        Ok((!is_blank).then(|| SystemTime::UNIX_EPOCH + written_at))
     }
 
     fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
@@ -284,6 +291,10 @@ impl Images for SimHost {
 
     async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
         self.call(Method::ReadsSame, |world, _| world.reads_same(one, other)).await
+    }
+
+    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
+        self.call(Method::LastWritten, |world, _| world.last_written(image)).await
     }
 
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()> {

@@ -30,6 +30,7 @@ mod pivot;
 mod power;
 mod quiesce;
 mod switch;
+mod unnoted;
 mod variables;
 
 pub(super) use quiesce::{Thawed, prove_thaw};

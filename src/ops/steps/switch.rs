@@ -12,7 +12,7 @@ use crate::model::vm::{DiskSource, PauseReason, RunState};
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
-use super::{Context, Performed, leaves_something_under_way, merge, quiesce};
+use super::{Context, OpsError, Performed, leaves_something_under_way, merge, quiesce, unnoted};
 
 /// Memory progress is asked for so often: the hypervisor has no event for it.
 const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -24,11 +24,21 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     {
         return Performed::unknown(error);
     }
-    match is_switched(context, switch).await {
+    // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
+    let is_switched_already = if context.is_fresh {
+        is_switched(context, switch).await
+    } else {
+        has_switched(context, switch).await
+    };
+    match is_switched_already {
         Ok(true) => return finish(context, switch, Vec::new()).await,
         Ok(false) => {}
         Err(error) => {
-            mend_unseen(context, switch).await;
+            // If this fails the step is unknown all the same, and tried again.
+            if let Err(error) = unnoted::mend_unseen(context, switch).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::debug!(vm = %context.vm(), error, "what the VM writes to cannot be told");
+            }
             return Performed::unknown(error);
         }
     }
@@ -46,7 +56,9 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
-    match (is_switched(context, switch).await, called) {
+    let is_switched =
+        if called.is_ok() { is_switched(context, switch).await } else { has_switched(context, switch).await };
+    match (is_switched, called) {
         (Ok(true), _) => {
             // Memory is captured with the processors stopped: the call is the pause, and a little more.
             let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
@@ -156,7 +168,7 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
 }
 
 async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<Finding>) -> Performed {
-    if let Err(error) = mend_definition(context, switch).await {
+    if let Err(error) = unnoted::mend_definition(context, switch).await {
         return Performed::unknown(error);
     }
     if let Some(path) = &switch.memory {
@@ -178,48 +190,6 @@ async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<F
     match restore_run_state(context, switch.run_state).await {
         Ok(()) => Performed::learned(findings),
         Err(error) => Performed::unknown(error),
-    }
-}
-
-/// libvirt may die between QEMU's switch and its own note of it. The next cold start would then boot the bases, and write
-/// to what snapshots refer to.
-async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
-    let view = context.host.hypervisor.observe(context.vm()).await?;
-    let is_behind = |disk: &PointedDisk| {
-        view.disk(&disk.target).is_some_and(|seen| {
-            matches!(&seen.source, DiskSource::Chain { persistent: Some(path), .. } if *path == disk.from.path)
-        })
-    };
-    if !switch.disks.iter().any(is_behind) {
-        return Ok(());
-    }
-    tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
-    let overlays = targets(&switch.disks, |disk| &disk.to);
-    context.host.hypervisor.point_disks(context.vm(), &overlays).await
-}
-
-/// The same where libvirt died before it could note anything: until the VM stops it believes that it writes to the bases, and
-/// nothing else can be seen of it. The next cold start must not believe so.
-async fn mend_unseen(context: &Context<'_>, switch: &SwitchDisks) {
-    let hypervisor = &context.host.hypervisor;
-    for disk in &switch.disks {
-        let Ok(written) = hypervisor.written_image(context.vm(), &disk.target).await else { continue };
-        if written.live.as_ref() != Some(&disk.to.path)
-            || written.stored.as_ref().map(|image| &image.path) != Some(&disk.from.path)
-        {
-            continue;
-        }
-        let overlay = [(disk.target.clone(), disk.to.clone())];
-        // If this fails the step is unknown all the same, and tried again.
-        match hypervisor.point_disks(context.vm(), &overlay).await {
-            Ok(()) => {
-                tracing::warn!(vm = %context.vm(), disk = %disk.target, "libvirt does not know of the switch");
-            }
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(vm = %context.vm(), error, "the stored definition cannot be mended");
-            }
-        }
     }
 }
 
@@ -253,6 +223,11 @@ async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool
             .into(),
         }),
     }
+}
+
+/// [`is_switched`], with what the overlays of a VM tell whose process may have ended since it was asked.
+async fn has_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
+    Ok(is_switched(context, switch).await? || unnoted::settle_ended(context, switch).await?)
 }
 
 /// Whether it is seen that nothing has gone over to the overlays, and that no definition names one.
@@ -295,8 +270,9 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
     // The guest may be frozen still, and nothing is lost by thawing it before what takes its time. If it cannot be proven
     // now, the step that froze it proves it when it is undone.
     let _ = quiesce::thaw(context).await;
-    // A VM that stops in the meantime must not be found on its bases: what it wrote since is in the overlays.
-    mend_unseen(context, switch).await;
+    if let Err(error) = enter_way_back(context, switch).await {
+        return Performed::unknown(error);
+    }
     if !is_untouched(context, switch).await {
         // Disks that are back already are no work: but for the definition, which may name the overlay still.
         let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
@@ -308,4 +284,16 @@ pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> 
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }
+}
+
+/// From here on the process or the definition tells what the VM writes to: one that stops in the meantime must not be found on
+/// its bases, for what it wrote since is in the overlays. Once those are merged back they tell nothing any more.
+async fn enter_way_back(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), OpsError> {
+    let id = context.operation.id;
+    if context.store.is_on_way_back(id).await? {
+        return Ok(());
+    }
+    unnoted::settle_ended(context, switch).await?;
+    unnoted::mend_unseen(context, switch).await?;
+    Ok(context.store.enter_way_back(id).await?)
 }

@@ -1,0 +1,206 @@
+//! A real guest whose QEMU has switched to the overlays of a snapshot, and whose libvirt does not know: as if it had died with
+//! the switch. QEMU is killed before anybody looks. What the guest wrote last is in the VM, not in the snapshot.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+#[path = "bed/mod.rs"]
+mod bed;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wait_until};
+
+/// Its reservation and two overlays come first.
+const SWITCH: u64 = 3;
+
+const TRIES: usize = 10;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_switch_that_libvirt_does_not_know_of() {
+    Node::within(|node| {
+        let guest = Guest::boot(&Spec::default());
+        let mut daemon = Daemon::start();
+        write(&guest, "first");
+        what_was_written_last_is_in_the_vm(&guest, &mut daemon, node);
+        a_vm_that_was_started_on_the_bases_needs_a_person(&guest, &mut daemon, node);
+    });
+}
+
+fn what_was_written_last_is_in_the_vm(guest: &Guest, daemon: &mut Daemon, node: &Node) {
+    let (client, vm) = (daemon.client(), guest.name());
+    let unseen = Unseen::by(daemon, node, guest, "one", "second");
+    daemon.restart();
+    let ended = eventually("the snapshot is taken", PATIENCE, || has_ended(&client, &unseen.operation));
+    assert_eq!(ended["state"], "OPERATION_STATE_SUCCEEDED", "{ended:#}");
+    for (target, overlay) in &unseen.overlays {
+        assert_eq!(guest.image(target), *overlay, "the definition names what the guest wrote to last");
+    }
+    guest.start();
+    guest.wait_until_up();
+    assert_files(guest, &["first", "second"], &[]);
+    client.json(&["snapshot", "revert", "--vm", vm, "one", "--yes"]);
+    guest.wait_until_up();
+    assert_files(guest, &["first"], &["second"]);
+}
+
+/// Nothing is switched to overlays that hold something already; a person moves them away.
+fn a_vm_that_was_started_on_the_bases_needs_a_person(guest: &Guest, daemon: &mut Daemon, node: &Node) {
+    let client = daemon.client();
+    let unseen = Unseen::by(daemon, node, guest, "two", "third");
+    guest.start();
+    guest.wait_until_up();
+    write(guest, "fourth");
+    daemon.restart();
+    let stuck = eventually("a person is asked", PATIENCE, || {
+        let operation = show(&client, &unseen.operation)?;
+        (operation["state"] == "OPERATION_STATE_STUCK").then_some(operation)
+    });
+    let (_, overlay) = &unseen.overlays[0];
+    assert!(stuck.to_string().contains(&overlay.display().to_string()), "{stuck:#}");
+    for (target, overlay) in &unseen.overlays {
+        assert_ne!(guest.image(target), *overlay);
+        let name = overlay.file_name().unwrap().to_string_lossy().replace("vmsnap-", "kept-");
+        fs::rename(overlay, overlay.with_file_name(name)).unwrap();
+    }
+    client.run(&["op", "resolve", &unseen.operation, "retry", "--yes"]);
+    let ended = eventually("it is undone", PATIENCE, || has_ended(&client, &unseen.operation));
+    assert_eq!(ended["state"], "OPERATION_STATE_FAILED", "{ended:#}");
+    assert_files(guest, &["first", "fourth"], &["third"]);
+}
+
+/// A switch that QEMU has carried out and nobody has seen, before QEMU was killed. The daemon is dead.
+struct Unseen {
+    operation: String,
+    /// Each disk with its overlay.
+    overlays: Vec<(String, PathBuf)>,
+}
+
+impl Unseen {
+    /// The guest writes a file after it.
+    fn by(daemon: &mut Daemon, node: &Node, guest: &Guest, snapshot: &str, file: &str) -> Self {
+        let vm = guest.name();
+        let operation = die_before_the_switch(daemon, node, vm, snapshot);
+        let overlays = overlays(guest);
+        switch_by_hand(vm, &overlays);
+        write(guest, file);
+        guest.exec("sync");
+        end(Node::qemu(vm).unwrap());
+        guest.wait_for_state("shut off");
+        for (target, overlay) in &overlays {
+            assert_ne!(guest.image(target), *overlay, "libvirt knows nothing of it");
+        }
+        Self { operation, overlays }
+    }
+}
+
+/// Begins a snapshot, and kills the daemon when its journal is at the switch. libvirtd stands still by then, so the switch
+/// was not asked for. Gives the operation.
+fn die_before_the_switch(daemon: &mut Daemon, node: &Node, vm: &str, name: &str) -> String {
+    let (client, libvirtd) = (daemon.client(), Pid::from_raw(node.libvirtd().unwrap().try_into().unwrap()));
+    for _ in 0..TRIES {
+        let begun = client.json(&["snapshot", "create", vm, name, "--quiesce", "off", "--no-wait"]);
+        let id = begun["operation"]["id"].as_str().unwrap().to_owned();
+        // The overlays are made by qemu-img, without libvirt.
+        kill(libvirtd, Signal::SIGSTOP).unwrap();
+        let at = eventually("the switch is to come", PATIENCE, || step(&client, &id));
+        if at == SWITCH {
+            daemon.kill();
+            kill(libvirtd, Signal::SIGCONT).unwrap();
+            return id;
+        }
+        // It was too late.
+        kill(libvirtd, Signal::SIGCONT).unwrap();
+        wait_until("the snapshot is there", PATIENCE, || has_ended(&client, &id).is_some());
+        client.json(&["snapshot", "delete", "--vm", vm, name, "--yes"]);
+    }
+    panic!("the daemon was faster {TRIES} times");
+}
+
+/// The step that an operation is at, once the overlays are made.
+fn step(client: &Client, id: &str) -> Option<u64> {
+    let operation = client.json(&["op", "show", id])["operation"].clone();
+    let has_ended = !operation["end_time"].is_null();
+    operation["current_step"].as_u64().filter(|step| has_ended || *step >= SWITCH)
+}
+
+fn has_ended(client: &Client, id: &str) -> Option<Value> {
+    show(client, id).filter(|operation| !operation["end_time"].is_null())
+}
+
+/// None while libvirt is away.
+fn show(client: &Client, id: &str) -> Option<Value> {
+    let shown = client.run(&["-o", "json", "op", "show", id]);
+    (shown.code == 0).then(|| shown.json()["operation"].clone())
+}
+
+/// Each disk with the overlay that was made for it.
+fn overlays(guest: &Guest) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(guest.directory()).unwrap().map(|entry| entry.unwrap().path());
+    let made: Vec<PathBuf> = entries.filter(|path| is_ours(path)).collect();
+    let of = |base: &Path| {
+        let lies_on_it =
+            |path: &&PathBuf| images::chain(path, Format::Qcow2).get(1).is_some_and(|b| b == base);
+        made.iter().find(lies_on_it).unwrap_or_else(|| panic!("nothing lies on {}", base.display())).clone()
+    };
+    guest.disks().into_iter().map(|(target, base)| (target, of(&base))).collect()
+}
+
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name.starts_with("vmsnap-") && name.ends_with(".qcow2")
+}
+
+/// What libvirt tells QEMU in a switch.
+fn switch_by_hand(vm: &str, overlays: &[(String, PathBuf)]) {
+    let blocks = monitor(vm, &json!({ "execute": "query-block" }));
+    let actions: Vec<Value> = overlays
+        .iter()
+        .map(|(target, overlay)| {
+            fs::set_permissions(overlay, Permissions::from_mode(0o666)).unwrap();
+            let base = images::chain(overlay, Format::Qcow2)[1].display().to_string();
+            let inserted = blocks.as_array().unwrap().iter().map(|block| &block["inserted"]);
+            let active = inserted.clone().find(|inserted| inserted["image"]["filename"] == base.as_str());
+            let node = active.unwrap_or_else(|| panic!("QEMU does not write to {base}: {blocks:#}"));
+            json!({ "type": "blockdev-snapshot-sync", "data": {
+                "node-name": node["node-name"], "snapshot-file": overlay, "format": "qcow2", "mode": "existing",
+                "snapshot-node-name": format!("by-hand-{target}"),
+            }})
+        })
+        .collect();
+    monitor(vm, &json!({ "execute": "transaction", "arguments": { "actions": actions } }));
+}
+
+fn monitor(vm: &str, command: &Value) -> Value {
+    let answer = bed::virsh::run(&["qemu-monitor-command", vm, &command.to_string()]);
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert!(answer["error"].is_null(), "{answer:#}");
+    answer["return"].clone()
+}
+
+/// Writes a file on each disk, which is on it when this returns.
+fn write(guest: &Guest, name: &str) {
+    for disk in ["vda", "vdb"] {
+        guest.write_file(&format!("/mnt/{disk}/{name}"), name.as_bytes());
+    }
+}
+
+fn assert_files(guest: &Guest, there: &[&str], gone: &[&str]) {
+    for disk in ["vda", "vdb"] {
+        for name in there {
+            let content = guest.read_file(&format!("/mnt/{disk}/{name}"));
+            assert_eq!(content.as_deref(), Some(name.as_bytes()), "{name} on {disk}");
+        }
+        for name in gone {
+            assert!(!guest.has_file(&format!("/mnt/{disk}/{name}")), "{name} is still on {disk}");
+        }
+    }
+}

@@ -58,6 +58,11 @@ impl Progress {
         self.of(target).last().map_or(0, |report| report.number)
     }
 
+    /// The number last reported after this moment.
+    pub fn last_since(&self, target: &str, moment: Instant) -> Option<u64> {
+        self.of(target).last().filter(|report| report.at > moment).map(|report| report.number)
+    }
+
     /// How many writes were reported in a span of time.
     pub fn writes(&self, target: &str, from: Instant, until: Instant) -> usize {
         self.of(target).iter().filter(|report| from <= report.at && report.at <= until).count()

@@ -67,6 +67,13 @@ impl Worker {
             written.insert((disk, file), self.truth.versions);
         }
         script += "sync\nwriter check vda\nwriter check vdb\n";
+        // Also what was written in an operation that was struck is there.
+        for disk in DISKS {
+            if let Some(told) = self.progress.last_since(disk, self.onward_since) {
+                let known = self.truth.now.written.entry(disk).or_default();
+                *known = told.max(*known);
+            }
+        }
         // It may be carried out twice, and is then the same.
         let answer = self.in_guest(&script, weather);
         self.truth.now.files.extend(written);

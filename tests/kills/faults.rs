@@ -11,6 +11,8 @@ use crate::figures::Hit;
 use crate::thaw::ThawWatch;
 use crate::watch::{Open, Victim, Watch};
 
+/// What a step of a create is called.
+const SWITCH: &str = "switch disks";
 /// Without anything at a step for so long, the round is over.
 const STEP: Duration = Duration::from_secs(10);
 /// How long a file system stays full, and how long a round without faults works.
@@ -28,6 +30,8 @@ pub enum Fault {
     LibvirtdAtStep,
     Qemu,
     QemuAtStep,
+    /// libvirtd in a switch, and QEMU before anybody sees whether it has switched.
+    LibvirtdThenQemu,
     /// vmsnapd and libvirtd at once.
     Both,
     ImagesFull,
@@ -38,12 +42,13 @@ pub enum Fault {
 }
 
 /// Every kind of round once. Those that leave vmsnapd alone stand together: its life is to be a long one.
-pub const ALL: [Fault; 12] = [
+pub const ALL: [Fault; 13] = [
     Fault::Daemon,
     Fault::DaemonAtStep,
     Fault::Both,
     Fault::None,
     Fault::LibvirtdAtStep,
+    Fault::LibvirtdThenQemu,
     Fault::QemuAtStep,
     Fault::ImagesFull,
     Fault::Libvirtd,
@@ -57,11 +62,12 @@ pub const ALL: [Fault; 12] = [
 pub const SPARING: &[Fault] = ALL.split_at(3).1;
 
 /// What a test run has time for.
-pub const SOME: [Fault; 8] = [
+pub const SOME: [Fault; 9] = [
     Fault::Daemon,
     Fault::DaemonAtStep,
     Fault::Both,
     Fault::LibvirtdAtStep,
+    Fault::LibvirtdThenQemu,
     Fault::QemuAtStep,
     Fault::ImagesFull,
     Fault::StateFull,
@@ -76,6 +82,7 @@ impl Fault {
             Self::DaemonAtStep => "vmsnapd killed at a step",
             Self::Libvirtd => "libvirtd killed at random",
             Self::LibvirtdAtStep => "libvirtd killed at a step",
+            Self::LibvirtdThenQemu => "libvirtd killed in a switch, then QEMU",
             Self::Qemu => "QEMU killed at random",
             Self::QemuAtStep => "QEMU killed at a step",
             Self::Both => "vmsnapd and libvirtd killed",
@@ -91,7 +98,7 @@ impl Fault {
         let (long, short) = match self {
             Self::None | Self::GuestAgent => (0, 0),
             Self::Daemon | Self::DaemonAtStep => (12, 3),
-            Self::LibvirtdAtStep | Self::QemuAtStep => (8, 2),
+            Self::LibvirtdAtStep | Self::LibvirtdThenQemu | Self::QemuAtStep => (8, 2),
             Self::Libvirtd | Self::Qemu | Self::Both => (5, 2),
             Self::ImagesFull | Self::MemoryFull | Self::StateFull => (3, 1),
         };
@@ -102,8 +109,10 @@ impl Fault {
     pub fn weather(self) -> Weather {
         let weather = Weather::default();
         let is_full = matches!(self, Self::ImagesFull | Self::MemoryFull | Self::StateFull);
-        weather.vms_die.store(matches!(self, Self::Qemu | Self::QemuAtStep), Ordering::SeqCst);
-        let forgets = matches!(self, Self::Libvirtd | Self::LibvirtdAtStep | Self::Both);
+        let kills_qemu = matches!(self, Self::Qemu | Self::QemuAtStep | Self::LibvirtdThenQemu);
+        weather.vms_die.store(kills_qemu, Ordering::SeqCst);
+        let forgets =
+            matches!(self, Self::Libvirtd | Self::LibvirtdAtStep | Self::LibvirtdThenQemu | Self::Both);
         weather.forgets.store(forgets, Ordering::SeqCst);
         weather.may_stick.store(is_full, Ordering::SeqCst);
         weather.prefers_memory.store(self == Self::MemoryFull, Ordering::SeqCst);
@@ -184,6 +193,21 @@ impl Stage<'_> {
                 let open = self.watch.struck(STEP)?;
                 self.node.wait_for_libvirtd();
                 self.pause(0, 2000);
+                self.node.start_libvirtd();
+                Some(open)
+            }
+            Fault::LibvirtdThenQemu => {
+                self.watch.aim_at(SWITCH, fault.name(), Victim::Nobody);
+                let open = self.watch.struck(STEP)?;
+                // QEMU switches meanwhile, or does not.
+                self.pause(0, 200);
+                self.node.kill_libvirtd();
+                // The guest writes to what it was switched to.
+                self.pause(0, 1500);
+                for switched in open.iter().filter(|open| open.phase.step == SWITCH) {
+                    Node::qemu(&switched.vm).into_iter().for_each(end);
+                }
+                self.pause(0, 1000);
                 self.node.start_libvirtd();
                 Some(open)
             }

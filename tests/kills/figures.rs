@@ -30,6 +30,8 @@ struct Sample {
     life: u32,
     at: Instant,
     resident_kib: u64,
+    /// Of that, what no file holds: heap and stacks.
+    anonymous_kib: u64,
     descriptors: u64,
     threads: u64,
 }
@@ -123,8 +125,8 @@ impl Figures {
         };
         let descriptors = fs::read_dir(format!("/proc/{process}/fd")).expect("the daemon runs").count();
         let descriptors = u64::try_from(descriptors).expect("a number of descriptors");
-        let (resident_kib, threads) = (value("VmRSS:"), value("Threads:"));
-        let sample = Sample { life, at: Instant::now(), resident_kib, descriptors, threads };
+        let (resident_kib, anonymous_kib, threads) = (value("VmRSS:"), value("RssAnon:"), value("Threads:"));
+        let sample = Sample { life, at: Instant::now(), resident_kib, anonymous_kib, descriptors, threads };
         self.samples.push(sample);
     }
 
@@ -187,9 +189,9 @@ impl Figures {
     fn longest_lives(&self, text: &mut String) -> std::fmt::Result {
         writeln!(
             text,
-            "\n| life of vmsnapd | looks at rest | memory, KiB: first, last, most | descriptors | threads |"
+            "\n| life of vmsnapd | looks at rest | memory, KiB: first, last, most | of that heap and stacks | descriptors | threads |"
         )?;
-        writeln!(text, "|---|---|---|---|---|")?;
+        writeln!(text, "|---|---|---|---|---|---|")?;
         for life in self.lives() {
             let (first, last) = (life[0], life[life.len() - 1]);
             let lasted = last.at - first.at;
@@ -202,11 +204,12 @@ impl Figures {
             };
             writeln!(
                 text,
-                "| {:.1} min, from minute {:.0} | {} | {} | {} | {} |",
+                "| {:.1} min, from minute {:.0} | {} | {} | {} | {} | {} |",
                 lasted.as_secs_f64() / 60.0,
                 (first.at - self.begun).as_secs_f64() / 60.0,
                 life.len(),
                 column(|sample| sample.resident_kib),
+                column(|sample| sample.anonymous_kib),
                 column(|sample| sample.descriptors),
                 column(|sample| sample.threads),
             )?;

@@ -54,6 +54,8 @@ struct Board {
 }
 
 struct Aim {
+    /// Only there, if at any.
+    step: Option<&'static str>,
     fault: &'static str,
     victim: Victim,
     since: Instant,
@@ -84,9 +86,18 @@ impl Watch {
 
     /// The next operation that comes to a step which this fault has hit least is struck there.
     pub fn aim(&self, fault: &'static str, victim: Victim) {
+        self.take_aim(Aim { step: None, fault, victim, since: Instant::now() });
+    }
+
+    /// The next operation that comes to this step is struck there.
+    pub fn aim_at(&self, step: &'static str, fault: &'static str, victim: Victim) {
+        self.take_aim(Aim { step: Some(step), fault, victim, since: Instant::now() });
+    }
+
+    fn take_aim(&self, aim: Aim) {
         let mut board = self.lock();
         board.struck = None;
-        board.aim = Some(Aim { fault, victim, since: Instant::now() });
+        board.aim = Some(aim);
     }
 
     /// What was under way when something was struck. Calls the aim off if nothing was within this time.
@@ -155,7 +166,10 @@ impl Board {
         let Some(aim) = &self.aim else { return };
         let hits = |phase: &Phase| self.hits.get(&(aim.fault, phase.clone())).copied().unwrap_or(0);
         let least = self.known.iter().map(hits).min().unwrap_or(0);
-        let is_worth_it = |open: &&Open| hits(&open.phase) <= least || aim.since.elapsed() >= PATIENCE;
+        let is_worth_it = |open: &&Open| match aim.step {
+            Some(step) => open.phase.step == step,
+            None => hits(&open.phase) <= least || aim.since.elapsed() >= PATIENCE,
+        };
         let Some(open) = all.iter().find(is_worth_it) else { return };
         match aim.victim {
             Victim::Process(process) => end(process),

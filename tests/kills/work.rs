@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
+use std::time::Instant;
 
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::create_volume_snapshot_request::Source;
 
-use crate::bed::{Dice, Guest};
+use crate::bed::{Dice, Guest, Progress};
 use crate::care::{LOOK, Weather, is};
 use crate::line::{Ending, Line, Request};
 use crate::person;
@@ -21,6 +22,10 @@ const MOST_CLONES: usize = 2;
 /// A guest and who works with it.
 pub struct Worker {
     pub guest: Guest,
+    /// What the guest's writers say that they have brought to the disk.
+    pub progress: Progress,
+    /// Since then nobody has let the guest go back.
+    pub onward_since: Instant,
     pub truth: Truth,
     pub dice: Dice,
     pub socket: PathBuf,
@@ -32,7 +37,9 @@ pub struct Worker {
 impl Worker {
     pub fn new(guest: Guest, dice: Dice, socket: &Path, clones: &Path) -> Self {
         let (socket, clones) = (socket.to_owned(), clones.to_owned());
-        Self { guest, truth: Truth::default(), dice, socket, clones, outcomes: BTreeMap::new() }
+        let progress = Progress::listen(&guest);
+        let (truth, outcomes) = (Truth::default(), BTreeMap::new());
+        Self { guest, progress, onward_since: Instant::now(), truth, dice, socket, clones, outcomes }
     }
 
     /// Works until it is over.
@@ -132,6 +139,7 @@ impl Worker {
     fn revert(&mut self, line: &Line, name: &str, weather: &Weather) {
         let held = self.truth.snapshots[name].clone();
         let ending = see_through(line, &Request::Revert { id: held.id }, weather);
+        self.onward_since = Instant::now();
         let what = if held.token.is_some() { "revert with memory" } else { "revert" };
         if self.done(what, &ending).is_none() {
             return;

@@ -1,12 +1,15 @@
 //! `VmService`: the VMs of this node, as far as their snapshots are concerned.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+
 use tonic::{Request, Response, Status};
 
 use super::status::Violations;
 use super::{Answer, Api, caller, clone, convert, paging, resolve, status};
 use crate::host::VmSummary;
-use crate::model::VmId;
 use crate::model::vm::DiskView;
+use crate::model::{ImageFacts, LayerTree, VmId};
 use crate::ops::{OpsError, is_unreadable};
 use crate::proto::v1;
 use crate::proto::v1::vm_service_server::VmService;
@@ -111,7 +114,7 @@ impl Api {
         let active = view.disks.iter().filter_map(DiskView::active).map(|image| (&image.path, image.format));
         let pending = tree.pending().map(|layer| (&layer.path, layer.format));
         let sizes = self.engine.sizes(active.chain(pending)).await;
-        let vm = convert::vm(&view, &tree, &sizes, self.engine.holder(found.id));
+        let vm = convert::vm(&view, &self.known(&tree, sizes));
         Ok(self.with_differences(found.id, vm))
     }
 
@@ -128,8 +131,13 @@ impl Api {
     async fn without_disks(&self, vm: &VmSummary) -> Result<v1::Vm, Status> {
         let tree = self.tree(vm.id).await?;
         let sizes = self.engine.sizes(tree.pending().map(|layer| (&layer.path, layer.format))).await;
-        let shown = convert::vm_summary(vm, &tree, &sizes, self.engine.holder(vm.id));
+        let shown = convert::vm_summary(vm, &self.known(&tree, sizes));
         Ok(self.with_differences(vm.id, shown))
+    }
+
+    fn known<'a>(&self, tree: &'a LayerTree, sizes: HashMap<PathBuf, ImageFacts>) -> convert::KnownVm<'a> {
+        let (holder, waits_for) = (self.engine.holder(tree.vm), self.engine.waits_for(tree));
+        convert::KnownVm { tree, sizes, holder, waits_for }
     }
 
     /// With what the last look at the VM has found.

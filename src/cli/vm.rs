@@ -123,6 +123,7 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
     if let Some(debt) = vm.merge_debt.filter(|debt| debt.layers > 0) {
         let bytes = words::size(debt.bytes);
         lines.push(format!("to merge   {} layers with {bytes} that no snapshot needs", debt.layers));
+        lines.extend(debt.waits_for.iter().map(|what| format!("waits for  {what}")));
     }
     if !vm.blocked_reason.is_empty() {
         lines.push(format!("blocked    {}", vm.blocked_reason));

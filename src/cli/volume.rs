@@ -103,8 +103,9 @@ fn volume_state(state: VolumeState) -> v1::VolumeState {
 /// What no snapshot needs and is not merged yet; empty for nothing.
 fn waiting(debt: Option<v1::MergeDebt>) -> String {
     let debt = debt.filter(|debt| debt.layers > 0);
-    debt.map(|debt| format!("{} layers with {} to merge", debt.layers, words::size(debt.bytes)))
-        .unwrap_or_default()
+    let Some(debt) = debt else { return String::new() };
+    let layers = format!("{} layers with {} to merge", debt.layers, words::size(debt.bytes));
+    [layers].into_iter().chain(debt.waits_for).collect::<Vec<_>>().join("; ")
 }
 
 async fn show(session: &Session, volume: String) -> Result<u8, Failure> {

@@ -95,8 +95,9 @@ impl Engine {
                 }
             }
             Request::DeleteSnapshots(_) | Request::PurgeSnapshot(_) | Request::Collapse { .. } => {
-                world.tree.read_elsewhere = self.read_elsewhere(&world.tree).await?;
-                self.note_waiting(world.vm.id, !world.tree.read_elsewhere.is_empty());
+                let read = self.read_elsewhere(&world.tree).await?;
+                world.tree.read_elsewhere = read.keys().copied().collect();
+                self.note_waiting(world.vm.id, read);
             }
             Request::CreateSnapshot(_)
             | Request::TakeFromSnapshot(_)

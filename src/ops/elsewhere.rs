@@ -5,7 +5,8 @@
 //!
 //! Decides whom to look at, that who cannot be looked at reads nothing, and when to try again. Leaves what waits to `plan`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -19,10 +20,51 @@ use crate::model::{LayerId, LayerTree, Ownership, VmId, VmView};
 /// A VM that is stopped or undefined changes several times in a row.
 const BREATH: Duration = Duration::from_millis(500);
 
+/// What layers wait for that nothing of their own VM needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// For a VM, by its name, that has the file.
+    Vm(String, PathBuf),
+    /// For an image that lies on one of them.
+    Image(PathBuf),
+    /// For a snapshot of another VM or volume.
+    Snapshot {
+        /// The VM's name.
+        vm: String,
+        /// Its own.
+        name: String,
+    },
+    /// For a person, who knows whether the VM's guest wrote last to a layer or to this one below it.
+    Decision(PathBuf),
+    /// For room.
+    Room,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(name, file) => write!(f, "VM {name} has {}", file.display()),
+            Self::Image(path) => write!(f, "{} lies on it", path.display()),
+            Self::Snapshot { vm, name } => write!(f, "snapshot {name} of {vm} reads it"),
+            Self::Decision(base) => {
+                write!(f, "it is not known whether the guest wrote last to it or to {}", base.display())
+            }
+            Self::Room => write!(f, "there may not be room for it"),
+        }
+    }
+}
+
+/// What was found to hold up layers of a VM.
+#[derive(Default)]
+pub(super) struct Waiting {
+    layers: BTreeMap<LayerId, Wait>,
+    is_for_room: bool,
+}
+
 /// What VMs name, as far as they can be looked at.
 struct Named {
-    /// Files of other VMs, and those of the VM itself that are no chain of its tree.
-    files: BTreeSet<PathBuf>,
+    /// Files of other VMs, and those of the VM itself that are no chain of its tree; each with the VM's name.
+    files: BTreeMap<PathBuf, String>,
     /// Files that are read as they are.
     raw: BTreeSet<PathBuf>,
     /// The VM itself.
@@ -36,7 +78,7 @@ impl Engine {
     /// A VM that cannot be looked at is passed over: one that runs has its images locked, so a merge would be refused; one
     /// that is off and whose images are not there reads nothing. So is an image that cannot be read: nobody can run on it,
     /// and it must not hold up all merges of the node.
-    pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
+    pub(super) async fn read_elsewhere(&self, tree: &LayerTree) -> Result<BTreeMap<LayerId, Wait>> {
         let mut read = self.kept_elsewhere(tree).await?;
         let Inner { host, store, places, .. } = &*self.0;
         let Named { files: named, raw, own } = self.named(tree).await?;
@@ -51,9 +93,9 @@ impl Engine {
             tracing::warn!(directory = %directory.display(), error, "what lies on a merge is not looked for here");
         }
         starts.retain(|path| !is_known(path));
-        starts.extend(named.iter().cloned());
+        starts.extend(named.keys().cloned());
         let headers = Headers::follow(&*host.images, starts.clone(), &raw).await;
-        let others = named.iter().chain(headers.below.values()).filter(|path| tree.layer_at(path).is_none());
+        let others = named.keys().chain(headers.below.values()).filter(|path| tree.layer_at(path).is_none());
         let identities = readers::identities(&*host.images, others.cloned().collect()).await;
         let owned = tree.layers.values().filter(|layer| layer.ownership == Ownership::Owned);
         let of_layers =
@@ -66,7 +108,12 @@ impl Engine {
         for start in starts {
             // Highest first.
             let highest = headers.chain(&start).find_map(layer_of);
-            read.extend(highest.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
+            let Some(layer) = highest.filter(|layer| layer.ownership == Ownership::Owned) else { continue };
+            let wait = match named.get(&start) {
+                Some(vm) => Wait::Vm(vm.clone(), start.clone()),
+                None => Wait::Image(start.clone()),
+            };
+            read.entry(layer.id).or_insert(wait);
         }
         Ok(read)
     }
@@ -74,7 +121,7 @@ impl Engine {
     /// What VMs name.
     async fn named(&self, tree: &LayerTree) -> Result<Named> {
         let raw = readers::raw_layers(&self.0.store).await?;
-        let mut named = Named { files: BTreeSet::new(), raw, own: None };
+        let mut named = Named { files: BTreeMap::new(), raw, own: None };
         for vm in self.vms().await? {
             if self.captures_memory(vm.id).await {
                 continue;
@@ -82,11 +129,12 @@ impl Engine {
             match self.0.host.hypervisor.observe(vm.id).await {
                 Ok(view) => {
                     named.raw.extend(readers::raw_images(&view));
+                    let by_name = |file: &PathBuf| (file.clone(), view.name.clone());
                     if vm.id == tree.vm {
-                        named.files.extend(view.other_files.iter().cloned());
+                        named.files.extend(view.other_files.iter().map(by_name));
                         named.own = Some(view);
                     } else {
-                        named.files.extend(view.files().cloned());
+                        named.files.extend(view.files().map(by_name));
                     }
                 }
                 Err(error) => {
@@ -100,7 +148,7 @@ impl Engine {
 
     /// Layers that may hold what the VM's guest wrote last, or may not: it was asked to write to what is below, and has ended.
     /// A disk that reads what is below without it was decided upon, as in `plan::merge::pivot`.
-    async fn undecided(&self, tree: &LayerTree, own: Option<&VmView>) -> Result<Vec<LayerId>> {
+    async fn undecided(&self, tree: &LayerTree, own: Option<&VmView>) -> Result<Vec<(LayerId, Wait)>> {
         let mut undecided = Vec::new();
         for pivot in self.0.store.pivots(tree.vm).await? {
             let disk = own.and_then(|view| view.disk(&pivot.disk));
@@ -113,22 +161,30 @@ impl Engine {
                 // It is there, and tells what it writes to.
                 continue;
             }
-            undecided.extend(tree.layer_at(&pivot.child).map(|layer| layer.id));
+            let layer = tree.layer_at(&pivot.child);
+            undecided.extend(layer.map(|layer| (layer.id, Wait::Decision(pivot.base))));
         }
         Ok(undecided)
     }
 
     /// What snapshots of others read, whether their VMs are here or not. Where nothing is kept, nothing is read.
-    async fn kept_elsewhere(&self, tree: &LayerTree) -> Result<BTreeSet<LayerId>> {
-        let mut read = BTreeSet::new();
+    async fn kept_elsewhere(&self, tree: &LayerTree) -> Result<BTreeMap<LayerId, Wait>> {
+        let mut read = BTreeMap::new();
         let owned = tree.layers.values().filter(|layer| layer.ownership == Ownership::Owned);
         let others = self.0.store.with_layers_at(owned.map(|layer| layer.path.clone()).collect()).await?;
         for vm in others.into_iter().filter(|vm| *vm != tree.vm) {
             let other = self.0.store.tree(vm).await?;
-            for disk in other.snapshots.iter().flat_map(|snapshot| &snapshot.disks) {
+            let disks = other
+                .snapshots
+                .iter()
+                .flat_map(|snapshot| snapshot.disks.iter().map(move |disk| (snapshot, disk)));
+            for (snapshot, disk) in disks {
                 // Highest first.
                 let known = other.chain(disk.layer).into_iter().find_map(|layer| tree.layer_at(&layer.path));
-                read.extend(known.filter(|layer| layer.ownership == Ownership::Owned).map(|layer| layer.id));
+                let (vm, name) = (snapshot.vm_name.clone(), snapshot.name.to_string());
+                let wait = Wait::Snapshot { vm, name };
+                let owned = known.filter(|layer| layer.ownership == Ownership::Owned);
+                read.extend(owned.map(|layer| (layer.id, wait)));
             }
         }
         Ok(read)
@@ -148,14 +204,31 @@ impl Engine {
         self.operation(holder).await.is_ok_and(|view| view.operation.captures_memory())
     }
 
-    /// Notes whether something of a VM waits for others, or for room.
-    pub(super) fn note_waiting(&self, vm: VmId, is_waiting: bool) {
+    /// Notes what was found to hold up layers of a VM: nothing, and they do not wait.
+    pub(super) fn note_waiting(&self, vm: VmId, layers: BTreeMap<LayerId, Wait>) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_waiting {
-            waiting.insert(vm);
-        } else {
+        if layers.is_empty() {
             waiting.remove(&vm);
+        } else {
+            waiting.insert(vm, Waiting { layers, is_for_room: false });
         }
+    }
+
+    /// Notes that merges of a VM may wait for room.
+    pub(super) fn note_waiting_for_room(&self, vm: VmId) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(vm).or_default().is_for_room = true;
+    }
+
+    /// What layers that no snapshot needs were seen to wait for when somebody last looked.
+    #[must_use]
+    pub fn waits_for(&self, tree: &LayerTree) -> BTreeSet<Wait> {
+        let waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiting) = waiting.get(&tree.vm) else { return BTreeSet::new() };
+        let pending: BTreeSet<LayerId> = tree.pending().map(|layer| layer.id).collect();
+        let layers = waiting.layers.iter().filter(|(layer, _)| pending.contains(layer));
+        let room = (waiting.is_for_room && !pending.is_empty()).then_some(Wait::Room);
+        layers.map(|(_, wait)| wait.clone()).chain(room).collect()
     }
 
     /// Merges what waited for other VMs when one of them has changed, from now until the daemon goes down.
@@ -189,6 +262,6 @@ impl Engine {
     }
 
     fn waiting(&self) -> BTreeSet<VmId> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 }

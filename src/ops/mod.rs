@@ -3,7 +3,7 @@
 //! Decides when something runs, waits or is refused for being in the way. Leaves what to do to `plan`, how to `host`.
 //! Must never know of gRPC, XML or SQL.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +52,7 @@ mod volumes;
 
 pub use board::{Course, OperationView, Phase, Progress};
 pub use check::{NodeCheck, is_unreadable};
+pub use elsewhere::Wait;
 pub use error::OpsError;
 pub use rebuild::gather;
 pub use recover::thaw_guests;
@@ -85,8 +86,8 @@ struct Inner {
     manifests: Manifests,
     /// VMs that operations have changed, for whoever keeps up with their disks.
     touched: Touched,
-    /// VMs with layers that wait for other VMs, or for room.
-    waiting: Mutex<BTreeSet<VmId>>,
+    /// VMs with layers that wait, and what for.
+    waiting: Mutex<BTreeMap<VmId, elsewhere::Waiting>>,
     /// What the last check of each VM found.
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
     /// VMs that were seen to leave for another node, and not seen to run here since. The catalog keeps them, too.

@@ -230,7 +230,7 @@ impl Engine {
             Err(OpsError::Refused(Refusal::NotMeasured(runs))) => {
                 self.measure(world, runs).await;
                 // What does not fit waits: whatever ends next may have made room.
-                self.note_waiting(world.vm.id, true);
+                self.note_waiting_for_room(world.vm.id);
                 make_plan(world, subject, request, operation, by)
             }
             planned => planned,

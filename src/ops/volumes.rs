@@ -1,7 +1,7 @@
 //! Volumes as a client looks for them: the disks of all VMs, clones, and images in the directories of images. Decides what
 //! a volume is called and how it is found.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::host::VmSummary;
@@ -10,7 +10,7 @@ use crate::model::{
     ClonedVolume, DiskTarget, ImageFacts, LayerId, LayerTree, OperationId, Snapshot, VmId, VmView, VolumeId,
 };
 
-use super::{Engine, OpsError, Result, detached};
+use super::{Engine, OpsError, Result, Wait, detached};
 
 /// A volume as it is now.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,8 @@ pub struct VolumeView {
     pub snapshots: usize,
     /// Of one that no VM has: the layers that wait to be merged, and the bytes that they take.
     pub debt: (usize, u64),
+    /// What those wait for.
+    pub waits_for: BTreeSet<Wait>,
     /// What the catalog knows of it as a clone.
     pub clone: Option<ClonedVolume>,
     /// The operation at work on it.
@@ -169,6 +171,7 @@ impl Engine {
             state: known.map(|volume| volume.active),
             snapshots: holders(tree, id) + holders(&own, id),
             debt: (0, 0),
+            waits_for: BTreeSet::new(),
             clone,
             holder: self.holder(view.id),
         }))
@@ -192,6 +195,7 @@ impl Engine {
             state: own.detached_image().and_then(|image| image.parent),
             snapshots: holders(&own, id),
             debt: (waiting.len(), waiting.values().map(|facts| facts.allocated).sum()),
+            waits_for: self.waits_for(&own),
             clone,
             holder: self.holder(vm),
         })

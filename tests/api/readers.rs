@@ -135,7 +135,9 @@ async fn a_layer_that_snapshots_of_another_volume_read_waits_for_them() {
     succeed(&node, "snapshot delete web/one --yes").await;
     node.write(1, 30);
     assert_eq!(held(&node, "by-hand.qcow2/own").await, 10, "it is not merged away");
-    assert_eq!(json(&node, "vm show web").await["vm"]["merge_debt"]["layers"], 1);
+    let debt = json(&node, "vm show web").await["vm"]["merge_debt"].clone();
+    assert_eq!(debt["layers"], 1);
+    assert_eq!(debt["waits_for"], serde_json::json!(["snapshot own of by-hand.qcow2 reads it"]));
 
     // Without snapshots it still lies there, for whatever it was made.
     succeed(&node, "snapshot delete by-hand.qcow2/own --yes").await;

@@ -211,6 +211,8 @@ async fn what_the_daemon_merges_by_itself_waits_for_room() {
     succeed(&node, "snapshot delete web/left --yes").await;
     let debt = async || json(&node, "vm show web").await["vm"]["merge_debt"]["layers"].as_u64().unwrap_or(0);
     assert_eq!(debt().await, 2, "a layer of each disk waits for room");
+    let shown = run(&node, "vm show web").await.stdout;
+    assert!(shown.contains("waits for  there may not be room for it"), "{shown}");
     let measured = node.sim.calls().iter().filter(|call| call.method == Method::Measure).count();
     assert!(measured > 0, "it was measured first");
     node.sim.set_free_space(PLENTY);

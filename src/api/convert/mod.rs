@@ -14,7 +14,7 @@ pub(super) use event::{event, event_kind, severity};
 pub(super) use operation::operation;
 pub(super) use plan::{blocked_plan, plan};
 pub(super) use snapshot::{comment, snapshot, snapshot_kind, snapshot_state};
-pub(super) use vm::{vm, vm_summary};
+pub(super) use vm::{KnownVm, vm, vm_summary};
 pub(super) use volume::{clone_mode, volume};
 
 use jiff::Timestamp;

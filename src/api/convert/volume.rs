@@ -20,6 +20,7 @@ pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
         merge_debt: volume.user.is_none().then(|| v1::MergeDebt {
             layers: u32::try_from(volume.debt.0).unwrap_or(u32::MAX),
             bytes: volume.debt.1,
+            waits_for: volume.waits_for.iter().map(ToString::to_string).collect(),
         }),
         operation_id: volume.holder.map(|holder| holder.to_string()).unwrap_or_default(),
         ..v1::Volume::default()

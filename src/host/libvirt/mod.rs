@@ -59,6 +59,7 @@ pub use deadlines::Deadlines;
 
 use connection::{Watch, start_lines};
 use lane::Lane;
+use observe::{BETWEEN_LOOKS, Doubt, Looked};
 
 /// Events that a slow reader may be behind before it is told that it missed some.
 const EVENTS_KEPT: usize = 4096;
@@ -161,8 +162,17 @@ impl Hypervisor for Libvirt {
     }
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {
-        let look = move |line: &_| observe::observe(line, vm);
-        self.look.run("a look at the VM", self.deadlines.query, look).await
+        let mut doubt = Doubt::default();
+        loop {
+            let look = move |line: &_| observe::observe(line, vm);
+            match self.look.run("a look at the VM", self.deadlines.query, look).await? {
+                Looked::Seen(view) => return Ok(*view),
+                Looked::InDoubt { error, is_live } if doubt.is_settled_by(&error, is_live) => {
+                    return Err(error);
+                }
+                Looked::InDoubt { .. } => tokio::time::sleep(BETWEEN_LOOKS).await,
+            }
+        }
     }
 
     async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage> {

@@ -4,7 +4,6 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use virt::domain::Domain;
@@ -25,23 +24,30 @@ use crate::model::vm::{AgentChannel, Attachment, BlockJob, DiskSource, DiskView,
 use crate::model::{DiskTarget, VmId, VmView};
 
 /// Between two looks at a VM whose accounts disagree. There is no event for "libvirt has noted what QEMU did".
-const BETWEEN_LOOKS: Duration = Duration::from_millis(150);
+pub(super) const BETWEEN_LOOKS: Duration = Duration::from_millis(150);
 
-/// See [`crate::host::Hypervisor::observe`].
-pub(super) fn observe(line: &Connection, vm: VmId) -> Result<VmView> {
+/// What a look at a VM gives.
+pub(super) enum Looked {
+    /// All that there is to see.
+    Seen(Box<VmView>),
+    /// Accounts that do not fit, as they may while things move.
+    InDoubt {
+        /// What does not fit.
+        error: HostError,
+        /// Whether there is a process.
+        is_live: bool,
+    },
+}
+
+/// One look. Whoever is in [`Doubt`] looks again after [`BETWEEN_LOOKS`], and holds no thread up meanwhile.
+pub(super) fn observe(line: &Connection, vm: VmId) -> Result<Looked> {
     let domain = vms::lookup(line, vm)?;
-    let mut doubt = Doubt::default();
-    loop {
-        match look(&domain, vm) {
-            Err(error) if may_be_passing(&error) => {
-                let is_live = vms::is_active(&domain, vm)?;
-                if doubt.is_settled_by(&error, is_live) {
-                    return Err(error);
-                }
-                thread::sleep(BETWEEN_LOOKS);
-            }
-            result => return result,
+    match look(&domain, vm) {
+        Err(error) if may_be_passing(&error) => {
+            let is_live = vms::is_active(&domain, vm)?;
+            Ok(Looked::InDoubt { error, is_live })
         }
+        seen => seen.map(|view| Looked::Seen(Box::new(view))),
     }
 }
 
@@ -70,7 +76,7 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
 /// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when
 /// looks in a row tell the same one; another one means that things still move.
 #[derive(Debug, Default)]
-struct Doubt {
+pub(super) struct Doubt {
     last: String,
     in_a_row: usize,
     looks: usize,
@@ -84,7 +90,7 @@ impl Doubt {
     /// Looks after which the last word counts, whatever it is.
     const MOST: usize = 60;
 
-    fn is_settled_by(&mut self, error: &HostError, is_live: bool) -> bool {
+    pub(super) fn is_settled_by(&mut self, error: &HostError, is_live: bool) -> bool {
         // The paths that disagree are in the causes.
         let told = format!("{error}: {}", causes(error).join(": "));
         self.in_a_row = if told == self.last { self.in_a_row + 1 } else { 1 };

@@ -79,14 +79,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "an overlay that a guest wrote to is kept, whatever the hypervisor knows of the switch",
         file: "src/plan/switch.rs",
-        right: "disks.iter().filter_map(|(_, seen)| seen.overlay).min()",
-        wrong: "disks.iter().filter_map(|_| None::<SystemTime>).min()",
+        right: "disks.iter().find(|(_, seen)| seen.overlay != LastWritten::Never).map(",
+        wrong: "disks.iter().find(|_| false).map(",
     },
     Mutant {
         rule: "what was merged back tells nothing of the switch any more",
-        file: "src/ops/steps/switch.rs",
-        right: "    if context.store.is_on_way_back(id).await? {\n        return Ok(());\n    }\n",
-        wrong: "",
+        file: "src/ops/steps/switch_back.rs",
+        right: "let settled = if is_on_way_back {",
+        wrong: "let settled = if is_on_way_back && false {",
     },
     Mutant {
         rule: "a layer that several lie on is merged with none of them",

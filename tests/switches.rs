@@ -78,6 +78,31 @@ impl Bed {
         assert_eq!(self.overlays(), before, "no byte of them is touched");
     }
 
+    fn has_no_snapshot(&mut self) {
+        self.truth.snapshots.clear();
+        self.truth.kept_variables.clear();
+    }
+
+    fn person_goes_on_with_the_bases(&mut self) {
+        self.truth.active = self.scene.active();
+        self.has_no_snapshot();
+        for disk in &self.disks {
+            let kept = kept(&disk.to.path);
+            self.scene.sim.someone_moves(&disk.to.path, &kept);
+            self.scene.keep(&kept);
+        }
+        self.retried(OperationState::Failed);
+    }
+
+    fn retried(&self, state: OperationState) {
+        let life = Life::start(&self.scene);
+        life.retry(self.operation);
+        let ended = life.run(self.operation, || false).unwrap();
+        assert_eq!(ended.cursor.state, state, "{ended:?}");
+        drop(life);
+        self.scene.verify(&self.truth).unwrap();
+    }
+
     fn overlays(&self) -> Vec<Content> {
         self.disks.iter().map(|disk| self.scene.sim.read_image(&disk.to.path).unwrap()).collect()
     }
@@ -123,8 +148,7 @@ fn a_switch_that_did_not_take_place_is_none() {
 fn what_the_guest_wrote_is_merged_back() {
     let mut bed = Bed::new(Quiesce::Required, Moment::Midway);
     bed.ends(&[(1, 20)]);
-    bed.truth.snapshots.clear();
-    bed.truth.kept_variables.clear();
+    bed.has_no_snapshot();
     bed.ends_as(OperationState::Failed);
 }
 
@@ -151,8 +175,7 @@ fn a_way_back_that_was_cut_off_goes_on() {
         // It is started, writes, and ends: from the images that it was merged back into, or from the overlays.
         bed.scene.sim.someone_starts(bed.scene.vm);
         bed.ends(&[(2, 30)]);
-        bed.truth.snapshots.clear();
-        bed.truth.kept_variables.clear();
+        bed.has_no_snapshot();
         bed.ends_as(OperationState::Failed);
     }
 }
@@ -160,32 +183,66 @@ fn a_way_back_that_was_cut_off_goes_on() {
 /// It booted the bases: each of the two images of a disk has what the other one lacks.
 #[test]
 fn a_vm_that_was_started_again_needs_a_person() {
-    for is_off_again in [false, true] {
-        let mut bed = Bed::new(Quiesce::Off, Moment::Midway);
-        bed.ends(&[(1, 20)]);
-        bed.scene.sim.someone_starts(bed.scene.vm);
-        bed.scene.write(3, 30);
-        if is_off_again {
-            bed.scene.sim.someone_stops(bed.scene.vm);
+    for quiesce in [Quiesce::Off, Quiesce::Required] {
+        for is_off_again in [false, true] {
+            let mut bed = Bed::new(quiesce, Moment::Midway);
+            bed.ends(&[(1, 20)]);
+            bed.scene.sim.someone_starts(bed.scene.vm);
+            bed.scene.write(3, 30);
+            if is_off_again {
+                bed.scene.sim.someone_stops(bed.scene.vm);
+            }
+            bed.is_stuck();
+            bed.person_goes_on_with_the_bases();
         }
-        bed.is_stuck();
-        bed.truth.active = bed.scene.active();
-        bed.truth.snapshots.clear();
-        bed.truth.kept_variables.clear();
-        for disk in &bed.disks {
-            bed.scene.sim.someone_moves(&disk.to.path, &kept(&disk.to.path));
-        }
-        let kept: Vec<PathBuf> = bed.disks.iter().map(|disk| kept(&disk.to.path)).collect();
-        for path in &kept {
-            bed.scene.keep(path);
-        }
-        let life = Life::start(&bed.scene);
-        life.retry(bed.operation);
-        let ended = life.run(bed.operation, || false).unwrap();
-        assert_eq!(ended.cursor.state, OperationState::Failed, "{ended:?}");
-        drop(life);
-        bed.scene.verify(&bed.truth).unwrap();
     }
+}
+
+/// The look at it was true when it was taken.
+#[test]
+fn a_vm_that_is_started_while_its_definition_is_changed_needs_a_person() {
+    for quiesce in [Quiesce::Off, Quiesce::Required] {
+        let mut bed = Bed::new(quiesce, Moment::Midway);
+        bed.ends(&[(1, 20)]);
+        let at = Trigger::Call(Call { method: Method::PointDisks, occurrence: 1 });
+        let mishap = Mishap::VmStarts(bed.scene.vm);
+        bed.scene.sim.add_fault(Fault { at, moment: Moment::Before, mishap });
+        bed.is_stuck();
+        bed.scene.sim.reset_script();
+        bed.scene.write(3, 30);
+        bed.person_goes_on_with_the_bases();
+    }
+}
+
+/// Somebody has let the definition name one overlay of two: that there was a switch is known then.
+#[test]
+fn a_definition_that_is_half_mended() {
+    for (quiesce, state) in
+        [(Quiesce::Off, OperationState::Succeeded), (Quiesce::Required, OperationState::Failed)]
+    {
+        for half in 0..2 {
+            let mut bed = Bed::new(quiesce, Moment::Midway);
+            bed.ends(&[(1, 20)]);
+            let disk = bed.disks[half].clone();
+            bed.scene.sim.someone_redefines(bed.scene.vm, &disk.target, disk.to);
+            if state == OperationState::Failed {
+                bed.has_no_snapshot();
+            }
+            bed.ends_as(state);
+        }
+    }
+}
+
+/// Started from that, the VM would write to the bases, with the memory of a guest that wrote to the overlays.
+#[test]
+fn a_state_that_was_saved_before_libvirt_knew_needs_a_person() {
+    let mut bed = Bed::new(Quiesce::Off, Moment::Midway);
+    bed.scene.write(1, 20);
+    bed.truth.active = bed.scene.active();
+    bed.scene.sim.someone_saves(bed.scene.vm);
+    bed.is_stuck();
+    bed.scene.sim.someone_removes_saved_state(bed.scene.vm);
+    bed.retried(OperationState::Succeeded);
 }
 
 /// Where a person puts an overlay that is not wanted in the VM.

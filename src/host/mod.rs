@@ -7,13 +7,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
-use crate::model::vm::{BlockJob, Format, ImageFacts, RunState};
+use crate::model::vm::{BlockJob, Format, ImageFacts, LastWritten, RunState};
 use crate::model::{DiskTarget, IoLimits, ProcessId, Space, VmId, VmView};
 
 mod error;
@@ -173,10 +173,9 @@ pub trait Images: Send + Sync + 'static {
     /// may write to either.
     async fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool>;
 
-    /// When an image was written to last, by the clock of its file system. None for a qcow2 image that nothing was ever written
-    /// to: its first level table is all zeros (QEMU's `docs/interop/qcow2.rst`). An error for a block device, which does not
-    /// tell. Safe on an image that a VM writes to.
-    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>>;
+    /// When an image was written to last. Nothing was ever written to a qcow2 image whose first level table is all zeros
+    /// (QEMU's `docs/interop/qcow2.rst`). Safe on an image that a VM writes to.
+    async fn last_written(&self, image: &ImageRef) -> Result<LastWritten>;
 
     /// Writes another backing file into the header of `image`. What it reads must be the same over both.
     async fn rebase(&self, image: &ImageRef, base: &ImageRef) -> Result<()>;

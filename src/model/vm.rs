@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -375,6 +376,22 @@ impl ImageFacts {
     pub fn seen(&self) -> Seen {
         Seen { inode: self.identity.inode, length: self.length, is_link: self.is_link }
     }
+}
+
+/// When an image was written to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastWritten {
+    /// Nothing was ever written to it.
+    Never,
+    /// By the clock of its file system.
+    At {
+        /// Which file system, by its device number.
+        device: u64,
+        /// When.
+        time: SystemTime,
+    },
+    /// It does not tell: a block device.
+    Untold,
 }
 
 /// A file as it was when it was last left in order. Not its device: those are numbered anew with each boot.

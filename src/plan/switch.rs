@@ -1,5 +1,5 @@
-//! Whether a VM was switched to its overlays, where the hypervisor knows nothing of it and the process that was asked may have
-//! ended since.
+//! Whether a VM was switched to its overlays, and what its definition is to name: libvirt may have died before it noted the
+//! switch, and the process that was asked may have ended since.
 //!
 //! ```text
 //!   asked ---> QEMU writes to the overlays ---> libvirt notes it
@@ -7,67 +7,127 @@
 //!         |                                     names the bases
 //!         `--> QEMU is not reached, or refuses: the overlays are as they were made
 //! ```
-//! The overlays tell: nobody but that process has ever written to them. All disks go over at one instant, so one of them
-//! speaks for all. Whoever starts the VM in between boots the bases: then both hold what nobody else has, and only a person
-//! can say which is wanted.
-
-use std::time::SystemTime;
+//! A process tells by itself. Where there is none the overlays tell: nobody but the one that was asked has ever written to
+//! them. All disks go over at one instant, so one of them speaks for all. Whoever starts the VM in between boots the bases:
+//! then each image of a disk holds what the other one lacks, and only a person can say what is wanted.
 
 use crate::model::step::PointedDisk;
+use crate::model::vm::LastWritten;
 
-/// What is seen of a disk whose definition, and process if there is one, names the base.
+/// One of the two images of a disk, or neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What it wrote to before.
+    Base,
+    /// What it was to write to.
+    Overlay,
+    /// Something that the switch knows nothing of.
+    Other,
+}
+
+/// What is seen of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// Whether a process writes to the base.
-    pub is_live: bool,
-    /// When the base was written to last, if ever.
-    pub base: Option<SystemTime>,
-    /// When the overlay was written to last, if ever.
-    pub overlay: Option<SystemTime>,
+    /// What its process writes to; None if the VM has none.
+    pub live: Option<Side>,
+    /// What the definition names; None if the VM has none that lasts.
+    pub stored: Option<Side>,
+    /// When the base was written to last.
+    pub base: LastWritten,
+    /// When the overlay was.
+    pub overlay: LastWritten,
 }
 
 /// What follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Switched {
-    /// The bases hold everything.
-    No,
-    /// The overlays hold what the guest wrote last: the definition has to name them.
-    Unnoted,
-    /// Both may. What to do about it, for a person.
+pub enum Next {
+    /// Nothing: the process and the definition tell all there is to tell.
+    Nothing,
+    /// The definition is to name the overlays: they hold what the guest wrote last.
+    PointAtOverlays,
+    /// The definition is to name the bases, which a process writes to: it was changed while somebody started the VM.
+    PointAtBases,
+    /// Both may hold what nobody else has. What to do about it, for a person.
     Undecided(String),
 }
 
-/// Looks at all disks of a switch.
+/// Looks at all disks of a switch that is not being taken back: once it is, overlays tell nothing of it any more.
 #[must_use]
-pub fn switched(disks: &[(&PointedDisk, Seen)]) -> Switched {
-    let Some(first_write) = disks.iter().filter_map(|(_, seen)| seen.overlay).min() else {
-        return Switched::No;
-    };
-    // The last write to a base was before the switch, the first one to an overlay after it.
-    let is_newer = |seen: &Seen| seen.is_live || seen.base.is_some_and(|base| base > first_write);
-    match disks.iter().find(|(_, seen)| is_newer(seen)) {
-        Some((disk, _)) => Switched::Undecided(words(disk)),
-        None => Switched::Unnoted,
+pub fn next(disks: &[(&PointedDisk, Seen)]) -> Next {
+    let any = |is: fn(&Seen) -> bool| disks.iter().any(|(_, seen)| is(seen));
+    if any(|seen| seen.live == Some(Side::Overlay)) {
+        return next_of_live(disks);
+    }
+    let is_strange = any(|seen| seen.live.or(seen.stored).is_none_or(|side| side == Side::Other));
+    if is_strange {
+        // What a process writes to it tells; of one that has ended nothing may be taken for granted.
+        let is_live = any(|seen| seen.live.is_some());
+        return written(disks)
+            .filter(|_| !is_live)
+            .map_or(Next::Nothing, |disk| Next::Undecided(words(disk)));
+    }
+    if any(|seen| seen.live == Some(Side::Base)) {
+        let is_pointed = any(|seen| seen.stored == Some(Side::Overlay));
+        return match written(disks) {
+            Some(disk) if !is_pointed => Next::Undecided(words(disk)),
+            None if !is_pointed => Next::Nothing,
+            Some(_) | None => Next::PointAtBases,
+        };
+    }
+    let is_named = any(|seen| seen.stored == Some(Side::Overlay));
+    if disks.iter().all(|(_, seen)| seen.stored == Some(Side::Overlay))
+        || (!is_named && written(disks).is_none())
+    {
+        return Next::Nothing;
+    }
+    match disks.iter().find(|(_, seen)| seen.stored == Some(Side::Base) && may_be_newer(seen.base, disks)) {
+        Some((disk, _)) => Next::Undecided(words(disk)),
+        None => Next::PointAtOverlays,
     }
 }
 
+/// What matters of a VM that writes to the overlays is that the next cold start does so, too.
+#[must_use]
+pub fn next_of_live(disks: &[(&PointedDisk, Seen)]) -> Next {
+    let is_behind = |seen: &Seen| seen.live == Some(Side::Overlay) && seen.stored == Some(Side::Base);
+    if disks.iter().any(|(_, seen)| is_behind(seen)) { Next::PointAtOverlays } else { Next::Nothing }
+}
+
+/// A disk whose overlay was written to, or may have been.
+fn written<'a>(disks: &[(&'a PointedDisk, Seen)]) -> Option<&'a PointedDisk> {
+    disks.iter().find(|(_, seen)| seen.overlay != LastWritten::Never).map(|(disk, _)| *disk)
+}
+
+/// Whether a base may have been written to after the switch. Its last write was before that if it was before the last one to
+/// an overlay; each file system has a clock of its own.
+fn may_be_newer(base: LastWritten, disks: &[(&PointedDisk, Seen)]) -> bool {
+    let LastWritten::At { device, time } = base else { return base == LastWritten::Untold };
+    disks.iter().any(|(_, seen)| match seen.overlay {
+        LastWritten::At { device: on, time: overlay } => device == on && time > overlay,
+        LastWritten::Never => false,
+        LastWritten::Untold => true,
+    })
+}
+
 fn words(disk: &PointedDisk) -> String {
-    let (from, to) = (disk.from.path.display(), disk.to.path.display());
+    let (target, from, to) = (&disk.target, disk.from.path.display(), disk.to.path.display());
     format!(
-        "the VM wrote to {to} until its process ended, which libvirt has not noted, and was started on {from} since: each \
-         holds what the other lacks. To keep the latter, move the former to another directory; to keep the former, stop the \
-         VM and let its definition name it, though what lies below has changed. The same for the VM's other disks. Then let \
-         the operation try again"
+        "libvirt has not noted that the VM was switched, its process has ended, and it may have been started on its former \
+         images since: of disk {target}, {to} and {from} may each hold what the other lacks. The VM can go on with the latter \
+         alone: move the former, and those of its other disks, to another directory, and let the operation try again. If you \
+         know that it was not started, let the definition name the former of all disks while it is off instead"
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::model::step::ImageRef;
     use crate::model::vm::Format;
+    use LastWritten::{Never, Untold};
+    use Side::{Base, Other, Overlay};
 
     fn disk(name: &str) -> PointedDisk {
         let image = |path: String| ImageRef { path: path.into(), format: Format::Qcow2 };
@@ -78,29 +138,68 @@ mod tests {
         }
     }
 
+    fn at(second: u64) -> LastWritten {
+        LastWritten::At { device: 1, time: SystemTime::UNIX_EPOCH + Duration::from_secs(second) }
+    }
+
+    fn elsewhere(second: u64) -> LastWritten {
+        LastWritten::At { device: 2, time: SystemTime::UNIX_EPOCH + Duration::from_secs(second) }
+    }
+
+    fn off(stored: Side, base: LastWritten, overlay: LastWritten) -> Seen {
+        Seen { live: None, stored: Some(stored), base, overlay }
+    }
+
+    fn live(live: Side, stored: Side, overlay: LastWritten) -> Seen {
+        Seen { live: Some(live), stored: Some(stored), base: at(1), overlay }
+    }
+
     #[test]
-    fn what_the_overlays_tell() {
-        let at = |second| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
-        let off = |base, overlay| Seen { is_live: false, base, overlay };
-        let live = |base, overlay| Seen { is_live: true, base, overlay };
+    fn what_a_vm_that_is_off_is_to_write_to() {
         let (vda, vdb) = (disk("vda"), disk("vdb"));
-        let undecided = |disk: &PointedDisk| Switched::Undecided(words(disk));
+        let undecided = |disk: &PointedDisk| Next::Undecided(words(disk));
         let cases = [
             // Nothing was ever written to any overlay.
-            ([off(at(1), None), off(at(9), None)], Switched::No),
-            ([live(at(1), None), live(None, None)], Switched::No),
+            ([off(Base, at(1), Never), off(Base, at(9), Never)], Next::Nothing),
+            ([off(Base, Untold, Never), off(Base, Never, Never)], Next::Nothing),
             // Written to, and nothing below since.
-            ([off(at(1), at(2)), off(at(1), at(3))], Switched::Unnoted),
-            ([off(at(2), at(2)), off(None, at(2))], Switched::Unnoted),
-            // One speaks for all.
-            ([off(at(1), at(2)), off(at(1), None)], Switched::Unnoted),
-            // Started on the bases since.
-            ([off(at(1), at(2)), off(at(3), None)], undecided(&vdb)),
-            ([off(at(3), at(2)), off(at(1), at(4))], undecided(&vda)),
-            ([live(at(1), at(2)), live(at(1), None)], undecided(&vda)),
+            ([off(Base, at(1), at(2)), off(Base, at(1), at(3))], Next::PointAtOverlays),
+            ([off(Base, at(2), at(2)), off(Base, Never, at(2))], Next::PointAtOverlays),
+            // One speaks for all, each by its own clock.
+            ([off(Base, at(1), at(2)), off(Base, at(1), Never)], Next::PointAtOverlays),
+            ([off(Base, at(1), at(2)), off(Base, elsewhere(9), Never)], Next::PointAtOverlays),
+            // Noted, or half of it is.
+            ([off(Overlay, at(1), at(2)), off(Overlay, at(9), at(3))], Next::Nothing),
+            ([off(Overlay, at(1), Never), off(Base, at(1), Never)], Next::PointAtOverlays),
+            ([off(Overlay, at(1), at(2)), off(Base, at(3), Never)], undecided(&vdb)),
+            // Started on the bases since, or that cannot be told.
+            ([off(Base, at(1), at(2)), off(Base, at(3), Never)], undecided(&vdb)),
+            ([off(Base, at(3), at(2)), off(Base, at(1), at(4))], undecided(&vda)),
+            ([off(Base, Untold, at(2)), off(Base, at(1), at(2))], undecided(&vda)),
+            // What is it then?
+            ([off(Base, at(1), Never), off(Other, at(1), Never)], Next::Nothing),
+            ([off(Base, at(1), at(2)), off(Other, at(1), Never)], undecided(&vda)),
         ];
         for ([first, second], expected) in cases {
-            assert_eq!(switched(&[(&vda, first), (&vdb, second)]), expected, "{first:?} {second:?}");
+            assert_eq!(next(&[(&vda, first), (&vdb, second)]), expected, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_process_tells() {
+        let (vda, vdb) = (disk("vda"), disk("vdb"));
+        let undecided = Next::Undecided(words(&vda));
+        let cases = [
+            ([live(Base, Base, Never), live(Base, Base, Never)], Next::Nothing),
+            ([live(Overlay, Overlay, at(2)), live(Overlay, Overlay, Never)], Next::Nothing),
+            ([live(Overlay, Base, at(2)), live(Overlay, Overlay, Never)], Next::PointAtOverlays),
+            // It was started on the bases since.
+            ([live(Base, Base, at(2)), live(Base, Base, Never)], undecided),
+            // While the definition was being changed.
+            ([live(Base, Overlay, at(2)), live(Base, Overlay, Never)], Next::PointAtBases),
+        ];
+        for ([first, second], expected) in cases {
+            assert_eq!(next(&[(&vda, first), (&vdb, second)]), expected, "{first:?} {second:?}");
         }
     }
 }

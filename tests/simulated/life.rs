@@ -104,25 +104,24 @@ impl Life {
         })
     }
 
-    /// A person says that a stuck operation is to go on.
     /// A person gives up an operation that is stuck.
     #[allow(dead_code, reason = "not every test has a person")]
     pub fn abandon(&self, id: OperationId) {
-        self.runtime.block_on(async {
-            for _ in 0..10 {
-                pass_time().await;
-            }
-            self.engine.resolve(id, true).await.unwrap();
-        });
+        self.resolve(id, true);
     }
 
+    /// A person says that a stuck operation is to go on.
     pub fn retry(&self, id: OperationId) {
+        self.resolve(id, false);
+    }
+
+    fn resolve(&self, id: OperationId, abandon: bool) {
         self.runtime.block_on(async {
             // What recovers shows itself first.
             for _ in 0..10 {
                 pass_time().await;
             }
-            self.engine.resolve(id, false).await.unwrap();
+            self.engine.resolve(id, abandon).await.unwrap();
             // It may be told of a moment later.
             let is_stuck = async || {
                 let state = self.engine.operation(id).await.unwrap().operation.cursor.state;

@@ -31,7 +31,7 @@ pub struct Node {
     pub wishes: Vec<Wish>,
     /// Calls that are held until this turn.
     pub held: Vec<(u32, Hold)>,
-    /// QEMU dies after its next pivot, before libvirt, which died before it, has noted that.
+    /// QEMU dies after its next pivot or switch, before libvirt, which died before it, has noted that.
     pub dies_unnoted: bool,
     /// Disks whose process ended so, each with the image that holds what its guest wrote last.
     pub unseen_pivots: Vec<(VmId, DiskTarget, ImageRef)>,

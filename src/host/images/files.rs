@@ -9,7 +9,6 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
@@ -21,7 +20,7 @@ use super::qcow2::{self, HeaderError};
 use crate::host::paths::plain;
 use crate::host::{HostError, Result};
 use crate::model::step::DoomedImage;
-use crate::model::vm::{Backing, FileIdentity, Format};
+use crate::model::vm::{Backing, FileIdentity, Format, LastWritten};
 use crate::model::{ImageFacts, Space};
 
 /// Opens an image for reading: a regular file or a block device, never a FIFO that would block, never a terminal. It is looked
@@ -67,20 +66,21 @@ pub(super) fn inspect(path: &Path, format: Format) -> Result<ImageFacts> {
     Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: bytes, is_link })
 }
 
-/// When an image was written to last; None if nothing ever was.
-pub(super) fn last_written(path: &Path, format: Format) -> Result<Option<SystemTime>> {
+/// When an image was written to last.
+pub(super) fn last_written(path: &Path, format: Format) -> Result<LastWritten> {
     let file = open_image(path)?;
     let metadata = file.metadata().map_err(failed("look at", path))?;
-    if !metadata.is_file() {
-        return Err(bad(path, "a block device does not tell when it was written to".to_owned()));
-    }
     if format == Format::Qcow2 {
         let header = usable_header(&file, path)?;
         if qcow2::is_empty(&file, &header).map_err(|error| error.at(path))? {
-            return Ok(None);
+            return Ok(LastWritten::Never);
         }
     }
-    metadata.modified().map(Some).map_err(failed("look at", path))
+    if !metadata.is_file() {
+        return Ok(LastWritten::Untold);
+    }
+    let time = metadata.modified().map_err(failed("look at", path))?;
+    Ok(LastWritten::At { device: metadata.dev(), time })
 }
 
 /// The header of a qcow2 image, if the image is one that we handle.

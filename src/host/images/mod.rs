@@ -7,14 +7,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::workers::Workers;
 use super::{ByteProgress, HostError, Images, Result};
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
-use crate::model::vm::Format;
+use crate::model::vm::{Format, LastWritten};
 use crate::model::{ImageFacts, Space};
 
 mod below;
@@ -154,7 +154,7 @@ impl Images for HostImages {
         self.qemu_img.compare(&self.workers, one, other, self.deadlines.commit).await
     }
 
-    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
+    async fn last_written(&self, image: &ImageRef) -> Result<LastWritten> {
         let format = image.format;
         self.on_path("a look at an image", &image.path, move |path| files::last_written(path, format)).await
     }

@@ -253,16 +253,28 @@ impl SimHost {
         self.world().active_image(vm, disk).map(|image| image.path)
     }
 
-    /// Somebody saves the VM's memory for the next start, and stops it.
+    /// Somebody saves the VM's memory for the next start, and stops it. The saved state names the images that the hypervisor
+    /// believes in: of a switch that it has not noted, those from before.
     pub fn someone_saves(&self, vm: VmId) {
+        let unnoted = self.unnoted_switches(vm);
         self.change(|world| {
             let disks = world.contents(vm);
             let Some(machine) = world.machines.get_mut(&vm) else { return };
             let Some(live) = &machine.live else { return };
             let (memory, bytes) = (live.memory, machine.memory_bytes);
-            let sources = machine.active_images();
+            let mut sources = machine.active_images();
+            sources.extend(unnoted.into_iter().map(|disk| (disk.clone(), machine.stored[&disk].clone())));
             machine.managed_save = Some(MemoryFile { vm, is_complete: true, bytes, memory, sources, disks });
             drop(world.stop(vm));
+        });
+    }
+
+    /// Somebody removes what was saved of the VM's memory.
+    pub fn someone_removes_saved_state(&self, vm: VmId) {
+        self.change(|world| {
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.managed_save = None;
+            }
         });
     }
 

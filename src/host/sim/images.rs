@@ -14,7 +14,7 @@ use super::fault::{Extent, Method};
 use super::files::{BLOCK, FileKind, GARBAGE, HEADER, Image, bad};
 use super::world::World;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
-use crate::model::vm::Format;
+use crate::model::vm::{Format, LastWritten};
 use crate::model::{ImageFacts, Space};
 
 impl World {
@@ -80,10 +80,13 @@ impl World {
         self.files.image(&base.path).map(|_| ())
     }
 
-    fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
-        let is_blank = image.format == Format::Qcow2 && self.files.image(&image.path)?.blocks.is_empty();
-        let written_at = Duration::from_secs(self.files.get(&image.path)?.written_at);
-        Ok((!is_blank).then(|| SystemTime::UNIX_EPOCH + written_at))
+    fn last_written(&self, image: &ImageRef) -> Result<LastWritten> {
+        let file = self.files.get(&image.path)?;
+        if image.format == Format::Qcow2 && self.files.image(&image.path)?.blocks.is_empty() {
+            return Ok(LastWritten::Never);
+        }
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(file.written_at);
+        Ok(LastWritten::At { device: file.identity.device, time })
     }
 
     fn reads_same(&self, one: &ImageRef, other: &ImageRef) -> Result<bool> {
@@ -293,7 +296,7 @@ impl Images for SimHost {
         self.call(Method::ReadsSame, |world, _| world.reads_same(one, other)).await
     }
 
-    async fn last_written(&self, image: &ImageRef) -> Result<Option<SystemTime>> {
+    async fn last_written(&self, image: &ImageRef) -> Result<LastWritten> {
         self.call(Method::LastWritten, |world, _| world.last_written(image)).await
     }
 

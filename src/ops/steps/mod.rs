@@ -30,6 +30,7 @@ mod pivot;
 mod power;
 mod quiesce;
 mod switch;
+mod switch_back;
 mod unnoted;
 mod variables;
 
@@ -205,7 +206,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
             None => images::remove_unused(context, to).await,
         },
         Step::Freeze(_) | Step::Thaw => quiesce::thaw(context).await,
-        Step::SwitchDisks(switch) => switch::switch_back(context, switch).await,
+        Step::SwitchDisks(switch) => switch_back::take_back(context, switch).await,
         Step::MarkDeleting { snapshot, was } => {
             stored(context.store.set_state(*snapshot, *was, context.cause()).await)
         }

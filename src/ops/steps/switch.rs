@@ -1,4 +1,4 @@
-//! The switch of a create: all disks at one instant, memory with them if asked; and the way back.
+//! The switch of a create: all disks at one instant, memory with them if asked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,12 +7,13 @@ use tokio::time::Instant;
 
 use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
-use crate::model::step::{How, ImageRef, Merge, MergeLayers, PointedDisk, SwitchDisks};
-use crate::model::vm::{DiskSource, PauseReason, RunState};
+use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
+use crate::model::vm::{PauseReason, RunState};
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
-use super::{Context, OpsError, Performed, leaves_something_under_way, merge, quiesce, unnoted};
+use super::unnoted::{self, Unsettled};
+use super::{Context, Performed, leaves_something_under_way};
 
 /// Memory progress is asked for so often: the hypervisor has no event for it.
 const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -26,21 +27,14 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     }
     // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
     let is_switched_already = if context.is_fresh {
-        is_switched(context, switch).await
+        is_switched(context, switch).await.map_err(Unsettled::Unseen)
     } else {
         has_switched(context, switch).await
     };
     match is_switched_already {
         Ok(true) => return finish(context, switch, Vec::new()).await,
         Ok(false) => {}
-        Err(error) => {
-            // If this fails the step is unknown all the same, and tried again.
-            if let Err(error) = unnoted::mend_unseen(context, switch).await {
-                let error: &dyn std::error::Error = &error;
-                tracing::debug!(vm = %context.vm(), error, "what the VM writes to cannot be told");
-            }
-            return Performed::unknown(error);
-        }
+        Err(unsettled) => return unsettled.into_performed(),
     }
     if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
     {
@@ -56,9 +50,12 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
-    let is_switched =
-        if called.is_ok() { is_switched(context, switch).await } else { has_switched(context, switch).await };
-    match (is_switched, called) {
+    let seen = if called.is_ok() {
+        is_switched(context, switch).await.map_err(Unsettled::Unseen)
+    } else {
+        has_switched(context, switch).await
+    };
+    match (seen, called) {
         (Ok(true), _) => {
             // Memory is captured with the processors stopped: the call is the pause, and a little more.
             let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
@@ -75,7 +72,10 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
             what: "a switch that claims success without effect",
             cause: "the disks are not on the overlays".into(),
         }),
-        (Ok(false) | Err(_), Err(error)) | (Err(error), Ok(())) => Performed::unknown(error),
+        (Err(undecided @ Unsettled::Undecided(_)), _) => undecided.into_performed(),
+        (Ok(false) | Err(Unsettled::Unseen(_)), Err(error)) | (Err(Unsettled::Unseen(error)), Ok(())) => {
+            Performed::unknown(error)
+        }
     }
 }
 
@@ -195,7 +195,7 @@ async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<F
 
 /// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O
 /// error is behind is not ours to end.
-async fn restore_run_state(context: &Context<'_>, was: RunState) -> Result<()> {
+pub(super) async fn restore_run_state(context: &Context<'_>, was: RunState) -> Result<()> {
     if was != RunState::Running {
         return Ok(());
     }
@@ -206,11 +206,26 @@ async fn restore_run_state(context: &Context<'_>, was: RunState) -> Result<()> {
     Ok(())
 }
 
-/// True if all disks write to their overlays, false if none does. Anything between is nobody's plan.
+/// [`is_switched_in`] what is seen of the VM now.
 async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
+    is_switched_in(&context.host.hypervisor.observe(context.vm()).await?, switch)
+}
+
+/// [`is_switched`], where it may have been asked for before: the process that was asked may have ended since.
+async fn has_switched(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<bool, Unsettled> {
+    unnoted::settle(context, switch).await?;
     let view = context.host.hypervisor.observe(context.vm()).await?;
-    let on_overlay = switch.disks.iter().filter(|disk| writes_to(&view, &disk.target, &disk.to)).count();
-    let on_base = switch.disks.iter().filter(|disk| writes_to(&view, &disk.target, &disk.from)).count();
+    let is_switched = is_switched_in(&view, switch)?;
+    if is_switched && view.has_managed_save {
+        return Err(Unsettled::Undecided(may_be_saved_before_it(&switch.disks[0], &view)));
+    }
+    Ok(is_switched)
+}
+
+/// True if all disks write to their overlays, false if none does. Anything between is nobody's plan.
+fn is_switched_in(view: &VmView, switch: &SwitchDisks) -> Result<bool> {
+    let on_overlay = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.to)).count();
+    let on_base = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.from)).count();
     match (on_overlay, on_base) {
         (all, 0) if all == switch.disks.len() => Ok(true),
         (0, all) if all == switch.disks.len() => Ok(false),
@@ -225,21 +240,15 @@ async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool
     }
 }
 
-/// [`is_switched`], with what the overlays of a VM tell whose process may have ended since it was asked.
-async fn has_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
-    Ok(is_switched(context, switch).await? || unnoted::settle_ended(context, switch).await?)
-}
-
-/// Whether it is seen that nothing has gone over to the overlays, and that no definition names one.
-async fn is_untouched(context: &Context<'_>, switch: &SwitchDisks) -> bool {
-    let Ok(view) = context.host.hypervisor.observe(context.vm()).await else { return false };
-    switch.disks.iter().all(|disk| {
-        let stored = match view.disk(&disk.target).map(|seen| &seen.source) {
-            Some(DiskSource::Chain { persistent, .. }) => persistent.as_ref(),
-            Some(DiskSource::Excluded(_) | DiskSource::Refused(_)) | None => None,
-        };
-        writes_to(&view, &disk.target, &disk.from) && stored.is_none_or(|stored| *stored == disk.from.path)
-    })
+/// A saved state has a definition of its own: the one that libvirt believed in when it saved it.
+fn may_be_saved_before_it(disk: &PointedDisk, view: &VmView) -> Failure {
+    let (name, from, to) = (&view.name, disk.from.path.display(), disk.to.path.display());
+    let problem = format!(
+        "the VM has a saved state, and libvirt may not have noted when it saved it that the VM writes to {to}: look with 'virsh \
+         managedsave-dumpxml {name}'. If that names {to}, start the VM; if it names {from}, remove the saved state with \
+         'virsh managedsave-remove {name}'. Then let the operation try again"
+    );
+    HostError::BadImage { path: disk.to.path.clone(), problem }.into()
 }
 
 pub(super) fn writes_to(view: &VmView, target: &DiskTarget, image: &ImageRef) -> bool {
@@ -252,48 +261,4 @@ pub(super) fn targets(
     which: fn(&PointedDisk) -> &ImageRef,
 ) -> Vec<(DiskTarget, ImageRef)> {
     disks.iter().map(|disk| (disk.target.clone(), which(disk).clone())).collect()
-}
-
-/// The VM writes to its former images again, with all that was written since; and does what it did.
-pub(super) async fn switch_back(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
-    let merges = switch
-        .disks
-        .iter()
-        .map(|disk| Merge {
-            target: disk.target.clone(),
-            base: disk.from.clone(),
-            between: Vec::new(),
-            child: disk.to.clone(),
-            how: How::Commit { grandchildren: Vec::new() },
-        })
-        .collect();
-    // The guest may be frozen still, and nothing is lost by thawing it before what takes its time. If it cannot be proven
-    // now, the step that froze it proves it when it is undone.
-    let _ = quiesce::thaw(context).await;
-    if let Err(error) = enter_way_back(context, switch).await {
-        return Performed::unknown(error);
-    }
-    if !is_untouched(context, switch).await {
-        // Disks that are back already are no work: but for the definition, which may name the overlay still.
-        let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
-        if !back.is_done() {
-            return back;
-        }
-    }
-    match restore_run_state(context, switch.run_state).await {
-        Ok(()) => Performed::done(),
-        Err(error) => Performed::unknown(error),
-    }
-}
-
-/// From here on the process or the definition tells what the VM writes to: one that stops in the meantime must not be found on
-/// its bases, for what it wrote since is in the overlays. Once those are merged back they tell nothing any more.
-async fn enter_way_back(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), OpsError> {
-    let id = context.operation.id;
-    if context.store.is_on_way_back(id).await? {
-        return Ok(());
-    }
-    unnoted::settle_ended(context, switch).await?;
-    unnoted::mend_unseen(context, switch).await?;
-    Ok(context.store.enter_way_back(id).await?)
 }

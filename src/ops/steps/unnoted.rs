@@ -1,61 +1,123 @@
 //! A switch that the hypervisor has carried out and not noted: libvirt died in between.
 //!
 //! Looks at what the process writes to, at what the definition names, and at what the overlays hold; lets the definition name
-//! what the guest wrote to last. Leaves to `plan::switch` what follows from the overlays, to `switch` when it is asked.
+//! what the guest wrote to last, and looks again. Leaves to `plan::switch` what follows from a look, to `switch` when it is
+//! asked. Must never believe a look that it has acted upon.
 
-use std::time::SystemTime;
+use futures_util::future::try_join_all;
 
-use crate::host::{HostError, Result};
+use crate::host::{HostError, Result, WrittenImage};
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
-use crate::model::vm::DiskSource;
-use crate::plan::switch::{Seen, Switched, switched};
+use crate::model::vm::{DiskSource, LastWritten};
+use crate::model::{Failure, ProcessId};
+use crate::plan::switch::{self, Next, Seen, Side};
 
-use super::Context;
 use super::switch::targets;
+use super::{Context, Performed};
 
-/// Whether the VM wrote to the overlays until its process ended; its definition names them then. Nothing is done as long as
-/// the process or the definition tells of the overlays by itself. To be asked only before anything is merged back: then it is
-/// not the switch any more that the overlays tell of.
-pub(super) async fn settle_ended(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
-    let mut disks = Vec::with_capacity(switch.disks.len());
-    for disk in &switch.disks {
-        let Some(is_live) = is_on_base(context, disk).await? else { return Ok(false) };
-        disks.push((disk, Seen { is_live, base: None, overlay: last_written(context, &disk.to).await? }));
+/// Somebody may start the VM while its definition is changed, and end it again.
+const LOOKS: usize = 4;
+
+/// Why it is not known which images hold what the guest wrote last.
+pub(super) enum Unsettled {
+    /// It could not be seen.
+    Unseen(HostError),
+    /// It was seen, and a person has to decide.
+    Undecided(Failure),
+}
+
+impl From<HostError> for Unsettled {
+    fn from(error: HostError) -> Self {
+        Self::Unseen(error)
     }
-    if switched(&disks) == Switched::No {
-        return Ok(false);
-    }
-    for (disk, seen) in disks.iter_mut().filter(|(_, seen)| !seen.is_live) {
-        seen.base = last_written(context, &disk.from).await?;
-    }
-    match switched(&disks) {
-        Switched::No => Ok(false),
-        Switched::Unnoted => {
-            tracing::warn!(vm = %context.vm(), "libvirt has not noted the switch of a VM that has ended: it is mended");
-            let overlays = targets(&switch.disks, |disk| &disk.to);
-            context.host.hypervisor.point_disks(context.vm(), &overlays).await?;
-            Ok(true)
-        }
-        Switched::Undecided(problem) => {
-            Err(HostError::BadImage { path: switch.disks[0].to.path.clone(), problem })
+}
+
+impl Unsettled {
+    pub(super) fn into_performed(self) -> Performed {
+        match self {
+            Self::Unseen(error) => Performed::unknown(error),
+            // Trying again finds the same.
+            Self::Undecided(failure) => Performed::gave_up(failure),
         }
     }
 }
 
-/// Whether a process writes to the base; None if that is not what the disk writes to, or will at the next start.
-async fn is_on_base(context: &Context<'_>, disk: &PointedDisk) -> Result<Option<bool>> {
-    let written = context.host.hypervisor.written_image(context.vm(), &disk.target).await?;
-    let is_live = written.process.is_some();
-    let image = if is_live { written.live } else { written.stored.map(|image| image.path) };
-    Ok((image.as_ref() == Some(&disk.from.path)).then_some(is_live))
+/// The definition names what the guest wrote to last, where that is not what the process tells by itself. To be asked before
+/// anything is merged back only: from then on overlays tell nothing of the switch.
+pub(super) async fn settle(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+) -> std::result::Result<(), Unsettled> {
+    repeat(context, switch, switch::next).await
 }
 
-/// A file that is not there was never written to, as far as anybody can tell: a person may have moved it away.
-async fn last_written(context: &Context<'_>, image: &ImageRef) -> Result<Option<SystemTime>> {
-    match context.host.images.last_written(image).await {
-        Err(HostError::NoSuchImage(_)) => Ok(None),
-        told => told,
+/// The same for what a process tells, which may be asked at any time.
+pub(super) async fn settle_live(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+) -> std::result::Result<(), Unsettled> {
+    repeat(context, switch, switch::next_of_live).await
+}
+
+async fn repeat(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+    next: fn(&[(&PointedDisk, Seen)]) -> Next,
+) -> std::result::Result<(), Unsettled> {
+    for _ in 0..LOOKS {
+        let seen = look(context, switch).await?;
+        let disks: Vec<_> = switch.disks.iter().zip(seen).collect();
+        let images: fn(&PointedDisk) -> &ImageRef = match next(&disks) {
+            Next::Nothing => return Ok(()),
+            Next::PointAtOverlays => |disk| &disk.to,
+            Next::PointAtBases => |disk| &disk.from,
+            Next::Undecided(problem) => {
+                let path = switch.disks[0].to.path.clone();
+                return Err(Unsettled::Undecided(HostError::BadImage { path, problem }.into()));
+            }
+        };
+        // All of them at once: half of it would be a riddle to whoever looks next.
+        let images = targets(&switch.disks, images);
+        context.host.hypervisor.point_disks(context.vm(), &images).await?;
+        tracing::warn!(vm = %context.vm(), ?images, "libvirt had not noted a switch: the definition was mended");
     }
+    Err(HostError::Busy("the VM starts and ends while it is looked at".into()).into())
+}
+
+/// All disks of one process, or of none. First what it writes to, then what the images hold: a process that has ended by then
+/// was there.
+async fn look(context: &Context<'_>, switch: &SwitchDisks) -> Result<Vec<Seen>> {
+    let written =
+        switch.disks.iter().map(|disk| context.host.hypervisor.written_image(context.vm(), &disk.target));
+    let written = try_join_all(written).await?;
+    let processes: Vec<Option<&ProcessId>> = written.iter().map(|written| written.process.as_ref()).collect();
+    if processes.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(HostError::Busy("the VM has started or ended while it was looked at".into()));
+    }
+    try_join_all(switch.disks.iter().zip(&written).map(|(disk, written)| look_at(context, disk, written)))
+        .await
+}
+
+async fn look_at(context: &Context<'_>, disk: &PointedDisk, written: &WrittenImage) -> Result<Seen> {
+    let side = |path| match path {
+        _ if path == &disk.to.path => Side::Overlay,
+        _ if path == &disk.from.path => Side::Base,
+        _ => Side::Other,
+    };
+    let live = written.process.as_ref().map(|_| written.live.as_ref().map_or(Side::Other, side));
+    let stored = written.stored.as_ref().map(|image| side(&image.path));
+    let images = &context.host.images;
+    if live == Some(Side::Overlay) {
+        // It tells all there is to tell, and its guest may stand still meanwhile.
+        return Ok(Seen { live, stored, base: LastWritten::Untold, overlay: LastWritten::Untold });
+    }
+    let base = images.last_written(&disk.from).await?;
+    let overlay = match images.last_written(&disk.to).await {
+        // A person has moved it away; and the file system is there, for the base is.
+        Err(HostError::NoSuchImage(_)) => LastWritten::Never,
+        told => told?,
+    };
+    Ok(Seen { live, stored, base, overlay })
 }
 
 /// libvirt may die between QEMU's switch and its own note of it. The next cold start would then boot the bases, and write
@@ -73,22 +135,4 @@ pub(super) async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks)
     tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
     let overlays = targets(&switch.disks, |disk| &disk.to);
     context.host.hypervisor.point_disks(context.vm(), &overlays).await
-}
-
-/// The same where libvirt died before it could note anything: until the VM stops it believes that it writes to the bases, and
-/// nothing else can be seen of it. The next cold start must not believe so.
-pub(super) async fn mend_unseen(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
-    let hypervisor = &context.host.hypervisor;
-    for disk in &switch.disks {
-        let written = hypervisor.written_image(context.vm(), &disk.target).await?;
-        if written.live.as_ref() != Some(&disk.to.path)
-            || written.stored.as_ref().map(|image| &image.path) != Some(&disk.from.path)
-        {
-            continue;
-        }
-        let overlay = [(disk.target.clone(), disk.to.clone())];
-        hypervisor.point_disks(context.vm(), &overlay).await?;
-        tracing::warn!(vm = %context.vm(), disk = %disk.target, "libvirt does not know of the switch: it is mended");
-    }
-    Ok(())
 }

@@ -1,0 +1,70 @@
+//! The way back from the switch of a create: what was written to the overlays goes into the images that they cover.
+//!
+//! Decides when it is known what the switch came to: from then on only the merge counts. Leaves the merge to `merge`.
+
+use crate::model::VmView;
+use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
+use crate::model::vm::DiskSource;
+
+use super::switch::{restore_run_state, writes_to};
+use super::{Context, Performed, merge, quiesce, unnoted};
+
+/// The VM writes to its former images again, with all that was written since; and does what it did.
+pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
+    let merges = switch
+        .disks
+        .iter()
+        .map(|disk| Merge {
+            target: disk.target.clone(),
+            base: disk.from.clone(),
+            between: Vec::new(),
+            child: disk.to.clone(),
+            how: How::Commit { grandchildren: Vec::new() },
+        })
+        .collect();
+    // The guest may be frozen still, and nothing is lost by thawing it before what takes its time. If it cannot be proven
+    // now, the step that froze it proves it when it is undone.
+    let _ = quiesce::thaw(context).await;
+    let is_on_way_back = match context.store.is_on_way_back(context.operation.id).await {
+        Ok(is_on_way_back) => is_on_way_back,
+        Err(error) => return Performed::unknown(error),
+    };
+    // A VM that stops in the meantime must not be found on its bases: what it wrote since is in the overlays.
+    let settled = if is_on_way_back {
+        unnoted::settle_live(context, switch).await
+    } else {
+        unnoted::settle(context, switch).await
+    };
+    if let Err(unsettled) = settled {
+        return unsettled.into_performed();
+    }
+    let seen = context.host.hypervisor.observe(context.vm()).await;
+    if !seen.as_ref().is_ok_and(|view| is_untouched(view, switch)) {
+        // Once they are merged back the overlays tell nothing of the switch any more. Of a VM that cannot be seen nothing is.
+        if seen.is_ok()
+            && let Err(error) = context.store.enter_way_back(context.operation.id).await
+        {
+            return Performed::unknown(error);
+        }
+        // Disks that are back already are no work: but for the definition, which may name the overlay still.
+        let back = merge::merge(context, &MergeLayers { merges, bandwidth: None }).await;
+        if !back.is_done() {
+            return back;
+        }
+    }
+    match restore_run_state(context, switch.run_state).await {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// Whether nothing has gone over to the overlays, and no definition names one.
+fn is_untouched(view: &VmView, switch: &SwitchDisks) -> bool {
+    switch.disks.iter().all(|disk| {
+        let stored = match view.disk(&disk.target).map(|seen| &seen.source) {
+            Some(DiskSource::Chain { persistent, .. }) => persistent.as_ref(),
+            Some(DiskSource::Excluded(_) | DiskSource::Refused(_)) | None => None,
+        };
+        writes_to(view, &disk.target, &disk.from) && stored.is_none_or(|stored| *stored == disk.from.path)
+    })
+}

@@ -147,6 +147,8 @@ proptest! {
         path in mutation::text(["/i/new", "/i/a b", "/i/x.qcow2"]),
         memory in mutation::text(["/m/image"]),
     ) {
+        // The kernel takes no longer path; the parser takes no text that might declare a thousand namespaces.
+        prop_assume!(path.len().max(memory.len()) <= 4096);
         let disk = (vda(), ImageRef { path: path.clone().into(), format: Format::Qcow2 });
         let switch = DiskSwitch {
             disks: vec![disk],

@@ -207,17 +207,16 @@ impl Engine {
     /// Notes what was found to hold up layers of a VM: nothing, and they do not wait.
     pub(super) fn note_waiting(&self, vm: VmId, layers: BTreeMap<LayerId, Wait>) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if layers.is_empty() {
-            waiting.remove(&vm);
-        } else {
-            waiting.insert(vm, Waiting { layers, is_for_room: false });
-        }
+        let is_for_room = waiting.get(&vm).is_some_and(|before| before.is_for_room);
+        waiting.insert(vm, Waiting { layers, is_for_room });
+        waiting.retain(|_, waiting| waiting.is_for_room || !waiting.layers.is_empty());
     }
 
-    /// Notes that merges of a VM may wait for room.
-    pub(super) fn note_waiting_for_room(&self, vm: VmId) {
+    /// Notes whether merges of a VM depend on how much room there is.
+    pub(super) fn note_waiting_for_room(&self, vm: VmId, is_for_room: bool) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(vm).or_default().is_for_room = true;
+        waiting.entry(vm).or_default().is_for_room = is_for_room;
+        waiting.retain(|_, waiting| waiting.is_for_room || !waiting.layers.is_empty());
     }
 
     /// What layers that no snapshot needs were seen to wait for when somebody last looked.
@@ -226,8 +225,11 @@ impl Engine {
         let waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(waiting) = waiting.get(&tree.vm) else { return BTreeSet::new() };
         let pending: BTreeSet<LayerId> = tree.pending().map(|layer| layer.id).collect();
-        let layers = waiting.layers.iter().filter(|(layer, _)| pending.contains(layer));
-        let room = (waiting.is_for_room && !pending.is_empty()).then_some(Wait::Room);
+        // A layer that is read holds up what it lies on, too.
+        let holds_up = |layer: LayerId| tree.chain(layer).iter().any(|below| pending.contains(&below.id));
+        let layers = waiting.layers.iter().filter(|(layer, _)| holds_up(**layer));
+        let is_being_merged = self.holder(tree.vm).is_some();
+        let room = (waiting.is_for_room && !pending.is_empty() && !is_being_merged).then_some(Wait::Room);
         layers.map(|(_, wait)| wait.clone()).chain(room).collect()
     }
 

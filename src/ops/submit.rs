@@ -230,10 +230,15 @@ impl Engine {
             Err(OpsError::Refused(Refusal::NotMeasured(runs))) => {
                 self.measure(world, runs).await;
                 // What does not fit waits: whatever ends next may have made room.
-                self.note_waiting_for_room(world.vm.id);
+                self.note_waiting_for_room(world.vm.id, true);
                 make_plan(world, subject, request, operation, by)
             }
-            planned => planned,
+            planned => {
+                if planned.is_ok() && matches!(request, Request::Collapse { .. }) {
+                    self.note_waiting_for_room(world.vm.id, false);
+                }
+                planned
+            }
         }
     }
 

@@ -14,7 +14,8 @@ use vmsnap::model::{Operation, OperationId, Quiesce, Reason};
 
 use simulated::{Life, Scene, Truth};
 
-/// A create whose daemon died in the switch, as did libvirt: QEMU has switched, and no definition tells.
+/// A create whose daemon died in a call. In the middle of the switch libvirt died with it: QEMU has switched, and no
+/// definition tells.
 struct Bed {
     scene: Scene,
     truth: Truth,
@@ -24,14 +25,18 @@ struct Bed {
 
 impl Bed {
     fn new(quiesce: Quiesce, moment: Moment) -> Self {
+        Self::dying(quiesce, (Method::SwitchDisks, 1), moment)
+    }
+
+    fn dying(quiesce: Quiesce, call: (Method, usize), moment: Moment) -> Self {
         let scene = Scene::forkable();
         let life = Life::start(&scene);
         scene.write(1, 10);
         let before = scene.active();
-        strike(&scene, (Method::SwitchDisks, 1), moment);
-        let is_struck = || count(&scene, Method::SwitchDisks) > 0;
+        strike(&scene, call, moment);
+        let is_struck = || count(&scene, call.0) >= call.1;
         let operation = life.begin(scene.create("one", quiesce, false, &[]), || false).unwrap().unwrap();
-        assert!(life.run(operation, is_struck).is_none(), "it dies in the switch");
+        assert!(life.run(operation, is_struck).is_none(), "it dies in {call:?}");
         drop(life);
         scene.sim.reset_script();
         let variables = scene.variables(scene.vm);
@@ -243,6 +248,30 @@ fn a_state_that_was_saved_before_libvirt_knew_needs_a_person() {
     bed.is_stuck();
     bed.scene.sim.someone_removes_saved_state(bed.scene.vm);
     bed.retried(OperationState::Succeeded);
+}
+
+/// The same where libvirt knew: what is merged back is no more where the saved state looks for it.
+#[test]
+fn a_state_that_was_saved_on_the_overlays_is_not_pulled_from_under() {
+    let mut bed = Bed::new(Quiesce::Required, Moment::After);
+    bed.scene.sim.someone_freezes(bed.scene.vm, false);
+    bed.scene.write(1, 20);
+    bed.truth.active = bed.scene.active();
+    bed.scene.sim.someone_saves(bed.scene.vm);
+    bed.is_stuck();
+    bed.scene.sim.someone_starts(bed.scene.vm);
+    bed.has_no_snapshot();
+    bed.retried(OperationState::Failed);
+}
+
+/// It was saved while the overlays were made: started from that, the VM would write to what the snapshot holds.
+#[test]
+fn a_vm_that_was_saved_before_the_switch_is_not_switched() {
+    let mut bed = Bed::dying(Quiesce::Off, (Method::CreateOverlay, 2), Moment::Before);
+    bed.truth.active = bed.scene.active();
+    bed.scene.sim.someone_saves(bed.scene.vm);
+    bed.has_no_snapshot();
+    bed.ends_as(OperationState::Failed);
 }
 
 /// Where a person puts an overlay that is not wanted in the VM.

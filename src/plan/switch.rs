@@ -58,32 +58,22 @@ pub fn next(disks: &[(&PointedDisk, Seen)]) -> Next {
     if any(|seen| seen.live == Some(Side::Overlay)) {
         return next_of_live(disks);
     }
-    let is_strange = any(|seen| seen.live.or(seen.stored).is_none_or(|side| side == Side::Other));
-    if is_strange {
-        // What a process writes to it tells; of one that has ended nothing may be taken for granted.
-        let is_live = any(|seen| seen.live.is_some());
-        return written(disks)
-            .filter(|_| !is_live)
-            .map_or(Next::Nothing, |disk| Next::Undecided(words(disk)));
+    let is_noted = any(|seen| seen.stored == Some(Side::Overlay));
+    if any(|seen| seen.live.or(seen.stored).is_none_or(|side| side == Side::Other)) {
+        // A process tells what it writes to, and so does what was noted; else nothing may be taken for granted.
+        let is_told = is_noted || any(|seen| seen.live.is_some());
+        return written(disks).filter(|_| !is_told).map_or(Next::Nothing, undecided);
     }
     if any(|seen| seen.live == Some(Side::Base)) {
-        let is_pointed = any(|seen| seen.stored == Some(Side::Overlay));
-        return match written(disks) {
-            Some(disk) if !is_pointed => Next::Undecided(words(disk)),
-            None if !is_pointed => Next::Nothing,
-            Some(_) | None => Next::PointAtBases,
-        };
+        return if is_noted { Next::PointAtBases } else { written(disks).map_or(Next::Nothing, undecided) };
     }
-    let is_named = any(|seen| seen.stored == Some(Side::Overlay));
-    if disks.iter().all(|(_, seen)| seen.stored == Some(Side::Overlay))
-        || (!is_named && written(disks).is_none())
-    {
+    let is_all_noted = disks.iter().all(|(_, seen)| seen.stored == Some(Side::Overlay));
+    if is_all_noted || (!is_noted && written(disks).is_none()) {
         return Next::Nothing;
     }
-    match disks.iter().find(|(_, seen)| seen.stored == Some(Side::Base) && may_be_newer(seen.base, disks)) {
-        Some((disk, _)) => Next::Undecided(words(disk)),
-        None => Next::PointAtOverlays,
-    }
+    let is_in_doubt = |seen: &Seen| seen.stored == Some(Side::Base) && may_be_newer(seen, disks);
+    let in_doubt = disks.iter().find(|(_, seen)| is_in_doubt(seen));
+    in_doubt.map_or(Next::PointAtOverlays, |(disk, _)| undecided(disk))
 }
 
 /// What matters of a VM that writes to the overlays is that the next cold start does so, too.
@@ -100,13 +90,31 @@ fn written<'a>(disks: &[(&'a PointedDisk, Seen)]) -> Option<&'a PointedDisk> {
 
 /// Whether a base may have been written to after the switch. Its last write was before that if it was before the last one to
 /// an overlay; each file system has a clock of its own.
-fn may_be_newer(base: LastWritten, disks: &[(&PointedDisk, Seen)]) -> bool {
-    let LastWritten::At { device, time } = base else { return base == LastWritten::Untold };
-    disks.iter().any(|(_, seen)| match seen.overlay {
-        LastWritten::At { device: on, time: overlay } => device == on && time > overlay,
-        LastWritten::Never => false,
-        LastWritten::Untold => true,
-    })
+fn may_be_newer(seen: &Seen, disks: &[(&PointedDisk, Seen)]) -> bool {
+    let (device, time) = match seen.base {
+        LastWritten::Never => return false,
+        LastWritten::Untold => return true,
+        LastWritten::At { device, time } => (device, time),
+    };
+    let by_its_clock = disks.iter().filter_map(|(_, seen)| match seen.overlay {
+        LastWritten::At { device: on, time } if on == device => Some(time),
+        LastWritten::At { .. } | LastWritten::Never | LastWritten::Untold => None,
+    });
+    // Where none is by its clock the disks next to it speak for one whose overlay was not written to.
+    by_its_clock.min().map_or(seen.overlay != LastWritten::Never, |overlay| time > overlay)
+}
+
+/// Whether a process has written to a base between two looks, neither of which saw one.
+#[must_use]
+pub fn was_started_between(before: &[(&PointedDisk, Seen)], now: &[(&PointedDisk, Seen)]) -> Option<String> {
+    let is_newer = |(before, now): &(&(&PointedDisk, Seen), &(&PointedDisk, Seen))| {
+        before.1.live.is_none() && now.1.live.is_none() && before.1.base != now.1.base
+    };
+    before.iter().zip(now).find(is_newer).map(|(_, (disk, _))| words(disk))
+}
+
+fn undecided(disk: &PointedDisk) -> Next {
+    Next::Undecided(words(disk))
 }
 
 fn words(disk: &PointedDisk) -> String {
@@ -114,8 +122,9 @@ fn words(disk: &PointedDisk) -> String {
     format!(
         "libvirt has not noted that the VM was switched, its process has ended, and it may have been started on its former \
          images since: of disk {target}, {to} and {from} may each hold what the other lacks. The VM can go on with the latter \
-         alone: move the former, and those of its other disks, to another directory, and let the operation try again. If you \
-         know that it was not started, let the definition name the former of all disks while it is off instead"
+         alone: move the former, and those of its other disks, to another directory, and let the operation try again; where \
+         they lie in different directories, give the operation up instead. If you know that the VM was not started, let its \
+         definition name the former of all disks while it is off, and let the operation try again"
     )
 }
 
@@ -157,7 +166,6 @@ mod tests {
     #[test]
     fn what_a_vm_that_is_off_is_to_write_to() {
         let (vda, vdb) = (disk("vda"), disk("vdb"));
-        let undecided = |disk: &PointedDisk| Next::Undecided(words(disk));
         let cases = [
             // Nothing was ever written to any overlay.
             ([off(Base, at(1), Never), off(Base, at(9), Never)], Next::Nothing),
@@ -176,9 +184,12 @@ mod tests {
             ([off(Base, at(1), at(2)), off(Base, at(3), Never)], undecided(&vdb)),
             ([off(Base, at(3), at(2)), off(Base, at(1), at(4))], undecided(&vda)),
             ([off(Base, Untold, at(2)), off(Base, at(1), at(2))], undecided(&vda)),
+            ([off(Base, at(1), Untold), off(Base, at(1), Never)], undecided(&vda)),
+            ([off(Base, elsewhere(1), at(2)), off(Base, at(1), at(2))], undecided(&vda)),
             // What is it then?
             ([off(Base, at(1), Never), off(Other, at(1), Never)], Next::Nothing),
             ([off(Base, at(1), at(2)), off(Other, at(1), Never)], undecided(&vda)),
+            ([off(Overlay, at(1), at(2)), off(Other, at(1), Never)], Next::Nothing),
         ];
         for ([first, second], expected) in cases {
             assert_eq!(next(&[(&vda, first), (&vdb, second)]), expected, "{first:?} {second:?}");
@@ -188,18 +199,25 @@ mod tests {
     #[test]
     fn what_a_process_tells() {
         let (vda, vdb) = (disk("vda"), disk("vdb"));
-        let undecided = Next::Undecided(words(&vda));
         let cases = [
             ([live(Base, Base, Never), live(Base, Base, Never)], Next::Nothing),
             ([live(Overlay, Overlay, at(2)), live(Overlay, Overlay, Never)], Next::Nothing),
             ([live(Overlay, Base, at(2)), live(Overlay, Overlay, Never)], Next::PointAtOverlays),
             // It was started on the bases since.
-            ([live(Base, Base, at(2)), live(Base, Base, Never)], undecided),
+            ([live(Base, Base, at(2)), live(Base, Base, Never)], undecided(&vda)),
             // While the definition was being changed.
             ([live(Base, Overlay, at(2)), live(Base, Overlay, Never)], Next::PointAtBases),
         ];
         for ([first, second], expected) in cases {
             assert_eq!(next(&[(&vda, first), (&vdb, second)]), expected, "{first:?} {second:?}");
         }
+    }
+
+    #[test]
+    fn a_process_that_came_and_went() {
+        let vda = disk("vda");
+        let before = [(&vda, off(Base, at(1), at(2)))];
+        assert_eq!(was_started_between(&before, &[(&vda, off(Overlay, at(1), at(2)))]), None);
+        assert_eq!(was_started_between(&before, &[(&vda, off(Overlay, at(3), at(2)))]), Some(words(&vda)));
     }
 }

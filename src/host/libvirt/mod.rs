@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
@@ -162,12 +162,14 @@ impl Hypervisor for Libvirt {
     }
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {
-        let mut doubt = Doubt::default();
+        let (mut doubt, began) = (Doubt::default(), Instant::now());
         loop {
             let look = move |line: &_| observe::observe(line, vm);
             match self.look.run("a look at the VM", self.deadlines.query, look).await? {
                 Looked::Seen(view) => return Ok(*view),
-                Looked::InDoubt { error, is_live } if doubt.is_settled_by(&error, is_live) => {
+                Looked::InDoubt { error, is_live }
+                    if doubt.is_settled_by(&error, is_live) || began.elapsed() > self.deadlines.query =>
+                {
                     return Err(error);
                 }
                 Looked::InDoubt { .. } => tokio::time::sleep(BETWEEN_LOOKS).await,

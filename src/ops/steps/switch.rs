@@ -26,14 +26,22 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
         return Performed::unknown(error);
     }
     // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
-    let is_switched_already = if context.is_fresh {
-        is_switched(context, switch).await.map_err(Unsettled::Unseen)
+    let seen = if context.is_fresh {
+        look(context, switch).await.map_err(Unsettled::Unseen)
     } else {
-        has_switched(context, switch).await
+        look_closely(context, switch).await
     };
-    match is_switched_already {
-        Ok(true) => return finish(context, switch, Vec::new()).await,
-        Ok(false) => {}
+    match seen {
+        Ok(Position::Switched) => return finish(context, switch, Vec::new()).await,
+        Ok(Position::Before) => {}
+        // It would boot from that, and write to what the snapshot holds.
+        Ok(Position::Saved) => {
+            let cause = "the VM has a saved state now".into();
+            return Performed::not_applied(HostError::Refused {
+                call: "let the VM write to other images",
+                cause,
+            });
+        }
         Err(unsettled) => return unsettled.into_performed(),
     }
     if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
@@ -51,31 +59,30 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
     let seen = if called.is_ok() {
-        is_switched(context, switch).await.map_err(Unsettled::Unseen)
+        look(context, switch).await.map_err(Unsettled::Unseen)
     } else {
-        has_switched(context, switch).await
+        look_closely(context, switch).await
     };
     match (seen, called) {
-        (Ok(true), _) => {
+        (Ok(Position::Switched), _) => {
             // Memory is captured with the processors stopped: the call is the pause, and a little more.
             let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
             let pause = stood_still.then_some(Finding::Paused { ms: elapsed_ms });
             finish(context, switch, pause.into_iter().collect()).await
         }
-        (Ok(false), Err(error)) if !leaves_something_under_way(&error) => {
+        (Ok(Position::Before | Position::Saved), Err(error)) if !leaves_something_under_way(&error) => {
             if let Err(error) = restore_run_state(context, switch.run_state).await {
                 return Performed::unknown(error);
             }
             Performed::not_applied(failure(context, error))
         }
-        (Ok(false), Ok(())) => Performed::unknown(HostError::Malformed {
+        (Ok(Position::Before | Position::Saved), Ok(())) => Performed::unknown(HostError::Malformed {
             what: "a switch that claims success without effect",
             cause: "the disks are not on the overlays".into(),
         }),
         (Err(undecided @ Unsettled::Undecided(_)), _) => undecided.into_performed(),
-        (Ok(false) | Err(Unsettled::Unseen(_)), Err(error)) | (Err(Unsettled::Unseen(error)), Ok(())) => {
-            Performed::unknown(error)
-        }
+        (Ok(Position::Before | Position::Saved) | Err(Unsettled::Unseen(_)), Err(error))
+        | (Err(Unsettled::Unseen(error)), Ok(())) => Performed::unknown(error),
     }
 }
 
@@ -206,29 +213,43 @@ pub(super) async fn restore_run_state(context: &Context<'_>, was: RunState) -> R
     Ok(())
 }
 
-/// [`is_switched_in`] what is seen of the VM now.
-async fn is_switched(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
-    is_switched_in(&context.host.hypervisor.observe(context.vm()).await?, switch)
+/// What all disks of the VM write to; of one that is off, will.
+enum Position {
+    /// To what they wrote to before.
+    Before,
+    /// The same, or to what the VM's saved state names.
+    Saved,
+    /// To the overlays.
+    Switched,
 }
 
-/// [`is_switched`], where it may have been asked for before: the process that was asked may have ended since.
-async fn has_switched(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<bool, Unsettled> {
+async fn look(context: &Context<'_>, switch: &SwitchDisks) -> Result<Position> {
+    position(&context.host.hypervisor.observe(context.vm()).await?, switch)
+}
+
+/// [`look`], where the switch may have been asked for before: the process that was asked may have ended since.
+async fn look_closely(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+) -> std::result::Result<Position, Unsettled> {
     unnoted::settle(context, switch).await?;
     let view = context.host.hypervisor.observe(context.vm()).await?;
-    let is_switched = is_switched_in(&view, switch)?;
-    if is_switched && view.has_managed_save {
-        return Err(Unsettled::Undecided(may_be_saved_before_it(&switch.disks[0], &view)));
+    match position(&view, switch)? {
+        Position::Switched if view.has_managed_save => {
+            Err(Unsettled::Undecided(may_be_saved_before_it(&switch.disks[0], &view)))
+        }
+        position => Ok(position),
     }
-    Ok(is_switched)
 }
 
-/// True if all disks write to their overlays, false if none does. Anything between is nobody's plan.
-fn is_switched_in(view: &VmView, switch: &SwitchDisks) -> Result<bool> {
+/// All at once or none. Anything between is nobody's plan.
+fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
     let on_overlay = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.to)).count();
     let on_base = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.from)).count();
     match (on_overlay, on_base) {
-        (all, 0) if all == switch.disks.len() => Ok(true),
-        (0, all) if all == switch.disks.len() => Ok(false),
+        (all, 0) if all == switch.disks.len() => Ok(Position::Switched),
+        (0, all) if all == switch.disks.len() && view.has_managed_save => Ok(Position::Saved),
+        (0, all) if all == switch.disks.len() => Ok(Position::Before),
         (_, _) => Err(HostError::Malformed {
             what: "the VM's disks",
             cause: format!(
@@ -241,7 +262,7 @@ fn is_switched_in(view: &VmView, switch: &SwitchDisks) -> Result<bool> {
 }
 
 /// A saved state has a definition of its own: the one that libvirt believed in when it saved it.
-fn may_be_saved_before_it(disk: &PointedDisk, view: &VmView) -> Failure {
+pub(super) fn may_be_saved_before_it(disk: &PointedDisk, view: &VmView) -> Failure {
     let (name, from, to) = (&view.name, disk.from.path.display(), disk.to.path.display());
     let problem = format!(
         "the VM has a saved state, and libvirt may not have noted when it saved it that the VM writes to {to}: look with 'virsh \

@@ -6,7 +6,7 @@ use crate::model::VmView;
 use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
-use super::switch::{restore_run_state, writes_to};
+use super::switch::{may_be_saved_before_it, restore_run_state, writes_to};
 use super::{Context, Performed, merge, quiesce, unnoted};
 
 /// The VM writes to its former images again, with all that was written since; and does what it did.
@@ -38,12 +38,18 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
     if let Err(unsettled) = settled {
         return unsettled.into_performed();
     }
-    let seen = context.host.hypervisor.observe(context.vm()).await;
-    if !seen.as_ref().is_ok_and(|view| is_untouched(view, switch)) {
-        // Once they are merged back the overlays tell nothing of the switch any more. Of a VM that cannot be seen nothing is.
-        if seen.is_ok()
-            && let Err(error) = context.store.enter_way_back(context.operation.id).await
-        {
+    let view = match context.host.hypervisor.observe(context.vm()).await {
+        Ok(view) => Some(view),
+        // The merge may see past it.
+        Err(_) if is_on_way_back => None,
+        Err(error) => return Performed::unknown(error),
+    };
+    if !view.as_ref().is_some_and(|view| is_untouched(view, switch)) {
+        if let Some(view) = view.filter(|view| view.has_managed_save) {
+            return Performed::gave_up(may_be_saved_before_it(&switch.disks[0], &view));
+        }
+        // Once they are merged back the overlays tell nothing of the switch any more.
+        if let Err(error) = context.store.enter_way_back(context.operation.id).await {
             return Performed::unknown(error);
         }
         // Disks that are back already are no work: but for the definition, which may name the overlay still.

@@ -9,13 +9,13 @@ use futures_util::future::try_join_all;
 use crate::host::{HostError, Result, WrittenImage};
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
 use crate::model::vm::{DiskSource, LastWritten};
-use crate::model::{Failure, ProcessId};
-use crate::plan::switch::{self, Next, Seen, Side};
+use crate::model::{DiskTarget, Failure, ProcessId};
+use crate::plan::switch::{self, Next, Seen, Side, was_started_between};
 
 use super::switch::targets;
 use super::{Context, Performed};
 
-/// Somebody may start the VM while its definition is changed, and end it again.
+/// Somebody may start the VM while its definition is changed.
 const LOOKS: usize = 4;
 
 /// Why it is not known which images hold what the guest wrote last.
@@ -64,24 +64,36 @@ async fn repeat(
     switch: &SwitchDisks,
     next: fn(&[(&PointedDisk, Seen)]) -> Next,
 ) -> std::result::Result<(), Unsettled> {
+    let mut acted_upon = None;
     for _ in 0..LOOKS {
         let seen = look(context, switch).await?;
         let disks: Vec<_> = switch.disks.iter().zip(seen).collect();
-        let images: fn(&PointedDisk) -> &ImageRef = match next(&disks) {
+        if let Some(problem) = acted_upon.and_then(|before: Vec<_>| was_started_between(&before, &disks)) {
+            return Err(undecided(switch, problem));
+        }
+        let images = match next(&disks) {
             Next::Nothing => return Ok(()),
-            Next::PointAtOverlays => |disk| &disk.to,
-            Next::PointAtBases => |disk| &disk.from,
-            Next::Undecided(problem) => {
-                let path = switch.disks[0].to.path.clone();
-                return Err(Unsettled::Undecided(HostError::BadImage { path, problem }.into()));
-            }
+            Next::PointAtOverlays => overlays(&disks),
+            Next::PointAtBases => targets(&switch.disks, |disk| &disk.from),
+            Next::Undecided(problem) => return Err(undecided(switch, problem)),
         };
-        // All of them at once: half of it would be a riddle to whoever looks next.
-        let images = targets(&switch.disks, images);
         context.host.hypervisor.point_disks(context.vm(), &images).await?;
         tracing::warn!(vm = %context.vm(), ?images, "libvirt had not noted a switch: the definition was mended");
+        acted_upon = Some(disks);
     }
     Err(HostError::Busy("the VM starts and ends while it is looked at".into()).into())
+}
+
+/// Of a process those that it writes to. Else all of them at once: half of it would be a riddle to whoever looks next.
+fn overlays(disks: &[(&PointedDisk, Seen)]) -> Vec<(DiskTarget, ImageRef)> {
+    let is_written = |seen: &Seen| seen.live.is_none_or(|side| side == Side::Overlay);
+    let written = disks.iter().filter(|(_, seen)| is_written(seen));
+    written.map(|(disk, _)| (disk.target.clone(), disk.to.clone())).collect()
+}
+
+fn undecided(switch: &SwitchDisks, problem: String) -> Unsettled {
+    let path = switch.disks[0].to.path.clone();
+    Unsettled::Undecided(HostError::BadImage { path, problem }.into())
 }
 
 /// All disks of one process, or of none. First what it writes to, then what the images hold: a process that has ended by then
@@ -113,8 +125,11 @@ async fn look_at(context: &Context<'_>, disk: &PointedDisk, written: &WrittenIma
     }
     let base = images.last_written(&disk.from).await?;
     let overlay = match images.last_written(&disk.to).await {
-        // A person has moved it away; and the file system is there, for the base is.
-        Err(HostError::NoSuchImage(_)) => LastWritten::Never,
+        // A person has moved it away: its directory is there, for the base is.
+        Err(HostError::NoSuchImage(_)) if disk.from.path.parent() == disk.to.path.parent() => {
+            LastWritten::Never
+        }
+        Err(HostError::NoSuchImage(_)) => LastWritten::Untold,
         told => told?,
     };
     Ok(Seen { live, stored, base, overlay })

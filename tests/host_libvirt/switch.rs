@@ -184,4 +184,7 @@ async fn a_capture_that_is_broken_off() {
     let view = bed.observe(&vm).await;
     assert_eq!(view.run_state, RunState::Running);
     assert_eq!(chain(&view, "vda"), paths(&[&base]));
+    // It may have ended in the middle of it, and what it was writing is there.
+    bed.libvirt.stop(vm.id).await.unwrap();
+    assert!(memory.exists() && !other.is_capturing(vm.id, &memory).await.unwrap());
 }

@@ -171,8 +171,13 @@ pub(super) fn is_capturing(line: &Connection, vm: VmId, image: &Path) -> Result<
     if !image.exists() {
         return Ok(false);
     }
-    let info = vms::lookup(line, vm)?.get_job_info().map_err(on_vm(vm, "describe the capture of memory"))?;
-    Ok(info.r#type.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE)
+    let domain = vms::lookup(line, vm)?;
+    match domain.get_job_info() {
+        Ok(info) => Ok(info.r#type.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE),
+        // Its process has ended, and what it was doing with it.
+        Err(_) if !vms::is_active(&domain, vm)? => Ok(false),
+        Err(error) => Err(on_vm(vm, "describe the capture of memory")(error)),
+    }
 }
 
 /// Best done at once, because until then no lock protects the images. If it fails, a merge tries again.

@@ -442,8 +442,8 @@ fn strike_each(wish: Wish, run_state: RunState) -> usize {
         (Moment::Before, Mishap::LinkDown { calls: 2 }),
     ];
     let before = set_up(wish, run_state);
-    // A third of them, spread over the calls, unless all are asked for: `make faults`.
-    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 3 };
+    // A fourth of them, spread over the calls, unless all are asked for: `make faults`.
+    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 4 };
     let mut struck = 0;
     for (index, mishap) in mishaps.iter().enumerate() {
         let mut call = 1 + index % step;

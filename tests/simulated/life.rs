@@ -15,6 +15,9 @@ use super::{Scene, ensure, places};
 /// waiting: so this is real time, not turns of the scheduler.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// So long a decision may take to be heard.
+const HEARD: Duration = Duration::from_secs(5);
+
 /// Short, and longer than anything takes that goes as it should.
 pub const MERGE_POLICY: MergePolicy = MergePolicy {
     patience: Duration::from_secs(5),
@@ -122,15 +125,13 @@ impl Life {
                 pass_time().await;
             }
             self.engine.resolve(id, abandon).await.unwrap();
-            // It may be told of a moment later.
+            // It is taken in a moment later. What is stuck again by then is told by the run.
             let is_stuck = async || {
                 let state = self.engine.operation(id).await.unwrap().operation.cursor.state;
                 matches!(state, OperationState::Stuck { .. })
             };
-            for _ in 0..100 {
-                if !is_stuck().await {
-                    break;
-                }
+            let asked = Instant::now();
+            while is_stuck().await && asked.elapsed() < HEARD {
                 pass_time().await;
             }
         });

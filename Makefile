@@ -58,7 +58,8 @@ FIRST_SEED ?= 1
 soak:
 	VMSNAP_FIRST_SEED=$(FIRST_SEED) VMSNAP_SEEDS=$(SEEDS) $(CARGO) test --release --test simulation seeds -- --nocapture
 
-# Each broken engine of tests/mutants.rs, and how the simulation sees that it is broken.
+# Each broken engine of tests/mutants.rs, and how the simulation sees that it is broken. VMSNAP_MUTANT picks those whose
+# rule has these words.
 mutants:
 	$(CARGO) test --test mutants -- --ignored --nocapture
 

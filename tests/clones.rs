@@ -9,6 +9,7 @@ mod bed;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use bed::named::write;
 use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
 use serde_json::Value;
 
@@ -18,12 +19,6 @@ fn daemon(guest: &Guest) -> Daemon {
     let images = guest.directory().display().to_string();
     let configuration = format!("image_directories = [{images:?}]\nlive_pulls = 'always'");
     Daemon::start_with(Setup { configuration, ..Setup::default() })
-}
-
-fn write(guest: &Guest, name: &str) {
-    for disk in ["vda", "vdb"] {
-        guest.write_file(&format!("/mnt/{disk}/{name}"), name.as_bytes());
-    }
 }
 
 /// Whether the file is on both disks; on one only is a failure.

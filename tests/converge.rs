@@ -80,10 +80,6 @@ fn told(scene: &Scene) -> Vec<String> {
     merges.map(|event| event.attributes["change"].clone()).collect()
 }
 
-fn count(scene: &Scene, method: Method) -> usize {
-    scene.sim.calls().iter().filter(|call| call.method == method).count()
-}
-
 #[test]
 fn a_guest_that_writes_too_fast_is_slowed_until_it_is_merged() {
     let (scene, truth) = set_up();
@@ -119,7 +115,7 @@ fn ends_stuck(prepare: impl Fn(&Scene), cure: impl Fn(&Scene), first_told: &str,
     let stuck = life.run(id, || false).unwrap();
     assert!(matches!(stuck.cursor.state, OperationState::Stuck { .. }), "{stuck:?}");
     assert_eq!(stuck.failure.unwrap().reason, Reason::MergeNotConverging);
-    assert_eq!(count(&scene, Method::AbortBlockJob), ended_jobs, "each is ended once, not tried again");
+    assert_eq!(scene.calls_of(Method::AbortBlockJob), ended_jobs, "each is ended once, not tried again");
     let has_job = |disk: &DiskTarget| scene.sim.has_block_job(scene.vm, disk);
     assert!(!simulated::disks().iter().any(has_job), "no job is left running");
     assert_eq!(told(&scene)[0], first_told);
@@ -193,7 +189,7 @@ fn no_guest_stays_slowed_when_the_daemon_dies() {
                 let scene = before.fork();
                 let call = vmsnap::host::sim::Call { method, occurrence };
                 scene.sim.add_fault(Fault { at: Trigger::Call(call), moment, mishap: Mishap::Hang });
-                let dies = || count(&scene, method) >= occurrence;
+                let dies = || scene.calls_of(method) >= occurrence;
                 let life = Life::start(&scene);
                 let id = begin(&life, &scene);
                 let ended = life.run(id, dies);
@@ -232,7 +228,7 @@ fn the_daemon_dies_while_it_ends_a_merge() {
         scene.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
         let life = Life::start(&scene);
         let id = begin(&life, &scene);
-        assert!(life.run(id, || count(&scene, Method::AbortBlockJob) > 0).is_none());
+        assert!(life.run(id, || scene.calls_of(Method::AbortBlockJob) > 0).is_none());
         drop(life);
         scene.sim.reset_script();
         let life = Life::start(&scene);

@@ -12,13 +12,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use bed::named::write;
 use bed::{Client, Daemon, Elsewhere, Format, Guest, Setup, Spec, images};
-
-fn write(guest: &Guest, name: &str) {
-    for disk in ["vda", "vdb"] {
-        guest.write_file(&format!("/mnt/{disk}/{name}"), name.as_bytes());
-    }
-}
 
 /// Plugs a disk into the stored definition, or out of it.
 fn change_definition(guest: &Guest, verb: &str, target: &str, image: &Path) {

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use bed::named::{assert_files, write};
 use bed::{Agent, Client, Daemon, Disk, Format, Guest, Progress, Setup, Spec, eventually};
 use serde_json::Value;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -54,29 +55,6 @@ fn assert_well(guest: &Guest) {
     eventually("the guest agent answers", END, || guest.agent_answers().then_some(()));
     assert!(!guest.is_frozen(), "the guest is frozen");
     assert_eq!(guest.state(), "running");
-}
-
-fn write(guest: &Guest, name: &str) {
-    for disk in ["vda", "vdb"] {
-        guest.write_file(&format!("/mnt/{disk}/{name}"), format!("{name} on {disk}\n").as_bytes());
-    }
-}
-
-/// Exactly these files are on both disks, with what was written into them.
-fn assert_files(guest: &Guest, there: &[&str], gone: &[&str]) {
-    for disk in ["vda", "vdb"] {
-        for name in there {
-            let content = guest.read_file(&format!("/mnt/{disk}/{name}"));
-            assert_eq!(
-                content.as_deref(),
-                Some(format!("{name} on {disk}\n").as_bytes()),
-                "{name} on {disk}"
-            );
-        }
-        for name in gone {
-            assert!(!guest.has_file(&format!("/mnt/{disk}/{name}")), "{name} is still on {disk}");
-        }
-    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Bed {
         let at = Trigger::Call(Call { method: Method::Pivot, occurrence: 1 });
         let moment = if pivoted == Pivoted::Yes { Moment::Midway } else { Moment::Before };
         scene.sim.add_fault(Fault { at, moment, mishap: Mishap::Hang });
-        let is_struck = || count(&scene, Method::Pivot) > 0;
+        let is_struck = || scene.calls_of(Method::Pivot) > 0;
         let operation = life.begin(scene.delete(&["one"]), || false).unwrap().unwrap();
         assert!(life.run(operation, is_struck).is_none(), "it dies in the pivot");
         drop(life);
@@ -124,10 +124,6 @@ fn layers(scene: &Scene, operation: OperationId) -> (PathBuf, ImageRef) {
     });
     let merge = merges.unwrap().iter().find(|merge| merge.target == vda()).unwrap();
     (merge.child.path.clone(), merge.base.clone())
-}
-
-fn count(scene: &Scene, method: Method) -> usize {
-    scene.sim.calls().iter().filter(|call| call.method == method).count()
 }
 
 fn pivots(scene: &Scene) -> usize {
@@ -227,7 +223,7 @@ fn libvirt_dies_with_the_pivot_and_qemu_before_it_is_back() {
     let life = Life::start(scene);
     let mut looks = 0;
     let stuck = life.run_watching(bed.operation, || {
-        if count(scene, Method::Pivot) > 0 && told.is_none() {
+        if scene.calls_of(Method::Pivot) > 0 && told.is_none() {
             scene.write(1, 40);
             told = Some(scene.active());
             scene.sim.someone_stops(scene.vm);

@@ -34,7 +34,7 @@ impl Bed {
         scene.write(1, 10);
         let before = scene.active();
         strike(&scene, call, moment);
-        let is_struck = || count(&scene, call.0) >= call.1;
+        let is_struck = || scene.calls_of(call.0) >= call.1;
         let operation = life.begin(scene.create("one", quiesce, false, &[]), || false).unwrap().unwrap();
         assert!(life.run(operation, is_struck).is_none(), "it dies in {call:?}");
         drop(life);
@@ -128,10 +128,6 @@ fn switched(scene: &Scene, operation: OperationId) -> Vec<PointedDisk> {
     disks.unwrap()
 }
 
-fn count(scene: &Scene, method: Method) -> usize {
-    scene.sim.calls().iter().filter(|call| call.method == method).count()
-}
-
 #[test]
 fn what_the_guest_wrote_after_it_is_in_the_vm() {
     for last_writes in [&[(1, 20), (5, 21)][..], &[]] {
@@ -173,7 +169,7 @@ fn a_way_back_that_was_cut_off_goes_on() {
         let mut bed = Bed::new(Quiesce::Required, Moment::Midway);
         bed.ends(&[(1, 20)]);
         strike(&bed.scene, call, moment);
-        let is_struck = || count(&bed.scene, call.0) >= call.1;
+        let is_struck = || bed.scene.calls_of(call.0) >= call.1;
         let ended = Life::start(&bed.scene).run(bed.operation, is_struck);
         assert!(ended.is_none(), "it dies in {call:?}");
         bed.scene.sim.reset_script();

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use bed::named::{assert_files, write};
 use bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wait_until};
 
 /// Its reservation and two overlays come first.
@@ -184,23 +185,4 @@ fn monitor(vm: &str, command: &Value) -> Value {
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert!(answer["error"].is_null(), "{answer:#}");
     answer["return"].clone()
-}
-
-/// Writes a file on each disk, which is on it when this returns.
-fn write(guest: &Guest, name: &str) {
-    for disk in ["vda", "vdb"] {
-        guest.write_file(&format!("/mnt/{disk}/{name}"), name.as_bytes());
-    }
-}
-
-fn assert_files(guest: &Guest, there: &[&str], gone: &[&str]) {
-    for disk in ["vda", "vdb"] {
-        for name in there {
-            let content = guest.read_file(&format!("/mnt/{disk}/{name}"));
-            assert_eq!(content.as_deref(), Some(name.as_bytes()), "{name} on {disk}");
-        }
-        for name in gone {
-            assert!(!guest.has_file(&format!("/mnt/{disk}/{name}")), "{name} is still on {disk}");
-        }
-    }
 }

@@ -220,8 +220,8 @@ pub(super) fn open_in_memory() -> Result<Connection> {
 fn prepare(mut connection: Connection) -> Result<Connection> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // In KiB if negative. It fills up as the catalog grows, and is most of what the daemon grows by. Lists of 100,000
-    // snapshots take half as long again with half of it where they go through an index and sort, else the same.
+    // In KiB if negative. It fills up as the catalog grows, and is most of what the daemon grows by. Of 100,000 snapshots,
+    // lists by one index in the order of another took half as long again with 4 MiB as with 32; the others did not differ.
     connection.pragma_update(None, "cache_size", -8 * 1024)?;
     migrate(&mut connection)?;
     Ok(connection)

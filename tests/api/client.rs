@@ -42,6 +42,11 @@ pub async fn run(node: &Node, line: &str) -> Reply {
     end(spawn(node, line)).await
 }
 
+/// What a command prints for scripts.
+pub async fn json(node: &Node, line: &str) -> Value {
+    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
+}
+
 pub async fn succeed(node: &Node, line: &str) -> String {
     let reply = run(node, line).await;
     assert_eq!(reply.code, 0, "vmsnap {line}: {}", reply.stderr);

@@ -1,19 +1,14 @@
 //! Volumes and VMs out of snapshots, through the contract and the client.
 
-use serde_json::Value;
 use vmsnap::host::Images;
 use vmsnap::model::RunState;
 use vmsnap::model::step::{ImageRef, NewOverlay};
 use vmsnap::model::vm::{ExcludedDisk, Format};
 use vmsnap::proto::v1;
 
-use super::client::{run, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, delete};
 use super::readers::settled;
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
-}
 
 #[tokio::test]
 async fn a_linked_clone_holds_its_layer_until_it_is_flattened() {

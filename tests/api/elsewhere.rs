@@ -6,7 +6,9 @@ use vmsnap::host::sim::{BLOCK, SimHost};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 
-use super::client::succeed;
+use serde_json::Value;
+
+use super::client::{json, succeed};
 use super::node::{Node, PATIENCE};
 
 /// What the VM was made with: the first snapshot holds it.
@@ -38,6 +40,13 @@ fn is_there(node: &Node, path: &Path) -> bool {
 async fn check(node: Node, base: &str, act: impl AsyncFnOnce(&Node)) {
     let upper = delete_first(&node, act).await;
     assert!(is_there(&node, &upper), "it is merged into what somebody reads");
+    let waits = json(&node, "vm show web").await["vm"]["merge_debt"]["waits_for"].clone();
+    let is_told = |wait: &Value| {
+        ["VM other has ", "VM web has ", " lies on it"]
+            .iter()
+            .any(|words| wait.as_str().unwrap().contains(words))
+    };
+    assert!(waits.as_array().unwrap().iter().any(is_told), "{waits}");
     assert_eq!(node.sim.read_image(base.as_ref()).unwrap().get(&1), Some(&10));
     assert_eq!(node.read(1), [30, 30]);
     assert_eq!(node.sim.violations(), Vec::<String>::new());

@@ -11,13 +11,9 @@ use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, VmId};
 use vmsnap::proto::v1;
 
-use super::client::{run, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, assert_refused, delete};
 use super::readers::settled;
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
-}
 
 async fn until_all_are(node: &Node, state: &str) {
     let settled = async {

@@ -2,19 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use vmsnap::host::Images as _;
 use vmsnap::host::sim::{Call, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::{ImageRef, NewOverlay};
 use vmsnap::model::vm::Format;
 
-use super::client::{run, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE};
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
-}
 
 fn qcow2(path: &str) -> ImageRef {
     ImageRef { path: path.into(), format: Format::Qcow2 }

@@ -1,12 +1,11 @@
 //! Room: a VM that stands still for lack of it, merges that do not fit, the warning before it is used up.
 
-use serde_json::Value;
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::vm::PauseReason;
 use vmsnap::model::{DiskTarget, RunState};
 use vmsnap::proto::v1;
 
-use super::client::{run, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, delete, disks};
 
 /// What the daemon leaves free unless it is configured otherwise.
@@ -14,10 +13,6 @@ const RESERVE: u64 = 256 << 20;
 
 /// More than anything here needs.
 const PLENTY: u64 = 1 << 40;
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
-}
 
 /// The events of a kind, oldest first.
 async fn told(node: &Node, kind: v1::EventKind) -> Vec<v1::Event> {

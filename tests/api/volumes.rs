@@ -9,12 +9,8 @@ use vmsnap::proto::v1;
 
 use tonic::Code;
 
-use super::client::{run, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, assert_refused, delete};
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&succeed(node, &format!("{line} -o json")).await).unwrap()
-}
 
 #[tokio::test]
 async fn a_volume_is_taken_out_of_a_snapshot_and_outlives_it() {

@@ -18,6 +18,7 @@ mod elsewhere;
 mod guest;
 pub mod images;
 mod load;
+pub mod named;
 mod node;
 mod progress;
 pub mod scratch;

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 use uuid::Uuid;
-use vmsnap::host::sim::{BLOCK, Content, SimHost};
+use vmsnap::host::sim::{BLOCK, Content, Method, SimHost};
 use vmsnap::model::manifest::Manifest;
 use vmsnap::model::request::NewVmState;
 use vmsnap::model::snapshot::Owner;
@@ -410,6 +410,11 @@ impl Scene {
         let runtime = Builder::new_current_thread().build().unwrap();
         let throttles = runtime.block_on(self.store.throttles()).unwrap();
         throttles.into_iter().flat_map(|throttle| throttle.writes_at_most).collect()
+    }
+
+    /// How often the daemon has made such a call, since the script was reset last.
+    pub fn calls_of(&self, method: Method) -> usize {
+        self.sim.calls().iter().filter(|call| call.method == method).count()
     }
 
     /// What `vmsnapd thaw` does for guests that are slowed. Gives the VMs of those that stay so.

@@ -414,8 +414,8 @@ impl SimHost {
         let Some(machine) = world.machines.get(&vm) else { return Vec::new() };
         let Some(live) = &machine.live else { return Vec::new() };
         let is_above = |disk: &&DiskTarget| {
-            let below = live.chains[*disk].iter().skip(1);
-            machine.stored.get(*disk).is_some_and(|stored| below.into_iter().any(|image| image == stored))
+            let stored = machine.stored.get(*disk);
+            stored.is_some_and(|stored| live.chains[*disk].iter().skip(1).any(|below| below == stored))
         };
         live.chains.keys().filter(is_above).cloned().collect()
     }

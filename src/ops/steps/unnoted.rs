@@ -48,7 +48,7 @@ pub(super) async fn settle(
     context: &Context<'_>,
     switch: &SwitchDisks,
 ) -> std::result::Result<(), Unsettled> {
-    repeat(context, switch, switch::next).await
+    settle_by(context, switch, switch::next).await
 }
 
 /// The same for what a process tells, which may be asked at any time.
@@ -56,10 +56,10 @@ pub(super) async fn settle_live(
     context: &Context<'_>,
     switch: &SwitchDisks,
 ) -> std::result::Result<(), Unsettled> {
-    repeat(context, switch, switch::next_of_live).await
+    settle_by(context, switch, switch::next_of_live).await
 }
 
-async fn repeat(
+async fn settle_by(
     context: &Context<'_>,
     switch: &SwitchDisks,
     next: fn(&[(&PointedDisk, Seen)]) -> Next,

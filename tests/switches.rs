@@ -7,9 +7,10 @@ mod simulated;
 
 use std::path::{Path, PathBuf};
 
-use vmsnap::host::sim::{Call, Content, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Call, Complaint, Content, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::step::{PointedDisk, Step};
+use vmsnap::model::vm::{PauseReason, RunState};
 use vmsnap::model::{Operation, OperationId, Quiesce, Reason};
 
 use simulated::{Life, Scene, Truth};
@@ -268,6 +269,35 @@ fn a_vm_that_was_saved_before_the_switch_is_not_switched() {
     bed.scene.sim.someone_saves(bed.scene.vm);
     bed.has_no_snapshot();
     bed.ends_as(OperationState::Failed);
+}
+
+/// libvirt dies in a capture of memory, before it has noted that it paused the VM: it calls that a person's pause. What a
+/// person has paused before stays so.
+#[test]
+fn a_pause_that_libvirt_did_not_note() {
+    for mishap in [Mishap::Hang, Mishap::Error(Complaint::Unreachable)] {
+        for (was, is_afterwards) in [
+            (RunState::Running, RunState::Running),
+            (RunState::Paused(PauseReason::User), RunState::Paused(PauseReason::User)),
+        ] {
+            let scene = Scene::forkable();
+            let life = Life::start(&scene);
+            if was != RunState::Running {
+                scene.sim.someone_pauses(scene.vm, PauseReason::User);
+            }
+            let at = Trigger::Call(Call { method: Method::SwitchDisks, occurrence: 1 });
+            scene.sim.add_fault(Fault { at, moment: Moment::Midway, mishap: mishap.clone() });
+            let request = scene.create("one", Quiesce::Off, true, &[]);
+            let operation = life.begin(request, || false).unwrap().unwrap();
+            let dies = || matches!(mishap, Mishap::Hang) && scene.calls_of(Method::SwitchDisks) >= 1;
+            let ended = life.run(operation, dies).unwrap_or_else(|| {
+                scene.sim.reset_script();
+                Life::start(&scene).run(operation, || false).unwrap()
+            });
+            assert_eq!(ended.cursor.state, OperationState::Succeeded, "{mishap:?}, {was:?}: {ended:?}");
+            assert_eq!(scene.sim.run_state(scene.vm), Some(is_afterwards), "{mishap:?}, {was:?}");
+        }
+    }
 }
 
 /// Where a person puts an overlay that is not wanted in the VM.

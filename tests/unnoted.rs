@@ -1,5 +1,6 @@
-//! A real guest whose QEMU has switched to the overlays of a snapshot, and whose libvirt does not know: as if it had died with
-//! the switch. QEMU is killed before anybody looks. What the guest wrote last is in the VM, not in the snapshot.
+//! A real guest whose QEMU has done what libvirt does not know of, as if that had died just then. It has switched to the
+//! overlays of a snapshot, and is killed before anybody looks: what the guest wrote last is in the VM, not in the snapshot.
+//! Or it stands still for a capture of memory: it does not stay so.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -7,7 +8,9 @@
 mod bed;
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +24,9 @@ use bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wa
 /// Its reservation and two overlays come first.
 const SWITCH: u64 = 3;
 
+/// The same with memory, whose image has to be prepared.
+const CAPTURE: u64 = 4;
+
 const TRIES: usize = 10;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +39,7 @@ fn a_switch_that_libvirt_does_not_know_of() {
         write(&guest, "first");
         what_was_written_last_is_in_the_vm(&guest, &mut daemon, node);
         a_vm_that_was_started_on_the_bases_needs_a_person(&guest, &mut daemon, node);
+        a_pause_that_libvirt_does_not_know_of_ends(&guest, &mut daemon, node);
     });
 }
 
@@ -78,6 +85,71 @@ fn a_vm_that_was_started_on_the_bases_needs_a_person(guest: &Guest, daemon: &mut
     assert_files(guest, &["first", "fourth"], &["third"]);
 }
 
+/// libvirt takes it for a person's.
+fn a_pause_that_libvirt_does_not_know_of_ends(guest: &Guest, daemon: &mut Daemon, node: &mut Node) {
+    let (client, vm) = (daemon.client(), guest.name());
+    let operation = die_in_the_capture(daemon, node, vm, "three");
+    pause_by_hand(vm);
+    forget_the_pause(vm);
+    node.start_libvirtd();
+    // It looks at its VMs one after the other.
+    wait_until("libvirt has looked", PATIENCE, || guest.virsh("domstate", &["--reason"]) == "paused (user)");
+    daemon.restart();
+    let ended = eventually("the snapshot is taken", PATIENCE, || has_ended(&client, &operation));
+    assert_eq!(ended["state"], "OPERATION_STATE_SUCCEEDED", "{ended:#}");
+    assert_eq!(guest.state(), "running", "{ended:#}");
+    client.json(&["snapshot", "revert", "--vm", vm, "three", "--yes"]);
+    guest.wait_until_up();
+}
+
+/// Begins a snapshot with memory, and kills the daemon and libvirtd when the journal is at the switch. Gives the operation.
+fn die_in_the_capture(daemon: &mut Daemon, node: &mut Node, vm: &str, name: &str) -> String {
+    let client = daemon.client();
+    for _ in 0..TRIES {
+        let create = ["snapshot", "create", vm, name, "--memory", "--quiesce", "off", "--no-wait"];
+        let begun = client.json(&create);
+        let id = begun["operation"]["id"].as_str().unwrap().to_owned();
+        let at = eventually("memory is captured", PATIENCE, || step(&client, &id, CAPTURE));
+        if at == CAPTURE {
+            daemon.kill();
+            node.kill_libvirtd();
+            return id;
+        }
+        client.json(&["snapshot", "delete", "--vm", vm, name, "--yes"]);
+    }
+    panic!("the daemon was faster {TRIES} times");
+}
+
+/// What libvirt tells QEMU before it captures its memory, whatever has come of the capture since. The monitor is free:
+/// libvirtd is dead.
+fn pause_by_hand(vm: &str) {
+    let places = fs::read_dir("/var/lib/libvirt/qemu").unwrap().map(|entry| entry.unwrap().path());
+    let mut of_vm = places.filter(|path| is_of(path, vm));
+    let mut monitor = UnixStream::connect(of_vm.next().unwrap().join("monitor.sock")).unwrap();
+    monitor.set_read_timeout(Some(PATIENCE)).unwrap();
+    for command in ["qmp_capabilities", "migrate_cancel", "cont", "stop"] {
+        monitor.write_all(json!({ "execute": command, "id": command }).to_string().as_bytes()).unwrap();
+    }
+    let answers = BufReader::new(monitor).lines().map(Result::unwrap);
+    let answer = answers.filter(|answer| answer.contains("\"id\"")).nth(3).unwrap();
+    assert!(answer.contains("return"), "{answer}");
+}
+
+/// What libvirtd has noted of the VM is what it had noted before the pause.
+fn forget_the_pause(vm: &str) {
+    let note = format!("/run/libvirt/qemu/{vm}.xml");
+    let known = fs::read_to_string(&note).unwrap();
+    fs::write(&note, known.replace("state='paused' reason='snapshot'", "state='running' reason='booted'"))
+        .unwrap();
+}
+
+/// Whether it is where libvirt keeps the sockets of this run of the VM: `domain-NUMBER-NAME`.
+fn is_of(directory: &Path, vm: &str) -> bool {
+    let name = directory.file_name().unwrap().to_string_lossy();
+    // The name is cut off where it is long.
+    name.splitn(3, '-').nth(2).is_some_and(|name| name.len() > 8 && vm.starts_with(name))
+}
+
 /// A switch that QEMU has carried out and nobody has seen, before QEMU was killed. The daemon is dead.
 struct Unseen {
     operation: String,
@@ -111,26 +183,41 @@ fn die_before_the_switch(daemon: &mut Daemon, node: &Node, vm: &str, name: &str)
         let begun = client.json(&["snapshot", "create", vm, name, "--quiesce", "off", "--no-wait"]);
         let id = begun["operation"]["id"].as_str().unwrap().to_owned();
         // The overlays are made by qemu-img, without libvirt.
-        kill(libvirtd, Signal::SIGSTOP).unwrap();
-        let at = eventually("the switch is to come", PATIENCE, || step(&client, &id));
+        let standstill = Standstill::of(libvirtd);
+        let at = eventually("the switch is to come", PATIENCE, || step(&client, &id, SWITCH));
         if at == SWITCH {
             daemon.kill();
-            kill(libvirtd, Signal::SIGCONT).unwrap();
             return id;
         }
         // It was too late.
-        kill(libvirtd, Signal::SIGCONT).unwrap();
+        drop(standstill);
         wait_until("the snapshot is there", PATIENCE, || has_ended(&client, &id).is_some());
         client.json(&["snapshot", "delete", "--vm", vm, name, "--yes"]);
     }
     panic!("the daemon was faster {TRIES} times");
 }
 
-/// The step that an operation is at, once the overlays are made.
-fn step(client: &Client, id: &str) -> Option<u64> {
+/// A process that stands still.
+struct Standstill(Pid);
+
+impl Standstill {
+    fn of(process: Pid) -> Self {
+        kill(process, Signal::SIGSTOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Standstill {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGCONT).unwrap();
+    }
+}
+
+/// The step that an operation is at, once it is at the switch.
+fn step(client: &Client, id: &str, switch: u64) -> Option<u64> {
     let operation = client.json(&["op", "show", id])["operation"].clone();
     let has_ended = !operation["end_time"].is_null();
-    operation["current_step"].as_u64().filter(|step| has_ended || *step >= SWITCH)
+    operation["current_step"].as_u64().filter(|step| has_ended || *step >= switch)
 }
 
 fn has_ended(client: &Client, id: &str) -> Option<Value> {

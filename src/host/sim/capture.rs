@@ -170,8 +170,10 @@ impl World {
             notches,
             notches_left: notches,
         };
+        // A libvirtd that dies before it has noted the pause finds a VM that somebody must have paused.
+        let pause = if self.script.dies_midway { PauseReason::User } else { PauseReason::Snapshot };
         if was == RunState::Running {
-            self.set_run_state(vm, RunState::Paused(PauseReason::Snapshot));
+            self.set_run_state(vm, RunState::Paused(pause));
         }
         if extent == Extent::Half {
             return Ok(Switch::Done);

@@ -352,6 +352,8 @@ pub(super) struct Script {
     faults: Vec<Fault>,
     /// So many looks fail from now on.
     pub(super) blind_looks: u32,
+    /// The hypervisor dies in the middle of the present call, and notes nothing more.
+    pub(super) dies_midway: bool,
 }
 
 impl Script {

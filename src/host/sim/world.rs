@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
 use super::super::{HostError, HostEvent, Link, Result};
-use super::fault::{Extent, Fault, Hold, Method, Mishap, Moment, Script};
+use super::fault::{Complaint, Extent, Fault, Hold, Method, Mishap, Moment, Script};
 use super::files::Files;
 use super::machine::{Live, Machine};
 use crate::model::step::ImageRef;
@@ -110,6 +110,10 @@ impl World {
             Some(Fault { moment: Moment::Midway, .. }) if method.has_middle() => Some(Extent::Half),
             Some(Fault { moment: Moment::Midway | Moment::Before, .. }) => None,
         };
+        let is_unanswered = end.is_some_and(|fault| {
+            matches!(fault.mishap, Mishap::Hang | Mishap::Error(Complaint::Unreachable))
+        });
+        self.script.dies_midway = extent == Some(Extent::Half) && is_unanswered;
         let result = extent.map(|extent| effect(self, extent));
         let answer = match (end.map(|fault| fault.mishap.clone()), result) {
             (Some(Mishap::Hang), _) => Answer::Never,

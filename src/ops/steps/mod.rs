@@ -26,6 +26,7 @@ mod convergence;
 mod detached;
 mod images;
 mod merge;
+mod pause;
 mod pivot;
 mod power;
 mod quiesce;

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
-use crate::model::vm::{PauseReason, RunState};
+use crate::model::vm::RunState;
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
+use super::pause::{Pauses, restore_run_state};
 use super::unnoted::{self, Unsettled};
 use super::{Context, Performed, leaves_something_under_way};
 
@@ -32,8 +33,14 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
         look_closely(context, switch).await
     };
     match seen {
-        Ok(Position::Switched) => return finish(context, switch, Vec::new()).await,
-        Ok(Position::Before) => {}
+        Ok(Position::Switched) => return finish(context, switch, Pauses::Any, Vec::new()).await,
+        Ok(Position::Before) if context.is_fresh => {}
+        // An attempt that was broken off may have left it paused. A guest does not stand still while it is tried again.
+        Ok(Position::Before) => {
+            if let Err(error) = restore_run_state(context, switch, Pauses::Any).await {
+                return Performed::unknown(error);
+            }
+        }
         // It would boot from that, and write to what the snapshot holds.
         Ok(Position::Saved) => {
             let cause = "the VM has a saved state now".into();
@@ -63,15 +70,19 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
     } else {
         look_closely(context, switch).await
     };
+    let pauses = match &called {
+        Err(error) if leaves_something_under_way(error) => Pauses::Any,
+        Ok(()) | Err(_) => Pauses::Named,
+    };
     match (seen, called) {
         (Ok(Position::Switched), _) => {
             // Memory is captured with the processors stopped: the call is the pause, and a little more.
             let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
             let pause = stood_still.then_some(Finding::Paused { ms: elapsed_ms });
-            finish(context, switch, pause.into_iter().collect()).await
+            finish(context, switch, pauses, pause.into_iter().collect()).await
         }
         (Ok(Position::Before | Position::Saved), Err(error)) if !leaves_something_under_way(&error) => {
-            if let Err(error) = restore_run_state(context, switch.run_state).await {
+            if let Err(error) = restore_run_state(context, switch, pauses).await {
                 return Performed::unknown(error);
             }
             Performed::not_applied(failure(context, error))
@@ -174,7 +185,12 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
     }
 }
 
-async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<Finding>) -> Performed {
+async fn finish(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+    pauses: Pauses,
+    mut findings: Vec<Finding>,
+) -> Performed {
     if let Err(error) = unnoted::mend_definition(context, switch).await {
         return Performed::unknown(error);
     }
@@ -194,23 +210,10 @@ async fn finish(context: &Context<'_>, switch: &SwitchDisks, mut findings: Vec<F
         }
         findings.push(Finding::Memory { bytes });
     }
-    match restore_run_state(context, switch.run_state).await {
+    match restore_run_state(context, switch, pauses).await {
         Ok(()) => Performed::learned(findings),
         Err(error) => Performed::unknown(error),
     }
-}
-
-/// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O
-/// error is behind is not ours to end.
-pub(super) async fn restore_run_state(context: &Context<'_>, was: RunState) -> Result<()> {
-    if was != RunState::Running {
-        return Ok(());
-    }
-    let view = context.host.hypervisor.observe(context.vm()).await?;
-    if view.run_state == RunState::Paused(PauseReason::Snapshot) {
-        context.host.hypervisor.resume(context.vm()).await?;
-    }
-    Ok(())
 }
 
 /// What all disks of the VM write to; of one that is off, will.

@@ -6,7 +6,8 @@ use crate::model::VmView;
 use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
-use super::switch::{may_be_saved_before_it, restore_run_state, writes_to};
+use super::pause::{Pauses, restore_run_state};
+use super::switch::{may_be_saved_before_it, writes_to};
 use super::{Context, Performed, merge, quiesce, unnoted};
 
 /// The VM writes to its former images again, with all that was written since; and does what it did.
@@ -58,7 +59,8 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
             return back;
         }
     }
-    match restore_run_state(context, switch.run_state).await {
+    // Whether the switch was broken off is not known any more.
+    match restore_run_state(context, switch, Pauses::Any).await {
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }

@@ -157,13 +157,15 @@ fn what_the_guest_wrote_is_merged_back() {
 /// Once it is merged back an overlay says nothing of the switch any more.
 #[test]
 fn a_way_back_that_was_cut_off_goes_on() {
-    // The definition names the overlays first, and then one base after the other.
-    let (mended, back) = ((Method::PointDisks, 1), (Method::PointDisks, 3));
+    // The definition names the overlays first, twice, and then one base after the other.
+    let (mended, half_back, back) =
+        ((Method::PointDisks, 1), (Method::PointDisks, 3), (Method::PointDisks, 4));
     let (merged, removed) = ((Method::Commit, 1), (Method::Remove, 1));
     for (call, moment) in [
         (mended, Moment::After),
         (merged, Moment::Midway),
         (merged, Moment::After),
+        (half_back, Moment::After),
         (back, Moment::After),
         (removed, Moment::Before),
     ] {
@@ -298,6 +300,85 @@ fn a_pause_that_libvirt_did_not_note() {
             assert_eq!(scene.sim.run_state(scene.vm), Some(is_afterwards), "{mishap:?}, {was:?}");
         }
     }
+}
+
+/// QEMU has captured memory and switched, and libvirt believes otherwise, as long as the VM runs. Its next cold start boots
+/// the overlays all the same.
+#[test]
+fn a_switch_with_memory_that_libvirt_does_not_know_of() {
+    let scene = Scene::forkable();
+    let life = Life::start(&scene);
+    scene.write(1, 10);
+    let before = scene.active();
+    let at = Trigger::Call(Call { method: Method::SwitchDisks, occurrence: 1 });
+    for mishap in [Mishap::VmKnownWrongly(scene.vm), Mishap::Hang] {
+        scene.sim.add_fault(Fault { at, moment: Moment::After, mishap });
+    }
+    let operation = life.begin(scene.create("one", Quiesce::Off, true, &[]), || false).unwrap().unwrap();
+    assert!(life.run(operation, || scene.calls_of(Method::SwitchDisks) >= 1).is_none());
+    drop(life);
+    scene.sim.reset_script();
+    // The capture goes on without the daemon.
+    while scene.sim.run_state(scene.vm) != Some(RunState::Running) {
+        scene.sim.tick();
+    }
+    for disk in switched(&scene, operation) {
+        scene.sim.someone_redefines(scene.vm, &disk.target, disk.from);
+    }
+    scene.write(2, 20);
+    let variables = scene.variables(scene.vm);
+    let truth = Truth {
+        snapshots: [("one".to_owned(), before)].into(),
+        kept_variables: [("one".to_owned(), variables)].into(),
+        variables,
+        active: scene.active(),
+        ..Truth::default()
+    };
+    let life = Life::start(&scene);
+    let stuck = life.run(operation, || false).unwrap();
+    assert!(matches!(stuck.cursor.state, OperationState::Stuck { .. }), "{stuck:?}");
+    drop(life);
+    // What a person is told to do.
+    scene.sim.someone_stops(scene.vm);
+    scene.sim.someone_starts(scene.vm);
+    assert_eq!(scene.active(), truth.active, "it boots what its guest wrote last");
+    let life = Life::start(&scene);
+    life.retry(operation);
+    let ended = life.run(operation, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
+    drop(life);
+    scene.verify(&truth).unwrap();
+}
+
+/// libvirt changes what it remembers of the definition before it writes that down, and gives up if it cannot. It remembers
+/// until it is started anew.
+#[test]
+fn a_definition_that_could_not_be_written() {
+    let scene = Scene::forkable();
+    let life = Life::start(&scene);
+    let at = Trigger::Call(Call { method: Method::SwitchDisks, occurrence: 1 });
+    let mishap = Mishap::Error(Complaint::Refused);
+    scene.sim.add_fault(Fault { at, moment: Moment::After, mishap });
+    let operation = life.begin(scene.create("one", Quiesce::Off, false, &[]), || false).unwrap().unwrap();
+    let ended = life.run(operation, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
+    assert_eq!(scene.calls_of(Method::PointDisks), 1, "it is let write once more");
+}
+
+/// Somebody takes a disk from the VM after the plan was made: nothing was asked for yet.
+#[test]
+fn a_disk_that_was_changed_before_the_switch() {
+    let scene = Scene::forkable();
+    let life = Life::start(&scene);
+    let at = Trigger::Call(Call { method: Method::CreateOverlay, occurrence: 2 });
+    scene.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Hang });
+    let operation = life.begin(scene.create("one", Quiesce::Off, false, &[]), || false).unwrap().unwrap();
+    assert!(life.run(operation, || scene.calls_of(Method::CreateOverlay) >= 2).is_none());
+    drop(life);
+    scene.sim.reset_script();
+    scene.sim.someone_unplugs(scene.vm, &"vdb".parse().unwrap());
+    let ended = Life::start(&scene).run(operation, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Failed, "{ended:?}");
 }
 
 /// Where a person puts an overlay that is not wanted in the VM.

@@ -90,12 +90,13 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Bytes of memory written and to be written, while a capture is under way.
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>>;
 
-    /// Whether memory is being captured into `image`, whoever asked for it: a capture goes on when whoever asked is gone,
-    /// and lets the VM write to the other images at its end. Before it has begun with the image it may not be seen.
-    async fn is_capturing(&self, vm: VmId, image: &Path) -> Result<bool>;
+    /// Whether memory is being captured, or something else is done to the whole VM that a capture would wait for, whoever asked
+    /// for it. A capture goes on when whoever asked is gone, and lets the VM write to the other images at its end.
+    async fn is_capturing(&self, vm: VmId) -> Result<bool>;
 
-    /// Ends a capture of memory under way. The call that captures then fails.
-    async fn abort_memory_capture(&self, vm: VmId) -> Result<()>;
+    /// Ends the capture of memory into `image`. The call that captures then fails. Refused before it has begun with the image:
+    /// what the hypervisor does with the VM until then is somebody else's.
+    async fn abort_memory_capture(&self, vm: VmId, image: &Path) -> Result<()>;
 
     /// Starts to merge `top` into `base` on a running VM. A `top` that is the active layer needs a pivot to end.
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()>;

@@ -1,5 +1,6 @@
 //! VMs that start, stop and resume, from disks and from memory.
 
+use std::path::Path;
 use std::time::Duration;
 
 use vmsnap::host::{Definition, HostEvent, StartFrom};
@@ -28,7 +29,7 @@ async fn from_disks(node: &dyn Node) {
     expect(&hypervisor.resume(vm).await, "ok");
     assert_eq!(node.view(vm).await.run_state, RunState::Running);
     expect(&hypervisor.resume(vm).await, "refused");
-    expect(&hypervisor.abort_memory_capture(vm).await, "refused");
+    expect(&hypervisor.abort_memory_capture(vm, Path::new("/memory")).await, "refused");
     assert_eq!(hypervisor.memory_progress(vm).await.unwrap(), None);
     expect(&hypervisor.stop(vm).await, "ok");
     assert_eq!(node.view(vm).await.run_state, RunState::Off);
@@ -257,7 +258,7 @@ async fn no_such_vm(node: &dyn Node) {
     expect(&hypervisor.start(vm, &StartFrom::Disks, false).await, expected);
     expect(&hypervisor.stop(vm).await, expected);
     expect(&hypervisor.resume(vm).await, expected);
-    expect(&hypervisor.abort_memory_capture(vm).await, expected);
+    expect(&hypervisor.abort_memory_capture(vm, Path::new("/memory")).await, expected);
     expect(&hypervisor.start_commit(vm, &commit(&image, &image, true)).await, expected);
     expect(&hypervisor.block_jobs(vm).await, expected);
     expect(&hypervisor.set_block_threshold(vm, &target("vda"), 1).await, expected);

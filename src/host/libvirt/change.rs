@@ -141,8 +141,15 @@ pub(super) fn resume(line: &Connection, vm: VmId) -> Result<()> {
 }
 
 /// See [`crate::host::Hypervisor::abort_memory_capture`].
-pub(super) fn abort_memory_capture(line: &Connection, vm: VmId) -> Result<()> {
-    ffi::abort_job(&vms::lookup(line, vm)?).map_err(on_vm(vm, "end the capture of memory"))
+///
+/// libvirt has one job per domain and ends whichever it is: a migration of its operator, too, that the capture waits for.
+pub(super) fn abort_memory_capture(line: &Connection, vm: VmId, image: &Path) -> Result<()> {
+    const CALL: &str = "end the capture of memory";
+    let domain = vms::lookup(line, vm)?;
+    if !image.exists() {
+        return Err(HostError::Refused { call: CALL, cause: "it has not begun".into() });
+    }
+    ffi::abort_job(&domain).map_err(on_vm(vm, CALL))
 }
 
 /// See [`crate::host::Hypervisor::memory_progress`].
@@ -166,11 +173,9 @@ pub(super) fn memory_progress(line: &Connection, vm: VmId, image: &Path) -> Resu
 /// See [`crate::host::Hypervisor::is_capturing`].
 ///
 /// libvirtd carries a call out to its end when the client that made it has died, and one more of the same after it.
-pub(super) fn is_capturing(line: &Connection, vm: VmId, image: &Path) -> Result<bool> {
-    // Before, it lets no question through: see [`memory_progress`].
-    if !image.exists() {
-        return Ok(false);
-    }
+///
+/// Until it has begun it may wait for the end of somebody else's job.
+pub(super) fn is_capturing(line: &Connection, vm: VmId) -> Result<bool> {
     let domain = vms::lookup(line, vm)?;
     match domain.get_job_info() {
         Ok(info) => Ok(info.r#type.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE),

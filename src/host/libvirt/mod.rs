@@ -247,14 +247,14 @@ impl Hypervisor for Libvirt {
         self.look.run("the progress of the capture", self.deadlines.query, read).await
     }
 
-    async fn is_capturing(&self, vm: VmId, image: &Path) -> Result<bool> {
-        let image = image.to_owned();
-        let look = move |line: &_| change::is_capturing(line, vm, &image);
+    async fn is_capturing(&self, vm: VmId) -> Result<bool> {
+        let look = move |line: &_| change::is_capturing(line, vm);
         self.look.run("the question for a capture", self.deadlines.query, look).await
     }
 
-    async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {
-        let abort = move |line: &_| change::abort_memory_capture(line, vm);
+    async fn abort_memory_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let image = image.to_owned();
+        let abort = move |line: &_| change::abort_memory_capture(line, vm, &image);
         self.change.run("the end of the capture", self.deadlines.change, abort).await
     }
 

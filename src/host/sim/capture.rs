@@ -236,10 +236,12 @@ impl World {
     }
 
     /// See [`crate::host::Hypervisor::abort_memory_capture`].
-    pub(super) fn abort_memory_capture(&mut self, vm: VmId) -> Result<()> {
+    pub(super) fn abort_memory_capture(&mut self, vm: VmId, image: &Path) -> Result<()> {
         const ABORT: &str = "end the capture of memory";
-        self.live(vm, ABORT)?;
-        if self.break_capture(vm, "the capture was broken off") {
+        let capture = self.live(vm, ABORT)?.capture.as_ref();
+        if capture.is_some_and(|capture| capture.memory == image)
+            && self.break_capture(vm, "the capture was broken off")
+        {
             return Ok(());
         }
         Err(refused(ABORT, "no memory is being captured"))

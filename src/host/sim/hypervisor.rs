@@ -79,12 +79,12 @@ impl Hypervisor for SimHost {
         self.call(Method::MemoryProgress, |world, _| world.memory_progress(vm)).await
     }
 
-    async fn is_capturing(&self, vm: VmId, _: &Path) -> Result<bool> {
+    async fn is_capturing(&self, vm: VmId) -> Result<bool> {
         self.call(Method::IsCapturing, |world, _| world.is_capturing(vm)).await
     }
 
-    async fn abort_memory_capture(&self, vm: VmId) -> Result<()> {
-        self.call(Method::AbortMemoryCapture, |world, _| world.abort_memory_capture(vm)).await
+    async fn abort_memory_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        self.call(Method::AbortMemoryCapture, |world, _| world.abort_memory_capture(vm, image)).await
     }
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {

@@ -8,30 +8,30 @@ use crate::model::vm::{PauseReason, RunState};
 
 use super::Context;
 
-/// Which pauses the hypervisor's own work may have left.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pauses {
-    /// Those that it calls its own: it has told what came of the work.
-    Named,
-    /// Also those that it takes for a person's. A libvirtd that dies between the pause of a capture of memory and its note of
-    /// it finds processors that stand still, and nobody who has stopped them (`qemuProcessUpdateState`).
-    Any,
+/// What the hypervisor has told of a switch that it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// That all of it is done, and noted.
+    Done,
+    /// That it failed. What it did before that may not be noted.
+    Failed,
+    /// Nothing: the call was broken off, or an earlier life made it.
+    Nothing,
 }
 
 /// A VM that ran and stands still because of the hypervisor's own work on it runs on. A pause that a person or an I/O
 /// error is behind is not ours to end.
-pub(super) async fn restore_run_state(
-    context: &Context<'_>,
-    switch: &SwitchDisks,
-    pauses: Pauses,
-) -> Result<()> {
-    if switch.run_state != RunState::Running {
+///
+/// A libvirtd that dies between the pause of a capture of memory and its note of it finds processors that stand still, and
+/// nobody who has stopped them: it takes that for a person's pause (`qemuProcessUpdateState`).
+pub(super) async fn restore_run_state(context: &Context<'_>, switch: &SwitchDisks, told: Told) -> Result<()> {
+    // Without memory nobody stops the processors.
+    if switch.run_state != RunState::Running || switch.memory.is_none() {
         return Ok(());
     }
     let is_ours = match context.host.hypervisor.observe(context.vm()).await?.run_state {
         RunState::Paused(PauseReason::Snapshot) => true,
-        // Without memory nobody stops the processors.
-        RunState::Paused(PauseReason::User) => switch.memory.is_some() && pauses == Pauses::Any,
+        RunState::Paused(PauseReason::User) => told == Told::Nothing,
         RunState::Paused(PauseReason::IoError | PauseReason::Other)
         | RunState::Running
         | RunState::Off

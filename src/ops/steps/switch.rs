@@ -12,19 +12,36 @@ use crate::model::vm::RunState;
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
 use super::super::board::Phase;
-use super::pause::{Pauses, restore_run_state};
+use super::pause::{Told, restore_run_state};
 use super::unnoted::{self, Unsettled};
-use super::{Context, Performed, leaves_something_under_way};
+use super::{Context, Performed, images, leaves_something_under_way};
 
 /// Memory progress is asked for so often: the hypervisor has no event for it.
 const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The VM writes to the overlays and does what it did before.
 pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
-    if let Some(memory) = switch.memory.as_ref().filter(|_| !context.is_fresh)
-        && let Err(error) = wait_for_earlier_capture(context, memory).await
-    {
-        return Performed::unknown(error);
+    // Before anything is looked at: what is seen has to hold until the hypervisor is asked.
+    let _slot = match &switch.memory {
+        Some(_) => tokio::select! {
+            biased;
+            slot = context.limits.captures.acquire() => slot.ok(),
+            // What is under way is ended, and nothing is begun.
+            () = context.cancelled.cancelled() => None,
+            () = context.stopping.cancelled() => return Performed::Interrupted,
+        },
+        None => None,
+    };
+    match prepare(context, switch).await {
+        Ok(()) => ask(context, switch).await,
+        Err(performed) => performed,
+    }
+}
+
+/// Looks whether there is anything to ask for, and whether it may be. If not, gives what came of the step.
+async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), Performed> {
+    if !context.is_fresh {
+        wait_for_earlier_capture(context, switch).await?;
     }
     // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
     let seen = if context.is_fresh {
@@ -33,56 +50,74 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
         look_closely(context, switch).await
     };
     match seen {
-        Ok(Position::Switched) => return finish(context, switch, Pauses::Any, Vec::new()).await,
-        Ok(Position::Before) if context.is_fresh => {}
-        // An attempt that was broken off may have left it paused. A guest does not stand still while it is tried again.
-        Ok(Position::Before) => {
-            if let Err(error) = restore_run_state(context, switch, Pauses::Any).await {
-                return Performed::unknown(error);
-            }
-        }
+        Ok(Position::Switched) => return Err(finish(context, switch, Told::Nothing, Vec::new()).await),
+        Ok(Position::Before) => {}
         // It would boot from that, and write to what the snapshot holds.
         Ok(Position::Saved) => {
             let cause = "the VM has a saved state now".into();
-            return Performed::not_applied(HostError::Refused {
-                call: "let the VM write to other images",
-                cause,
-            });
+            let call = "let the VM write to other images";
+            return Err(Performed::not_applied(HostError::Refused { call, cause }));
         }
-        Err(unsettled) => return unsettled.into_performed(),
+        // Somebody has changed its disks since the plan was made, and nothing was asked for yet.
+        Err(Unsettled::Unseen(error @ HostError::Malformed { .. })) if context.is_fresh => {
+            return Err(Performed::not_applied(error));
+        }
+        Err(unsettled) => return Err(unsettled.into_performed()),
+    }
+    if !context.is_fresh {
+        // A guest does not stand still while what was broken off is tried again.
+        restore_run_state(context, switch, Told::Nothing).await.map_err(Performed::unknown)?;
+    }
+    if switch.memory.is_some() && is_cancelled(context) {
+        return Err(Performed::not_applied(Failure {
+            reason: Reason::Cancelled,
+            message: "it was cancelled before memory was captured".to_owned(),
+            causes: Vec::new(),
+        }));
     }
     if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
     {
-        return Performed::not_applied(Failure {
+        return Err(Performed::not_applied(Failure {
             reason: Reason::QuiesceFailed,
             message: "the freeze was lost before the switch".to_owned(),
             causes: vec![reason],
-        });
+        }));
     }
-    if let Err(error) = check_sizes(context, switch).await {
-        return Performed::not_applied(error);
+    check_sizes(context, switch).await.map_err(Performed::not_applied)?;
+    match &switch.memory {
+        // What is still written to what is left of an earlier capture does not come into the next one.
+        Some(memory) if !context.is_fresh => match images::remove_unused(context, memory).await {
+            removed if removed.is_done() => Ok(()),
+            failed => Err(failed),
+        },
+        Some(_) | None => Ok(()),
     }
+}
+
+async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
-    let seen = if called.is_ok() {
-        look(context, switch).await.map_err(Unsettled::Unseen)
-    } else {
-        look_closely(context, switch).await
-    };
-    let pauses = match &called {
-        Err(error) if leaves_something_under_way(error) => Pauses::Any,
-        Ok(()) | Err(_) => Pauses::Named,
+    let (seen, told) = match &called {
+        Ok(()) => (look(context, switch).await.map_err(Unsettled::Unseen), Told::Done),
+        Err(error) if leaves_something_under_way(error) => {
+            (look_closely(context, switch).await, Told::Nothing)
+        }
+        Err(_) => (look_closely(context, switch).await, Told::Failed),
     };
     match (seen, called) {
-        (Ok(Position::Switched), _) => {
+        (Ok(Position::Switched), called) => {
+            if let Err(error) = called {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(vm = %context.vm(), error, "the disks are switched, although the call failed");
+            }
             // Memory is captured with the processors stopped: the call is the pause, and a little more.
             let stood_still = switch.memory.is_some() && switch.run_state == RunState::Running;
             let pause = stood_still.then_some(Finding::Paused { ms: elapsed_ms });
-            finish(context, switch, pauses, pause.into_iter().collect()).await
+            finish(context, switch, told, pause.into_iter().collect()).await
         }
-        (Ok(Position::Before | Position::Saved), Err(error)) if !leaves_something_under_way(&error) => {
-            if let Err(error) = restore_run_state(context, switch, pauses).await {
+        (Ok(Position::Before | Position::Saved), Err(error)) if told == Told::Failed => {
+            if let Err(error) = restore_run_state(context, switch, told).await {
                 return Performed::unknown(error);
             }
             Performed::not_applied(failure(context, error))
@@ -99,30 +134,56 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
 
 /// A capture that an earlier life has begun goes on without it, and switches the disks at its end. Until then they look
 /// as if it had never been; asked again, the hypervisor would carry out both, one over the other.
-async fn wait_for_earlier_capture(context: &Context<'_>, memory: &Path) -> Result<()> {
-    let hypervisor = &context.host.hypervisor;
-    let mut is_aborted = false;
+async fn wait_for_earlier_capture(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+) -> std::result::Result<(), Performed> {
+    let Some(memory) = &switch.memory else { return Ok(()) };
+    let mut is_surely_none = false;
     loop {
-        // The look is let through only once a capture that has just begun can be seen.
-        hypervisor.observe(context.vm()).await?;
-        if !hypervisor.is_capturing(context.vm(), memory).await? {
+        let is_capturing = is_capturing(context, switch).await.map_err(Performed::unknown)?;
+        // One that waits for the end of somebody else's work on the VM begins a moment after it.
+        if !is_capturing && is_surely_none {
             return Ok(());
+        }
+        is_surely_none = !is_capturing;
+        // Once it is complete, what works on the VM is somebody else's.
+        let is_complete = || async { !matches!(context.host.images.memory_image(memory).await, Ok(None)) };
+        if is_capturing && is_cancelled(context) && !is_complete().await {
+            abort(context, memory).await;
         }
         tokio::select! {
             biased;
-            () = context.cancelled.cancelled(), if !is_aborted => {
-                is_aborted = true;
-                abort(context).await;
-            }
+            () = context.stopping.cancelled() => return Err(Performed::Interrupted),
             () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {}
         }
     }
 }
 
-async fn abort(context: &Context<'_>) {
-    if let Err(error) = context.host.hypervisor.abort_memory_capture(context.vm()).await {
-        let error: &dyn std::error::Error = &error;
-        tracing::warn!(error, "the capture of memory cannot be ended");
+async fn is_capturing(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
+    let hypervisor = &context.host.hypervisor;
+    // The question is let through only once a capture that has just begun can be seen. What libvirt believes of the disks
+    // is of no matter: it may not have noted the switch.
+    hypervisor.written_image(context.vm(), &switch.disks[0].target).await?;
+    hypervisor.is_capturing(context.vm()).await
+}
+
+/// In this attempt or an earlier one.
+fn is_cancelled(context: &Context<'_>) -> bool {
+    context.cancelled.is_cancelled() || context.operation.cancel_requested
+}
+
+async fn abort(context: &Context<'_>, memory: &Path) {
+    match context.host.hypervisor.abort_memory_capture(context.vm(), memory).await {
+        Ok(()) => {}
+        Err(error @ HostError::Refused { .. }) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::debug!(error, "the capture of memory cannot be ended yet");
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the capture of memory cannot be ended");
+        }
     }
 }
 
@@ -149,7 +210,7 @@ async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> 
 /// A capture that was ended because somebody cancelled did not fail: it was cancelled.
 fn failure(context: &Context<'_>, error: HostError) -> Failure {
     let mut failure = Failure::from(error);
-    if context.cancelled.is_cancelled() {
+    if is_cancelled(context) {
         failure.reason = Reason::Cancelled;
     }
     failure
@@ -162,25 +223,21 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
         others: switch.others.clone(),
         memory: switch.memory.clone(),
     };
-    if switch.memory.is_none() {
+    let Some(memory) = &switch.memory else {
         return hypervisor.switch_disks(context.vm(), &request).await;
-    }
-    let _slot = context.limits.captures.acquire().await;
+    };
     let mut capture = std::pin::pin!(hypervisor.switch_disks(context.vm(), &request));
-    let mut is_aborted = false;
     loop {
         tokio::select! {
             biased;
             result = &mut capture => return result,
-            () = context.cancelled.cancelled(), if !is_aborted => {
-                is_aborted = true;
-                abort(context).await;
-            }
-            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {
-                if let Ok(Some((done, total))) = hypervisor.memory_progress(context.vm()).await {
-                    context.reporter.progress(Phase::CaptureMemory, None, done, total);
-                }
-            }
+            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {}
+        }
+        if is_cancelled(context) {
+            // One that came too early has ended nothing.
+            abort(context, memory).await;
+        } else if let Ok(Some((done, total))) = hypervisor.memory_progress(context.vm()).await {
+            context.reporter.progress(Phase::CaptureMemory, None, done, total);
         }
     }
 }
@@ -188,21 +245,21 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
 async fn finish(
     context: &Context<'_>,
     switch: &SwitchDisks,
-    pauses: Pauses,
+    told: Told,
     mut findings: Vec<Finding>,
 ) -> Performed {
-    if let Err(error) = unnoted::mend_definition(context, switch).await {
+    // Before anything that may fail: its guest stands still.
+    if let Err(error) = restore_run_state(context, switch, told).await {
+        return Performed::unknown(error);
+    }
+    if let Err(error) = unnoted::mend_definition(context, switch, told).await {
         return Performed::unknown(error);
     }
     if let Some(path) = &switch.memory {
         let bytes = match context.host.images.memory_image(path).await {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => {
-                return Performed::unknown(HostError::BadImage {
-                    path: path.clone(),
-                    problem: "the disks are switched, but the memory image is not complete".to_owned(),
-                });
-            }
+            // libvirt removes what it has captured if anything fails after it.
+            Ok(None) => return Performed::gave_up(memory_is_lost(path)),
             Err(error) => return Performed::unknown(error),
         };
         if let Err(error) = context.host.images.sync(path).await {
@@ -210,10 +267,13 @@ async fn finish(
         }
         findings.push(Finding::Memory { bytes });
     }
-    match restore_run_state(context, switch, pauses).await {
-        Ok(()) => Performed::learned(findings),
-        Err(error) => Performed::unknown(error),
-    }
+    Performed::learned(findings)
+}
+
+fn memory_is_lost(path: &Path) -> HostError {
+    let problem = "the VM writes to its overlays, but the captured memory is not complete: something failed after it. Give \
+                   the operation up, and settle what 'vmsnap vm check' finds: nothing of the disks is lost";
+    HostError::BadImage { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// What all disks of the VM write to; of one that is off, will.

@@ -6,7 +6,7 @@ use crate::model::VmView;
 use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
-use super::pause::{Pauses, restore_run_state};
+use super::pause::{Told, restore_run_state};
 use super::switch::{may_be_saved_before_it, writes_to};
 use super::{Context, Performed, merge, quiesce, unnoted};
 
@@ -59,8 +59,8 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
             return back;
         }
     }
-    // Whether the switch was broken off is not known any more.
-    match restore_run_state(context, switch, Pauses::Any).await {
+    // What was told of the switch is not known any more.
+    match restore_run_state(context, switch, Told::Nothing).await {
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }

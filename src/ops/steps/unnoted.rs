@@ -12,6 +12,7 @@ use crate::model::vm::{DiskSource, LastWritten};
 use crate::model::{DiskTarget, Failure, ProcessId};
 use crate::plan::switch::{self, Next, Seen, Side, was_started_between};
 
+use super::pause::Told;
 use super::switch::targets;
 use super::{Context, Performed};
 
@@ -137,17 +138,23 @@ async fn look_at(context: &Context<'_>, disk: &PointedDisk, written: &WrittenIma
 
 /// libvirt may die between QEMU's switch and its own note of it. The next cold start would then boot the bases, and write
 /// to what snapshots refer to.
-pub(super) async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
+///
+/// Where it does not tell that all is done, what it says of the definition is not what is on its disk: it changes what it
+/// remembers first, and gives up if a file cannot be written (`qemuSnapshotDiskCreate`, `virDomainDefSave`).
+pub(super) async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks, told: Told) -> Result<()> {
     let view = context.host.hypervisor.observe(context.vm()).await?;
-    let is_behind = |disk: &PointedDisk| {
-        view.disk(&disk.target).is_some_and(|seen| {
-            matches!(&seen.source, DiskSource::Chain { persistent: Some(path), .. } if *path == disk.from.path)
-        })
+    let stored = |disk: &PointedDisk| match view.disk(&disk.target).map(|seen| &seen.source) {
+        Some(DiskSource::Chain { persistent, .. }) => persistent.clone(),
+        Some(DiskSource::Excluded(_) | DiskSource::Refused(_)) | None => None,
     };
-    if !switch.disks.iter().any(is_behind) {
+    let is_behind = switch.disks.iter().any(|disk| stored(disk).is_some_and(|path| path == disk.from.path));
+    let is_doubtful = told != Told::Done && switch.disks.iter().any(|disk| stored(disk).is_some());
+    if !is_behind && !is_doubtful {
         return Ok(());
     }
-    tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
+    if is_behind {
+        tracing::warn!(vm = %context.vm(), "the stored definition does not know of the switch: it is mended");
+    }
     let overlays = targets(&switch.disks, |disk| &disk.to);
     context.host.hypervisor.point_disks(context.vm(), &overlays).await
 }

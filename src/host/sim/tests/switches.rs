@@ -148,15 +148,15 @@ async fn capturing(notches: u32) -> (Bed, tokio::task::JoinHandle<Result<()>>) {
 #[tokio::test]
 async fn a_capture_keeps_the_vm_paused_until_it_ends() {
     let (bed, capture) = capturing(4).await;
-    assert!(bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
+    assert!(bed.sim.is_capturing(bed.vm).await.unwrap());
     assert_eq!(bed.sim.run_state(bed.vm), Some(RunState::Paused(PauseReason::Snapshot)));
     assert_eq!(bed.chain("vda").await, paths(&[VDA]), "until then it is on its old disks");
     assert_eq!(bed.sim.memory_image(Path::new("/m")).await.unwrap(), None);
     assert!(!capture.is_finished());
     let total = 256 << 20;
     assert_eq!(bed.sim.memory_progress(bed.vm).await.unwrap(), Some((total / 2, total)));
-    assert!(bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
-    assert!(!bed.sim.is_capturing(bed.vm, Path::new("/m")).await.unwrap());
+    assert!(bed.sim.is_capturing(bed.vm).await.unwrap());
+    assert!(!bed.sim.is_capturing(bed.vm).await.unwrap());
     capture.await.unwrap().unwrap();
     assert_eq!(bed.view().await.run_state, RunState::Running);
     assert_eq!(bed.chain("vda").await, paths(&["/a", VDA]));
@@ -166,12 +166,12 @@ async fn a_capture_keeps_the_vm_paused_until_it_ends() {
 #[tokio::test]
 async fn a_capture_that_is_broken_off() {
     let (bed, capture) = capturing(9).await;
-    bed.sim.abort_memory_capture(bed.vm).await.unwrap();
+    bed.sim.abort_memory_capture(bed.vm, Path::new("/m")).await.unwrap();
     assert_eq!(kind(&capture.await.unwrap()), "refused");
     assert_eq!(bed.view().await.run_state, RunState::Running);
     assert_eq!(bed.chain("vda").await, paths(&[VDA]));
     assert!(!bed.sim.files().contains(&PathBuf::from("/m")));
-    assert_eq!(kind(&bed.sim.abort_memory_capture(bed.vm).await), "refused");
+    assert_eq!(kind(&bed.sim.abort_memory_capture(bed.vm, Path::new("/m")).await), "refused");
 
     let (bed, capture) = capturing(9).await;
     bed.sim.someone_stops(bed.vm);

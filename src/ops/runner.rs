@@ -82,6 +82,10 @@ impl Runner {
                 return false;
             }
             let Some(turn) = self.operation.cursor.turn() else { return true };
+            if !self.is_linked() {
+                // What the last turn has learned is not to wait for the hypervisor.
+                self.save().await;
+            }
             if !self.wait_for_link().await || !self.save().await {
                 return false;
             }
@@ -243,6 +247,10 @@ impl Runner {
             result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
             () = self.engine.0.stopping.cancelled(), if !holds_freeze => false,
         }
+    }
+
+    fn is_linked(&self) -> bool {
+        *self.engine.0.host.hypervisor.link().borrow() == Link::Up
     }
 
     /// Makes the operation durable and shows it. If that fails it is tried again: nothing is done before. False if the

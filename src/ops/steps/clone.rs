@@ -12,7 +12,7 @@ use crate::model::vm::{Format, RunState};
 use crate::model::{DiskTarget, Failure, Reason, VmId};
 
 use super::super::board::Phase;
-use super::power::{is_up, settle};
+use super::power::{COMES_UP, is_up, settle};
 use super::{Context, Performed, images, make_so};
 
 /// How often it is looked whether a process that was killed has gone, and how long after each other.
@@ -186,7 +186,7 @@ pub(super) async fn start(context: &Context<'_>, vm: VmId, paused: bool) -> Perf
         }
         Ok(true)
     };
-    settle(context, vm).await;
+    settle(context, vm, COMES_UP).await;
     make_so(is_started, || hypervisor.start(vm, &StartFrom::Disks, paused)).await
 }
 

@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use crate::host::{Definition, HostError, Result, StartFrom};
 use crate::model::step::{ImageRef, PointedDisk, Start};
-use crate::model::vm::{DiskSource, RunState};
+use crate::model::vm::{DiskSource, LastWritten, RunState};
 use crate::model::{DiskTarget, VmId, VmView};
 
 use super::switch::{targets, writes_to};
 use super::{Context, Performed, make_so};
 
 /// How long a start that somebody else has begun may take: as long as libvirt itself waits for QEMU's monitor, and more.
-const COMES_UP: Duration = Duration::from_secs(60);
+pub(super) const COMES_UP: Duration = Duration::from_secs(60);
+
+/// The same with memory that is restored. libvirt knows no end of it, other than its own.
+const IS_RESTORED: Duration = Duration::from_secs(30 * 60);
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
@@ -36,12 +41,12 @@ pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Perform
     let hypervisor = &context.host.hypervisor;
     let is_up = || async { is_up(hypervisor.observe(context.vm()).await?.run_state) };
     let paused = matches!(was, RunState::Paused(_));
-    settle(context, context.vm()).await;
+    settle(context, context.vm(), COMES_UP).await;
     make_so(is_up, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await
 }
 
 /// Waits while somebody who has died since lets a VM come up: the hypervisor goes on with that, or ends it.
-pub(super) async fn settle(context: &Context<'_>, vm: VmId) {
+pub(super) async fn settle(context: &Context<'_>, vm: VmId, patience: Duration) {
     let hypervisor = &context.host.hypervisor;
     let mut events = hypervisor.events();
     let settled = async {
@@ -56,7 +61,7 @@ pub(super) async fn settle(context: &Context<'_>, vm: VmId) {
         }
     };
     // One that does not come up is told by whoever looks next.
-    let _ = tokio::time::timeout(COMES_UP, settled).await;
+    let _ = tokio::time::timeout(patience, settled).await;
 }
 
 /// Whether a VM that is to be started has come up. One that is on its way may still end: it is looked at again.
@@ -90,15 +95,64 @@ fn names_all(view: &VmView, disks: &[(DiskTarget, ImageRef)]) -> bool {
     })
 }
 
-/// The VM is live, writes to the right images, and runs or stands still as it should.
+/// The VM is live, writes to the right images, and runs or stands still as it should; or it was, and has ended since.
+///
+/// Once its guest has written to them the images are no more what the memory belongs to, and hold what nobody else has: the
+/// memory is not restored over them, and nothing turns back.
 pub(super) async fn start(context: &Context<'_>, start: &Start) -> Performed {
     let how = match start_from(context, start).await {
         Ok(how) => how,
         Err(performed) => return performed,
     };
     let hypervisor = &context.host.hypervisor;
-    settle(context, context.vm()).await;
-    make_so(|| is_started(context, start), || hypervisor.start(context.vm(), &how, start.paused)).await
+    let from_memory = start.from_memory.is_some();
+    // Whatever else it is between two states for is not waited for so long again and again.
+    let is_first = context.operation.cursor.attempts == 0;
+    settle(context, context.vm(), if from_memory && is_first { IS_RESTORED } else { COMES_UP }).await;
+    // Somebody else may have started it, too, since it was pointed at the images.
+    if !context.is_fresh || from_memory {
+        match has_run(context, start).await {
+            Ok(Run::Ended) => return has_ended(context),
+            Ok(Run::Never | Run::IsUp) => {}
+            Err(error) => return Performed::unknown(error),
+        }
+    }
+    let performed =
+        make_so(|| is_started(context, start), || hypervisor.start(context.vm(), &how, start.paused)).await;
+    if performed.is_done() {
+        return performed;
+    }
+    match has_run(context, start).await {
+        Ok(Run::Never) => performed,
+        Ok(Run::Ended) => has_ended(context),
+        // Somebody has started it meanwhile: the next look tells what it writes to.
+        Ok(Run::IsUp) => Performed::unknown(HostError::Busy("the VM was started meanwhile".into())),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+fn has_ended(context: &Context<'_>) -> Performed {
+    tracing::warn!(vm = %context.vm(), "the VM was started, and has ended since");
+    Performed::done()
+}
+
+/// What became of a VM that was to be started.
+enum Run {
+    /// It is off, and nothing was written to its images: they were made for it, and empty.
+    Never,
+    /// It is not off.
+    IsUp,
+    /// It is off, and has written to its images.
+    Ended,
+}
+
+async fn has_run(context: &Context<'_>, start: &Start) -> Result<Run> {
+    if context.host.hypervisor.observe(context.vm()).await?.run_state != RunState::Off {
+        return Ok(Run::IsUp);
+    }
+    let images = start.disks.iter().map(|disk| context.host.images.last_written(&disk.to));
+    let is_written = try_join_all(images).await?.into_iter().any(|written| written != LastWritten::Never);
+    Ok(if is_written { Run::Ended } else { Run::Never })
 }
 
 async fn start_from(context: &Context<'_>, start: &Start) -> std::result::Result<StartFrom, Performed> {

@@ -188,6 +188,15 @@ impl Cursor {
         true
     }
 
+    /// Stops where it stands, until a person decides. Nothing if it has ended, or is stuck already.
+    pub fn hold(&mut self) {
+        match self.state {
+            State::Running { at } => self.enter(State::Stuck { at, direction: Direction::Forward }),
+            State::Undoing { at } => self.enter(State::Stuck { at, direction: Direction::Back }),
+            State::Succeeded | State::Failed | State::Stuck { .. } => {}
+        }
+    }
+
     /// Ends a stuck operation where it stands. Nothing is done or undone any more. True if it was stuck.
     pub fn abandon(&mut self) -> bool {
         let is_stuck = matches!(self.state, State::Stuck { .. });

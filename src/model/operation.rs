@@ -84,6 +84,15 @@ impl Operation {
         }
     }
 
+    /// Stops where it stands: nothing of it is done or undone any more before a person has decided.
+    pub fn hold(&mut self, why: Failure) {
+        match self.failure {
+            Some(_) => self.later_failure = Some(why),
+            None => self.failure = Some(why),
+        }
+        self.cursor.hold();
+    }
+
     /// Layers of a tree with images that it writes to, whether it comes through with it or not.
     #[must_use]
     pub fn written_layers(&self, tree: &LayerTree) -> BTreeSet<LayerId> {

@@ -1,8 +1,8 @@
 //! Backups: copies of the catalog, taken while it is in use.
 //!
-//! Decides what a backup is called, and that it is whole before it has its name. The copy is read over a connection of its
-//! own, on a thread of its own: in WAL mode a reader holds nobody up, and sees one moment (SQLite documentation,
-//! "Write-Ahead Logging"). How many are kept is the caller's to say.
+//! Decides what a backup is called, that it is whole before it has its name, and that nothing in it goes on by itself. The
+//! copy is read over a connection of its own, on a thread of its own: in WAL mode a reader holds nobody up, and sees one
+//! moment (SQLite documentation, "Write-Ahead Logging"). How many are kept is the caller's to say.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,13 +17,17 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, schema};
+use super::{Result, Store, StoreError, event, journal, schema};
+use crate::model::Failure;
+use crate::model::event::of_operation;
+use crate::model::operation::Reason;
 
 /// The directory, beside the catalog.
 const DIRECTORY: &str = "backup";
 
 /// What a backup has at its end while it is written: a crash leaves it, the next backup removes it.
-const UNFINISHED: &str = "part";
+const UNFINISHED: [&str; 2] = [PART, ".part-journal"];
+const PART: &str = ".part";
 
 /// A catalog of 100,000 snapshots is copied in seconds; a disk that takes longer than this is none to wait for.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -113,7 +117,8 @@ fn is_backup(path: &Path) -> bool {
 }
 
 fn is_unfinished(path: &Path) -> bool {
-    is_backup(&path.with_extension("")) && path.extension().is_some_and(|extension| extension == UNFINISHED)
+    let name = path.to_string_lossy();
+    UNFINISHED.iter().any(|end| name.strip_suffix(end).is_some_and(|name| is_backup(Path::new(name))))
 }
 
 fn still_there(path: PathBuf) -> Option<Backup> {
@@ -129,7 +134,7 @@ fn write(catalog: &Path, path: &Path) -> Result<Backup> {
     let files = list(directory).map_err(failed)?;
     files.iter().filter(|file| is_unfinished(file)).for_each(|file| drop(fs::remove_file(file)));
 
-    let unfinished = PathBuf::from(format!("{}.{UNFINISHED}", path.display()));
+    let unfinished = PathBuf::from(format!("{}{PART}", path.display()));
     let finished = fill(catalog, &unfinished)
         .and_then(|bytes| fs::rename(&unfinished, path).map(|()| bytes))
         .and_then(|bytes| File::open(directory)?.sync_all().map(|()| bytes));
@@ -149,10 +154,33 @@ fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
     let name = unfinished.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
     within_deadline(&connection, || connection.execute("VACUUM INTO ?", [name]))?;
     file.sync_all()?;
-    let copy = Connection::open_with_flags(unfinished, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sqlite)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let mut copy = Connection::open_with_flags(unfinished, flags).map_err(sqlite)?;
     // A backup that nobody could open is none.
     schema::check(&copy).map_err(io::Error::other)?;
+    hold_operations(&mut copy).map_err(io::Error::other)?;
+    drop(copy);
+    file.sync_all()?;
     Ok(file.metadata()?.len())
+}
+
+/// Whoever puts the copy in place does so when the images have moved on: what is under way now has ended by then, or was left
+/// half way. Carried on with from here it would stop a VM, or let one write to what snapshots refer to.
+fn hold_operations(copy: &mut Connection) -> Result<()> {
+    let transaction = copy.transaction()?;
+    for mut operation in journal::read_open(&transaction)? {
+        let before = operation.clone();
+        operation.hold(Failure {
+            reason: Reason::VmChanged,
+            message: "the catalog was put back from a backup that was made while this was under way; by now it may have \
+                      ended, and its images may be used otherwise. Give it up, and look at what 'vmsnap vm check' finds"
+                .to_owned(),
+            causes: Vec::new(),
+        });
+        event::insert_all(&transaction, of_operation(Some(&before), &operation))?;
+        journal::write(&transaction, &operation)?;
+    }
+    Ok(transaction.commit()?)
 }
 
 /// Lets SQLite break off what takes too long.

@@ -96,13 +96,7 @@ impl Store {
 
     /// The operations that have not ended, oldest first.
     pub async fn open_operations(&self) -> Result<Vec<Operation>> {
-        self.transact(|transaction| {
-            let mut statement =
-                transaction.prepare("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
-            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            rows.map(|row| parsed(&row?)).collect()
-        })
-        .await
+        self.transact(read_open).await
     }
 
     /// Operations, newest first: of a VM or of all, at most `limit`, older than `before`. With the number there are.
@@ -144,6 +138,13 @@ fn begun_before(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Resu
     }
 }
 
+/// See [`Store::open_operations`].
+pub(super) fn read_open(transaction: &Transaction<'_>) -> Result<Vec<Operation>> {
+    let mut statement = transaction.prepare("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    rows.map(|row| parsed(&row?)).collect()
+}
+
 fn read(transaction: &Transaction<'_>, id: OperationId) -> Result<Option<Operation>> {
     let body: Option<String> = transaction
         .query_row("SELECT body FROM operation WHERE id = ?", [id.to_string()], |row| row.get(0))
@@ -161,7 +162,7 @@ pub(super) fn parsed(body: &str) -> Result<Operation> {
     Err(StoreError::Malformed { what: "operation", cause })
 }
 
-fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
+pub(super) fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
     transaction.execute(
         "INSERT INTO operation (id, vm, snapshot, is_open, created_at, body) VALUES (?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, body = excluded.body",

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::model::cursor::Direction as Way;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -55,6 +56,38 @@ async fn a_copy_is_one_moment_of_a_catalog_that_is_written_to() {
         last = held.len();
     }
     assert_eq!(last, 60, "the last copy has all");
+}
+
+/// By the time that somebody puts it in place the images have moved on.
+#[tokio::test]
+async fn nothing_in_a_copy_goes_on_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("catalog.db")).unwrap();
+    let (forward, mut back) = (operation(1), operation(2));
+    back.steps = vec![Step::Thaw, Step::Thaw];
+    back.cursor = Cursor::start(2, 1).unwrap();
+    back.record(Turn::Ensure(0), Outcome::Unknown, Vec::new(), None);
+    assert!(matches!(back.cursor.state, OperationState::Undoing { .. }), "{back:?}");
+    for open in [&forward, &back] {
+        store.begin(open.clone(), None, Reservation::None).await.unwrap();
+        store.save(open.clone()).await.unwrap();
+    }
+    let copy = store.back_up(None, 10, at(1)).await.unwrap();
+    let elsewhere = directory.path().join("put-back.db");
+    fs::copy(&copy.path, &elsewhere).unwrap();
+    let held = Store::open(&elsewhere).unwrap().open_operations().await.unwrap();
+    let state = |at: usize| &held[at].cursor.state;
+    assert_eq!(*state(0), OperationState::Stuck { at: 0, direction: Way::Forward });
+    assert_eq!(*state(1), OperationState::Stuck { at: 0, direction: Way::Back });
+    for operation in &held {
+        let told = operation.later_failure.as_ref().or(operation.failure.as_ref()).unwrap();
+        assert!(told.message.contains("put back from a backup"), "{told:?}");
+    }
+    assert_eq!(
+        store.open_operations().await.unwrap(),
+        [forward, back],
+        "the catalog itself knows nothing of it"
+    );
 }
 
 #[tokio::test]

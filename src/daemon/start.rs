@@ -289,7 +289,6 @@ pub(super) fn places(config: &Config) -> Places {
 }
 
 fn settings(config: &Config) -> Result<Settings, StartError> {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::System)?;
     Ok(Settings {
         places: places(config),
         live_pulls: config.live_pulls,
@@ -297,8 +296,14 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
         merge_policy: config.merge_policy(),
         concurrent_captures: config.concurrent_captures,
         backups: config.catalog_backups,
-        boot_id: boot_id.trim().to_owned(),
+        boot_id: boot_id()?,
     })
+}
+
+/// This boot of the node.
+pub(super) fn boot_id() -> Result<String, StartError> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(StartError::System)?;
+    Ok(boot_id.trim().to_owned())
 }
 
 /// Memory images hold the secrets of guests: nobody else looks in.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::config::Config;
 use super::lock;
-use super::start::{StartError, libvirt_host, open_catalog};
+use super::start::{StartError, boot_id, libvirt_host, open_catalog};
 use crate::host::{Host, Link};
 use crate::model::VmId;
 use crate::ops::{free_guests, thaw_guests};
@@ -36,12 +36,13 @@ pub(super) fn run(config: &Config) -> Result<(), StartError> {
 async fn thaw(config: &Config, store: &Store) -> Result<(), StartError> {
     let leases = store.leases().await.map_err(|error| StartError::Thaw(error.into()))?;
     let throttles = store.throttles().await.map_err(|error| StartError::Thaw(error.into()))?;
-    if throttles.is_empty() && leases.iter().all(|lease| lease.is_thawed) {
+    let boot = boot_id()?;
+    if throttles.is_empty() && leases.iter().all(|lease| lease.is_thawed || lease.boot_id != boot) {
         return Ok(());
     }
     let host = libvirt_host(config)?;
     let is_up = is_linked(&host).await;
-    let unproven = thaw_guests(&host, store).await.map_err(StartError::Thaw)?;
+    let unproven = thaw_guests(&host, store, &boot).await.map_err(StartError::Thaw)?;
     let slowed = free_guests(&host, store).await.map_err(StartError::Thaw)?;
     if unproven.is_empty() {
         return if slowed.is_empty() {

@@ -15,9 +15,12 @@ use super::{Engine, Result};
 
 /// Thaws the guests that a daemon which is gone has left frozen. That they are is noted, and the next start goes on with
 /// what froze them. Gives the VMs whose guests do not say that they are thawed.
-pub async fn thaw_guests(host: &Host, store: &Store) -> Result<Vec<VmId>> {
+///
+/// A freeze did not survive an earlier boot of the node, other than `boot_id`: a guest that is frozen now is somebody else's.
+pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Vec<VmId>> {
     let mut unproven = Vec::new();
-    for lease in store.leases().await?.into_iter().filter(|lease| !lease.is_thawed) {
+    let is_frozen = |lease: &FreezeLease| !lease.is_thawed && lease.boot_id == boot_id;
+    for lease in store.leases().await?.into_iter().filter(is_frozen) {
         match prove_thaw(host, lease.vm).await {
             Ok(Thawed::Proven { file_systems }) => {
                 tracing::warn!(vm = %lease.vm, file_systems, "the guest is thawed");
@@ -59,7 +62,8 @@ impl Engine {
                 }
             })
             .collect();
-        for lease in leases.iter().filter(|lease| !lease.is_thawed) {
+        let is_frozen = |lease: &&FreezeLease| !lease.is_thawed && self.is_of_this_boot(lease);
+        for lease in leases.iter().filter(is_frozen) {
             // Whatever becomes of the tasks below, the dead-man goes on with it.
             self.0.dead_man.arm(lease.vm, Duration::ZERO);
         }
@@ -121,7 +125,7 @@ impl Engine {
 
     /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.
     async fn honour(&self, lease: &FreezeLease) -> bool {
-        if lease.is_thawed {
+        if lease.is_thawed || !self.is_of_this_boot(lease) {
             // If this fails, it is found once more by the next start.
             return self.0.store.clear_lease(lease.vm).await.is_ok();
         }
@@ -135,5 +139,9 @@ impl Engine {
             self.0.dead_man.disarm(lease.vm);
         }
         is_proven
+    }
+
+    fn is_of_this_boot(&self, lease: &FreezeLease) -> bool {
+        lease.boot_id == self.0.limits.boot_id
     }
 }

@@ -5,8 +5,14 @@ use std::time::Duration;
 use vmsnap::host::sim::{AgentBehaviour, Method};
 use vmsnap::ops::thaw_guests;
 use vmsnap::proto::v1;
+use vmsnap::store::FreezeLease;
 
 use super::node::Node;
+
+/// This boot of the node.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+}
 
 /// A node whose daemon died while it had the guest frozen, with the operation.
 async fn frozen() -> (Node, String) {
@@ -23,13 +29,13 @@ async fn frozen() -> (Node, String) {
 async fn no_guest_stays_frozen_while_the_daemon_is_gone() {
     let (mut node, operation) = frozen().await;
     let host = node.sim.host();
-    assert_eq!(thaw_guests(&host, node.store()).await.unwrap(), []);
+    assert_eq!(thaw_guests(&host, node.store(), &boot()).await.unwrap(), []);
     assert!(!node.sim.is_guest_frozen(node.vm));
     node.write(1, 10);
 
     // Somebody else freezes it meanwhile: that is theirs to thaw, for this program and for the daemon.
     host.agent.freeze(node.vm, &[], Duration::from_secs(5)).await.unwrap();
-    assert_eq!(thaw_guests(&host, node.store()).await.unwrap(), []);
+    assert_eq!(thaw_guests(&host, node.store(), &boot()).await.unwrap(), []);
     assert!(node.sim.is_guest_frozen(node.vm));
     node.restart();
     let ended = node.end_of(&operation).await;
@@ -42,12 +48,29 @@ async fn no_guest_stays_frozen_while_the_daemon_is_gone() {
     assert_eq!(node.store().leases().await.unwrap(), [], "it is settled");
 }
 
+/// What is frozen after a boot of the node was frozen by somebody else: the guest that we had frozen is gone.
+#[tokio::test]
+async fn a_freeze_of_an_earlier_boot_is_over() {
+    let (mut node, operation) = frozen().await;
+    let lease = node.store().leases().await.unwrap().remove(0);
+    let lease = FreezeLease { boot_id: "an earlier one".to_owned(), ..lease };
+    node.store().put_lease(lease).await.unwrap();
+    assert_eq!(thaw_guests(&node.sim.host(), node.store(), &boot()).await.unwrap(), []);
+    assert!(node.sim.is_guest_frozen(node.vm));
+    node.restart();
+    let ended = node.end_of(&operation).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert!(node.sim.is_guest_frozen(node.vm), "it is still theirs");
+    assert_eq!(node.snapshot("one").await.consistency(), v1::Consistency::Crash);
+    assert_eq!(node.store().leases().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn a_guest_that_does_not_answer_is_told_and_tried_again() {
     let (mut node, operation) = frozen().await;
     node.sim.set_agent(node.vm, AgentBehaviour::Hangs);
     let vm = node.vm;
-    assert_eq!(thaw_guests(&node.sim.host(), node.store()).await.unwrap(), [vm]);
+    assert_eq!(thaw_guests(&node.sim.host(), node.store(), &boot()).await.unwrap(), [vm]);
     assert!(node.sim.is_guest_frozen(vm));
     node.sim.set_agent(node.vm, AgentBehaviour::Obeys);
     node.restart();

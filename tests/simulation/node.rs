@@ -297,7 +297,8 @@ impl Node {
     fn thaw_as_systemd_does(&mut self) {
         let runtime = runtime();
         let (host, store) = (self.host(), self.store.clone());
-        let thawing = runtime.spawn(async move { thaw_guests(&host, &store).await.map(|vms| vms.len()) });
+        let thawing = runtime
+            .spawn(async move { thaw_guests(&host, &store, &settings().boot_id).await.map(|vms| vms.len()) });
         let thawed = runtime.block_on(async {
             while !thawing.is_finished() {
                 pass_time().await;

@@ -197,7 +197,26 @@ fn what_somebody_does_is_told_and_settled() {
     guest.virsh("blockjob", &["vdb", "--abort"]);
     check(&[]);
 
+    // The next cold start would boot what a snapshot holds.
+    let boots = |other: &Path, image: &Path| {
+        let definition = guest.directory().join("changed.xml");
+        let told = guest.virsh("dumpxml", &["--inactive"]);
+        let [other, image] = [other, image].map(|path| path.display().to_string());
+        std::fs::write(&definition, told.replace(&other, &image)).unwrap();
+        bed::virsh::run(&["define", &definition.display().to_string()]);
+    };
+    boots(active, held);
+    check(&[("DEFINITION_DIFFERS", true)]);
+    boots(held, active);
+    check(&[]);
+
     guest.shutdown();
+    let whole = std::fs::read(held).unwrap();
+    std::fs::File::options().write(true).open(held).unwrap().set_len(whole.len() as u64 / 2).unwrap();
+    check(&[("IMAGE_CHANGED", false)]);
+    std::fs::write(held, whole).unwrap();
+    check(&[]);
+
     let aside = guest.directory().join("aside.qcow2");
     std::fs::rename(held, &aside).unwrap();
     check(&[("IMAGE_MISSING", true)]);

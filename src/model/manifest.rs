@@ -276,6 +276,22 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        /// A checksum keeps accidents away, not those who can count it.
+        #[test]
+        fn any_content_is_refused_or_read_again(content in crate::mutation::bytes([
+            serde_json::to_vec(&manifest()).unwrap(),
+        ])) {
+            let heading = Heading { vmsnap_manifest: VERSION, sha256: checksum(&content) };
+            let bytes = [serde_json::to_vec(&heading).unwrap(), content].join(&b'\n');
+            if let Ok(told) = Manifest::decode(&bytes) {
+                proptest::prop_assert_eq!(Manifest::decode(&told.encode().unwrap()).unwrap(), told);
+            }
+        }
+    }
+
     /// What a later program adds.
     #[test]
     fn what_is_not_known_is_passed_over() {

@@ -128,6 +128,21 @@ impl Node {
         self.libvirtd.take().expect("libvirtd runs").wait().expect("a child can be waited for");
     }
 
+    /// Ends the VMs as a crash of the node would, and forgets what does not outlive it: libvirtd, which is dead, finds them off
+    /// when it is started.
+    #[track_caller]
+    pub fn end_all(vms: &[String]) {
+        for vm in vms {
+            if let Some(process) = Self::qemu(vm) {
+                end(process);
+                wait_until("QEMU has ended", ANSWER, || has_ended(process));
+            }
+            for file in ["pid", "xml"] {
+                let _ = fs::remove_file(format!("{RUN}/{vm}.{file}"));
+            }
+        }
+    }
+
     /// Starts libvirtd and waits until it answers.
     #[track_caller]
     pub fn start_libvirtd(&mut self) {
@@ -208,6 +223,12 @@ impl Drop for Filler {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Whether nothing of it runs any more. What is left of it may wait for its parent.
+fn has_ended(process: u32) -> bool {
+    let told = fs::read_to_string(format!("/proc/{process}/stat"));
+    told.map_or(true, |told| told.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
 /// Ends a process at once.

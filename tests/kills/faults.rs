@@ -34,6 +34,8 @@ pub enum Fault {
     LibvirtdThenQemu,
     /// vmsnapd and libvirtd at once.
     Both,
+    /// All that runs, and what libvirt keeps of it while the node is up: it boots again.
+    Machine,
     ImagesFull,
     MemoryFull,
     StateFull,
@@ -42,10 +44,11 @@ pub enum Fault {
 }
 
 /// Every kind of round once. Those that leave vmsnapd alone stand together: its life is to be a long one.
-pub const ALL: [Fault; 13] = [
+pub const ALL: [Fault; 14] = [
     Fault::Daemon,
     Fault::DaemonAtStep,
     Fault::Both,
+    Fault::Machine,
     Fault::None,
     Fault::LibvirtdAtStep,
     Fault::LibvirtdThenQemu,
@@ -59,13 +62,13 @@ pub const ALL: [Fault; 13] = [
 ];
 
 /// Those that leave vmsnapd alone.
-pub const SPARING: &[Fault] = ALL.split_at(3).1;
+pub const SPARING: &[Fault] = ALL.split_at(4).1;
 
 /// What a test run has time for.
 pub const SOME: [Fault; 9] = [
     Fault::Daemon,
     Fault::DaemonAtStep,
-    Fault::Both,
+    Fault::Machine,
     Fault::LibvirtdAtStep,
     Fault::LibvirtdThenQemu,
     Fault::QemuAtStep,
@@ -86,6 +89,7 @@ impl Fault {
             Self::Qemu => "QEMU killed at random",
             Self::QemuAtStep => "QEMU killed at a step",
             Self::Both => "vmsnapd and libvirtd killed",
+            Self::Machine => "vmsnapd, libvirtd and all of QEMU killed",
             Self::ImagesFull => "no room for images",
             Self::MemoryFull => "no room for memory",
             Self::StateFull => "no room for state",
@@ -99,7 +103,7 @@ impl Fault {
             Self::None | Self::GuestAgent => (0, 0),
             Self::Daemon | Self::DaemonAtStep => (12, 3),
             Self::LibvirtdAtStep | Self::LibvirtdThenQemu | Self::QemuAtStep => (8, 2),
-            Self::Libvirtd | Self::Qemu | Self::Both => (5, 2),
+            Self::Libvirtd | Self::Qemu | Self::Both | Self::Machine => (5, 2),
             Self::ImagesFull | Self::MemoryFull | Self::StateFull => (3, 1),
         };
         if is_long { long } else { short }
@@ -109,8 +113,10 @@ impl Fault {
     pub fn weather(self) -> Weather {
         let weather = Weather::default();
         let is_full = matches!(self, Self::ImagesFull | Self::MemoryFull | Self::StateFull);
-        let kills_qemu = matches!(self, Self::Qemu | Self::QemuAtStep | Self::LibvirtdThenQemu);
+        let kills_qemu =
+            matches!(self, Self::Qemu | Self::QemuAtStep | Self::LibvirtdThenQemu | Self::Machine);
         weather.vms_die.store(kills_qemu, Ordering::SeqCst);
+        // A node that boots again has no VM that runs, and so none that libvirt could know wrongly.
         let forgets =
             matches!(self, Self::Libvirtd | Self::LibvirtdAtStep | Self::LibvirtdThenQemu | Self::Both);
         weather.forgets.store(forgets, Ordering::SeqCst);
@@ -223,11 +229,15 @@ impl Stage<'_> {
                 self.watch.aim(fault.name(), Victim::Qemu);
                 self.watch.struck(STEP)
             }
-            Fault::Both => {
+            Fault::Both | Fault::Machine => {
                 self.pause(100, 2000);
                 let open = self.kill_daemon();
                 self.node.kill_libvirtd();
-                if self.dice.roll(2) == 0 {
+                if fault == Fault::Machine {
+                    Node::end_all(&self.vms);
+                }
+                // Who starts a VM before the daemon has looked may start it on what libvirt had not noted.
+                if fault == Fault::Both && self.dice.roll(2) == 0 {
                     self.node.start_libvirtd();
                     self.start_daemon();
                 } else {

@@ -281,7 +281,7 @@ impl<'a> Field<'a> {
             self.directories().iter().flat_map(|directory| verify::ours(directory)).collect();
         assert!(left.is_empty(), "nothing needs these: {left:?}");
         self.figures.assert_flat();
-        self.figures.summary(&self.outcomes())
+        self.figures.summary(&self.outcomes(), true)
     }
 
     /// By what was asked for and how it ended.
@@ -312,7 +312,7 @@ impl Drop for Field<'_> {
         for file in &files {
             let _ = std::fs::copy(file, kept.join(file.file_name().unwrap_or_default()));
         }
-        let summary = self.figures.summary(&self.outcomes());
+        let summary = self.figures.summary(&self.outcomes(), false);
         #[allow(clippy::print_stderr, reason = "it is what is left of a run that failed")]
         {
             eprintln!("until then:\n{summary}\nlogs and the catalog are kept in {}", kept.display());

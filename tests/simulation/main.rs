@@ -1,5 +1,5 @@
 //! Whole nodes under everything at once, by the thousand: several VMs, clients that ask at the same time, guests that write,
-//! people who meddle, calls that fail or lie or come late, events that are late or lost, a daemon that dies at any turn
+//! people who meddle, calls that fail or lie or come late, events that are late, a daemon that dies at any turn
 //! and in the middle of any call. While all of it goes on, and after each crash, everything reads what it must.
 //!
 //! A node is made from a number, its seed, and is the same each time: a failure names the seed, and

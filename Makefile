@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories faults soak mutants fuzz kills bench install clean
+.PHONY: all build demo test check histories faults soak mutants fuzz flat kills bench install clean
 
 all: build
 
@@ -68,6 +68,10 @@ mutants:
 FUZZ ?= 20000
 fuzz:
 	PROPTEST_CASES=$(FUZZ) $(CARGO) test --lib -- any_ fuzz
+
+# Whether the heap grows with what was done: tests/flat.rs.
+flat:
+	$(CARGO) test --test flat -- --ignored --nocapture
 
 # The kills of tests/kills on real guests, for so many minutes. It ends with a summary of what was done and what came of it.
 MINUTES ?= 60

@@ -6,7 +6,7 @@ use vmsnap::proto::v1;
 
 use super::node::{Node, assert_refused, create, delete, disks};
 
-async fn cancel(node: &Node, id: &str) -> Result<v1::Operation, tonic::Status> {
+pub async fn cancel(node: &Node, id: &str) -> Result<v1::Operation, tonic::Status> {
     let request = v1::CancelOperationRequest { operation_id: id.to_owned(), ..Default::default() };
     node.operations().cancel_operation(request).await.map(|answer| answer.into_inner().operation.unwrap())
 }
@@ -36,49 +36,6 @@ async fn a_create_is_cancelled_before_the_switch() {
     assert_eq!(node.images(), files, "nothing is left over");
     assert!(!node.sim.is_guest_frozen(node.vm));
     assert!(node.names().await.is_empty());
-}
-
-#[tokio::test]
-async fn a_capture_of_memory_is_cancelled() {
-    let sim = SimHost::new();
-    let vm = sim.vm("web").disks(1).slow_capture(1_000_000).build();
-    let node = Node::start_with(sim, vm);
-    let files = node.images();
-    let hold = node.hold(Method::MemoryProgress);
-    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
-    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
-    hold.release();
-    cancel(&node, &begun.id).await.unwrap();
-    let ended = node.end_of(&begun.id).await;
-    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
-    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
-    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running), "the guest runs on");
-    assert_eq!(node.images(), files, "nothing is left over");
-}
-
-/// The hypervisor captures on when the daemon dies. Asked once more, it would do it all again after that: a snapshot over
-/// disks that lie on the overlays already.
-#[tokio::test]
-async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
-    let sim = SimHost::new();
-    let vm = sim.vm("web").disks(2).slow_capture(12).build();
-    let mut node = Node::start_with(sim, vm);
-    let hold = node.hold(Method::MemoryProgress);
-    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
-    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
-    node.crash();
-    node.sim.reset_script();
-    node.restart();
-    let ended = node.end_of(&begun.id).await;
-    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
-    let of_all = node.sim.calls();
-    let switches = of_all.iter().filter(|call| call.method == Method::SwitchDisks).count();
-    assert_eq!(switches, 0, "since the restart");
-    assert_eq!(node.sim.violations(), Vec::<String>::new());
-    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running));
-    assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
 }
 
 #[tokio::test]

@@ -1,0 +1,124 @@
+//! Captures of memory: cancelled, waiting for their turn, going on over a death of the daemon.
+
+use vmsnap::host::sim::{Method, SimHost};
+use vmsnap::model::{RunState, VmId};
+use vmsnap::proto::v1;
+
+use super::node::{Node, create};
+use super::stuck::cancel;
+
+/// The step that captures, of a VM with one disk: its reservation, an overlay and the memory image come first.
+const CAPTURE: u32 = 3;
+
+async fn begin(node: &Node, vm: &str) -> v1::Operation {
+    let request = v1::CreateSnapshotRequest { memory: true, ..create(vm, "one") };
+    node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap()
+}
+
+/// A node with as many captures under way as there may be, and one more that waits for its turn.
+struct Crowd {
+    node: Node,
+    vm: VmId,
+    under_way: [String; 2],
+    waits: String,
+}
+
+impl Crowd {
+    async fn gather() -> Self {
+        let sim = SimHost::new();
+        let others = ["a", "b"].map(|name| sim.vm(name).disks(1).slow_capture(1_000_000).build());
+        let vm = sim.vm("web").disks(1).build();
+        let node = Node::start_with(sim, vm);
+        let under_way = [begin(&node, "a").await.id, begin(&node, "b").await.id];
+        while others.iter().any(|other| node.sim.run_state(*other) == Some(RunState::Running)) {
+            tokio::task::yield_now().await;
+        }
+        let waits = begin(&node, "web").await.id;
+        while node.operation(&waits).await.current_step < CAPTURE {}
+        // What it looks at first it has looked at by then.
+        for _ in 0..50 {
+            node.operation(&waits).await;
+        }
+        assert_eq!(node.sim.run_state(vm), Some(RunState::Running), "it waits for its turn");
+        Self { node, vm, under_way, waits }
+    }
+
+    async fn make_room(&self) {
+        for operation in &self.under_way {
+            cancel(&self.node, operation).await.unwrap();
+            self.node.end_of(operation).await;
+        }
+    }
+}
+
+/// The overlay is as large as the disk was: the guest would find it cut off.
+#[tokio::test]
+async fn a_disk_that_is_resized_while_the_capture_waits() {
+    let crowd = Crowd::gather().await;
+    let (node, disk) = (&crowd.node, "vda".parse().unwrap());
+    let size = node.sim.disk_size(crowd.vm, &disk).unwrap();
+    node.sim.someone_resizes(crowd.vm, &disk, 2 * size);
+    crowd.make_room().await;
+    let ended = node.end_of(&crowd.waits).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::ImageChanged);
+    assert_eq!(node.sim.disk_size(crowd.vm, &disk), Some(2 * size));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_capture_that_waits_is_cancelled_at_once() {
+    let crowd = Crowd::gather().await;
+    let node = &crowd.node;
+    let switches = || node.sim.calls().iter().filter(|call| call.method == Method::SwitchDisks).count();
+    let before = switches();
+    cancel(node, &crowd.waits).await.unwrap();
+    let ended = node.end_of(&crowd.waits).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
+    assert_eq!(switches(), before, "nothing was begun");
+    crowd.make_room().await;
+}
+
+#[tokio::test]
+async fn a_capture_of_memory_is_cancelled() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).slow_capture(1_000_000).build();
+    let node = Node::start_with(sim, vm);
+    let files = node.images();
+    let hold = node.hold(Method::MemoryProgress);
+    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    hold.release();
+    cancel(&node, &begun.id).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
+    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running), "the guest runs on");
+    assert_eq!(node.images(), files, "nothing is left over");
+}
+
+/// The hypervisor captures on when the daemon dies. Asked once more, it would do it all again after that: a snapshot over
+/// disks that lie on the overlays already.
+#[tokio::test]
+async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(2).slow_capture(12).build();
+    let mut node = Node::start_with(sim, vm);
+    let hold = node.hold(Method::MemoryProgress);
+    let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    let of_all = node.sim.calls();
+    let switches = of_all.iter().filter(|call| call.method == Method::SwitchDisks).count();
+    assert_eq!(switches, 0, "since the restart");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+    assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running));
+    assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
+}

@@ -198,16 +198,16 @@ fn what_somebody_does_is_told_and_settled() {
     check(&[]);
 
     // The next cold start would boot what a snapshot holds.
-    let boots = |other: &Path, image: &Path| {
+    let right = guest.virsh("dumpxml", &["--inactive"]);
+    let [names, other] = [active, held].map(|image| format!("<source file='{}'", image.display()));
+    let define = |xml: &str| {
         let definition = guest.directory().join("changed.xml");
-        let told = guest.virsh("dumpxml", &["--inactive"]);
-        let [other, image] = [other, image].map(|path| path.display().to_string());
-        std::fs::write(&definition, told.replace(&other, &image)).unwrap();
+        std::fs::write(&definition, xml).unwrap();
         bed::virsh::run(&["define", &definition.display().to_string()]);
     };
-    boots(active, held);
+    define(&right.replacen(&names, &other, 1));
     check(&[("DEFINITION_DIFFERS", true)]);
-    boots(held, active);
+    define(&right);
     check(&[]);
 
     guest.shutdown();

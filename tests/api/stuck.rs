@@ -1,7 +1,7 @@
 //! What does not go by itself: cancelling in time and too late, operations that are stuck and the ways out.
 
 use tonic::Code;
-use vmsnap::host::sim::{AgentBehaviour, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::host::sim::{AgentBehaviour, Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::proto::v1;
 
 use super::node::{Node, assert_refused, create, delete, disks};

@@ -21,6 +21,7 @@ use super::manifest::Manifests;
 use super::{Engine, Limits, OpsError};
 
 mod adopt;
+mod capture;
 mod clone;
 mod convergence;
 mod detached;

@@ -1,8 +1,5 @@
 //! The switch of a create: all disks at one instant, memory with them if asked.
 
-use std::path::Path;
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use crate::host::{DiskSwitch, HostError, Result};
@@ -11,26 +8,16 @@ use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
 use crate::model::vm::RunState;
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
-use super::super::board::Phase;
 use super::pause::{Told, restore_run_state};
 use super::unnoted::{self, Unsettled};
-use super::{Context, Performed, images, leaves_something_under_way};
-
-/// Memory progress is asked for so often: the hypervisor has no event for it.
-const MEMORY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+use super::{Context, Performed, capture, images, leaves_something_under_way};
 
 /// The VM writes to the overlays and does what it did before.
 pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     // Before anything is looked at: what is seen has to hold until the hypervisor is asked.
-    let _slot = match &switch.memory {
-        Some(_) => tokio::select! {
-            biased;
-            slot = context.limits.captures.acquire() => slot.ok(),
-            // What is under way is ended, and nothing is begun.
-            () = context.cancelled.cancelled() => None,
-            () = context.stopping.cancelled() => return Performed::Interrupted,
-        },
-        None => None,
+    let _turn = match capture::turn(context, switch).await {
+        Ok(turn) => turn,
+        Err(performed) => return performed,
     };
     match prepare(context, switch).await {
         Ok(()) => ask(context, switch).await,
@@ -41,7 +28,7 @@ pub(super) async fn switch(context: &Context<'_>, switch: &SwitchDisks) -> Perfo
 /// Looks whether there is anything to ask for, and whether it may be. If not, gives what came of the step.
 async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), Performed> {
     if !context.is_fresh {
-        wait_for_earlier_capture(context, switch).await?;
+        capture::wait_for_earlier(context, switch).await?;
     }
     // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
     let seen = if context.is_fresh {
@@ -68,7 +55,7 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         // A guest does not stand still while what was broken off is tried again.
         restore_run_state(context, switch, Told::Nothing).await.map_err(Performed::unknown)?;
     }
-    if switch.memory.is_some() && is_cancelled(context) {
+    if switch.memory.is_some() && capture::is_cancelled(context) {
         return Err(Performed::not_applied(Failure {
             reason: Reason::Cancelled,
             message: "it was cancelled before memory was captured".to_owned(),
@@ -132,61 +119,6 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     }
 }
 
-/// A capture that an earlier life has begun goes on without it, and switches the disks at its end. Until then they look
-/// as if it had never been; asked again, the hypervisor would carry out both, one over the other.
-async fn wait_for_earlier_capture(
-    context: &Context<'_>,
-    switch: &SwitchDisks,
-) -> std::result::Result<(), Performed> {
-    let Some(memory) = &switch.memory else { return Ok(()) };
-    let mut is_surely_none = false;
-    loop {
-        let is_capturing = is_capturing(context, switch).await.map_err(Performed::unknown)?;
-        // One that waits for the end of somebody else's work on the VM begins a moment after it.
-        if !is_capturing && is_surely_none {
-            return Ok(());
-        }
-        is_surely_none = !is_capturing;
-        // Once it is complete, what works on the VM is somebody else's.
-        let is_complete = || async { !matches!(context.host.images.memory_image(memory).await, Ok(None)) };
-        if is_capturing && is_cancelled(context) && !is_complete().await {
-            abort(context, memory).await;
-        }
-        tokio::select! {
-            biased;
-            () = context.stopping.cancelled() => return Err(Performed::Interrupted),
-            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {}
-        }
-    }
-}
-
-async fn is_capturing(context: &Context<'_>, switch: &SwitchDisks) -> Result<bool> {
-    let hypervisor = &context.host.hypervisor;
-    // The question is let through only once a capture that has just begun can be seen. What libvirt believes of the disks
-    // is of no matter: it may not have noted the switch.
-    hypervisor.written_image(context.vm(), &switch.disks[0].target).await?;
-    hypervisor.is_capturing(context.vm()).await
-}
-
-/// In this attempt or an earlier one.
-fn is_cancelled(context: &Context<'_>) -> bool {
-    context.cancelled.is_cancelled() || context.operation.cancel_requested
-}
-
-async fn abort(context: &Context<'_>, memory: &Path) {
-    match context.host.hypervisor.abort_memory_capture(context.vm(), memory).await {
-        Ok(()) => {}
-        Err(error @ HostError::Refused { .. }) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::debug!(error, "the capture of memory cannot be ended yet");
-        }
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "the capture of memory cannot be ended");
-        }
-    }
-}
-
 /// Each overlay is as large as the image that it takes the place of. QEMU does not look: a disk that somebody made larger
 /// since the overlay was made would be cut off for the guest.
 async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
@@ -210,7 +142,7 @@ async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> 
 /// A capture that was ended because somebody cancelled did not fail: it was cancelled.
 fn failure(context: &Context<'_>, error: HostError) -> Failure {
     let mut failure = Failure::from(error);
-    if is_cancelled(context) {
+    if capture::is_cancelled(context) {
         failure.reason = Reason::Cancelled;
     }
     failure
@@ -223,22 +155,10 @@ async fn call(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
         others: switch.others.clone(),
         memory: switch.memory.clone(),
     };
-    let Some(memory) = &switch.memory else {
-        return hypervisor.switch_disks(context.vm(), &request).await;
-    };
-    let mut capture = std::pin::pin!(hypervisor.switch_disks(context.vm(), &request));
-    loop {
-        tokio::select! {
-            biased;
-            result = &mut capture => return result,
-            () = tokio::time::sleep(MEMORY_PROGRESS_INTERVAL) => {}
-        }
-        if is_cancelled(context) {
-            // One that came too early has ended nothing.
-            abort(context, memory).await;
-        } else if let Ok(Some((done, total))) = hypervisor.memory_progress(context.vm()).await {
-            context.reporter.progress(Phase::CaptureMemory, None, done, total);
-        }
+    let switched = hypervisor.switch_disks(context.vm(), &request);
+    match &switch.memory {
+        Some(memory) => capture::attend(context, memory, switched).await,
+        None => switched.await,
     }
 }
 
@@ -259,7 +179,7 @@ async fn finish(
         let bytes = match context.host.images.memory_image(path).await {
             Ok(Some(bytes)) => bytes,
             // libvirt removes what it has captured if anything fails after it.
-            Ok(None) => return Performed::gave_up(memory_is_lost(path)),
+            Ok(None) => return Performed::gave_up(capture::memory_is_lost(path)),
             Err(error) => return Performed::unknown(error),
         };
         if let Err(error) = context.host.images.sync(path).await {
@@ -268,12 +188,6 @@ async fn finish(
         findings.push(Finding::Memory { bytes });
     }
     Performed::learned(findings)
-}
-
-fn memory_is_lost(path: &Path) -> HostError {
-    let problem = "the VM writes to its overlays, but the captured memory is not complete: something failed after it. Give \
-                   the operation up, and settle what 'vmsnap vm check' finds: nothing of the disks is lost";
-    HostError::BadImage { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// What all disks of the VM write to; of one that is off, will.

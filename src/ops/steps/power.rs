@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use crate::host::{Definition, HostError, Result, StartFrom};
 use crate::model::step::{ImageRef, PointedDisk, Start};
 use crate::model::vm::{DiskSource, LastWritten, RunState};
-use crate::model::{DiskTarget, VmId, VmView};
+use crate::model::{DiskTarget, Outcome, VmId, VmView};
 
 use super::switch::{targets, writes_to};
 use super::{Context, Performed, make_so};
@@ -122,11 +122,14 @@ pub(super) async fn start(context: &Context<'_>, start: &Start) -> Performed {
     if performed.is_done() {
         return performed;
     }
+    let is_refused = matches!(performed, Performed::Seen { outcome: Outcome::NotApplied, .. });
     match has_run(context, start).await {
-        Ok(Run::Never) => performed,
         Ok(Run::Ended) => has_ended(context),
         // Somebody has started it meanwhile: the next look tells what it writes to.
-        Ok(Run::IsUp) => Performed::unknown(HostError::Busy("the VM was started meanwhile".into())),
+        Ok(Run::IsUp) if is_refused => {
+            Performed::unknown(HostError::Busy("the VM was started meanwhile".into()))
+        }
+        Ok(Run::Never | Run::IsUp) => performed,
         Err(error) => Performed::unknown(error),
     }
 }

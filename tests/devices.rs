@@ -11,9 +11,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use bed::named::write;
-use bed::{Client, Daemon, Elsewhere, Format, Guest, Setup, Spec, images};
+use bed::{Client, Daemon, Elsewhere, Format, Guest, Node, Setup, Spec, images, wait_until};
+
+/// What a daemon sees that is told of it, or looks again.
+const SEEN: Duration = Duration::from_secs(60);
 
 /// Plugs a disk into the stored definition, or out of it.
 fn change_definition(guest: &Guest, verb: &str, target: &str, image: &Path) {
@@ -80,7 +84,7 @@ fn disks_that_were_resized_removed_and_replaced() {
 }
 
 fn wait_for_state(client: &Client, snapshot: &str, state: &str) {
-    bed::wait_until(&format!("{snapshot} is {state}"), Duration::from_secs(60), || {
+    wait_until(&format!("{snapshot} is {state}"), SEEN, || {
         client.json(&["snapshot", "show", snapshot])["snapshot"]["state"] == format!("SNAPSHOT_STATE_{state}")
     });
 }
@@ -281,6 +285,46 @@ fn a_guest_that_migrates_away_and_back() {
     client.json(&["snapshot", "revert", &format!("{vm}/one"), "--yes"]);
     guest.wait_until_up();
     assert!(guest.has_file("/mnt/vda/first") && !guest.has_file("/mnt/vda/second"));
+}
+
+/// Its definition stays, and no daemon runs when it goes: libvirt tells of it until it starts anew, and the daemon from then on.
+#[test]
+fn a_guest_that_migrates_while_no_daemon_runs() {
+    Node::within(|node| {
+        let elsewhere = Elsewhere::start();
+        let guest = Guest::boot(&Spec::default());
+        let mut daemon = Daemon::start();
+        let (client, vm) = (daemon.client(), guest.name());
+        let one = format!("{vm}/one");
+        write(&guest, "first");
+        client.json(&["snapshot", "create", vm, "one", "--quiesce", "required"]);
+        write(&guest, "second");
+        daemon.kill();
+        elsewhere.take_and_leave_definition(&guest);
+        daemon.restart();
+        daemon.wait_for_health("libvirt", ServingStatus::Serving);
+        let is_left_alone = || {
+            assert_eq!(differences(&client, vm), [("VM_MIGRATED".to_owned(), true)]);
+            for line in [["snapshot", "delete", &one, "--yes"], ["snapshot", "revert", &one, "--yes"]] {
+                let refused = client.run(&line);
+                let is_told = refused.stderr.contains("has migrated to another node");
+                assert!(refused.code == 6 && is_told, "{refused:?}");
+            }
+        };
+        is_left_alone();
+        node.kill_libvirtd();
+        node.start_libvirtd();
+        wait_until("libvirt is found again", SEEN, || client.run(&["vm", "list"]).code == 0);
+        assert_eq!(guest.state(), "shut off", "libvirt does not know more");
+        is_left_alone();
+
+        elsewhere.give_back(&guest);
+        wait_until("it is known to be back", SEEN, || client.run(&["vm", "check", vm]).code == 0);
+        assert!(guest.has_file("/mnt/vda/second"), "it has gone on all the time");
+        client.json(&["snapshot", "revert", &one, "--yes"]);
+        guest.wait_until_up();
+        assert!(guest.has_file("/mnt/vda/first") && !guest.has_file("/mnt/vda/second"));
+    });
 }
 
 /// The ways that the one difference of this class offers.

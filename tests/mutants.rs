@@ -77,6 +77,12 @@ const MUTANTS: &[Mutant] = &[
         wrong: "if !self.wait_for_link().await {",
     },
     Mutant {
+        rule: "a VM that went to another node is left alone, whatever was begun",
+        file: "src/ops/steps/mod.rs",
+        right: "if view.run_state == RunState::Migrated { Err(HostError::Migrated) } else { Ok(view) }",
+        wrong: "Ok(view)",
+    },
+    Mutant {
         rule: "an overlay that a guest wrote to is kept, whatever the hypervisor knows of the switch",
         file: "src/plan/switch.rs",
         right: "disks.iter().find(|(_, seen)| seen.overlay != LastWritten::Never).map(",

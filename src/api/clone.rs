@@ -111,7 +111,7 @@ async fn deploy(
         v1::RunState::Unspecified | v1::RunState::Off => NewVmState::Off,
         v1::RunState::Paused => NewVmState::Paused,
         v1::RunState::Running => NewVmState::Running,
-        v1::RunState::Unknown => {
+        v1::RunState::Unknown | v1::RunState::Migrated => {
             violations.add("run_state_after", "OFF, PAUSED or RUNNING");
             NewVmState::Off
         }

@@ -35,6 +35,9 @@ pub enum HostError {
     /// There is no such VM.
     #[error("there is no VM {0}")]
     NoSuchVm(VmId),
+    /// The VM went to another node, and may write to its disks from there.
+    #[error("the VM has migrated to another node")]
+    Migrated,
     /// The VM has no such disk.
     #[error("the VM has no disk {0}")]
     NoSuchDisk(DiskTarget),
@@ -121,6 +124,7 @@ impl HostError {
             | Self::ImageInUse(_) => true,
             Self::Refused { .. }
             | Self::NoSuchVm(_)
+            | Self::Migrated
             | Self::NoSuchDisk(_)
             | Self::AgentRefused(_)
             | Self::NoSuchImage(_)
@@ -143,6 +147,7 @@ impl HostError {
             Self::Refused { .. } | Self::NotReady(_) => Reason::HypervisorRefused,
             Self::Busy(_) => Reason::VmBusy,
             Self::NoSuchVm(_) => Reason::VmNotFound,
+            Self::Migrated => Reason::VmUnsettled,
             Self::NoSuchDisk(_) => Reason::DiskNotFound,
             Self::AgentUnavailable(_) => Reason::AgentUnavailable,
             Self::AgentRefused(_) => Reason::QuiesceFailed,

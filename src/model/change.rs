@@ -237,7 +237,7 @@ fn consistency(kind: SnapshotKind, run_state: RunState, findings: &Findings) -> 
         (SnapshotKind::VmDisks | SnapshotKind::Volume, RunState::Off) => Consistency::Off,
         (
             SnapshotKind::VmDisks | SnapshotKind::Volume,
-            RunState::Running | RunState::Paused(_) | RunState::Unsettled,
+            RunState::Running | RunState::Paused(_) | RunState::Unsettled | RunState::Migrated,
         ) => findings.disk_consistency(),
     }
 }

@@ -160,15 +160,17 @@ pub enum RunState {
     Paused(PauseReason),
     /// There is no process.
     Off,
+    /// There is no process here: it went to another node, and may write to the disks from there.
+    Migrated,
     /// On its way somewhere, or in a state that nobody here may touch (crashed, suspended by the guest).
     Unsettled,
 }
 
 impl RunState {
-    /// Whether a QEMU process exists.
+    /// Whether a QEMU process exists here.
     #[must_use]
     pub fn is_live(self) -> bool {
-        !matches!(self, Self::Off)
+        !matches!(self, Self::Off | Self::Migrated)
     }
 }
 

@@ -1,8 +1,8 @@
 //! VMs that have migrated to another node. Whether their definitions stay or follow, nothing is done to their disks until they
 //! run here again: over storage that both nodes see, somebody writes to them.
 //!
-//! Decides when a departure begins and ends. It is told once, and no later look shows it: so it lasts, and a restart of the
-//! daemon does not forget it.
+//! Decides when a departure begins and ends. It is told once, and libvirt itself forgets it with its next start: so it lasts,
+//! and a restart of the daemon does not forget it. All looks at VMs that decide anything go through here.
 
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -11,8 +11,8 @@ use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
 use super::{Engine, Result};
-use crate::host::{HostEvent, VmSummary};
-use crate::model::VmId;
+use crate::host::{HostEvent, Result as HostResult, VmSummary};
+use crate::model::{RunState, VmId, VmView};
 use crate::store::Departure;
 
 impl Engine {
@@ -51,6 +51,26 @@ impl Engine {
         if let Err(error) = self.0.store.put_departure(departure).await {
             let error: &dyn std::error::Error = &error;
             tracing::error!(%vm, error, "that a VM has migrated is known until the daemon ends only");
+        }
+    }
+
+    /// A VM as it is, and whether it has migrated.
+    pub(super) async fn look_at_vm(&self, vm: VmId) -> HostResult<VmView> {
+        let view = self.0.host.hypervisor.observe(vm).await?;
+        let run_state = self.with_departure(vm, view.run_state).await;
+        Ok(VmView { run_state, ..view })
+    }
+
+    /// What a VM does that was just seen to do this.
+    pub(super) async fn with_departure(&self, vm: VmId, seen: RunState) -> RunState {
+        match seen {
+            RunState::Off if self.has_migrated(vm) => RunState::Migrated,
+            // Nobody here heard of it when it went.
+            RunState::Migrated if !self.has_migrated(vm) => {
+                self.note_departure(vm).await;
+                seen
+            }
+            seen => seen,
         }
     }
 

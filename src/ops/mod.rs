@@ -207,7 +207,11 @@ impl Engine {
 
     /// All VMs.
     pub async fn vms(&self) -> Result<Vec<VmSummary>> {
-        Ok(self.0.host.hypervisor.vms().await?)
+        let mut vms = self.0.host.hypervisor.vms().await?;
+        for vm in &mut vms {
+            vm.run_state = self.with_departure(vm.id, vm.run_state).await;
+        }
+        Ok(vms)
     }
 
     /// The VM that answers to a name or an id.
@@ -221,7 +225,7 @@ impl Engine {
 
     /// A VM and what the catalog knows of it.
     pub async fn vm(&self, vm: VmId) -> Result<(VmView, LayerTree)> {
-        let view = self.0.host.hypervisor.observe(vm).await?;
+        let view = self.look_at_vm(vm).await?;
         Ok((view, self.0.store.tree(vm).await?))
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::host::{Host, HostError};
-use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
+use crate::model::vm::{DiskView, Format, ImageFacts};
 use crate::model::{LayerTree, Snapshot, SnapshotState, VmId, VmView, VolumeId};
 use crate::plan::World;
 
@@ -18,7 +18,7 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
     let tree = store.tree(vm).await?;
     let view = match tree.detached_image().map(|layer| &*layer.path).or(image) {
         Some(path) => detached::look(host, store, VolumeId(vm.0), path).await?,
-        None => match (host.hypervisor.observe(vm).await, name_of_lost(&tree)) {
+        None => match (engine.look_at_vm(vm).await, name_of_lost(&tree)) {
             (Err(HostError::NoSuchVm(_)), Some(name)) => VmView::of_gone(vm, name),
             (seen, _) => seen?,
         },
@@ -43,9 +43,7 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
 
 /// The world of a VM of which no image can be seen.
 pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
-    let is_off = !view.run_state.is_live() && view.attachment == Attachment::Attached;
     World {
-        has_migrated: is_off && engine.has_migrated(view.id),
         vm: view,
         tree,
         images: HashMap::new(),

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::model::layer::Layer;
-use crate::model::vm::{Attachment, DiskView, Format, ImageFacts};
+use crate::model::vm::{Attachment, DiskView, Format, ImageFacts, RunState};
 use crate::model::{CloneState, Difference, DifferenceKind, LayerId, Reason, Snapshot, Volume};
 
 use super::resolve::{actions, damaged_by_merge, is_explained_by_merge, owner_elsewhere};
@@ -20,7 +20,7 @@ pub fn differences(world: &World) -> Vec<Difference> {
         return vec![undefined(world)];
     }
     let mut found: Vec<Difference> = Vec::new();
-    found.extend(world.has_migrated.then(|| elsewhere(world)));
+    found.extend((world.vm.run_state == RunState::Migrated).then(|| elsewhere(world)));
     found.extend(world.vm.disks.iter().filter_map(|disk| of_disk(world, disk)));
     found.extend(unplugged(world));
     for difference in world.tree.layers.values().filter_map(|layer| of_layer(world, layer)) {

@@ -306,7 +306,7 @@ fn decide_freeze(world: &World, request: &CreateSnapshot) -> Result<Freezing, Re
         (RunState::Running, AgentChannel::Absent) => {
             Some((Refusal::AgentAbsent, "the VM has no guest agent channel"))
         }
-        (RunState::Paused(_) | RunState::Off | RunState::Unsettled, _) => {
+        (RunState::Paused(_) | RunState::Off | RunState::Unsettled | RunState::Migrated, _) => {
             Some((Refusal::QuiesceWhilePaused, "the VM is paused"))
         }
     };

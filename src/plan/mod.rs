@@ -68,8 +68,6 @@ pub use take::take_from_snapshot;
 pub struct World {
     /// The VM as it is.
     pub vm: VmView,
-    /// Whether it was seen to migrate to another node, and not seen to run here since. Its definition is here all the same.
-    pub has_migrated: bool,
     /// What the catalog knows of it.
     pub tree: LayerTree,
     /// What the images of both say of themselves; one that does not exist is not here.
@@ -246,7 +244,7 @@ fn check_vm(world: &World) -> Result<(), Refusal> {
     if world.vm.attachment == Attachment::Gone {
         return Err(Refusal::VmGone);
     }
-    if world.has_migrated {
+    if world.vm.run_state == RunState::Migrated {
         return Err(Refusal::VmElsewhere);
     }
     if world.vm.run_state == RunState::Unsettled {

@@ -174,6 +174,7 @@ pub fn resume(vm: &VmView, spaces: &BTreeMap<PathBuf, Space>, reserve: u64) -> R
         }
         RunState::Paused(_) => return Err(Refusal::NotOutOfSpace("was paused by somebody")),
         RunState::Off => return Err(Refusal::NotOutOfSpace("is off")),
+        RunState::Migrated => return Err(Refusal::NotOutOfSpace("has migrated to another node")),
         RunState::Unsettled => return Err(Refusal::NotOutOfSpace("is between two states")),
     }
     // How full a block device is, nobody can tell from here.

@@ -55,7 +55,6 @@ impl Paper {
             disks: Vec::new(),
         };
         let world = World {
-            has_migrated: false,
             tree: LayerTree::empty(vm.id),
             vm,
             images: HashMap::new(),

@@ -47,6 +47,15 @@ impl Elsewhere {
         guest.virsh("migrate", &[&OPTIONS[..], &[&self.uri()]].concat());
     }
 
+    /// Lets a running guest go on there. Its definition stays here.
+    #[track_caller]
+    pub fn take_and_leave_definition(&self, guest: &Guest) {
+        let uri = self.uri();
+        let options = OPTIONS.into_iter().filter(|option| *option != "--undefinesource");
+        let options: Vec<&str> = options.chain([&*uri]).collect();
+        guest.virsh("migrate", &options);
+    }
+
     /// Lets a guest go on here again, and be unknown there.
     #[track_caller]
     pub fn give_back(&self, guest: &Guest) {

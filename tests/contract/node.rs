@@ -183,6 +183,7 @@ pub fn kind<T>(result: &Result<T>) -> &'static str {
         Err(HostError::Refused { .. }) => "refused",
         Err(HostError::Busy(_)) => "busy",
         Err(HostError::NoSuchVm(_)) => "no such vm",
+        Err(HostError::Migrated) => "migrated",
         Err(HostError::NoSuchDisk(_)) => "no such disk",
         Err(HostError::NotReady(_)) => "not ready",
         Err(HostError::AgentUnavailable(_)) => "agent unavailable",

@@ -34,6 +34,7 @@ pub(super) fn run_state(state: RunState) -> v1::RunState {
         RunState::Running => v1::RunState::Running,
         RunState::Paused(_) => v1::RunState::Paused,
         RunState::Off => v1::RunState::Off,
+        RunState::Migrated => v1::RunState::Migrated,
         RunState::Unsettled => v1::RunState::Unknown,
     }
 }

@@ -189,7 +189,7 @@ pub(super) fn is_capturing(line: &Connection, vm: VmId) -> Result<bool> {
 fn reactivate_if_paused(domain: &Domain, vm: VmId) {
     let activated = match vms::state(domain, vm) {
         Ok(RunState::Paused(_)) => monitor::activate_images(domain, vm),
-        Ok(RunState::Running | RunState::Off | RunState::Unsettled) => Ok(()),
+        Ok(RunState::Running | RunState::Off | RunState::Migrated | RunState::Unsettled) => Ok(()),
         Err(error) => Err(error),
     };
     if let Err(error) = activated {

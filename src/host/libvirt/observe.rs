@@ -129,7 +129,7 @@ fn look(domain: &Domain, vm: VmId) -> Result<VmView> {
             (Some(monitor::block_devices(domain, vm)?), monitor::version(domain, vm)?.pull_blocker())
         }
         // Its monitor may be gone already.
-        RunState::Unsettled | RunState::Off => (None, None),
+        RunState::Unsettled | RunState::Off | RunState::Migrated => (None, None),
     };
     let jobs = if qemu.is_some() { jobs_of(domain, vm, description)? } else { Vec::new() };
     let disks = description.disks.iter().map(|disk| {

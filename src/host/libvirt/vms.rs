@@ -107,7 +107,7 @@ pub(super) fn name(domain: &Domain, vm: VmId) -> Result<String> {
     domain.get_name().map_err(on_vm(vm, "name the VM")).map(|name| LibvirtSays::new(name).to_string())
 }
 
-/// libvirt's state and reason (`virDomainState`, `virDomainPausedReason`) in our words.
+/// libvirt's state and reason (`virDomainState`, `virDomainPausedReason`, `virDomainShutoffReason`) in our words.
 fn run_state(state: sys::virDomainState, reason: i32) -> RunState {
     match state {
         // "Blocked" is Xen's word for a processor that waits.
@@ -117,6 +117,10 @@ fn run_state(state: sys::virDomainState, reason: i32) -> RunState {
             RunState::Unsettled
         }
         sys::VIR_DOMAIN_PAUSED => RunState::Paused(pause_reason(reason)),
+        // It is told until somebody starts the VM, or libvirtd starts anew.
+        sys::VIR_DOMAIN_SHUTOFF if u32::try_from(reason) == Ok(sys::VIR_DOMAIN_SHUTOFF_MIGRATED) => {
+            RunState::Migrated
+        }
         sys::VIR_DOMAIN_SHUTOFF => RunState::Off,
         // Shutting down, crashed with its process kept, suspended by the guest, or newer than we are.
         _ => RunState::Unsettled,
@@ -165,6 +169,8 @@ mod tests {
         check(sys::VIR_DOMAIN_RUNNING, 0, RunState::Running);
         check(sys::VIR_DOMAIN_BLOCKED, 0, RunState::Running);
         check(sys::VIR_DOMAIN_SHUTOFF, 0, RunState::Off);
+        check(sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED, RunState::Off);
+        check(sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_MIGRATED, RunState::Migrated);
         check(sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_STARTING_UP, RunState::Unsettled);
         for unsettled in [
             sys::VIR_DOMAIN_NOSTATE,

@@ -86,7 +86,7 @@ impl World {
         }
         match live.run_state {
             RunState::Running => Ok((behaviour, live)),
-            RunState::Paused(_) | RunState::Off | RunState::Unsettled => {
+            RunState::Paused(_) | RunState::Off | RunState::Migrated | RunState::Unsettled => {
                 Err(unavailable("the guest stands still"))
             }
         }

@@ -240,6 +240,8 @@ impl VmBuilder {
             stored,
             managed_save: None,
             live: None,
+            elsewhere: None,
+            is_known_to_have_left: false,
             capture_notches: self.capture_notches,
             written: BTreeMap::new(),
         };

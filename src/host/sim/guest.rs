@@ -323,11 +323,34 @@ impl SimHost {
         });
     }
 
-    /// Somebody lets a running VM go on on another node. Its definition stays.
+    /// Somebody lets a live VM go on on another node. Its definition stays.
     pub fn someone_migrates(&self, vm: VmId) {
+        self.change(|world| drop(world.migrate(vm)));
+    }
+
+    /// Whether the VM runs on another node.
+    #[must_use]
+    pub fn is_elsewhere(&self, vm: VmId) -> bool {
+        self.world().machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some())
+    }
+
+    /// The hypervisor starts anew, and does not know any more that the VM has migrated.
+    pub fn forgets_migration(&self, vm: VmId) {
         self.change(|world| {
-            if world.stop(vm).is_ok() {
-                world.emit(HostEvent::VmMigrated(vm));
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.is_known_to_have_left = false;
+            }
+        });
+    }
+
+    /// A VM that has migrated is back, or has ended on the other node.
+    pub fn someone_brings_home(&self, vm: VmId, runs: bool) {
+        self.change(|world| {
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.elsewhere = None;
+            }
+            if runs {
+                drop(world.boot(vm, false, Extent::Whole));
             }
         });
     }

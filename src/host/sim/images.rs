@@ -109,6 +109,7 @@ impl World {
         if self.is_open(&image.path) {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
+        self.note_change(&image.path);
         let before = self.files.chain(image).map(|chain| self.files.content(&chain));
         self.files.image_mut(&image.path)?.backing = Some(base.clone());
         let after = self.files.chain(image).map(|chain| self.files.content(&chain));
@@ -160,6 +161,7 @@ impl World {
 
     /// Whoever has the one open that loses its name goes on with what nobody will find again.
     fn replace(&mut self, from: &Path, to: &Path) -> Result<()> {
+        self.note_change(to);
         if self.is_open(to) {
             self.violate(format!("{} is replaced, but a VM has it open", to.display()));
         }
@@ -199,6 +201,7 @@ impl World {
         if self.is_open(&image.path) {
             return Err(HostError::ImageInUse(image.path.clone()));
         }
+        self.note_change(&image.path);
         let chain = self.files.chain(image)?;
         if below.is_some_and(|below| !chain[1..].contains(below)) {
             return Err(bad(&image.path, "it does not read what it is to lie on"));

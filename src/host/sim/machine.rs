@@ -45,6 +45,10 @@ pub(super) struct Machine {
     pub(super) managed_save: Option<MemoryFile>,
     /// The process, if there is one.
     pub(super) live: Option<Live>,
+    /// What its process on another node reads through, if it has migrated there: active first. No lock of it is seen here.
+    pub(super) elsewhere: Option<BTreeMap<DiskTarget, Vec<ImageRef>>>,
+    /// Whether the hypervisor knows of that: until it starts the VM, or starts anew itself.
+    pub(super) is_known_to_have_left: bool,
     /// How many looks a capture of memory takes.
     pub(super) capture_notches: u32,
     /// The newest of what the guest has written by itself.
@@ -111,7 +115,11 @@ pub(super) struct Described {
 
 impl Machine {
     pub(super) fn run_state(&self) -> RunState {
-        self.live.as_ref().map_or(RunState::Off, |live| live.run_state)
+        match (&self.live, self.is_known_to_have_left) {
+            (Some(live), _) => live.run_state,
+            (None, true) => RunState::Migrated,
+            (None, false) => RunState::Off,
+        }
     }
 
     /// The disks that had no space, while it is paused for them.

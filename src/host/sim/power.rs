@@ -22,6 +22,7 @@ impl World {
     /// See [`crate::host::Hypervisor::start`]. Half of it: there is a process, and its processors stand still. One that boots
     /// is not up then, and the hypervisor ends it soon.
     pub(super) fn start(&mut self, vm: VmId, how: &StartFrom, paused: bool, extent: Extent) -> Result<()> {
+        self.is_let_alone(vm, "is started");
         match how {
             StartFrom::Disks => self.boot(vm, paused, extent),
             StartFrom::Memory { image, definition, disks } => {
@@ -82,6 +83,9 @@ impl World {
             (Extent::Whole, false) => RunState::Running,
         };
         let process = self.boots;
+        // Whoever lets it run here knows that it does not run there.
+        self.machine(vm)?.elsewhere = None;
+        self.machine(vm)?.is_known_to_have_left = false;
         self.machine(vm)?.live = Some(Live {
             process,
             run_state,
@@ -98,6 +102,34 @@ impl World {
             is_coming_up: run_state == RunState::Unsettled,
         });
         self.emit(HostEvent::VmChanged(vm));
+        Ok(())
+    }
+
+    /// Nothing is done to a VM that runs on another node.
+    fn is_let_alone(&mut self, vm: VmId, what: &str) {
+        if self.machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some()) {
+            self.violate(format!("VM {vm} {what}, but runs on another node"));
+        }
+    }
+
+    /// A live VM goes on on another node. What would come in the way of that there does so here. The definition stays.
+    pub(super) fn migrate(&mut self, vm: VmId) -> Result<()> {
+        const CALL: &str = "migrate the VM";
+        let live = self.live(vm, CALL)?;
+        if !live.jobs.is_empty() || live.capture.is_some() || live.is_coming_up || live.is_known_wrongly {
+            return Err(refused(CALL, "it has a job"));
+        }
+        let chains = live.chains.clone();
+        let machine = self.machine(vm)?;
+        if machine.active_images() != machine.stored {
+            return Err(refused(CALL, "its definition is not what it uses"));
+        }
+        self.stop(vm)?;
+        if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.elsewhere = Some(chains);
+            machine.is_known_to_have_left = true;
+        }
+        self.emit(HostEvent::VmMigrated(vm));
         Ok(())
     }
 
@@ -170,7 +202,7 @@ impl World {
                 self.set_run_state(vm, RunState::Running);
                 Ok(())
             }
-            RunState::Running | RunState::Off | RunState::Unsettled => {
+            RunState::Running | RunState::Off | RunState::Migrated | RunState::Unsettled => {
                 Err(refused(CALL, "the VM is not paused"))
             }
         }
@@ -178,6 +210,7 @@ impl World {
 
     /// See [`crate::host::Hypervisor::point_disks`].
     pub(super) fn point_disks(&mut self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
+        self.is_let_alone(vm, "is pointed at other images");
         let machine = self.machine(vm)?;
         if let Some((disk, _)) = disks.iter().find(|(disk, _)| !machine.stored.contains_key(disk)) {
             return Err(HostError::NoSuchDisk(disk.clone()));
@@ -219,6 +252,8 @@ impl World {
             managed_save: None,
             listed: BTreeMap::new(),
             live: None,
+            elsewhere: None,
+            is_known_to_have_left: false,
             capture_notches: 0,
             written: BTreeMap::new(),
         };

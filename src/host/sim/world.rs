@@ -253,6 +253,17 @@ impl World {
         if self.files.image(path).is_ok_and(|image| image.is_template) {
             self.violate(format!("the template {} is written to", path.display()));
         }
+        self.note_change(path);
+    }
+
+    /// Before an image is changed that VMs on other nodes may have open.
+    pub(super) fn note_change(&mut self, path: &Path) {
+        let reads = |machine: &&Machine| is_open_on_another_node(machine, path);
+        if let Some(name) =
+            self.machines.values().chain(self.away.values()).find(reads).map(|machine| machine.name.clone())
+        {
+            self.violate(format!("{} is changed, but VM {name} has it open on another node", path.display()));
+        }
     }
 
     /// Whether the process of another VM than this one has an image open.
@@ -282,6 +293,9 @@ impl World {
         for machine in self.machines.values() {
             if uses(machine, path) {
                 needs.push(format!("VM {} has it open", machine.name));
+            }
+            if is_open_on_another_node(machine, path) {
+                needs.push(format!("VM {} has it open on another node", machine.name));
             }
             if machine.stored.values().any(|image| image.path == path) {
                 needs.push(format!("the definition of VM {} names it", machine.name));
@@ -328,6 +342,10 @@ fn writes(machine: &Machine, path: &Path) -> bool {
         live.chains.values().any(|chain| chain.first().is_some_and(|image| image.path == path))
             || live.jobs.values().any(|job| job.target() == path)
     })
+}
+
+fn is_open_on_another_node(machine: &Machine, path: &Path) -> bool {
+    machine.elsewhere.iter().flat_map(BTreeMap::values).flatten().any(|image| image.path == path)
 }
 
 fn uses(machine: &Machine, path: &Path) -> bool {

@@ -66,7 +66,7 @@ pub(super) async fn remove_unused(context: &Context<'_>, path: &Path) -> Perform
 /// The files are gone. One that the VM still reads, or whose definition names it, stays: whoever planned this was
 /// wrong then.
 pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Performed {
-    match context.host.hypervisor.observe(context.vm()).await {
+    match context.look_at_vm().await {
         Ok(view) => {
             let in_use = images.iter().find(|image| {
                 view.disks.iter().any(|disk| {

@@ -391,7 +391,7 @@ async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Se
 }
 
 async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen> {
-    let view = match context.host.hypervisor.observe(vm).await {
+    let view = match context.look_at_vm().await {
         Err(error @ (HostError::Disagreement(_) | HostError::BadImage { .. })) => {
             return see_past_it(context, vm, merge, error).await;
         }

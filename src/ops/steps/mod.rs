@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, HostError, Result as HostResult};
 use crate::model::step::Step;
-use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId};
+use crate::model::vm::RunState;
+use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId, VmView};
 use crate::plan::Places;
 use crate::store::{Store, StoreError};
 
@@ -61,6 +62,12 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     fn vm(&self) -> VmId {
         self.operation.vm
+    }
+
+    /// The VM as it is. An error if it went to another node: what is done to its disks from here would be done under it.
+    async fn look_at_vm(&self) -> HostResult<VmView> {
+        let view = self.engine.look_at_vm(self.vm()).await?;
+        if view.run_state == RunState::Migrated { Err(HostError::Migrated) } else { Ok(view) }
     }
 
     /// What a change of the catalog comes from.

@@ -29,12 +29,13 @@ pub(super) async fn restore_run_state(context: &Context<'_>, switch: &SwitchDisk
     if switch.run_state != RunState::Running || switch.memory.is_none() {
         return Ok(());
     }
-    let is_ours = match context.host.hypervisor.observe(context.vm()).await?.run_state {
+    let is_ours = match context.look_at_vm().await?.run_state {
         RunState::Paused(PauseReason::Snapshot) => true,
         RunState::Paused(PauseReason::User) => told == Told::Nothing,
         RunState::Paused(PauseReason::IoError | PauseReason::Other)
         | RunState::Running
         | RunState::Off
+        | RunState::Migrated
         | RunState::Unsettled => false,
     };
     if is_ours {

@@ -69,7 +69,7 @@ impl Asked {
             return Ok(());
         }
         if let Some(another) = self.another.as_ref().filter(|another| another.process != process) {
-            let view = context.host.hypervisor.observe(context.vm()).await?;
+            let view = context.look_at_vm().await?;
             if view.disk(&merge.target).is_some_and(|disk| disk.uses(&another.child)) {
                 return Err(undecided(another).into());
             }

@@ -32,14 +32,14 @@ pub(super) enum Way {
 /// The VM has no process.
 pub(super) async fn stop(context: &Context<'_>) -> Performed {
     let hypervisor = &context.host.hypervisor;
-    let is_off = || async { Ok(hypervisor.observe(context.vm()).await?.run_state == RunState::Off) };
+    let is_off = || async { Ok(context.look_at_vm().await?.run_state == RunState::Off) };
     make_so(is_off, || hypervisor.stop(context.vm())).await
 }
 
 /// The VM does again what it did: booted from its disks, for what it had in memory is gone.
 pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Performed {
     let hypervisor = &context.host.hypervisor;
-    let is_up = || async { is_up(hypervisor.observe(context.vm()).await?.run_state) };
+    let is_up = || async { is_up(context.look_at_vm().await?.run_state) };
     let paused = matches!(was, RunState::Paused(_));
     settle(context, context.vm(), COMES_UP).await;
     make_so(is_up, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await
@@ -69,6 +69,7 @@ pub(super) fn is_up(run_state: RunState) -> Result<bool> {
     match run_state {
         RunState::Running | RunState::Paused(_) => Ok(true),
         RunState::Off => Ok(false),
+        RunState::Migrated => Err(HostError::Migrated),
         RunState::Unsettled => Err(HostError::Busy("it is between two states".into())),
     }
 }
@@ -83,7 +84,7 @@ pub(super) async fn point(context: &Context<'_>, disks: &[PointedDisk], way: Way
         },
     );
     let hypervisor = &context.host.hypervisor;
-    let is_pointed = || async { Ok(names_all(&hypervisor.observe(context.vm()).await?, &disks)) };
+    let is_pointed = || async { Ok(names_all(&context.look_at_vm().await?, &disks)) };
     make_so(is_pointed, || hypervisor.point_disks(context.vm(), &disks)).await
 }
 
@@ -150,7 +151,7 @@ enum Run {
 }
 
 async fn has_run(context: &Context<'_>, start: &Start) -> Result<Run> {
-    if context.host.hypervisor.observe(context.vm()).await?.run_state != RunState::Off {
+    if context.look_at_vm().await?.run_state != RunState::Off {
         return Ok(Run::IsUp);
     }
     let images = start.disks.iter().map(|disk| context.host.images.last_written(&disk.to));
@@ -176,7 +177,7 @@ async fn start_from(context: &Context<'_>, start: &Start) -> std::result::Result
 
 async fn is_started(context: &Context<'_>, start: &Start) -> Result<bool> {
     let hypervisor = &context.host.hypervisor;
-    let view = hypervisor.observe(context.vm()).await?;
+    let view = context.look_at_vm().await?;
     if !is_up(view.run_state)? {
         return Ok(false);
     }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::host::{Host, HostError};
 use crate::model::operation::Reason;
 use crate::model::step::Freeze;
+use crate::model::vm::RunState;
 use crate::model::{Consistency, Failure, Finding, VmId};
 use crate::store::FreezeLease;
 
@@ -128,6 +129,8 @@ pub(in crate::ops) async fn prove_thaw(host: &Host, vm: VmId) -> crate::host::Re
             Err(error) => last = Err(error),
         }
         match host.hypervisor.observe(vm).await {
+            // Its guest went with it as it was.
+            Ok(view) if view.run_state == RunState::Migrated => last = Err(HostError::Migrated),
             Ok(view) if !view.run_state.is_live() => return Ok(Thawed::Proven { file_systems }),
             Err(HostError::NoSuchVm(_)) => return Ok(Thawed::Proven { file_systems }),
             Ok(_) => {}

@@ -201,7 +201,7 @@ enum Position {
 }
 
 async fn look(context: &Context<'_>, switch: &SwitchDisks) -> Result<Position> {
-    position(&context.host.hypervisor.observe(context.vm()).await?, switch)
+    position(&context.look_at_vm().await?, switch)
 }
 
 /// [`look`], where the switch may have been asked for before: the process that was asked may have ended since.
@@ -210,7 +210,7 @@ async fn look_closely(
     switch: &SwitchDisks,
 ) -> std::result::Result<Position, Unsettled> {
     unnoted::settle(context, switch).await?;
-    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let view = context.look_at_vm().await?;
     match position(&view, switch)? {
         Position::Switched if view.has_managed_save => {
             Err(Unsettled::Undecided(may_be_saved_before_it(&switch.disks[0], &view)))

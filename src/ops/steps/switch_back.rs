@@ -39,7 +39,7 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
     if let Err(unsettled) = settled {
         return unsettled.into_performed();
     }
-    let view = match context.host.hypervisor.observe(context.vm()).await {
+    let view = match context.look_at_vm().await {
         Ok(view) => Some(view),
         // The merge may see past it.
         Err(_) if is_on_way_back => None,

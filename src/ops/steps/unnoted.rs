@@ -142,7 +142,7 @@ async fn look_at(context: &Context<'_>, disk: &PointedDisk, written: &WrittenIma
 /// Where it does not tell that all is done, what it says of the definition is not what is on its disk: it changes what it
 /// remembers first, and gives up if a file cannot be written (`qemuSnapshotDiskCreate`, `virDomainDefSave`).
 pub(super) async fn mend_definition(context: &Context<'_>, switch: &SwitchDisks, told: Told) -> Result<()> {
-    let view = context.host.hypervisor.observe(context.vm()).await?;
+    let view = context.look_at_vm().await?;
     let stored = |disk: &PointedDisk| match view.disk(&disk.target).map(|seen| &seen.source) {
         Some(DiskSource::Chain { persistent, .. }) => persistent.clone(),
         Some(DiskSource::Excluded(_) | DiskSource::Refused(_)) | None => None,

@@ -81,6 +81,9 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
         ("VMs that ended after a pivot that nobody noted", tally.unseen_pivots),
         ("VMs that ended after a switch that nobody noted", tally.unnoted_switches),
         ("LOST snapshots", tally.lost),
+        ("purged snapshots", tally.purged),
+        ("migrations", tally.migrations),
+        ("operations that were cancelled", tally.cancelled),
     ];
     for (what, count) in reached {
         assert!(count > 0, "no {what}: {tally:#?}");

@@ -69,6 +69,9 @@ pub struct Tally {
     pub snapshots_read: u64,
     pub unseen_pivots: u64,
     pub unnoted_switches: u64,
+    pub migrations: u64,
+    pub cancelled: u64,
+    pub purged: u64,
 }
 
 impl AddAssign for Tally {
@@ -93,6 +96,9 @@ impl AddAssign for Tally {
         self.snapshots_read += more.snapshots_read;
         self.unseen_pivots += more.unseen_pivots;
         self.unnoted_switches += more.unnoted_switches;
+        self.migrations += more.migrations;
+        self.cancelled += more.cancelled;
+        self.purged += more.purged;
     }
 }
 

@@ -126,6 +126,15 @@ impl Oracle {
         ensure(has_succeeded || !revert.has_switched, || format!("{key} has failed, and is not undone"))
     }
 
+    /// Somebody who wanted a snapshot gone does so no more.
+    pub fn may_stay(&mut self, id: SnapshotId) {
+        let count = self.doomed.entry(id).or_insert(1);
+        *count -= 1;
+        if *count == 0 {
+            self.doomed.remove(&id);
+        }
+    }
+
     /// Looks at what a VM reads and writes to.
     fn look_at(&mut self, sim: &SimHost, vm: VmId) -> Result<(), String> {
         let (active, reads) = (images(sim, vm), readings(sim, vm));

@@ -12,7 +12,21 @@ impl Node {
     pub fn guest_writes(&mut self) {
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let disk = self.disk_of(vm);
-        self.write_block(vm, &disk);
+        if self.sim.is_elsewhere(vm) {
+            self.write_elsewhere(vm, &disk);
+        } else {
+            self.write_block(vm, &disk);
+        }
+    }
+
+    /// A guest on another node writes a block of a disk, over storage that both see.
+    fn write_elsewhere(&mut self, vm: VmId, disk: &DiskTarget) {
+        let (block, value) = (self.dice.u64(0..8), self.dice.u64(1..1000));
+        let Some(image) = self.sim.image_of(vm, disk) else { return };
+        if self.sim.write_image(&image, block, value).is_ok() {
+            self.trace.push(format!("turn {}: {vm} writes {value} to {disk}[{block}] elsewhere", self.turn));
+            self.oracle.vm(vm).reads.get_mut(disk).unwrap().content.insert(block, value);
+        }
     }
 
     /// A guest writes a block of a disk.
@@ -41,7 +55,7 @@ impl Node {
         let state = self.sim.run_state(vm);
         let is_live = state.is_some_and(RunState::is_live);
         self.tally.meddled += 1;
-        let what = self.dice.u32(0..9);
+        let what = self.dice.u32(0..12);
         self.trace.push(format!("turn {}: meddles {what} free {is_free}", self.turn));
         match what {
             0 if is_live => {
@@ -56,10 +70,12 @@ impl Node {
             }
             3 if matches!(state, Some(RunState::Paused(_))) && is_free => self.sim.someone_resumes(vm),
             4 if is_free => self.somebody_resizes(vm),
-            5 if state == Some(RunState::Off) => self.sim.someone_takes_away(vm),
+            5 if matches!(state, Some(RunState::Off | RunState::Migrated)) => self.sim.someone_takes_away(vm),
             6 => self.sim.someone_brings_back(vm),
             7 if is_free => self.somebody_freezes(vm),
             8 => self.agent_changes(vm),
+            9 | 10 => self.somebody_migrates(vm, state),
+            11 => self.client_cancels(engine),
             _ => {}
         }
     }
@@ -77,6 +93,25 @@ impl Node {
         ];
         let behaviour = *self.pick(&behaviours).unwrap();
         self.sim.set_agent(vm, behaviour);
+    }
+
+    /// Or lets a VM come back that has gone. libvirt, started anew, does not know that it has.
+    fn somebody_migrates(&mut self, vm: VmId, state: Option<RunState>) {
+        if self.sim.is_elsewhere(vm) {
+            let is_known =
+                at_once(self.store.departures()).is_ok_and(|known| known.iter().any(|left| left.vm == vm));
+            match self.dice.u32(0..4) {
+                0 | 1 => self.sim.someone_brings_home(vm, true),
+                2 => self.sim.someone_brings_home(vm, false),
+                _ if is_known => self.sim.forgets_migration(vm),
+                _ => {}
+            }
+        } else if state == Some(RunState::Running) {
+            self.sim.someone_migrates(vm);
+            let has_gone = self.sim.is_elsewhere(vm);
+            self.oracle.vm(vm).may_be_off |= has_gone;
+            self.tally.migrations += u64::from(has_gone);
+        }
     }
 
     fn somebody_resizes(&mut self, vm: VmId) {

@@ -29,9 +29,15 @@ impl Node {
         self.sim.set_link(Link::Up);
         self.sim.set_free_space(ROOM);
         self.sim.hold_events(false);
+        let departures = at_once(self.store.departures()).map_err(|error| error.to_string())?;
         for vm in self.vms.clone() {
-            self.sim.set_agent(vm, AgentBehaviour::Obeys);
             self.sim.someone_brings_back(vm);
+            // One that has migrated is left alone until it runs here, wherever it has ended.
+            let has_left = departures.iter().any(|departure| departure.vm == vm);
+            if has_left || self.sim.is_elsewhere(vm) || self.sim.run_state(vm) == Some(RunState::Migrated) {
+                self.sim.someone_brings_home(vm, true);
+            }
+            self.sim.set_agent(vm, AgentBehaviour::Obeys);
         }
         self.live_in_peace(false)?;
         // A manifest that could not be written is written at the next start, if no operation comes first.
@@ -149,7 +155,7 @@ impl Node {
                 RunState::Running => true,
                 RunState::Off => truth.may_be_off,
                 RunState::Paused(_) => truth.may_be_paused,
-                RunState::Unsettled => false,
+                RunState::Unsettled | RunState::Migrated => false,
             };
             ensure(is_wanted, || format!("{vm} is {state:?}, and nobody wanted it"))?;
             let is_frozen = self.sim.is_guest_frozen(vm);

@@ -8,8 +8,8 @@ use vmsnap::model::request::DeletionReason;
 use vmsnap::model::snapshot::Owner;
 use vmsnap::model::{
     CloneMode, CloneState, CloneVolume, ClonedVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume,
-    FlattenVolume, Label, LayerTree, OperationId, Quiesce, Reason, Request, RevertSnapshot, RevertVolume,
-    RunStateAfter, Snapshot, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
+    FlattenVolume, Label, LayerTree, OperationId, PurgeSnapshot, Quiesce, Reason, Request, RevertSnapshot,
+    RevertVolume, RunStateAfter, Snapshot, SnapshotKind, SnapshotState, TakeFromSnapshot, VmId,
 };
 use vmsnap::ops::{Asked, Engine, OpsError, Submitted};
 use vmsnap::store::RequestKey;
@@ -64,6 +64,9 @@ impl Node {
         match &request {
             Request::DeleteSnapshots(request) => {
                 request.snapshots.iter().for_each(|id| *self.oracle.doomed.entry(*id).or_default() += 1);
+            }
+            Request::PurgeSnapshot(request) => {
+                *self.oracle.doomed.entry(request.snapshot).or_default() += 1;
             }
             Request::DeleteVolume(request) => drop(self.oracle.doomed_clones.insert(request.volume)),
             _ => {}
@@ -120,6 +123,19 @@ impl Node {
         Ok(())
     }
 
+    /// A client wants what it has asked for no more. What has gone too far goes on.
+    pub fn client_cancels(&mut self, engine: &Engine) {
+        let begun = |wish: &Wish| match wish.stage {
+            Stage::Begun(id) => Some((id, wish.key.id.clone())),
+            Stage::Unasked | Stage::Asked(_) => None,
+        };
+        let begun: Vec<(OperationId, String)> = self.wishes.iter().filter_map(begun).collect();
+        let Some((id, key)) = self.pick(&begun).cloned() else { return };
+        self.trace.push(format!("turn {}: {key} is cancelled", self.turn));
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.cancel(id).await });
+    }
+
     fn refused(&mut self, wish: &Wish, refusal: &OpsError) -> Result<(), String> {
         self.tally.refused += 1;
         let reason = refusal.reason();
@@ -135,14 +151,9 @@ impl Node {
 
     fn is_wanted_no_more(&mut self, wish: &Wish) {
         match &wish.request {
+            Request::PurgeSnapshot(request) => self.oracle.may_stay(request.snapshot),
             Request::DeleteSnapshots(request) => {
-                for id in &request.snapshots {
-                    let count = self.oracle.doomed.entry(*id).or_insert(1);
-                    *count -= 1;
-                    if *count == 0 {
-                        self.oracle.doomed.remove(id);
-                    }
-                }
+                request.snapshots.iter().for_each(|id| self.oracle.may_stay(*id));
             }
             Request::DeleteVolume(request) => drop(self.oracle.doomed_clones.remove(&request.volume)),
             _ => {}
@@ -167,6 +178,8 @@ impl Node {
         self.oracle.revert_ended(&self.sim, &wish.key.id, has_succeeded)?;
         if !has_succeeded {
             self.tally.failed += 1;
+            let reason = operation.failure.as_ref().map(|failure| failure.reason);
+            self.tally.cancelled += u64::from(reason == Some(Reason::Cancelled));
             self.is_wanted_no_more(wish);
             return Ok(true);
         }
@@ -182,6 +195,7 @@ impl Node {
                 self.oracle.vm(wish.vm).may_be_paused |= was_paused;
             }
             Request::RevertVolume(_) => self.tally.reverts += 1,
+            Request::PurgeSnapshot(_) => self.tally.purged += 1,
             Request::DeleteVolume(request) => drop(self.oracle.clones.remove(&request.volume)),
             _ => {}
         }
@@ -195,6 +209,11 @@ impl Node {
             ready.iter().copied().filter(|snapshot| snapshot.kind != SnapshotKind::Volume).collect();
         let clones: Vec<&ClonedVolume> =
             tree.clones.iter().filter(|clone| clone.state == CloneState::Available).collect();
+        if let Some(lost) = tree.snapshots.iter().find(|snapshot| snapshot.state == SnapshotState::Lost)
+            && self.dice.u32(0..8) == 0
+        {
+            return Some(Request::PurgeSnapshot(PurgeSnapshot { snapshot: lost.id, generation: None }));
+        }
         match self.dice.choose_weighted(&[6, 3, 5, 1, 1, 1, 2, 1, 1]) {
             0 => Some(self.create(vm)),
             1 => {

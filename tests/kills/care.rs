@@ -155,7 +155,7 @@ impl Worker {
         }
         let asks_for_it = TURN.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
         let quiesce = if asks_for_it { v1::Quiesce::Required } else { v1::Quiesce::Auto };
-        let ending = self.create_so(&line, quiesce, false, None, weather);
+        let ending = self.create_so(&line, (quiesce, false), None, None, weather);
         assert!(begun.elapsed() + CLOCKS < STANDSTILL, "{}: its agent may have gone on", self.guest.name());
         let outcome = ending.to_string();
         *self.outcomes.entry((format!("{quiesce:?} without its agent"), outcome.clone())).or_default() += 1;

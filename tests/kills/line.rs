@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 pub enum Request {
     Create { vm: String, name: String, quiesce: v1::Quiesce, memory: bool },
     Revert { id: String },
+    RevertVolume { volume: String, id: String },
     Delete { ids: Vec<String> },
     TakeVolume { name: String, from: v1::create_volume_snapshot_request::Source },
     Clone { id: String, disk: String, path: String, name: String, mode: v1::CloneMode },
@@ -76,8 +77,8 @@ impl Line {
         Self { runtime, channel }
     }
 
-    /// Asks and waits for the end, over any number of deaths of the daemon.
-    pub fn see_through(&self, request: &Request) -> Ending {
+    /// Asks and waits for the end, over any number of deaths of the daemon. After so many looks it is wanted no more.
+    pub fn see_through(&self, request: &Request, cancelled_after: Option<usize>) -> Ending {
         let request_id = uuid::Uuid::now_v7().to_string();
         let begun = Instant::now();
         let operation = loop {
@@ -92,13 +93,19 @@ impl Line {
                 }
             }
         };
-        Ending::Ended(Box::new(self.follow(operation)))
+        Ending::Ended(Box::new(self.follow(operation, cancelled_after)))
     }
 
     /// Waits for the end of an operation.
-    fn follow(&self, mut operation: v1::Operation) -> v1::Operation {
+    fn follow(&self, mut operation: v1::Operation, cancelled_after: Option<usize>) -> v1::Operation {
         let begun = Instant::now();
-        while !is_over(&operation) {
+        for look in 0.. {
+            if is_over(&operation) {
+                break;
+            }
+            if Some(look) == cancelled_after {
+                self.cancel(&operation);
+            }
             assert!(begun.elapsed() < PATIENCE, "it does not end: {operation:#?}");
             sleep(PAUSE);
             if let Some(seen) = self.operation(&operation.id) {
@@ -106,6 +113,13 @@ impl Line {
             }
         }
         operation
+    }
+
+    /// What has gone too far goes on, and a daemon that is away does not hear of it.
+    fn cancel(&self, operation: &v1::Operation) {
+        let request = v1::CancelOperationRequest { operation_id: operation.id.clone(), ..Default::default() };
+        let mut operations = OperationServiceClient::new(self.channel.clone());
+        let _ = self.runtime.block_on(operations.cancel_operation(request));
     }
 
     /// Lets a stuck operation try again, and waits for its end.
@@ -117,7 +131,7 @@ impl Line {
         };
         let mut operations = OperationServiceClient::new(self.channel.clone());
         match self.runtime.block_on(operations.resolve_operation(request)) {
-            Ok(answer) => self.follow(answer.into_inner().operation.unwrap_or_default()),
+            Ok(answer) => self.follow(answer.into_inner().operation.unwrap_or_default(), None),
             Err(status) => panic!("{status}: {stuck:#?}"),
         }
     }
@@ -175,6 +189,16 @@ async fn begin(channel: Channel, request: Request, request_id: String) -> Result
         Request::Revert { id } => {
             let request = v1::RevertSnapshotRequest { snapshot: id, request_id, ..Default::default() };
             snapshots.revert_snapshot(request).await.map(Response::into_inner)?.operation
+        }
+        Request::RevertVolume { volume, id } => {
+            let request = v1::RevertVolumeRequest {
+                volume,
+                snapshot: id,
+                stop: true,
+                request_id,
+                ..Default::default()
+            };
+            volumes.revert_volume(request).await.map(Response::into_inner)?.operation
         }
         Request::Delete { ids } => {
             let request =

@@ -21,6 +21,15 @@ pub struct Content {
 }
 
 impl Content {
+    /// One disk holds again what it did then.
+    pub fn take_back(&mut self, disk: &str, then: &Self) {
+        let then = then.of_disk(disk);
+        self.files.retain(|(on, _), _| *on != disk);
+        self.files.extend(then.files);
+        self.written.retain(|on, _| *on != disk);
+        self.written.extend(then.written);
+    }
+
     /// Only one disk of it.
     pub fn of_disk(&self, disk: &str) -> Self {
         Self {

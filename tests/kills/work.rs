@@ -76,7 +76,7 @@ impl Worker {
         let names: Vec<String> = self.truth.snapshots.keys().cloned().collect();
         let clones: Vec<String> = self.truth.clones.keys().cloned().collect();
         let wants_memory = is(&weather.prefers_memory) && self.dice.roll(2) == 0;
-        match self.dice.roll(12) {
+        match self.dice.roll(13) {
             _ if names.is_empty() || wants_memory && names.len() < MOST_SNAPSHOTS => {
                 self.create(line, weather);
             }
@@ -88,6 +88,10 @@ impl Worker {
             }
             6 | 7 => self.delete_some(line, &names, weather),
             8 => self.take_volume(line, &names, weather),
+            12 => {
+                let name = self.dice.pick(&names);
+                self.revert_volume(line, &name, weather);
+            }
             9 | 10 if clones.len() < MOST_CLONES => {
                 let name = self.dice.pick(&names);
                 self.clone_disk(line, &name, weather);
@@ -105,22 +109,29 @@ impl Worker {
         let memory = self.dice.roll(5) == 0 || is(&weather.prefers_memory);
         let quiesce = self.dice.pick(&[v1::Quiesce::Required, v1::Quiesce::Auto, v1::Quiesce::Off]);
         let token = memory.then(|| self.token(weather));
-        self.create_so(line, quiesce, memory, token, weather);
+        let cancelled_after = self.cancels();
+        self.create_so(line, (quiesce, memory), token, cancelled_after, weather);
+    }
+
+    /// One request in eight is wanted no more, some looks after it was made.
+    fn cancels(&mut self) -> Option<usize> {
+        (self.dice.roll(8) == 0).then(|| self.dice.roll(12))
     }
 
     /// Takes one and enters it if there is one. Gives how it ended.
     pub fn create_so(
         &mut self,
         line: &Line,
-        quiesce: v1::Quiesce,
-        memory: bool,
+        (quiesce, memory): (v1::Quiesce, bool),
         token: Option<String>,
+        cancelled_after: Option<usize>,
         weather: &Weather,
     ) -> Ending {
         let name = self.truth.next_name("s");
         let vm = self.guest.name().to_owned();
         let quiesce = if memory { v1::Quiesce::Unspecified } else { quiesce };
-        let ending = see_through(line, &Request::Create { vm, name: name.clone(), quiesce, memory }, weather);
+        let request = Request::Create { vm, name: name.clone(), quiesce, memory };
+        let ending = see_through(line, &request, cancelled_after, weather);
         let what = match (memory, quiesce) {
             (true, _) => "create with memory",
             (false, v1::Quiesce::Required) => "create, quiesce required",
@@ -138,7 +149,8 @@ impl Worker {
 
     fn revert(&mut self, line: &Line, name: &str, weather: &Weather) {
         let held = self.truth.snapshots[name].clone();
-        let ending = see_through(line, &Request::Revert { id: held.id }, weather);
+        let cancelled_after = self.cancels();
+        let ending = see_through(line, &Request::Revert { id: held.id }, cancelled_after, weather);
         self.onward_since = Instant::now();
         let what = if held.token.is_some() { "revert with memory" } else { "revert" };
         if self.done(what, &ending).is_none() {
@@ -150,6 +162,20 @@ impl Worker {
             let may_differ = is(&weather.vms_die);
             let now = self.token(weather);
             assert!(now == token || may_differ, "{name}: it is not the memory of then: {now}, not {token}");
+        }
+    }
+
+    /// Takes one disk back, and lets the other be.
+    fn revert_volume(&mut self, line: &Line, name: &str, weather: &Weather) {
+        let held = self.truth.snapshots[name].clone();
+        let disk = self.dice.pick(&held.disks);
+        let volume = format!("{}/{disk}", self.guest.name());
+        let cancelled_after = self.cancels();
+        let request = Request::RevertVolume { volume, id: held.id };
+        let ending = see_through(line, &request, cancelled_after, weather);
+        self.onward_since = Instant::now();
+        if self.done("revert of a volume", &ending).is_some() {
+            self.truth.now.take_back(disk, &held.content);
         }
     }
 
@@ -165,7 +191,8 @@ impl Worker {
 
     fn delete(&mut self, line: &Line, doomed: &[String], weather: &Weather) {
         let ids = doomed.iter().map(|name| self.truth.snapshots[name].id.clone()).collect();
-        let ending = see_through(line, &Request::Delete { ids }, weather);
+        let cancelled_after = self.cancels();
+        let ending = see_through(line, &Request::Delete { ids }, cancelled_after, weather);
         let what = if doomed.len() == 1 { "delete" } else { "delete several" };
         if self.done(what, &ending).is_some() {
             self.truth.snapshots.retain(|name, _| !doomed.contains(name));
@@ -194,7 +221,9 @@ impl Worker {
             let held = Held { content, disks: vec![disk], token: None, digests, is_of_volume: true, ..held };
             (Source::Volume(format!("{}/{disk}", self.guest.name())), held, "volume snapshot")
         };
-        let ending = see_through(line, &Request::TakeVolume { name: name.clone(), from }, weather);
+        let cancelled_after = self.cancels();
+        let request = Request::TakeVolume { name: name.clone(), from };
+        let ending = see_through(line, &request, cancelled_after, weather);
         if let Some(operation) = self.done(what, &ending) {
             let id = operation.snapshot_id.clone();
             self.truth.snapshots.insert(name, Held { id, ..held });
@@ -214,7 +243,8 @@ impl Worker {
             name: name.clone(),
             mode,
         };
-        let ending = see_through(line, &request, weather);
+        let cancelled_after = self.cancels();
+        let ending = see_through(line, &request, cancelled_after, weather);
         let what = if mode == v1::CloneMode::Full { "clone, full" } else { "clone, linked" };
         if self.done(what, &ending).is_some() {
             let digest = held.digests.get(disk).cloned();
@@ -224,12 +254,16 @@ impl Worker {
     }
 
     fn flatten(&mut self, line: &Line, clone: &str, weather: &Weather) {
-        let ending = see_through(line, &Request::Flatten { volume: clone.to_owned() }, weather);
+        let cancelled_after = self.cancels();
+        let request = Request::Flatten { volume: clone.to_owned() };
+        let ending = see_through(line, &request, cancelled_after, weather);
         self.done("flatten", &ending);
     }
 
     fn delete_clone(&mut self, line: &Line, clone: &str, weather: &Weather) {
-        let ending = see_through(line, &Request::DeleteVolume { volume: clone.to_owned() }, weather);
+        let cancelled_after = self.cancels();
+        let request = Request::DeleteVolume { volume: clone.to_owned() };
+        let ending = see_through(line, &request, cancelled_after, weather);
         if self.done("delete a clone", &ending).is_some() {
             self.truth.clones.remove(clone);
         }
@@ -263,12 +297,12 @@ impl Worker {
 }
 
 /// Asks and waits for the end. Where operations may get stuck, this is the person that they need.
-fn see_through(line: &Line, request: &Request, weather: &Weather) -> Ending {
-    let mut ending = line.see_through(request);
+fn see_through(line: &Line, request: &Request, cancelled_after: Option<usize>, weather: &Weather) -> Ending {
+    let mut ending = line.see_through(request, cancelled_after);
     // By the daemon's own merging after what was asked for before.
     while matches!(&ending, Ending::Refused(reason) if reason == "VM_BUSY") {
         sleep(LOOK);
-        ending = line.see_through(request);
+        ending = line.see_through(request, cancelled_after);
     }
     while let Ending::Ended(operation) = &ending {
         if operation.state() != v1::OperationState::Stuck {

@@ -1,6 +1,6 @@
 //! The tables, and how an older file becomes a newer one. A migration, once released, is never edited.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -199,7 +199,9 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     file::check(path)?;
     // SQLite would make the file with the mode of the umask.
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-    let file = file.map_err(StoreError::Unreadable)?;
+    // It is closed before SQLite has it: whoever closes any of his descriptors of a file loses all his locks of it, and the next
+    // one to open the catalog would take himself for the last, and remove its log (SQLite, "How To Corrupt", 2.2).
+    drop(file.map_err(StoreError::Unreadable)?);
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     // Whoever closes a file last would write the log into it.
@@ -207,7 +209,7 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     check(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     // It may have stood there with a wider mode; failing to narrow it is no reason not to start.
-    let _ = file.set_permissions(Permissions::from_mode(0o600));
+    let _ = fs::set_permissions(path, Permissions::from_mode(0o600));
     connection.pragma_update(None, "journal_mode", "WAL")?;
     prepare(connection)
 }
@@ -241,8 +243,9 @@ pub(super) fn check(connection: &Connection) -> Result<()> {
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }
+    // Not `quick_check`: that does not hold indexes against their tables, and what an index has lost is not found.
     let verdict: String =
-        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(damaged)?;
+        connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(damaged)?;
     if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt(verdict)) }
 }
 
@@ -257,6 +260,10 @@ fn damaged(error: rusqlite::Error) -> StoreError {
 fn migrate(connection: &mut Connection) -> Result<()> {
     let transaction = connection.transaction()?;
     let found = version(&transaction)?;
+    if found == known_version() {
+        // There may be no room for a single write, and a guest to thaw.
+        return Ok(());
+    }
     for migration in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
         transaction.execute_batch(migration)?;
     }
@@ -276,6 +283,8 @@ fn known_version() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn check_refusal(prepare: &str, expected: fn(&StoreError) -> bool) {
@@ -350,13 +359,46 @@ mod tests {
         assert!(matches!(open(&path), Err(StoreError::Foreign)));
     }
 
+    /// What an index does not list is not found, and a plan would do without it.
+    #[test]
+    fn an_index_that_does_not_fit_its_table_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        let connection = open(&path).unwrap();
+        let swapped = "
+            INSERT INTO layer VALUES ('a', 'vm-1', '/i/2', ''), ('b', 'vm-2', '/i/1', '');
+            PRAGMA writable_schema = ON;
+            CREATE TEMP TABLE root AS SELECT name, rootpage FROM sqlite_schema WHERE name IN ('layer_vm', 'layer_path');
+            UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM root WHERE name <> sqlite_schema.name)
+            WHERE name IN ('layer_vm', 'layer_path');
+        ";
+        connection.execute_batch(swapped).unwrap();
+        drop(connection);
+        assert!(matches!(open(&path), Err(StoreError::Corrupt(_))));
+    }
+
+    /// While it is open, nobody else takes himself for the last one to close it, and removes its log.
+    #[test]
+    fn an_open_catalog_is_locked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.db");
+        let _open = open(&path).unwrap();
+        let file = format!(":{} ", std::fs::metadata(&path).unwrap().ino());
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        assert!(locks.lines().any(|lock| lock.contains(&file) && lock.contains("READ")), "{locks}");
+    }
+
+    /// There may be no room for anything.
     #[test]
     fn opening_twice_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("catalog.db");
         drop(open(&path).unwrap());
+        let before = std::fs::read(&path).unwrap();
         let connection = open(&path).unwrap();
         assert_eq!(version(&connection).unwrap(), known_version());
+        let log = std::fs::metadata(format!("{}-wal", path.display())).map_or(0, |log| log.len());
+        assert_eq!((std::fs::read(&path).unwrap(), log), (before, 0));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -30,11 +30,11 @@ const BURST: u64 = 16 << 20;
 
 impl MergePolicy {
     /// For how long a merge that copies at most `bandwidth` bytes per second is watched before it is judged: as patience
-    /// has it, and through two bursts at least, for between two nothing is copied.
+    /// has it, and through two bursts at least, for between two nothing is copied; but never for longer than the deadline.
     #[must_use]
     pub fn window(&self, bandwidth: Option<u64>) -> Duration {
         let bursts = bandwidth.map(|bandwidth| Duration::from_millis(2000 * BURST / bandwidth.max(1)));
-        self.patience.max(bursts.unwrap_or_default())
+        self.patience.max(bursts.unwrap_or_default().min(self.deadline))
     }
 }
 

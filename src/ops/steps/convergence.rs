@@ -69,12 +69,13 @@ impl<'a> Watch<'a> {
     pub(super) fn new(context: &'a Context<'a>, merge: &'a Merge, bandwidth: Option<u64>) -> Self {
         let configured = context.limits.merge_policy;
         let deadline = context.operation.request.merge_deadline().unwrap_or(configured.deadline);
+        let policy = MergePolicy { deadline, ..configured };
         Self {
             context,
             merge,
-            policy: MergePolicy { deadline, ..configured },
+            policy,
             since: Instant::now(),
-            tracker: Tracker::new(configured.window(bandwidth)),
+            tracker: Tracker::new(policy.window(bandwidth)),
             writes: Writes::Free,
             may_have_slowed: false,
             not_before: Duration::ZERO,

@@ -113,7 +113,15 @@ fn run_state(state: sys::virDomainState, reason: i32) -> RunState {
         // "Blocked" is Xen's word for a processor that waits.
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => RunState::Running,
         // A libvirtd that starts ends what another one had not yet brought up (`qemuProcessReconnect`).
-        sys::VIR_DOMAIN_PAUSED if u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP) => {
+        // In post-copy it executes on the other node already, out of the memory that is left here.
+        sys::VIR_DOMAIN_PAUSED
+            if matches!(
+                u32::try_from(reason),
+                Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP
+                    | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+                    | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+            ) =>
+        {
             RunState::Unsettled
         }
         sys::VIR_DOMAIN_PAUSED => RunState::Paused(pause_reason(reason)),
@@ -141,7 +149,7 @@ fn pause_reason(reason: i32) -> PauseReason {
             // libvirtd was restarted while it held the VM paused.
             | sys::VIR_DOMAIN_PAUSED_UNKNOWN,
         ) => PauseReason::Snapshot,
-        // Watchdog, crash, dump, postcopy, shutdown, or newer than we are.
+        // Watchdog, crash, dump, shutdown, or newer than we are.
         _ => PauseReason::Other,
     }
 }
@@ -171,7 +179,13 @@ mod tests {
         check(sys::VIR_DOMAIN_SHUTOFF, 0, RunState::Off);
         check(sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED, RunState::Off);
         check(sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_MIGRATED, RunState::Migrated);
-        check(sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_STARTING_UP, RunState::Unsettled);
+        for unsettled in [
+            sys::VIR_DOMAIN_PAUSED_STARTING_UP,
+            sys::VIR_DOMAIN_PAUSED_POSTCOPY,
+            sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        ] {
+            check(sys::VIR_DOMAIN_PAUSED, unsettled, RunState::Unsettled);
+        }
         for unsettled in [
             sys::VIR_DOMAIN_NOSTATE,
             sys::VIR_DOMAIN_SHUTDOWN,
@@ -189,7 +203,6 @@ mod tests {
         paused(sys::VIR_DOMAIN_PAUSED_API_ERROR, PauseReason::Snapshot);
         paused(sys::VIR_DOMAIN_PAUSED_WATCHDOG, PauseReason::Other);
         paused(sys::VIR_DOMAIN_PAUSED_CRASHED, PauseReason::Other);
-        paused(sys::VIR_DOMAIN_PAUSED_POSTCOPY, PauseReason::Other);
         paused(99, PauseReason::Other);
     }
 }

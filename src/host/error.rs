@@ -36,7 +36,10 @@ pub enum HostError {
     #[error("there is no VM {0}")]
     NoSuchVm(VmId),
     /// The VM went to another node, and may write to its disks from there.
-    #[error("the VM has migrated to another node")]
+    #[error(
+        "the VM has migrated to another node: let it migrate back, or start it here once it is off there; then let the operation \
+         try again"
+    )]
     Migrated,
     /// The VM has no such disk.
     #[error("the VM has no disk {0}")]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::host::HostError;
-use crate::model::vm::{DiskView, Format};
+use crate::model::vm::{DiskView, Format, RunState};
 use crate::model::{
     Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, Request, VmId, VolumeId,
 };
@@ -115,7 +115,7 @@ impl Engine {
         let mut seen = Vec::new();
         for vm in self.vms().await? {
             seen.push(vm.id);
-            let seen = self.0.host.hypervisor.observe(vm.id).await;
+            let seen = self.look_at_vm(vm.id).await;
             // Gone since it was listed.
             if matches!(seen, Err(HostError::NoSuchVm(_))) {
                 continue;
@@ -123,13 +123,13 @@ impl Engine {
             let view = seen.map_err(|cause| OpsError::VmUnreadable { vm: vm.name.clone(), cause })?;
             let tree = self.0.store.tree(vm.id).await?;
             if view.files().any(|file| file == path) || tree.layer_at(path).is_some() {
-                let is_live = view.run_state.is_live();
-                users.push((Some(vm.id), VolumeUser { name: vm.name, is_live }));
+                let run_state = view.run_state;
+                users.push((Some(vm.id), VolumeUser { name: vm.name, run_state }));
             }
         }
         for vm in self.0.store.vms().await?.into_iter().filter(|vm| *vm != own && !seen.contains(vm)) {
             if self.0.store.tree(vm).await?.layer_at(path).is_some() {
-                users.push((None, VolumeUser { name: vm.to_string(), is_live: false }));
+                users.push((None, VolumeUser { name: vm.to_string(), run_state: RunState::Off }));
             }
         }
         Ok(users)

@@ -2,16 +2,18 @@
 //! run here again: over storage that both nodes see, somebody writes to them.
 //!
 //! Decides when a departure begins and ends. It is told once, and libvirt itself forgets it with its next start: so it lasts,
-//! and a restart of the daemon does not forget it. All looks at VMs that decide anything go through here.
+//! and a restart of the daemon does not forget it. Looks at a VM that an operation rests on go through here.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
 
 use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
 use super::{Engine, Result};
-use crate::host::{HostEvent, Result as HostResult, VmSummary};
+use crate::host::{HostError, HostEvent, Result as HostResult, VmSummary};
+use crate::model::vm::PauseReason;
 use crate::model::{RunState, VmId, VmView};
 use crate::store::Departure;
 
@@ -61,10 +63,31 @@ impl Engine {
         Ok(VmView { run_state, ..view })
     }
 
+    /// Whether a VM that went to another node has one of the images, as far as the definitions that stayed here tell.
+    pub(super) async fn has_elsewhere(&self, images: &[&Path]) -> HostResult<bool> {
+        for vm in self.0.host.hypervisor.vms().await? {
+            if self.with_departure(vm.id, vm.run_state).await != RunState::Migrated {
+                continue;
+            }
+            match self.0.host.hypervisor.observe(vm.id).await {
+                Ok(view) if view.files().any(|file| images.contains(&file.as_path())) => return Ok(true),
+                Ok(_) | Err(HostError::NoSuchVm(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
     /// What a VM does that was just seen to do this.
     pub(super) async fn with_departure(&self, vm: VmId, seen: RunState) -> RunState {
         match seen {
-            RunState::Off if self.has_migrated(vm) => RunState::Migrated,
+            // One that comes back is there before it executes here, and may fail to: then it goes on where it was. A start
+            // that somebody tries may fail on the locks of the other node.
+            RunState::Off | RunState::Unsettled | RunState::Paused(PauseReason::Snapshot)
+                if self.has_migrated(vm) =>
+            {
+                RunState::Migrated
+            }
             // Nobody here heard of it when it went.
             RunState::Migrated if !self.has_migrated(vm) => {
                 self.note_departure(vm).await;
@@ -84,9 +107,9 @@ impl Engine {
         self.departed().values().copied().collect()
     }
 
-    /// Ends those of the VMs that run here, whatever they did before.
+    /// Ends those of the VMs that execute here, or have done so.
     pub(super) async fn end_departures(&self, departed: Vec<Departure>, here: &[VmSummary]) {
-        let is_back = |vm: VmId| here.iter().any(|here| here.id == vm && here.run_state.is_live());
+        let is_back = |vm: VmId| here.iter().any(|here| here.id == vm && executes_here(here.run_state));
         for ended in departed.into_iter().filter(|departure| is_back(departure.vm)) {
             if let Err(error) = self.0.store.clear_departure(ended).await {
                 let error: &dyn std::error::Error = &error;
@@ -99,5 +122,18 @@ impl Engine {
 
     fn departed(&self) -> MutexGuard<'_, BTreeMap<VmId, Departure>> {
         self.0.departed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a VM that had left is here. While it comes back it is called paused for a migration, or not settled, and may
+/// yet execute on.
+fn executes_here(run_state: RunState) -> bool {
+    match run_state {
+        RunState::Running
+        | RunState::Paused(PauseReason::User | PauseReason::IoError | PauseReason::Other) => true,
+        RunState::Paused(PauseReason::Snapshot)
+        | RunState::Off
+        | RunState::Migrated
+        | RunState::Unsettled => false,
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Engine, OpsError, Result};
 use crate::host::{Host, HostError};
-use crate::model::vm::{Backing, ChainImage, Format};
+use crate::model::vm::{Backing, ChainImage, Format, RunState};
 use crate::model::{ClonedVolume, VmId, VmView, VolumeId};
 use crate::plan::{self, VolumeUser};
 use crate::store::Store;
@@ -53,7 +53,8 @@ impl Engine {
         let mut users: Vec<VolumeUser> = users.into_iter().map(|(_, user)| user).collect();
         for image in self.images_in_places().await {
             if image.below.as_deref() == Some(path) {
-                users.push(VolumeUser { name: image.path.display().to_string(), is_live: false });
+                let name = image.path.display().to_string();
+                users.push(VolumeUser { name, run_state: RunState::Off });
             }
         }
         Ok(users)

@@ -5,6 +5,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use crate::host::{Host, Link};
 use crate::model::{Finding, OperationId, VmId};
 use crate::store::{FreezeLease, Store};
@@ -18,10 +21,15 @@ use super::{Engine, Result};
 ///
 /// A freeze did not survive an earlier boot of the node, other than `boot_id`: a guest that is frozen now is somebody else's.
 pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Vec<VmId>> {
-    let mut unproven = Vec::new();
     let is_frozen = |lease: &FreezeLease| !lease.is_thawed && lease.boot_id == boot_id;
-    for lease in store.leases().await?.into_iter().filter(is_frozen) {
-        match prove_thaw(host, lease.vm).await {
+    let frozen: Vec<FreezeLease> = store.leases().await?.into_iter().filter(is_frozen).collect();
+    // All at once: one whose agent hangs holds up no other.
+    let asked =
+        frozen.into_iter().map(|lease| async move { (prove_thaw(host, store, lease.vm).await, lease) });
+    let mut unproven = Vec::new();
+    let mut answers: FuturesUnordered<_> = asked.collect();
+    while let Some((thawed, lease)) = answers.next().await {
+        match thawed {
             Ok(Thawed::Proven { file_systems }) => {
                 tracing::warn!(vm = %lease.vm, file_systems, "the guest is thawed");
                 store.put_lease(FreezeLease { is_thawed: true, ..lease }).await?;
@@ -132,7 +140,7 @@ impl Engine {
         if !self.is_linked().await {
             return false;
         }
-        let thawed = prove_thaw(&self.0.host, lease.vm).await;
+        let thawed = prove_thaw(&self.0.host, &self.0.store, lease.vm).await;
         let is_proven = matches!(thawed, Ok(Thawed::Proven { .. }));
         tracing::warn!(vm = %lease.vm, is_proven, "a guest was left frozen by an earlier life: thawed");
         if is_proven && self.0.store.clear_lease(lease.vm).await.is_ok() {

@@ -12,7 +12,7 @@ use crate::model::snapshot::{Owner, SnapshotDisk, SnapshotState};
 use crate::model::step::{
     CatalogChange, DoomedImage, How, ImageRef, Merge, MergeLayers, NewCopy, NewOverlay, Step,
 };
-use crate::model::vm::{ChainImage, DiskView};
+use crate::model::vm::{ChainImage, DiskView, RunState};
 use crate::model::{
     CloneMode, CloneState, CloneVolume, ClonedVolume, DeleteVolume, FlattenVolume, Format, Snapshot,
     VolumeId, VolumeName,
@@ -90,7 +90,10 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         bytes_needed: needed,
         ..Plan::new(world, steps, commit_point)
     };
-    if let Some(user) = world.users.iter().find(|user| user.is_live) {
+    if world.users.iter().any(|user| user.run_state == RunState::Migrated) {
+        return Err(Refusal::VmElsewhere);
+    }
+    if let Some(user) = world.users.iter().find(|user| user.run_state.is_live()) {
         let in_use = || Refusal::VolumeInUse(user.name.clone());
         let disk = world.vm.disks.iter().find(|disk| disk.active().is_some_and(|it| it.path == clone.path));
         // QEMU copies into what it writes to, and into nothing below that: not into what the clone's own snapshots hold.

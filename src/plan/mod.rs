@@ -100,8 +100,8 @@ pub struct World {
 pub struct VolumeUser {
     /// Its name.
     pub name: String,
-    /// Whether it has a process.
-    pub is_live: bool,
+    /// What it does; of an image that lies on it, nothing.
+    pub run_state: RunState,
 }
 
 /// When a running VM may be let to pull layers up.

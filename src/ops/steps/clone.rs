@@ -43,6 +43,9 @@ pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performe
         Ok(_) => {}
         Err(error) => return Performed::unknown(error),
     }
+    if let Err(error) = context.check_not_elsewhere(&[&image.path]).await {
+        return Performed::unknown(error);
+    }
     if let Err(error) = context.store.forget_seen(vec![image.path.clone()]).await {
         return Performed::unknown(error);
     }
@@ -134,6 +137,9 @@ pub(super) async fn is_renamed(context: &Context<'_>, from: &Path, to: &Path) ->
 
 /// No process has the image open. One that is not there is open to nobody.
 pub(super) async fn check_unused(context: &Context<'_>, image: &ImageRef) -> Performed {
+    if let Err(error) = context.check_not_elsewhere(&[&image.path]).await {
+        return Performed::not_applied(error);
+    }
     match context.host.images.is_in_use(&image.path, image.format).await {
         Ok(false) | Err(HostError::NoSuchImage(_)) => Performed::done(),
         Ok(true) => Performed::not_applied(HostError::ImageInUse(image.path.clone())),
@@ -169,7 +175,14 @@ async fn is_defined(context: &Context<'_>, vm: VmId) -> Result<bool> {
 
 async fn run_state(context: &Context<'_>, vm: VmId) -> Result<Option<RunState>> {
     let vms = context.host.hypervisor.vms().await?;
-    Ok(vms.into_iter().find(|summary| summary.id == vm).map(|summary| summary.run_state))
+    match vms.into_iter().find(|summary| summary.id == vm) {
+        None => Ok(None),
+        Some(summary) => match context.engine.with_departure(vm, summary.run_state).await {
+            // Somebody has started it, and let it go: it is somebody's by now.
+            RunState::Migrated => Err(HostError::Migrated),
+            run_state => Ok(Some(run_state)),
+        },
+    }
 }
 
 /// The VM that was defined is live, and runs or stands still as it should.

@@ -11,7 +11,11 @@ use super::{Context, Performed, images, make_so};
 /// The image has a second name.
 pub(super) async fn link(context: &Context<'_>, from: &Path, to: &Path) -> Performed {
     let images = &context.host.images;
-    make_so(|| is_linked(context, from, to), || images.hard_link(from, to)).await
+    let link = || async {
+        context.check_not_elsewhere(&[from]).await?;
+        images.hard_link(from, to).await
+    };
+    make_so(|| is_linked(context, from, to), link).await
 }
 
 /// The image has no second name. What has lost the first one is never taken the second one too.
@@ -42,6 +46,7 @@ async fn is_linked(context: &Context<'_>, from: &Path, to: &Path) -> Result<bool
 pub(super) async fn replace(context: &Context<'_>, from: &Path, to: &Path) -> Performed {
     let images = &context.host.images;
     let replace = || async {
+        context.check_not_elsewhere(&[to]).await?;
         if images.is_in_use(to, Format::Qcow2).await? {
             return Err(HostError::ImageInUse(to.to_owned()));
         }

@@ -66,7 +66,12 @@ pub(super) async fn remove_unused(context: &Context<'_>, path: &Path) -> Perform
 /// The files are gone. One that the VM still reads, or whose definition names it, stays: whoever planned this was
 /// wrong then.
 pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Performed {
-    match context.look_at_vm().await {
+    let paths: Vec<&Path> = images.iter().map(|image| image.path.as_path()).collect();
+    if let Err(error) = context.check_not_elsewhere(&paths).await {
+        return Performed::unknown(error);
+    }
+    // Also of one that went to another node: what it does not have there either can go.
+    match context.engine.look_at_vm(context.vm()).await {
         Ok(view) => {
             let in_use = images.iter().find(|image| {
                 view.disks.iter().any(|disk| {

@@ -299,6 +299,7 @@ async fn commit_offline(context: &Context<'_>, merge: &Merge, course: &mut Cours
 
 /// The definition names the image that it names, in the format that it says, and lists nothing below it.
 async fn refresh(context: &Context<'_>, merge: &Merge, active: &Path) -> Result<()> {
+    context.check_here().await?;
     let hypervisor = &context.host.hypervisor;
     match hypervisor.written_image(context.vm(), &merge.target).await?.stored {
         Some(stored) if stored.path == active => {
@@ -373,9 +374,12 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
 
 async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Seen> {
     let mut backings = Vec::with_capacity(merge.headers().len());
-    let mut seen = match context.operation.of_vm() {
-        Some(vm) => see_disk(context, vm, merge).await?,
-        None => Seen::default(),
+    let mut seen = if let Some(vm) = context.operation.of_vm() {
+        see_disk(context, vm, merge).await?
+    } else {
+        // A VM may have come to have the volume, and gone since.
+        context.check_not_elsewhere(&[&merge.base.path, &merge.child.path]).await?;
+        Seen::default()
     };
     if let Some(job) = seen.job.as_mut().filter(|_| context.is_fresh && !course.has_started_job) {
         // Nobody has ever asked for one of ours.

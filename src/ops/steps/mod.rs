@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::Path;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,23 @@ impl Context<'_> {
     async fn look_at_vm(&self) -> HostResult<VmView> {
         let view = self.engine.look_at_vm(self.vm()).await?;
         if view.run_state == RunState::Migrated { Err(HostError::Migrated) } else { Ok(view) }
+    }
+
+    /// That the VM is on this node, whatever is known of its disks.
+    async fn check_here(&self) -> HostResult<()> {
+        let vms = self.host.hypervisor.vms().await?;
+        let Some(summary) = vms.into_iter().find(|summary| summary.id == self.vm()) else {
+            return Err(HostError::NoSuchVm(self.vm()));
+        };
+        match self.engine.with_departure(self.vm(), summary.run_state).await {
+            RunState::Migrated => Err(HostError::Migrated),
+            _ => Ok(()),
+        }
+    }
+
+    /// That no VM which went to another node has one of the images: what has it open there shows no lock here.
+    async fn check_not_elsewhere(&self, images: &[&Path]) -> HostResult<()> {
+        if self.engine.has_elsewhere(images).await? { Err(HostError::Migrated) } else { Ok(()) }
     }
 
     /// What a change of the catalog comes from.
@@ -276,6 +294,7 @@ where
     }
 }
 
+/// Whether what was asked for may still come about. An answer that makes no sense is none.
 fn leaves_something_under_way(error: &HostError) -> bool {
-    matches!(error, HostError::TimedOut { .. } | HostError::Unreachable(_))
+    matches!(error, HostError::TimedOut { .. } | HostError::Unreachable(_) | HostError::Malformed { .. })
 }

@@ -40,6 +40,10 @@ pub(super) async fn stop(context: &Context<'_>) -> Performed {
 pub(super) async fn start_again(context: &Context<'_>, was: RunState) -> Performed {
     let hypervisor = &context.host.hypervisor;
     let is_up = || async { is_up(context.look_at_vm().await?.run_state) };
+    if matches!(context.look_at_vm().await, Err(HostError::Migrated)) {
+        // Somebody has started it since, and let it go: nobody waits for it here.
+        return Performed::done();
+    }
     let paused = matches!(was, RunState::Paused(_));
     settle(context, context.vm(), COMES_UP).await;
     make_so(is_up, || hypervisor.start(context.vm(), &StartFrom::Disks, paused)).await

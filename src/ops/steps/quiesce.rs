@@ -11,8 +11,8 @@ use crate::host::{Host, HostError};
 use crate::model::operation::Reason;
 use crate::model::step::Freeze;
 use crate::model::vm::RunState;
-use crate::model::{Consistency, Failure, Finding, VmId};
-use crate::store::FreezeLease;
+use crate::model::{Consistency, Failure, Finding, VmId, VmView};
+use crate::store::{FreezeLease, Store};
 
 use super::{Context, Performed};
 
@@ -96,7 +96,7 @@ async fn take_lease(context: &Context<'_>, freeze: &Freeze) -> crate::store::Res
 
 /// After an attempt to freeze that came to nothing. What cannot be proven now stays with the dead-man.
 async fn give_back_lease(context: &Context<'_>) {
-    if let Ok(Thawed::Proven { .. }) = prove_thaw(context.host, context.vm()).await
+    if let Ok(Thawed::Proven { .. }) = prove_thaw(context.host, context.store, context.vm()).await
         && context.store.clear_lease(context.vm()).await.is_ok()
     {
         context.dead_man.disarm(context.vm());
@@ -115,7 +115,7 @@ pub(in crate::ops) enum Thawed {
 }
 
 /// Thaws until the guest says that it is thawed. Gives up after a few attempts.
-pub(in crate::ops) async fn prove_thaw(host: &Host, vm: VmId) -> crate::host::Result<Thawed> {
+pub(in crate::ops) async fn prove_thaw(host: &Host, store: &Store, vm: VmId) -> crate::host::Result<Thawed> {
     let mut file_systems = 0;
     let mut last = Ok(Thawed::Unproven);
     for _ in 0..THAW_ATTEMPTS {
@@ -130,7 +130,9 @@ pub(in crate::ops) async fn prove_thaw(host: &Host, vm: VmId) -> crate::host::Re
         }
         match host.hypervisor.observe(vm).await {
             // Its guest went with it as it was.
-            Ok(view) if view.run_state == RunState::Migrated => last = Err(HostError::Migrated),
+            Ok(view) if !view.run_state.is_live() && has_migrated(store, &view).await => {
+                last = Err(HostError::Migrated);
+            }
             Ok(view) if !view.run_state.is_live() => return Ok(Thawed::Proven { file_systems }),
             Err(HostError::NoSuchVm(_)) => return Ok(Thawed::Proven { file_systems }),
             Ok(_) => {}
@@ -140,6 +142,13 @@ pub(in crate::ops) async fn prove_thaw(host: &Host, vm: VmId) -> crate::host::Re
     last
 }
 
+/// Whether a VM without a process went to another node. libvirt forgets that when it starts anew, the catalog does not.
+async fn has_migrated(store: &Store, view: &VmView) -> bool {
+    let is_noted =
+        || async { store.departures().await.is_ok_and(|all| all.iter().any(|it| it.vm == view.id)) };
+    view.run_state == RunState::Migrated || is_noted().await
+}
+
 /// The guest is thawed, proven; or it was never frozen by us.
 pub(super) async fn thaw(context: &Context<'_>) -> Performed {
     let lease = match context.store.lease(context.vm()).await {
@@ -147,7 +156,7 @@ pub(super) async fn thaw(context: &Context<'_>) -> Performed {
         Ok(_) => return Performed::done(),
         Err(error) => return Performed::unknown(error),
     };
-    let thawed = prove_thaw(context.host, context.vm()).await;
+    let thawed = prove_thaw(context.host, context.store, context.vm()).await;
     let file_systems = match thawed {
         Ok(Thawed::Proven { file_systems }) => file_systems,
         Ok(Thawed::Unproven) => {

@@ -49,6 +49,10 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         Err(Unsettled::Unseen(error @ HostError::Malformed { .. })) if context.is_fresh => {
             return Err(Performed::not_applied(error));
         }
+        // Nothing was asked for yet here either, and what was made for it can go.
+        Err(Unsettled::Unseen(error @ HostError::Migrated)) if context.is_fresh => {
+            return Err(Performed::not_applied(error));
+        }
         Err(unsettled) => return Err(unsettled.into_performed()),
     }
     if !context.is_fresh {

@@ -78,6 +78,7 @@ async fn settle_by(
             Next::PointAtBases => targets(&switch.disks, |disk| &disk.from),
             Next::Undecided(problem) => return Err(undecided(switch, problem)),
         };
+        context.check_here().await?;
         context.host.hypervisor.point_disks(context.vm(), &images).await?;
         tracing::warn!(vm = %context.vm(), ?images, "libvirt had not noted a switch: the definition was mended");
         acted_upon = Some(disks);

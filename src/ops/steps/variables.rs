@@ -17,6 +17,9 @@ pub(super) async fn copy(context: &Context<'_>, from: &Path, to: &Path) -> Perfo
 
 /// The VM's file holds the variables. Never while a process has it open: it would not notice, and write over them.
 pub(super) async fn restore(context: &Context<'_>, from: &Path, to: &Path) -> Performed {
+    if let Err(error) = context.check_not_elsewhere(&[to]).await {
+        return Performed::unknown(error);
+    }
     match context.host.images.is_in_use(to, Format::Raw).await {
         Ok(false) | Err(HostError::NoSuchImage(_)) => copy(context, from, to).await,
         Ok(true) => Performed::unknown(HostError::ImageInUse(to.to_owned())),

@@ -124,7 +124,7 @@ fn fewer_bytes_move() {
 fn what_somebody_has_is_left_alone() {
     let mut paper = lying(&[]);
     take(&mut paper, "one");
-    paper.world.users = vec![VolumeUser { name: "web".to_owned(), is_live: false }];
+    paper.world.users = vec![VolumeUser { name: "web".to_owned(), run_state: RunState::Off }];
     let in_use = "VM web is using the volume";
     check(plan_create(&mut paper, "two"), Err(in_use));
     check(plan_revert(&mut paper, "one", None), Err(in_use));

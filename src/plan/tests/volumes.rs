@@ -222,7 +222,7 @@ fn clones() {
     );
     let request = DeleteVolume { volume: alone.id, generation: None };
     check(delete_volume(&paper.world, &alone, &request), Ok("unused record! remove"));
-    paper.world.users = vec![VolumeUser { name: "db".to_owned(), is_live: false }];
+    paper.world.users = vec![VolumeUser { name: "db".to_owned(), run_state: RunState::Off }];
     check(delete_volume(&paper.world, &alone, &request), Err("VM db is using the volume"));
 }
 
@@ -349,7 +349,7 @@ fn a_clone_is_flattened_under_a_running_vm() {
         flatten_volume(&paper.world, clone, &request)
     };
     assert_eq!(flatten(&paper, &clone).unwrap().warnings.len(), 1, "nobody can keep to the limit");
-    paper.world.users = vec![VolumeUser { name: "web".to_owned(), is_live: true }];
+    paper.world.users = vec![VolumeUser { name: "web".to_owned(), run_state: RunState::Running }];
     check(flatten(&paper, &clone), Err("VM web is using the volume"));
     clone.path = paper.disk("vdc").active().unwrap().path.clone();
     let plan = flatten(&paper, &clone).unwrap();

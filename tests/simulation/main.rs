@@ -11,6 +11,7 @@
 #[path = "../simulated/mod.rs"]
 mod simulated;
 
+mod deployed;
 mod mishaps;
 mod node;
 mod oracle;
@@ -83,6 +84,9 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
         ("LOST snapshots", tally.lost),
         ("purged snapshots", tally.purged),
         ("migrations", tally.migrations),
+        ("new VMs out of snapshots", tally.deployed),
+        ("overlays by hand", tally.by_hand),
+        ("overlays by hand that were adopted", tally.adopted),
         ("operations that were cancelled", tally.cancelled),
     ];
     for (what, count) in reached {

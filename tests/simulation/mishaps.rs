@@ -151,6 +151,7 @@ impl Node {
             0 | 1 => self.sim.set_link(Link::Up),
             2 => self.sim.set_free_space(ROOM),
             3 | 4 => self.sim.hold_events(false),
+            5 => self.sim.lose_events(),
             _ => {}
         }
     }

@@ -1,8 +1,9 @@
 //! A node and its lives: what happens when. Decides, by its dice, whose turn it is. Leaves what must hold to the oracle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Sum;
 use std::ops::AddAssign;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use vmsnap::ops::{Engine, thaw_guests};
 use vmsnap::store::Store;
 
 use crate::oracle::Oracle;
-use crate::simulated::{pass_time, settings};
+use crate::simulated::{Disks, pass_time, settings};
 use crate::wishes::Wish;
 
 /// Everything.
@@ -35,6 +36,11 @@ pub struct Node {
     pub dies_unnoted: bool,
     /// Disks whose process ended so, each with the image that holds what its guest wrote last.
     pub unseen_pivots: Vec<(VmId, DiskTarget, ImageRef)>,
+    /// What each new VM reads, once whoever asked for it has heard that it is there; the names of all that were asked for.
+    pub deployed: BTreeMap<VmId, Disks>,
+    pub new_vms: Vec<String>,
+    /// Overlays that somebody has made by hand.
+    pub by_hand: BTreeSet<PathBuf>,
     /// The call at which the daemon dies.
     pub death: Option<usize>,
     pub turn: u32,
@@ -72,6 +78,9 @@ pub struct Tally {
     pub migrations: u64,
     pub cancelled: u64,
     pub purged: u64,
+    pub deployed: u64,
+    pub by_hand: u64,
+    pub adopted: u64,
 }
 
 impl AddAssign for Tally {
@@ -99,6 +108,9 @@ impl AddAssign for Tally {
         self.migrations += more.migrations;
         self.cancelled += more.cancelled;
         self.purged += more.purged;
+        self.deployed += more.deployed;
+        self.by_hand += more.by_hand;
+        self.adopted += more.adopted;
     }
 }
 
@@ -157,6 +169,9 @@ impl Node {
             held: Vec::new(),
             dies_unnoted: false,
             unseen_pivots: Vec::new(),
+            deployed: BTreeMap::new(),
+            new_vms: Vec::new(),
+            by_hand: BTreeSet::new(),
             death: None,
             turn: 0,
             names: 0,
@@ -241,7 +256,7 @@ impl Node {
             0..=29 => self.guest_writes(),
             30..=44 if may_ask => self.make_wish()?,
             45..=50 => self.something_goes_wrong(),
-            51..=54 => self.somebody_meddles(engine),
+            51..=54 => self.somebody_meddles(engine, may_ask),
             _ => {}
         }
         self.undo_mishaps();

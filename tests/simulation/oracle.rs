@@ -295,6 +295,7 @@ impl Node {
         if !is_whole {
             return Ok(());
         }
+        self.look_at_deployed()?;
         for vm in self.vms.clone() {
             let tree = at_once(self.store.tree(vm)).map_err(|error| error.to_string())?;
             self.tally.snapshots_read += self.oracle.look_at_tree(&self.sim, &tree)?;

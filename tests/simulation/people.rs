@@ -1,9 +1,11 @@
 //! What guests and people do by themselves.
 
+use std::path::PathBuf;
+
 use vmsnap::host::sim::{AgentBehaviour, BLOCK};
 use vmsnap::model::vm::PauseReason;
-use vmsnap::model::{DiskTarget, RunState, VmId};
-use vmsnap::ops::Engine;
+use vmsnap::model::{DifferenceAction, DifferenceKind, DiskTarget, RunState, VmId};
+use vmsnap::ops::{Asked, Engine};
 
 use crate::node::{Node, at_once};
 
@@ -49,13 +51,13 @@ impl Node {
     }
 
     /// Somebody does something that has nothing to do with snapshots.
-    pub fn somebody_meddles(&mut self, engine: &Engine) {
+    pub fn somebody_meddles(&mut self, engine: &Engine, may_ask: bool) {
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let is_free = self.is_free(engine, vm);
         let state = self.sim.run_state(vm);
         let is_live = state.is_some_and(RunState::is_live);
         self.tally.meddled += 1;
-        let what = self.dice.u32(0..12);
+        let what = self.dice.u32(0..14);
         self.trace.push(format!("turn {}: meddles {what} free {is_free}", self.turn));
         match what {
             0 if is_live => {
@@ -76,6 +78,8 @@ impl Node {
             8 => self.agent_changes(vm),
             9 | 10 => self.somebody_migrates(vm, state),
             11 => self.client_cancels(engine),
+            12 if state == Some(RunState::Running) && is_free => self.somebody_overlays(vm),
+            13 if may_ask => adopt(engine, vm),
             _ => {}
         }
     }
@@ -93,6 +97,21 @@ impl Node {
         ];
         let behaviour = *self.pick(&behaviours).unwrap();
         self.sim.set_agent(vm, behaviour);
+    }
+
+    /// As `virsh snapshot-create-as` does. Some merge what they made back at once, and remove it.
+    fn somebody_overlays(&mut self, vm: VmId) {
+        let disk = self.disk_of(vm);
+        let Some(below) = self.sim.image_of(vm, &disk) else { return };
+        let path = PathBuf::from(format!("/images/{}", self.new_name("by-hand")));
+        self.sim.someone_overlays(vm, &disk, &path);
+        self.tally.by_hand += 1;
+        if self.dice.bool() {
+            self.by_hand.insert(path);
+            return;
+        }
+        self.sim.someone_commits(vm, &disk, &path, &below);
+        self.sim.someone_removes(&path);
     }
 
     /// Or lets a VM come back that has gone. libvirt, started anew, does not know that it has.
@@ -147,4 +166,18 @@ impl Node {
         let disks: Vec<DiskTarget> = self.oracle.vm(vm).reads.keys().cloned().collect();
         self.pick(&disks).unwrap().clone()
     }
+}
+
+/// A person who looks at what differs lets the daemon take it as it is.
+pub fn adopt(engine: &Engine, vm: VmId) {
+    let engine = engine.clone();
+    tokio::spawn(async move {
+        let found = engine.check_vm(vm).await.unwrap_or_default();
+        let (way, overlay) = (DifferenceAction::Adopt, DifferenceKind::UnknownOverlay);
+        for found in found.iter().filter(|found| found.kind == overlay && found.actions.contains(&way)) {
+            let asked = Asked { by: "person".to_owned(), key: None, validate_only: false };
+            // One that cannot be settled now is looked at again.
+            let _ = engine.resolve_difference(vm, found.id(), way, asked).await;
+        }
+    });
 }

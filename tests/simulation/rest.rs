@@ -14,6 +14,7 @@ use vmsnap::plan;
 
 use crate::mishaps::ROOM;
 use crate::node::{Node, at_once, runtime};
+use crate::people::adopt;
 use crate::simulated::{ensure, pass_time, settings, verify_manifests};
 
 /// What does not end in so many turns does not end.
@@ -78,12 +79,21 @@ impl Node {
             self.look(turn % 8 == 0)?;
             if turn % RETRY_TURNS == 0 {
                 self.retry_what_is_stuck(engine)?;
+                self.retire_deployed()?;
+                self.vms.iter().for_each(|vm| adopt(engine, *vm));
             }
-            if self.wishes.is_empty() && engine.busy() == 0 && self.is_settled(is_last)? {
+            let is_quiet = self.wishes.is_empty() && self.new_vms.is_empty() && engine.busy() == 0;
+            if is_quiet && self.nothing_waits_for_people(engine, turn) && self.is_settled(is_last)? {
                 return Ok(());
             }
         }
         Err("it does not come to rest".to_owned())
+    }
+
+    /// Whether people have looked at what was done by hand, and have settled it.
+    fn nothing_waits_for_people(&self, engine: &Engine, turn: u32) -> bool {
+        let is_checked = self.by_hand.is_empty() || turn > RETRY_TURNS;
+        is_checked && self.vms.iter().all(|vm| engine.last_check(*vm).is_empty())
     }
 
     /// What the daemon cannot do: somebody stops a VM that libvirt knows wrongly, and lets one go on that was paused: a
@@ -178,7 +188,7 @@ impl Node {
     }
 
     /// There is no file too many and none too few.
-    fn check_files(&self) -> Result<(), String> {
+    fn check_files(&mut self) -> Result<(), String> {
         let mut needed: BTreeSet<PathBuf> = self.oracle.first_files.clone();
         for vm in &self.vms {
             let tree = at_once(self.store.tree(*vm)).map_err(|error| error.to_string())?;
@@ -191,7 +201,10 @@ impl Node {
                 needed.extend(snapshot.variables.iter().map(|variables| variables.path.clone()));
             }
         }
-        let there: BTreeSet<PathBuf> = self.sim.files().into_iter().collect();
+        self.tally.adopted += self.by_hand.intersection(&needed).count() as u64;
+        // What the catalog knows nothing of is its maker's.
+        let is_ours = |path: &PathBuf| needed.contains(path) || !self.by_hand.contains(path);
+        let there: BTreeSet<PathBuf> = self.sim.files().into_iter().filter(is_ours).collect();
         let (more, less): (Vec<_>, Vec<_>) =
             (there.difference(&needed).collect(), needed.difference(&there).collect());
         ensure(more.is_empty() && less.is_empty(), || format!("files too many: {more:?}, too few: {less:?}"))

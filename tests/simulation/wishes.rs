@@ -26,7 +26,7 @@ pub struct Wish {
     key: RequestKey,
     pub vm: VmId,
     request: Request,
-    /// What disks of the VM read when it is granted, if it is a revert.
+    /// What disks read when it is granted: of the VM, if it is a revert; of the new one, if it is a deployment.
     target: Option<Disks>,
     stage: Stage,
 }
@@ -41,6 +41,11 @@ enum Stage {
 }
 
 impl Wish {
+    /// Whether it is for a new VM of this name.
+    pub fn deploys(&self, name: &str) -> bool {
+        matches!(&self.request, Request::DeployVm(request) if request.name.as_str() == name)
+    }
+
     pub fn forget_life(&mut self) {
         if let Stage::Asked(_) = self.stage {
             self.stage = Stage::Unasked;
@@ -82,6 +87,7 @@ impl Node {
         for wish in self.wishes.iter_mut().filter(|wish| matches!(wish.stage, Stage::Unasked)) {
             self.tally.asked += 1;
             if let Some(target) = &wish.target
+                && matches!(wish.request, Request::RevertSnapshot(_) | Request::RevertVolume(_))
                 && !self.oracle.reverts.iter().any(|revert| revert.key == wish.key.id)
             {
                 self.oracle.wants_back(&wish.key.id, wish.vm, target.clone());
@@ -196,6 +202,7 @@ impl Node {
             }
             Request::RevertVolume(_) => self.tally.reverts += 1,
             Request::PurgeSnapshot(_) => self.tally.purged += 1,
+            Request::DeployVm(request) => self.is_deployed(request, wish.target.as_ref())?,
             Request::DeleteVolume(request) => drop(self.oracle.clones.remove(&request.volume)),
             _ => {}
         }
@@ -214,7 +221,7 @@ impl Node {
         {
             return Some(Request::PurgeSnapshot(PurgeSnapshot { snapshot: lost.id, generation: None }));
         }
-        match self.dice.choose_weighted(&[6, 3, 5, 1, 1, 1, 2, 1, 1]) {
+        match self.dice.choose_weighted(&[6, 3, 5, 1, 1, 1, 2, 1, 1, 1]) {
             0 => Some(self.create(vm)),
             1 => {
                 let snapshot = self.pick(&of_vm)?.id;
@@ -269,6 +276,10 @@ impl Node {
                     generation: None,
                 }))
             }
+            8 => {
+                let snapshot = *self.pick(&of_vm)?;
+                Some(self.deploy(snapshot))
+            }
             _ => {
                 let volume = self.pick(&clones)?.id;
                 Some(Request::DeleteVolume(DeleteVolume { volume, generation: None }))
@@ -320,6 +331,7 @@ fn target(request: &Request, tree: &LayerTree, oracle: &Oracle) -> Option<Disks>
     let (snapshot, volume) = match request {
         Request::RevertSnapshot(request) => (request.snapshot, None),
         Request::RevertVolume(request) => (request.snapshot, Some(request.volume)),
+        Request::DeployVm(request) => (request.snapshot, None),
         _ => return None,
     };
     let held = &tree.snapshot(snapshot)?.disks;

@@ -139,6 +139,11 @@ impl SimHost {
         self.change(|world| world.hold_events(is_held));
     }
 
+    /// The events that are late are lost: nobody hears of what they would have told.
+    pub fn lose_events(&self) {
+        self.change(World::lose_events);
+    }
+
     /// From now on block jobs stand still, or go on again.
     pub fn set_storage_hangs(&self, hangs: bool) {
         self.change(|world| world.storage_hangs = hangs);

@@ -229,6 +229,11 @@ impl World {
         }
     }
 
+    /// What comes late is never told, and what comes from now on in time.
+    pub(super) fn lose_events(&mut self) {
+        self.held_events = None;
+    }
+
     /// How many turns the others get during the next call.
     pub(super) fn turns(&self) -> u8 {
         self.pace.get(self.script.count() % self.pace.len().max(1)).copied().unwrap_or(1)

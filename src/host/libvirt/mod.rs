@@ -81,8 +81,6 @@ pub struct Libvirt {
     deadlines: Deadlines,
     /// The memory images that are being written for us.
     captures: Mutex<HashMap<VmId, PathBuf>>,
-    /// What could not be made out of VMs when somebody looked last.
-    doubts: Mutex<HashMap<VmId, String>>,
     _watch: Watch,
 }
 
@@ -112,13 +110,8 @@ impl Libvirt {
             link,
             deadlines,
             captures: Mutex::new(HashMap::new()),
-            doubts: Mutex::default(),
             _watch: watch,
         }))
-    }
-
-    fn doubts(&self) -> MutexGuard<'_, HashMap<VmId, String>> {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn captures(&self) -> MutexGuard<'_, HashMap<VmId, PathBuf>> {
@@ -169,7 +162,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {
-        let (mut doubt, began) = (Doubt::after(self.doubts().remove(&vm)), Instant::now());
+        let (mut doubt, began) = (Doubt::default(), Instant::now());
         loop {
             let look = move |line: &_| observe::observe(line, vm);
             match self.look.run("a look at the VM", self.deadlines.query, look).await? {
@@ -177,7 +170,6 @@ impl Hypervisor for Libvirt {
                 Looked::InDoubt { error, is_live }
                     if doubt.is_settled_by(&error, is_live) || began.elapsed() > self.deadlines.query =>
                 {
-                    self.doubts().insert(vm, doubt.into_words());
                     return Err(error);
                 }
                 Looked::InDoubt { .. } => tokio::time::sleep(BETWEEN_LOOKS).await,

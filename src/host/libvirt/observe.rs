@@ -77,8 +77,6 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
 /// looks in a row tell the same one; another one means that things still move.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
-    /// The one that an earlier call was sure of.
-    before: Option<String>,
     last: String,
     in_a_row: usize,
     looks: usize,
@@ -87,23 +85,10 @@ pub(super) struct Doubt {
 impl Doubt {
     /// Looks in a row at a live VM. On a busy node, libvirt notes a pivot a second after QEMU made it.
     const LIVE: usize = 12;
-    /// The same when an earlier call has looked so often, and nobody has seen anything else since: whoever tries again and again
-    /// is not to wait for that each time.
-    const AGAIN: usize = 3;
     /// Looks in a row at a VM that is off: it may have stopped while it was looked at, and nothing else moves.
     const OFF: usize = 2;
     /// Looks after which the last word counts, whatever it is.
     const MOST: usize = 60;
-
-    /// One that an earlier call may have been sure of, in its words.
-    pub(super) fn after(before: Option<String>) -> Self {
-        Self { before, ..Self::default() }
-    }
-
-    /// What it is sure of, for the next call.
-    pub(super) fn into_words(self) -> String {
-        self.last
-    }
 
     pub(super) fn is_settled_by(&mut self, error: &HostError, is_live: bool) -> bool {
         // The paths that disagree are in the causes.
@@ -111,11 +96,7 @@ impl Doubt {
         self.in_a_row = if told == self.last { self.in_a_row + 1 } else { 1 };
         self.last = told;
         self.looks += 1;
-        let enough = match is_live {
-            true if self.before.as_ref() == Some(&self.last) => Self::AGAIN,
-            true => Self::LIVE,
-            false => Self::OFF,
-        };
+        let enough = if is_live { Self::LIVE } else { Self::OFF };
         self.in_a_row >= enough || self.looks >= Self::MOST
     }
 }
@@ -260,16 +241,7 @@ mod tests {
     /// Looks until a disagreement counts, when the looks tell these images in turn, again and again.
     #[track_caller]
     fn check(images: &[&str], is_live: bool, expected: usize) {
-        check_after(None, images, is_live, expected);
-    }
-
-    #[track_caller]
-    fn check_after(before: Option<&str>, images: &[&str], is_live: bool, expected: usize) {
         let mut doubt = Doubt::default();
-        if let Some(image) = before {
-            doubt.is_settled_by(&HostError::NoSuchImage(image.into()), is_live);
-            doubt = Doubt::after(Some(doubt.into_words()));
-        }
         let mut told = images.iter().cycle().map(|image| HostError::NoSuchImage(image.into()));
         let mut is_settled = |_| doubt.is_settled_by(&told.next().unwrap(), is_live);
         assert_eq!((1..=Doubt::MOST).find(|look| is_settled(*look)), Some(expected));
@@ -281,12 +253,5 @@ mod tests {
         check(&["/i/a"], true, Doubt::LIVE);
         check(&["/i/a", "/i/b"], true, Doubt::MOST);
         check(&["/i/a", "/i/b", "/i/b"], false, 3);
-    }
-
-    #[test]
-    fn one_that_was_sure_is_soon_so_again() {
-        check_after(Some("/i/a"), &["/i/a"], true, Doubt::AGAIN);
-        check_after(Some("/i/a"), &["/i/b"], true, Doubt::LIVE);
-        check_after(Some("/i/a"), &["/i/a"], false, Doubt::OFF);
     }
 }

@@ -164,6 +164,34 @@ fn one_that_is_damaged() {
     drop(state.serve());
 }
 
+/// Whoever has copies of it had snapshots, and does not want to begin with none.
+#[test]
+fn one_that_is_lost() {
+    let state = State::new();
+    let serving = state.serve();
+    let (code, told) = vmsnap(&state.path("vmsnapd.sock"), &["node", "backup", "-o", "name"]);
+    assert_eq!(code, 0, "{told}");
+    drop(serving);
+    let backup = fs::read(told.trim()).unwrap();
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(state.path(&format!("catalog.db{end}")));
+    }
+    state.check_told(&[], &["there is no catalog", "backup", "vmsnapd rebuild"]);
+    fs::write(state.catalog(), []).unwrap();
+    state.check_refused(&["there is no catalog, or an empty one", "backup"]);
+    // What is advised is not refused for the same reason.
+    let rebuilt = state.command(&["rebuild", "--replace"]).output().unwrap();
+    assert!(rebuilt.status.success(), "{rebuilt:?}");
+    fs::write(state.catalog(), backup).unwrap();
+    drop(state.serve());
+    fs::remove_dir_all(state.path("backup")).unwrap();
+    fs::remove_file(state.catalog()).unwrap();
+    for end in ["-wal", "-shm"] {
+        let _ = fs::remove_file(state.path(&format!("catalog.db{end}")));
+    }
+    drop(state.serve());
+}
+
 #[test]
 fn one_that_is_no_file() {
     let state = State::new();

@@ -26,6 +26,9 @@ pub(super) fn on(refused: &StoreError, state: &Path) -> Option<String> {
         StoreError::Corrupt(_) | StoreError::Malformed { .. } => {
             Some(format!("keep the files, and see whether the disk is failing; then, {again}"))
         }
+        StoreError::Lost => {
+            Some(format!("{again}; to begin with an empty one, move {state}/backup away first"))
+        }
         StoreError::Unreadable(_) => {
             Some(format!("let the user of vmsnapd read and write the files of {state}"))
         }

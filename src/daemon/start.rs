@@ -155,6 +155,7 @@ impl StartError {
                     | StoreError::ForeignLog
                     | StoreError::TooNew { .. }
                     | StoreError::Corrupt(_)
+                    | StoreError::Lost
                     // What is under way, or who is frozen, cannot be told: going on without it could cost data.
                     | StoreError::Malformed { .. }
             )

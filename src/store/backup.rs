@@ -111,6 +111,13 @@ fn file_name(at: Timestamp) -> String {
     format!("catalog-{}.db", at.strftime("%Y%m%dT%H%M%S.%3fZ"))
 }
 
+/// Whether there is a copy of the catalog at this path.
+pub(super) fn are_beside(catalog: &Path) -> bool {
+    let directory = catalog.parent().map(|state| state.join(DIRECTORY));
+    let files = directory.and_then(|directory| fs::read_dir(directory).ok());
+    files.is_some_and(|files| files.flatten().any(|file| is_backup(&file.path())))
+}
+
 fn is_backup(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("catalog-") && name.ends_with(".db")

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Result, StoreError};
+use super::{Result, StoreError, backup};
 
 /// Where every file of SQLite begins (SQLite documentation, "Database File Format", 1.3).
 const MAGIC: &[u8] = b"SQLite format 3\0";
@@ -19,6 +19,12 @@ const VERSIONS: std::ops::Range<usize> = 18..20;
 const PAGE_SIZE: std::ops::Range<usize> = 16..18;
 
 const HEADER: usize = 100;
+
+/// A catalog is made where there has never been one. Where there are copies of it, somebody has lost it.
+pub(super) fn check_not_lost(path: &Path) -> Result<()> {
+    let is_there = fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    if is_there || has_log(path)? || !backup::are_beside(path) { Ok(()) } else { Err(StoreError::Lost) }
+}
 
 /// Refuses what cannot be our file. Changes nothing.
 pub(super) fn check(path: &Path) -> Result<()> {

@@ -95,6 +95,9 @@ pub enum StoreError {
     /// SQLite found it damaged.
     #[error("the catalog is damaged: {0}")]
     Corrupt(String),
+    /// There were snapshots here, and there is nothing that tells of them.
+    #[error("there is no catalog, or an empty one, and there are backups of one")]
+    Lost,
     /// A copy cannot be written.
     #[error("cannot write the backup {}", .path.display())]
     Backup {
@@ -140,6 +143,7 @@ impl StoreError {
             | Self::Unreadable(_)
             | Self::ForeignLog
             | Self::Corrupt(_)
+            | Self::Lost
             | Self::Closed => Reason::CatalogFailed,
         }
     }
@@ -185,6 +189,7 @@ type Job = Box<dyn FnOnce(&mut Catalog) + Send>;
 impl Store {
     /// Opens the catalog at `path`, makes it if there is none, brings it to this version. Blocks.
     pub fn open(path: &Path) -> Result<Self> {
+        file::check_not_lost(path)?;
         let (mut catalog, newest_event) = Catalog::new(schema::open(path)?)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new()

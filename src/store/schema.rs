@@ -194,6 +194,9 @@ const V5: &str = "
 CREATE TABLE way_back (operation TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
+/// The tables without which a plan would be wrong, and that have indexes.
+const PLANNED_BY: [&str; 4] = ["operation", "layer", "snapshot", "clone"];
+
 /// Opens the file, 0600, and brings it to this version. One that is refused is left as it was.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     file::check(path)?;
@@ -243,10 +246,14 @@ pub(super) fn check(connection: &Connection) -> Result<()> {
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }
-    // Not `quick_check`: that does not hold indexes against their tables, and what an index has lost is not found.
-    let verdict: String =
-        connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(damaged)?;
-    if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt(verdict)) }
+    let sound = |verdict: String| if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt(verdict)) };
+    sound(connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(damaged)?)?;
+    // That does not hold indexes against their tables, and what an index has lost is not found. What plans are made of is few.
+    for table in PLANNED_BY.iter().filter(|_| found > 0) {
+        let sql = format!("PRAGMA integrity_check({table})");
+        sound(connection.query_row(&sql, [], |row| row.get(0)).map_err(damaged)?)?;
+    }
+    Ok(())
 }
 
 fn damaged(error: rusqlite::Error) -> StoreError {

@@ -32,11 +32,15 @@ struct Shared {
 #[derive(Default)]
 struct Watched {
     leases: HashMap<VmId, Lease>,
+    /// How many there have been.
+    armed: u64,
     is_over: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Lease {
+    /// Another one for each freeze: one guest may be frozen anew while the thaw before is under way.
+    number: u64,
     due: Instant,
     failures: u32,
 }
@@ -64,8 +68,11 @@ impl DeadMan {
 
     /// The guest is thawed after `timeout` unless this is called off.
     pub(super) fn arm(&self, vm: VmId, timeout: Duration) {
-        let lease = Lease { due: Instant::now() + timeout, failures: 0 };
-        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).leases.insert(vm, lease);
+        let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.armed += 1;
+        let lease = Lease { number: watched.armed, due: Instant::now() + timeout, failures: 0 };
+        watched.leases.insert(vm, lease);
+        drop(watched);
         self.shared.changed.notify_all();
     }
 
@@ -93,11 +100,14 @@ fn watch(shared: &Shared, emergency: &dyn EmergencyThaw) {
         drop(watched);
         let is_thawed = thaw(vm, lease, emergency);
         watched = shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(now) = watched.leases.get_mut(&vm).filter(|now| now.number == lease.number) else {
+            continue;
+        };
         if is_thawed {
             watched.leases.remove(&vm);
-        } else if let Some(lease) = watched.leases.get_mut(&vm) {
-            lease.failures += 1;
-            lease.due = Instant::now() + backoff(lease.failures);
+        } else {
+            now.failures += 1;
+            now.due = Instant::now() + backoff(now.failures);
         }
     }
 }

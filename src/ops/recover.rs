@@ -26,13 +26,14 @@ pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Ve
     // All at once: one whose agent hangs holds up no other.
     let asked =
         frozen.into_iter().map(|lease| async move { (prove_thaw(host, store, lease.vm).await, lease) });
-    let mut unproven = Vec::new();
+    let (mut unproven, mut noted) = (Vec::new(), Ok(()));
     let mut answers: FuturesUnordered<_> = asked.collect();
     while let Some((thawed, lease)) = answers.next().await {
         match thawed {
             Ok(Thawed::Proven { file_systems }) => {
                 tracing::warn!(vm = %lease.vm, file_systems, "the guest is thawed");
-                store.put_lease(FreezeLease { is_thawed: true, ..lease }).await?;
+                // There may be no room for it, and there are others.
+                noted = noted.and(store.put_lease(FreezeLease { is_thawed: true, ..lease }).await);
             }
             Ok(Thawed::Unproven) => {
                 tracing::error!(vm = %lease.vm, "the guest does not say that it is thawed");
@@ -45,6 +46,7 @@ pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Ve
             }
         }
     }
+    noted?;
     Ok(unproven)
 }
 

@@ -49,6 +49,10 @@ fn lock_type(constant: i32) -> libc::c_short {
 
 /// Whether a process other than this one has the device open.
 fn is_open_elsewhere(device: u64) -> io::Result<bool> {
+    // Where /proc is mounted so that it hides the processes of others, nobody could be seen (proc(5), `hidepid`).
+    if !Path::new("/proc/1").exists() {
+        return Err(io::Error::other("/proc hides the processes of others: see ProtectProc= and hidepid="));
+    }
     for process in read_dir("/proc")? {
         let process = process?;
         let name = process.file_name();

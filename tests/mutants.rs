@@ -83,6 +83,12 @@ const MUTANTS: &[Mutant] = &[
         wrong: "Ok(view)",
     },
     Mutant {
+        rule: "a VM that comes back is not back before it executes here",
+        file: "src/ops/departure.rs",
+        right: "RunState::Off | RunState::Unsettled | RunState::Paused(PauseReason::Snapshot)\n                if",
+        wrong: "RunState::Off\n                if",
+    },
+    Mutant {
         rule: "an overlay that a guest wrote to is kept, whatever the hypervisor knows of the switch",
         file: "src/plan/switch.rs",
         right: "disks.iter().find(|(_, seen)| seen.overlay != LastWritten::Never).map(",

@@ -58,24 +58,42 @@ impl Engine {
 
     /// A VM as it is, and whether it has migrated.
     pub(super) async fn look_at_vm(&self, vm: VmId) -> HostResult<VmView> {
+        let departed = self.departed_until_now().into_iter().find(|departure| departure.vm == vm);
         let view = self.0.host.hypervisor.observe(vm).await?;
+        if let Some(departure) = departed.filter(|_| executes_here(view.run_state)) {
+            self.end_departure(departure).await;
+        }
         let run_state = self.with_departure(vm, view.run_state).await;
         Ok(VmView { run_state, ..view })
     }
 
-    /// Whether a VM that went to another node has one of the images, as far as the definitions that stayed here tell.
-    pub(super) async fn has_elsewhere(&self, images: &[&Path]) -> HostResult<bool> {
+    /// A VM that went to another node and has one of the images, by name: as far as the definitions that stayed here tell, and
+    /// the catalog of those that cannot be looked at.
+    pub(super) async fn who_has_elsewhere(&self, images: &[&Path]) -> Result<Option<String>> {
         for vm in self.0.host.hypervisor.vms().await? {
             if self.with_departure(vm.id, vm.run_state).await != RunState::Migrated {
                 continue;
             }
-            match self.0.host.hypervisor.observe(vm.id).await {
-                Ok(view) if view.files().any(|file| images.contains(&file.as_path())) => return Ok(true),
-                Ok(_) | Err(HostError::NoSuchVm(_)) => {}
-                Err(error) => return Err(error),
+            // While one comes back libvirt lets everybody wait who asks about it.
+            let seen = if vm.run_state.is_live() {
+                Err(HostError::Migrated)
+            } else {
+                self.0.host.hypervisor.observe(vm.id).await
+            };
+            let has_it = match seen {
+                Ok(view) => view.files().any(|file| images.contains(&file.as_path())),
+                Err(HostError::NoSuchVm(_)) => false,
+                Err(error @ HostError::Unreachable(_)) => return Err(error.into()),
+                Err(_) => {
+                    let tree = self.0.store.tree(vm.id).await?;
+                    images.iter().any(|image| tree.layer_at(image).is_some())
+                }
+            };
+            if has_it {
+                return Ok(Some(vm.name));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// What a VM does that was just seen to do this.
@@ -111,13 +129,17 @@ impl Engine {
     pub(super) async fn end_departures(&self, departed: Vec<Departure>, here: &[VmSummary]) {
         let is_back = |vm: VmId| here.iter().any(|here| here.id == vm && executes_here(here.run_state));
         for ended in departed.into_iter().filter(|departure| is_back(departure.vm)) {
-            if let Err(error) = self.0.store.clear_departure(ended).await {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(vm = %ended.vm, error, "that a VM is back is noted at the next look");
-                continue;
-            }
-            self.departed().retain(|_, departure| *departure != ended);
+            self.end_departure(ended).await;
         }
+    }
+
+    async fn end_departure(&self, ended: Departure) {
+        if let Err(error) = self.0.store.clear_departure(ended).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(vm = %ended.vm, error, "that a VM is back is noted at the next look");
+            return;
+        }
+        self.departed().retain(|_, departure| *departure != ended);
     }
 
     fn departed(&self) -> MutexGuard<'_, BTreeMap<VmId, Departure>> {

@@ -334,6 +334,75 @@ async fn a_vm_that_leaves_while_it_is_looked_for() {
     assert!(refused.stderr.contains("has migrated to another node"), "{refused:?}");
 }
 
+/// While it comes back it is here, and its guest still executes over there; and it may fail to come.
+#[tokio::test]
+async fn a_vm_that_does_not_come_back() {
+    let mut node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    let files = node.sim.files();
+    let is_left_alone = async |node: &Node| {
+        for line in
+            ["snapshot create web x", "snapshot revert web/one --yes", "snapshot delete web/one --yes"]
+        {
+            let refused = run(node, line).await;
+            let is_told = refused.stderr.contains("has migrated to another node");
+            assert!(refused.code == 6 && is_told, "{line}: {refused:?}");
+        }
+    };
+    node.sim.someone_migrates(node.vm);
+    until_departures_are(&node, 1).await;
+    node.sim.someone_begins_to_bring_home(node.vm);
+    is_left_alone(&node).await;
+    // It is looked for, too.
+    node.crash();
+    node.restart();
+    is_left_alone(&node).await;
+    node.sim.someone_stops(node.vm);
+    assert!(node.sim.is_elsewhere(node.vm));
+    is_left_alone(&node).await;
+    node.crash();
+    node.restart();
+    is_left_alone(&node).await;
+    assert_eq!(node.sim.files(), files);
+
+    node.sim.someone_brings_home(node.vm, true);
+    until_departures_are(&node, 0).await;
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// A VM that has gone with a clone writes to it from there. What the clone was made out of is read by it, too; and its own
+/// snapshots can be cloned and deployed, and clones of them deleted, wherever it is.
+#[tokio::test]
+async fn clones_and_vms_that_have_migrated() {
+    let node = Node::start();
+    node.take("one").await;
+    succeed(&node, "volume clone web/one --disk vda --to used").await;
+    succeed(&node, "volume clone web/one --disk vda --to free").await;
+    let image = ImageRef { path: "/images/used".into(), format: Format::Qcow2 };
+    let user = node.sim.vm("user").image("vda", image).build();
+    node.sim.someone_migrates(user);
+    until_departures_are(&node, 1).await;
+    let refused = run(&node, "volume flatten used").await;
+    assert!(refused.stderr.contains("has migrated to another node"), "{refused:?}");
+    assert_ne!(run(&node, "volume delete used --yes").await.code, 0, "somebody has it");
+
+    node.sim.someone_migrates(node.vm);
+    until_departures_are(&node, 2).await;
+    succeed(&node, "volume delete free --yes").await;
+    succeed(&node, "volume clone web/one --disk vda --to whole --full").await;
+    succeed(&node, "volume delete whole --yes").await;
+    succeed(&node, "vm deploy web/one --name new --full").await;
+    let open = run(&node, "op list --open -o json").await;
+    let open: Value = serde_json::from_str(&open.stdout).unwrap();
+    assert_eq!(open["operations"].as_array().map_or(0, Vec::len), 0, "{open}");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 async fn until_departures_are(node: &Node, count: usize) {
     let noted = async { while node.store().departures().await.unwrap().len() != count {} };
     tokio::time::timeout(PATIENCE, noted)

@@ -60,6 +60,8 @@ impl Node {
         let what = self.dice.u32(0..14);
         self.trace.push(format!("turn {}: meddles {what} free {is_free}", self.turn));
         match what {
+            // What comes from another node is let alone.
+            0..=8 | 12 if self.sim.is_elsewhere(vm) && is_live => {}
             0 if is_live => {
                 self.oracle.vm(vm).may_be_off = true;
                 self.sim.someone_stops(vm);
@@ -116,10 +118,14 @@ impl Node {
 
     /// Or lets a VM come back that has gone. libvirt, started anew, does not know that it has.
     fn somebody_migrates(&mut self, vm: VmId, state: Option<RunState>) {
+        let is_live = state.is_some_and(RunState::is_live);
         if self.sim.is_elsewhere(vm) {
             let is_known =
                 at_once(self.store.departures()).is_ok_and(|known| known.iter().any(|left| left.vm == vm));
-            match self.dice.u32(0..4) {
+            match self.dice.u32(0..6) {
+                // It begins to come back, and may fail to. For one that was never seen to leave see docs/RELIABILITY.md.
+                4 if !is_live && is_known => self.sim.someone_begins_to_bring_home(vm),
+                4 | 5 if is_live => self.sim.someone_stops(vm),
                 0 | 1 => self.sim.someone_brings_home(vm, true),
                 2 => self.sim.someone_brings_home(vm, false),
                 _ if is_known => self.sim.forgets_migration(vm),

@@ -190,6 +190,13 @@ impl Files {
         }
     }
 
+    /// Somebody cuts a file off to nothing.
+    pub(super) fn blank(&mut self, path: &Path) {
+        if let Some(file) = self.by_path.get_mut(path) {
+            file.kind = FileKind::Blank;
+        }
+    }
+
     /// Somebody moves a file elsewhere and puts a link in its place.
     pub(super) fn make_link(&mut self, path: &Path) {
         if let Some(file) = self.by_path.get_mut(path) {

@@ -343,6 +343,21 @@ impl SimHost {
         });
     }
 
+    /// A VM that has migrated begins to come back: it is here, and its guest executes on the other node until all is copied.
+    pub fn someone_begins_to_bring_home(&self, vm: VmId) {
+        self.change(|world| {
+            let Some(elsewhere) = world.machines.get_mut(&vm).and_then(|machine| machine.elsewhere.take())
+            else {
+                return;
+            };
+            drop(world.boot(vm, true, Extent::Whole));
+            world.set_run_state(vm, RunState::Paused(PauseReason::Snapshot));
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.elsewhere = Some(elsewhere);
+            }
+        });
+    }
+
     /// A VM that has migrated is back, or has ended on the other node.
     pub fn someone_brings_home(&self, vm: VmId, runs: bool) {
         self.change(|world| {
@@ -351,6 +366,9 @@ impl SimHost {
             }
             if runs {
                 drop(world.boot(vm, false, Extent::Whole));
+                world.set_run_state(vm, RunState::Running);
+            } else {
+                drop(world.stop(vm));
             }
         });
     }
@@ -524,6 +542,11 @@ impl SimHost {
         if let Ok(image) = self.world().files.image_mut(path) {
             image.blocks.pop_last();
         }
+    }
+
+    /// Somebody cuts a file off to nothing: there is no image in it any more.
+    pub fn someone_blanks(&self, path: &Path) {
+        self.world().files.blank(path);
     }
 
     /// Somebody puts an image without backing at a path: a template, if nobody may write to it.

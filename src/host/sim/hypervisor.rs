@@ -44,7 +44,10 @@ impl Hypervisor for SimHost {
     }
 
     async fn switch_disks(&self, vm: VmId, switch: &DiskSwitch) -> Result<()> {
-        let effect = |world: &mut super::World, extent| world.switch_disks(vm, switch, extent);
+        let effect = |world: &mut super::World, extent| {
+            world.check_not_coming(vm)?;
+            world.switch_disks(vm, switch, extent)
+        };
         match self.call(Method::SwitchDisks, effect).await? {
             Switch::Done => Ok(()),
             Switch::Capturing(number) => self.captured(number).await,
@@ -68,11 +71,21 @@ impl Hypervisor for SimHost {
     }
 
     async fn stop(&self, vm: VmId) -> Result<()> {
-        self.call(Method::Stop, |world, _| world.stop(vm)).await
+        let effect = |world: &mut super::World, _| {
+            if world.check_not_coming(vm).is_err() {
+                world.is_let_alone(vm, "is stopped");
+            }
+            world.stop(vm)
+        };
+        self.call(Method::Stop, effect).await
     }
 
     async fn resume(&self, vm: VmId) -> Result<()> {
-        self.call(Method::Resume, |world, _| world.resume(vm)).await
+        let effect = |world: &mut super::World, _| {
+            world.check_not_coming(vm)?;
+            world.resume(vm)
+        };
+        self.call(Method::Resume, effect).await
     }
 
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
@@ -88,11 +101,19 @@ impl Hypervisor for SimHost {
     }
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {
-        self.call(Method::StartCommit, |world, _| world.start_commit(vm, commit)).await
+        let effect = |world: &mut super::World, _| {
+            world.check_not_coming(vm)?;
+            world.start_commit(vm, commit)
+        };
+        self.call(Method::StartCommit, effect).await
     }
 
     async fn start_pull(&self, vm: VmId, pull: &Pull) -> Result<()> {
-        self.call(Method::StartPull, |world, _| world.start_pull(vm, pull)).await
+        let effect = |world: &mut super::World, _| {
+            world.check_not_coming(vm)?;
+            world.start_pull(vm, pull)
+        };
+        self.call(Method::StartPull, effect).await
     }
 
     async fn block_jobs(&self, vm: VmId) -> Result<Vec<(DiskTarget, BlockJob)>> {

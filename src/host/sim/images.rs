@@ -173,6 +173,7 @@ impl World {
 
     /// Half of it: what stands there makes no sense.
     fn copy_bytes(&mut self, from: &Path, to: &Path, extent: Extent) -> Result<()> {
+        self.note_change(to);
         let source = self.files.image(from)?;
         let blocks = match extent {
             Extent::Whole => source.blocks.clone(),

@@ -105,13 +105,6 @@ impl World {
         Ok(())
     }
 
-    /// Nothing is done to a VM that runs on another node.
-    fn is_let_alone(&mut self, vm: VmId, what: &str) {
-        if self.machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some()) {
-            self.violate(format!("VM {vm} {what}, but runs on another node"));
-        }
-    }
-
     /// A live VM goes on on another node. What would come in the way of that there does so here. The definition stays.
     pub(super) fn migrate(&mut self, vm: VmId) -> Result<()> {
         const CALL: &str = "migrate the VM";

@@ -295,6 +295,9 @@ impl World {
     pub(super) fn needs(&self, path: &Path) -> Vec<String> {
         let mut needs: Vec<String> =
             self.files.overlays_on(path).map(|overlay| format!("{} lies on it", overlay.display())).collect();
+        for machine in self.away.values().filter(|machine| is_open_on_another_node(machine, path)) {
+            needs.push(format!("VM {} has it open on another node", machine.name));
+        }
         for machine in self.machines.values() {
             if uses(machine, path) {
                 needs.push(format!("VM {} has it open", machine.name));
@@ -331,7 +334,27 @@ impl World {
         self.end_what_is_not_up(vm);
     }
 
+    /// Nothing is done to a VM that runs on another node, or comes back from there.
+    pub(super) fn is_let_alone(&mut self, vm: VmId, what: &str) {
+        if self.machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some()) {
+            self.violate(format!("VM {vm} {what}, but runs on another node"));
+        }
+    }
+
+    /// A VM that comes from another node is busy with that, but for its end (libvirt: `qemuDomainTrackJob`).
+    pub(super) fn check_not_coming(&self, vm: VmId) -> Result<()> {
+        let is_coming = |machine: &Machine| machine.live.is_some() && machine.elsewhere.is_some();
+        if self.machines.get(&vm).is_some_and(is_coming) {
+            return Err(HostError::Busy("it is being migrated".into()));
+        }
+        Ok(())
+    }
+
+    /// What waits for its guest, which executes elsewhere, is not let go.
     pub(super) fn set_run_state(&mut self, vm: VmId, run_state: RunState) {
+        if self.machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some()) {
+            return;
+        }
         if let Some(live) = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut()) {
             live.run_state = run_state;
             self.emit(HostEvent::VmChanged(vm));
@@ -350,7 +373,9 @@ fn writes(machine: &Machine, path: &Path) -> bool {
 }
 
 fn is_open_on_another_node(machine: &Machine, path: &Path) -> bool {
-    machine.elsewhere.iter().flat_map(BTreeMap::values).flatten().any(|image| image.path == path)
+    let Some(chains) = &machine.elsewhere else { return false };
+    let has_variables = machine.variables.as_deref() == Some(path);
+    has_variables || chains.values().flatten().any(|image| image.path == path)
 }
 
 fn uses(machine: &Machine, path: &Path) -> bool {

@@ -85,7 +85,14 @@ impl Context<'_> {
 
     /// That no VM which went to another node has one of the images: what has it open there shows no lock here.
     async fn check_not_elsewhere(&self, images: &[&Path]) -> HostResult<()> {
-        if self.engine.has_elsewhere(images).await? { Err(HostError::Migrated) } else { Ok(()) }
+        let path = || images.first().map(|image| image.to_path_buf()).unwrap_or_default();
+        let why = match self.engine.who_has_elsewhere(images).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(vm)) => format!("VM {vm}, which has migrated to another node, has it"),
+            Err(OpsError::Host(error)) => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        Err(HostError::Needed { path: path(), why })
     }
 
     /// What a change of the catalog comes from.

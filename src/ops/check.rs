@@ -31,10 +31,24 @@ pub struct NodeCheck {
     pub skipped: Vec<VmId>,
 }
 
+/// A difference that an operation may have made which is stuck: nothing is to be done about it before that.
+fn beside(stuck: OperationId, found: Difference) -> Difference {
+    let description =
+        format!("operation {stuck} is stuck here, and may be why: resolve it first; {}", found.description);
+    Difference { description, actions: Vec::new(), ..found }
+}
+
 impl Engine {
-    /// What differs between the catalog and a VM. Waits for nobody: one that is held is busy.
+    /// What differs between the catalog and a VM. Waits for nobody: one that is held is busy. What an operation that is stuck has
+    /// left half way differs, too: a person wants to see it.
     pub async fn check_vm(&self, vm: VmId) -> Result<Vec<Difference>> {
-        Ok(self.check(vm).await?.0)
+        match self.check(vm).await {
+            Err(OpsError::VmStuck(stuck)) => {
+                let (_, found) = self.look(vm).await?;
+                Ok(found.into_iter().map(|found| beside(stuck, found)).collect())
+            }
+            checked => Ok(checked?.0),
+        }
     }
 
     /// What differs on the whole node. What operations work on is left out: it differs all the time.

@@ -23,7 +23,7 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
             (seen, _) => seen?,
         },
     };
-    let images = inspect_all(host, &view, &tree).await?;
+    let (images, damaged) = inspect_all(host, &view, &tree).await?;
     let memory_images = measure_memory_images(host, &tree).await?;
     let variables = measure_variables(host, &view, &tree).await?;
     let mut directories: BTreeSet<&Path> = images.keys().filter_map(|path| path.parent()).collect();
@@ -38,7 +38,7 @@ pub(super) async fn observe(engine: &Engine, vm: VmId, image: Option<&Path>) -> 
         }
     }
     let volumes = store.volumes_without_vm().await?.into_iter().collect();
-    Ok(World { images, memory_images, variables, volumes, free_space, ..unseen(engine, view, tree) })
+    Ok(World { images, damaged, memory_images, variables, volumes, free_space, ..unseen(engine, view, tree) })
 }
 
 /// The world of a VM of which no image can be seen.
@@ -47,6 +47,7 @@ pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
         vm: view,
         tree,
         images: HashMap::new(),
+        damaged: BTreeMap::new(),
         memory_images: HashMap::new(),
         variables: HashMap::new(),
         volumes: HashMap::new(),
@@ -69,26 +70,31 @@ fn name_of_lost(tree: &LayerTree) -> Option<String> {
     lost.or(first).map(|snapshot| snapshot.vm_name.clone())
 }
 
-/// The images of the VM and of the catalog. One that is not there is left out: the plan tells what that means.
+/// The images of the VM and of the catalog, and those that are damaged. One that is not there is left out: the plan tells what
+/// that means. What the VM reads has to be as it should: else nothing is known of it.
 async fn inspect_all(
     host: &Host,
     view: &VmView,
     tree: &LayerTree,
-) -> Result<HashMap<PathBuf, ImageFacts>, OpsError> {
-    let of_vm = view.disks.iter().flat_map(DiskView::chain).map(|image| (&image.path, image.format));
+) -> Result<(HashMap<PathBuf, ImageFacts>, BTreeMap<PathBuf, String>), OpsError> {
+    let of_vm: BTreeMap<&PathBuf, Format> =
+        view.disks.iter().flat_map(DiskView::chain).map(|image| (&image.path, image.format)).collect();
     let layers = tree.layers.values().map(|layer| (&layer.path, layer.format));
     let clones = tree.clones.iter().map(|clone| (&clone.path, Format::Qcow2));
     let of_catalog = layers.chain(clones);
-    let wanted: BTreeMap<&PathBuf, Format> = of_catalog.chain(of_vm).collect();
-    let mut images = HashMap::new();
+    let wanted: BTreeMap<&PathBuf, Format> = of_catalog.chain(of_vm.clone()).collect();
+    let (mut images, mut damaged) = (HashMap::new(), BTreeMap::new());
     for (path, format) in wanted {
         match host.images.inspect(path, format).await {
             Ok(facts) => drop(images.insert(path.clone(), facts)),
             Err(HostError::NoSuchImage(_)) => {}
+            Err(HostError::BadImage { problem, .. }) if !of_vm.contains_key(path) => {
+                damaged.insert(path.clone(), problem);
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(images)
+    Ok((images, damaged))
 }
 
 async fn measure_memory_images(host: &Host, tree: &LayerTree) -> Result<HashMap<PathBuf, u64>, OpsError> {

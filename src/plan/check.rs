@@ -32,6 +32,7 @@ pub fn differences(world: &World) -> Vec<Difference> {
         }
     }
     found.extend(of_memory(world));
+    found.extend(of_variables(world));
     found.extend(of_clones(world));
     for difference in &mut found {
         difference.actions = actions(world, difference);
@@ -159,7 +160,7 @@ fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
     }
     let path = &layer.path;
     let (kind, words) = match world.images.get(path) {
-        None => (DifferenceKind::ImageMissing, missing(path)),
+        None => not_usable(world, path),
         Some(facts) => {
             let wrong = wrong_backing(world, layer, facts).or_else(|| not_as_seen(world, layer, facts))?;
             (DifferenceKind::ImageChanged, format!("{}: {wrong}", path.display()))
@@ -181,16 +182,25 @@ fn is_given_up(world: &World, layer: &Layer) -> bool {
         && !tree.clones.iter().any(|clone| clone.layer.is_some_and(reads))
 }
 
-fn missing(path: &Path) -> String {
-    format!("there is no image {}: bring it back as it was", path.display())
+/// What is to be told of an image that is not there, or cannot be read.
+fn not_usable(world: &World, path: &Path) -> (DifferenceKind, String) {
+    let shown = path.display();
+    match world.damaged.get(path) {
+        Some(problem) => (
+            DifferenceKind::ImageChanged,
+            format!("{shown} cannot be read: {problem}: bring it back as it was"),
+        ),
+        None => (DifferenceKind::ImageMissing, format!("there is no image {shown}: bring it back as it was")),
+    }
 }
 
 fn of_clones(world: &World) -> impl Iterator<Item = Difference> {
     let made = world.tree.clones.iter().filter(|clone| clone.state == CloneState::Available);
     let gone = made.filter(|clone| !world.images.contains_key(&clone.path));
     gone.map(|clone| {
-        let words = format!("{}, or delete volume {}", missing(&clone.path), clone.name);
-        let difference = found(world, DifferenceKind::ImageMissing, words).at(&clone.path);
+        let (kind, words) = not_usable(world, &clone.path);
+        let words = format!("{words}, or delete volume {}", clone.name);
+        let difference = found(world, kind, words).at(&clone.path);
         Difference { blocks: false, ..difference }
     })
 }
@@ -222,6 +232,24 @@ pub(super) fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> O
         );
     }
     None
+}
+
+/// UEFI variables that are kept with snapshots.
+fn of_variables(world: &World) -> impl Iterator<Item = Difference> {
+    let needed = world.tree.snapshots.iter().filter(|snapshot| !snapshot.is_given_up());
+    needed.filter_map(|snapshot| {
+        let kept = snapshot.variables.as_ref()?;
+        let (kind, words) = match world.variables.get(&kept.path) {
+            Some(bytes) if *bytes == kept.bytes => return None,
+            Some(bytes) => {
+                (DifferenceKind::ImageChanged, format!("it has {bytes} bytes, not {}", kept.bytes))
+            }
+            None => (DifferenceKind::ImageMissing, "there are no UEFI variables".to_owned()),
+        };
+        let words = format!("{}: {words}; the disks of the snapshot are as they were", kept.path.display());
+        let difference = found(world, kind, words).at(&kept.path);
+        Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
+    })
 }
 
 fn of_memory(world: &World) -> impl Iterator<Item = Difference> {

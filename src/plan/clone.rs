@@ -77,6 +77,9 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         return Err(Refusal::NotLinked(clone.name.clone()));
     }
     let image = lowest_image(world, clone);
+    if let Some(problem) = world.damaged.get(&image.path) {
+        return Err(Refusal::ImageChanged { path: image.path, problem: problem.clone() });
+    }
     let run = Run::below(world, &image);
     check_merges(world, std::slice::from_ref(&run))?;
     let (copied, needed) = (run.held(world), run.growth(world));

@@ -3,7 +3,7 @@
 //! Decides every step, every file name and every id before anything is touched. Leaves doing to `ops`, seeing to
 //! `host`. Must never wait, read a file, or fail for a reason outside of its arguments.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -72,6 +72,8 @@ pub struct World {
     pub tree: LayerTree,
     /// What the images of both say of themselves; one that does not exist is not here.
     pub images: HashMap<PathBuf, ImageFacts>,
+    /// Those that are there and cannot be read, with the problem. None of them is among what the VM reads.
+    pub damaged: BTreeMap<PathBuf, String>,
     /// Complete memory images of the VM's snapshots, with their sizes in bytes.
     pub memory_images: HashMap<PathBuf, u64>,
     /// Files of UEFI variables, the VM's own and those kept with its snapshots, with their sizes in bytes.

@@ -146,7 +146,8 @@ fn set_aside(world: &World, difference: &Difference) -> Result<Plan, Refusal> {
     let active = world.tree.layers.get(&volume.active).ok_or_else(no_way)?;
     // Where nothing else is there either, it is the storage that is away: then all is kept for its coming back.
     let is_beside = |other: &PathBuf| other.parent() == active.path.parent();
-    let is_gone = !world.images.contains_key(&active.path) && world.images.keys().any(is_beside);
+    let is_there = world.images.contains_key(&active.path) || world.damaged.contains_key(&active.path);
+    let is_gone = !is_there && world.images.keys().any(is_beside);
     let path = active.path.display();
     let warning = if is_gone {
         format!("there is no {path} any more: what it may have lain on is not kept for it")

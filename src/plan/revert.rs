@@ -227,7 +227,7 @@ fn find_disk<'a>(world: &'a World, held: &SnapshotDisk) -> Option<(&'a Layer, &'
 /// Whether all that a snapshot reads is there, and as it was.
 #[must_use]
 pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
-    let memory = snapshot.memory.as_ref();
+    let (memory, variables) = (snapshot.memory.as_ref(), snapshot.variables.as_ref());
     let is_as_seen = |layer: &&Layer| {
         world.images.get(&layer.path).is_some_and(|facts| not_as_seen(world, layer, facts).is_none())
     };
@@ -236,6 +236,7 @@ pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
     };
     snapshot.disks.iter().all(is_as_it_was)
         && memory.is_none_or(|memory| world.memory_images.get(&memory.path) == Some(&memory.bytes))
+        && variables.is_none_or(|kept| world.variables.get(&kept.path) == Some(&kept.bytes))
 }
 
 /// Every layer that the snapshot reads must exist, lie on the one that the catalog says, and hold nobody else's content.
@@ -243,7 +244,11 @@ pub(super) fn check_chain(world: &World, top: LayerId) -> Result<(), Refusal> {
     check_unmerged(world, top)?;
     let chain = world.tree.chain(top);
     for (depth, layer) in chain.iter().enumerate() {
-        let facts = world.images.get(&layer.path).ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;
+        let path = &layer.path;
+        let facts = world.images.get(path).ok_or_else(|| match world.damaged.get(path) {
+            Some(problem) => Refusal::ImageChanged { path: path.clone(), problem: problem.clone() },
+            None => Refusal::ImageMissing(path.clone()),
+        })?;
         let expected = chain.get(depth + 1).map(|parent| parent.path.as_path());
         let actual = facts.backing.as_ref().map(|backing| backing.path.as_path());
         if layer.format == Format::Qcow2 && expected != actual {

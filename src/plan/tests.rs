@@ -58,6 +58,7 @@ impl Paper {
             tree: LayerTree::empty(vm.id),
             vm,
             images: HashMap::new(),
+            damaged: BTreeMap::new(),
             volumes: HashMap::new(),
             users: Vec::new(),
             clone_tree: None,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use vmsnap::host::Link;
-use vmsnap::host::sim::{BLOCK, Method};
+use vmsnap::host::sim::{BLOCK, Method, SimHost};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
@@ -97,6 +97,30 @@ async fn an_image_that_is_another_file() {
 async fn an_image_that_was_cut() {
     let act = async |node: &Node| node.sim.someone_truncates(&file_of(node, "two").await);
     check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 1 }).await;
+}
+
+/// One file that nobody reads now is no reason to know nothing of all the others.
+#[tokio::test]
+async fn an_image_of_another_branch_that_cannot_be_read() {
+    let act = async |node: &Node| {
+        succeed(node, "snapshot revert web/one --yes").await;
+        node.sim.someone_blanks(&file_of(node, "two").await);
+    };
+    check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 1 }).await;
+}
+
+#[tokio::test]
+async fn kept_variables_that_are_gone() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).uefi().build();
+    let node = Node::start_with(sim, vm);
+    node.take("one").await;
+    succeed(&node, "vm check web").await;
+    let is_kept = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "nvram");
+    let kept = node.sim.files().into_iter().find(is_kept).unwrap();
+    node.sim.someone_removes(&kept);
+    let found = run(&node, "vm check web -o json").await;
+    assert_eq!(differences(&found), [("IMAGE_MISSING".to_owned(), false, 1)], "{found:?}");
 }
 
 #[tokio::test]

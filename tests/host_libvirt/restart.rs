@@ -35,6 +35,28 @@ async fn there_and_back_again_changes_nothing() {
     assert_ne!(vm.xml("--inactive"), before, "the next cold start boots another image");
 }
 
+/// Merges of a VM that is off end at the same time, each with its own disk: none undoes what the other has written.
+#[tokio::test]
+async fn disks_that_are_pointed_at_once() {
+    let Some(bed) = Bed::new().await else { return };
+    let (one, other) = (bed.image("one", Format::Qcow2), bed.image("other", Format::Qcow2));
+    let over_one = bed.overlay("over-one", &one).await;
+    let over_other = bed.overlay("over-other", &other).await;
+    let vm = Vm::with_disks(&[("vda", &one), ("vdb", &other)], "");
+    for (vda, vdb) in [(&over_one, &over_other), (&one, &other)].repeat(20) {
+        let (vda_only, vdb_only) = (pointed(&[("vda", vda)]), pointed(&[("vdb", vdb)]));
+        let (first, second) = tokio::join!(
+            bed.libvirt.point_disks(vm.id, &vda_only),
+            bed.libvirt.point_disks(vm.id, &vdb_only)
+        );
+        first.unwrap();
+        second.unwrap();
+        let view = bed.observe(&vm).await;
+        assert_eq!(persistent(&view, "vda").as_ref(), Some(&vda.path));
+        assert_eq!(persistent(&view, "vdb").as_ref(), Some(&vdb.path));
+    }
+}
+
 /// What a revert does: memory of then, disks of then under fresh overlays, and the next cold start over the same.
 async fn check_start_from_memory(bed: &Bed, paused: bool, expected: RunState) {
     let name = |name: &str| format!("{name}-{paused}");

@@ -81,6 +81,8 @@ pub struct Libvirt {
     deadlines: Deadlines,
     /// The memory images that are being written for us.
     captures: Mutex<HashMap<VmId, PathBuf>>,
+    /// Held by whoever reads a definition and writes it: of two at once one would undo the other.
+    definitions: Arc<Mutex<()>>,
     _watch: Watch,
 }
 
@@ -110,6 +112,7 @@ impl Libvirt {
             link,
             deadlines,
             captures: Mutex::new(HashMap::new()),
+            definitions: Arc::default(),
             _watch: watch,
         }))
     }
@@ -199,8 +202,12 @@ impl Hypervisor for Libvirt {
     }
 
     async fn point_disks(&self, vm: VmId, disks: &[(DiskTarget, ImageRef)]) -> Result<()> {
-        let disks = disks.to_vec();
-        let point = move |line: &_| change::point_disks(line, vm, &disks);
+        let (disks, definitions) = (disks.to_vec(), Arc::clone(&self.definitions));
+        let point = move |line: &_| {
+            // It lasts as long as the calls do, whether anybody waits for them or not.
+            let _alone = definitions.lock().unwrap_or_else(PoisonError::into_inner);
+            change::point_disks(line, vm, &disks)
+        };
         self.change.run("the change of the definition", self.deadlines.change, point).await
     }
 

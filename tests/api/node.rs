@@ -1,7 +1,7 @@
 //! A simulated node with a daemon on it, and the ways to reach it.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -91,6 +91,13 @@ impl Node {
     /// The daemon dies: every task is dropped where it stands.
     pub fn crash(&mut self) {
         assert!(self.life.take().is_some(), "no daemon runs");
+        // A program that another test has just forked has all descriptors of this process until it is executed: the listener,
+        // too, and whoever connects to that is not told that nobody is there. No event tells when it is gone.
+        let died = Instant::now();
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_ok() {
+            assert!(died.elapsed() < PATIENCE, "the listener has outlived its daemon");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Tells the daemon to go, as SIGTERM does. Gives what waits for its end.

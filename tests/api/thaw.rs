@@ -7,7 +7,7 @@ use vmsnap::ops::thaw_guests;
 use vmsnap::proto::v1;
 use vmsnap::store::FreezeLease;
 
-use super::node::Node;
+use super::node::{Node, PATIENCE};
 
 /// This boot of the node.
 fn boot() -> String {
@@ -63,6 +63,31 @@ async fn a_freeze_of_an_earlier_boot_is_over() {
     assert!(node.sim.is_guest_frozen(node.vm), "it is still theirs");
     assert_eq!(node.snapshot("one").await.consistency(), v1::Consistency::Crash);
     assert_eq!(node.store().leases().await.unwrap(), []);
+}
+
+/// One whose agent takes its time holds up no other.
+#[tokio::test]
+async fn guests_are_thawed_all_at_once() {
+    let (node, _) = frozen().await;
+    let other = node.sim.vm("db").disks(1).build();
+    let host = node.sim.host();
+    host.agent.freeze(other, &[], Duration::from_secs(5)).await.unwrap();
+    let lease = node.store().leases().await.unwrap().remove(0);
+    node.store().put_lease(FreezeLease { vm: other, ..lease }).await.unwrap();
+    let hold = node.hold(Method::Thaw);
+    let boot = boot();
+    let meanwhile = async {
+        hold.reached().await;
+        let are_thawed = async {
+            while node.sim.is_guest_frozen(node.vm) || node.sim.is_guest_frozen(other) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, are_thawed).await.expect("both are thawed while one has not answered");
+        hold.release();
+    };
+    let (unproven, ()) = tokio::join!(thaw_guests(&host, node.store(), &boot), meanwhile);
+    assert_eq!(unproven.unwrap(), []);
 }
 
 #[tokio::test]

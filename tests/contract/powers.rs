@@ -178,6 +178,8 @@ async fn a_vm_without_a_definition(node: &dyn Node) {
     assert_eq!(node.chain(vm, "vda").await, paths(&[&over, &image]));
     node.hypervisor().stop(vm).await.unwrap();
     expect(&node.hypervisor().observe(vm).await, "no such vm");
+    // libvirt has stored the definition with the switch, and knows of it from its next start: it goes with one of that name.
+    node.redefine(vm, &image);
 }
 
 /// Whatever is done to a VM is told.

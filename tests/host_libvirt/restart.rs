@@ -44,11 +44,9 @@ async fn disks_that_are_pointed_at_once() {
     let over_other = bed.overlay("over-other", &other).await;
     let vm = Vm::with_disks(&[("vda", &one), ("vdb", &other)], "");
     for (vda, vdb) in [(&over_one, &over_other), (&one, &other)].repeat(20) {
-        let (vda_only, vdb_only) = (pointed(&[("vda", vda)]), pointed(&[("vdb", vdb)]));
-        let (first, second) = tokio::join!(
-            bed.libvirt.point_disks(vm.id, &vda_only),
-            bed.libvirt.point_disks(vm.id, &vdb_only)
-        );
+        let (of_one, of_other) = (pointed(&[("vda", vda)]), pointed(&[("vdb", vdb)]));
+        let (first, second) =
+            tokio::join!(bed.libvirt.point_disks(vm.id, &of_one), bed.libvirt.point_disks(vm.id, &of_other));
         first.unwrap();
         second.unwrap();
         let view = bed.observe(&vm).await;

@@ -234,37 +234,46 @@ pub(super) fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> O
     None
 }
 
-/// UEFI variables that are kept with snapshots.
-fn of_variables(world: &World) -> impl Iterator<Item = Difference> {
-    let needed = world.tree.snapshots.iter().filter(|snapshot| !snapshot.is_given_up());
-    needed.filter_map(|snapshot| {
-        let kept = snapshot.variables.as_ref()?;
-        let (kind, words) = match world.variables.get(&kept.path) {
-            Some(bytes) if *bytes == kept.bytes => return None,
-            Some(bytes) => {
-                (DifferenceKind::ImageChanged, format!("it has {bytes} bytes, not {}", kept.bytes))
-            }
-            None => (DifferenceKind::ImageMissing, "there are no UEFI variables".to_owned()),
-        };
-        let words = format!("{}: {words}; the disks of the snapshot are as they were", kept.path.display());
-        let difference = found(world, kind, words).at(&kept.path);
-        Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
+fn of_memory(world: &World) -> impl Iterator<Item = Difference> {
+    needed(world).filter_map(|snapshot| {
+        let memory = snapshot.memory.as_ref()?;
+        let there = world.memory_images.get(&memory.path).copied();
+        beside_disks(
+            world,
+            snapshot,
+            (&memory.path, memory.bytes),
+            there,
+            "there is no complete memory image",
+        )
     })
 }
 
-fn of_memory(world: &World) -> impl Iterator<Item = Difference> {
-    let needed = world.tree.snapshots.iter().filter(|snapshot| !snapshot.is_given_up());
-    needed.filter_map(|snapshot| {
-        let memory = snapshot.memory.as_ref()?;
-        let (kind, words) = match world.memory_images.get(&memory.path) {
-            Some(bytes) if *bytes == memory.bytes => return None,
-            Some(bytes) => {
-                (DifferenceKind::ImageChanged, format!("it has {bytes} bytes, not {}", memory.bytes))
-            }
-            None => (DifferenceKind::ImageMissing, "there is no complete memory image".to_owned()),
-        };
-        let words = format!("{}: {words}; the disks of the snapshot are as they were", memory.path.display());
-        let difference = found(world, kind, words).at(&memory.path);
-        Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
+fn of_variables(world: &World) -> impl Iterator<Item = Difference> {
+    needed(world).filter_map(|snapshot| {
+        let kept = snapshot.variables.as_ref()?;
+        let there = world.variables.get(&kept.path).copied();
+        beside_disks(world, snapshot, (&kept.path, kept.bytes), there, "there are no UEFI variables")
     })
+}
+
+fn needed(world: &World) -> impl Iterator<Item = &Snapshot> {
+    world.tree.snapshots.iter().filter(|snapshot| !snapshot.is_given_up())
+}
+
+/// What is wrong with a file that is kept with a snapshot beside its disks, and should have so many bytes.
+fn beside_disks(
+    world: &World,
+    snapshot: &Snapshot,
+    (path, bytes): (&Path, u64),
+    there: Option<u64>,
+    missing: &str,
+) -> Option<Difference> {
+    let (kind, words) = match there {
+        Some(there) if there == bytes => return None,
+        Some(there) => (DifferenceKind::ImageChanged, format!("it has {there} bytes, not {bytes}")),
+        None => (DifferenceKind::ImageMissing, missing.to_owned()),
+    };
+    let words = format!("{}: {words}; the disks of the snapshot are as they were", path.display());
+    let difference = found(world, kind, words).at(path);
+    Some(Difference { snapshots: vec![snapshot.id], blocks: false, ..difference })
 }

@@ -170,26 +170,14 @@ pub(super) async fn undefine(context: &Context<'_>, vm: VmId) -> Performed {
 }
 
 async fn is_defined(context: &Context<'_>, vm: VmId) -> Result<bool> {
-    Ok(run_state(context, vm).await?.is_some())
-}
-
-async fn run_state(context: &Context<'_>, vm: VmId) -> Result<Option<RunState>> {
-    let vms = context.host.hypervisor.vms().await?;
-    match vms.into_iter().find(|summary| summary.id == vm) {
-        None => Ok(None),
-        Some(summary) => match context.engine.with_departure(vm, summary.run_state).await {
-            // Somebody has started it, and let it go: it is somebody's by now.
-            RunState::Migrated => Err(HostError::Migrated),
-            run_state => Ok(Some(run_state)),
-        },
-    }
+    Ok(context.run_state(vm).await?.is_some())
 }
 
 /// The VM that was defined is live, and runs or stands still as it should.
 pub(super) async fn start(context: &Context<'_>, vm: VmId, paused: bool) -> Performed {
     let hypervisor = &context.host.hypervisor;
     let is_started = || async {
-        let run_state = run_state(context, vm).await?.ok_or(HostError::NoSuchVm(vm))?;
+        let run_state = context.run_state(vm).await?.ok_or(HostError::NoSuchVm(vm))?;
         if !is_up(run_state)? {
             return Ok(false);
         }
@@ -206,6 +194,6 @@ pub(super) async fn start(context: &Context<'_>, vm: VmId, paused: bool) -> Perf
 /// The VM that was defined is off.
 pub(super) async fn stop(context: &Context<'_>, vm: VmId) -> Performed {
     let hypervisor = &context.host.hypervisor;
-    let is_off = || async { Ok(run_state(context, vm).await?.is_none_or(|state| !state.is_live())) };
+    let is_off = || async { Ok(context.run_state(vm).await?.is_none_or(|state| !state.is_live())) };
     make_so(is_off, || hypervisor.stop(vm)).await
 }

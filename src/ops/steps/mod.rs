@@ -73,26 +73,29 @@ impl Context<'_> {
 
     /// That the VM is on this node, whatever is known of its disks.
     async fn check_here(&self) -> HostResult<()> {
+        self.run_state(self.vm()).await?.map(|_| ()).ok_or(HostError::NoSuchVm(self.vm()))
+    }
+
+    /// What a VM does; None if there is none. An error if it went to another node.
+    async fn run_state(&self, vm: VmId) -> HostResult<Option<RunState>> {
         let vms = self.host.hypervisor.vms().await?;
-        let Some(summary) = vms.into_iter().find(|summary| summary.id == self.vm()) else {
-            return Err(HostError::NoSuchVm(self.vm()));
-        };
-        match self.engine.with_departure(self.vm(), summary.run_state).await {
+        let Some(summary) = vms.into_iter().find(|summary| summary.id == vm) else { return Ok(None) };
+        match self.engine.with_departure(vm, summary.run_state).await {
             RunState::Migrated => Err(HostError::Migrated),
-            _ => Ok(()),
+            run_state => Ok(Some(run_state)),
         }
     }
 
     /// That no VM which went to another node has one of the images: what has it open there shows no lock here.
     async fn check_not_elsewhere(&self, images: &[&Path]) -> HostResult<()> {
-        let path = || images.first().map(|image| image.to_path_buf()).unwrap_or_default();
         let why = match self.engine.who_has_elsewhere(images).await {
             Ok(None) => return Ok(()),
             Ok(Some(vm)) => format!("VM {vm}, which has migrated to another node, has it"),
             Err(OpsError::Host(error)) => return Err(error),
             Err(error) => error.to_string(),
         };
-        Err(HostError::Needed { path: path(), why })
+        let path = images.first().map(|image| image.to_path_buf()).unwrap_or_default();
+        Err(HostError::Needed { path, why })
     }
 
     /// What a change of the catalog comes from.

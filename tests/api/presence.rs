@@ -12,7 +12,7 @@ use vmsnap::model::{DiskTarget, VmId};
 use vmsnap::proto::v1;
 
 use super::client::{json, run, succeed};
-use super::node::{Node, PATIENCE, assert_refused, delete};
+use super::node::{Node, PATIENCE, assert_refused, create, delete};
 use super::readers::settled;
 
 async fn until_all_are(node: &Node, state: &str) {
@@ -400,6 +400,24 @@ async fn clones_and_vms_that_have_migrated() {
     let open = run(&node, "op list --open -o json").await;
     let open: Value = serde_json::from_str(&open.stdout).unwrap();
     assert_eq!(open["operations"].as_array().map_or(0, Vec::len), 0, "{open}");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// An operation that meets a migration before it has asked for anything turns back, and nobody is needed.
+#[tokio::test]
+async fn a_vm_that_leaves_before_its_snapshot_is_taken() {
+    let node = Node::start();
+    node.take("one").await;
+    let files = node.sim.files();
+    let hold = node.hold(Method::CreateOverlay);
+    let request = v1::CreateSnapshotRequest { quiesce: v1::Quiesce::Off.into(), ..create("web", "two") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    node.sim.someone_migrates(node.vm);
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(node.sim.files(), files, "what was made for it has gone");
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

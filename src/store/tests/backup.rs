@@ -72,10 +72,22 @@ async fn nothing_in_a_copy_goes_on_by_itself() {
         store.begin(open.clone(), None, Reservation::None).await.unwrap();
         store.save(open.clone()).await.unwrap();
     }
+    let lease = FreezeLease {
+        vm: VM,
+        operation: forward.id,
+        boot_id: "boot".to_owned(),
+        since_ms: 0,
+        deadline_ms: 1,
+        is_thawed: false,
+    };
+    store.put_lease(lease.clone()).await.unwrap();
     let copy = store.back_up(None, 10, at(1)).await.unwrap();
     let elsewhere = directory.path().join("put-back.db");
     fs::copy(&copy.path, &elsewhere).unwrap();
-    let held = Store::open(&elsewhere).unwrap().open_operations().await.unwrap();
+    let put_back = Store::open(&elsewhere).unwrap();
+    assert_eq!(put_back.leases().await.unwrap(), [], "who is frozen then was frozen by somebody else");
+    assert_eq!(store.leases().await.unwrap(), [lease]);
+    let held = put_back.open_operations().await.unwrap();
     let state = |at: usize| &held[at].cursor.state;
     assert_eq!(*state(0), OperationState::Stuck { at: 0, direction: Way::Forward });
     assert_eq!(*state(1), OperationState::Stuck { at: 0, direction: Way::Back });

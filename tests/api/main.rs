@@ -12,6 +12,7 @@ mod captures;
 mod check;
 mod client;
 mod clones;
+mod differences;
 mod edit;
 mod elsewhere;
 mod events;

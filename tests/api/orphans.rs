@@ -1,18 +1,20 @@
 //! A file of ours that the catalog does not need goes only if nobody reads it, and nobody may: neither when it is looked for
 //! nor when it is removed.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tonic::Code;
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 use vmsnap::proto::v1;
 
-use super::client::run;
-use super::node::Node;
+use super::client::{run, succeed};
+use super::differences::{ORPHAN, differences, put_orphan, request, vda};
+use super::node::{Node, assert_refused};
 
-const ORPHAN: &str = "/images/vmsnap-0199aaaa-0000-7000-8000-000000000001.qcow2";
 /// A second name of the orphan.
 const ALIAS: &str = "/links/image";
 
@@ -175,5 +177,82 @@ async fn what_lies_on_nothing() {
     let resolve = format!("node resolve {} --remove-file --yes", told[0]["id"].as_str().unwrap());
     assert_eq!(run(&node, &resolve).await.code, 0);
     assert!(!node.sim.files().contains(&ORPHAN.into()));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_orphan_is_removed_and_nothing_else() {
+    let node = Node::start();
+    node.take("one").await;
+    let files: BTreeSet<PathBuf> = node.sim.files().into_iter().collect();
+    put_orphan(&node);
+    let found = differences(&node, "node check").await;
+    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((kind.as_str(), &ways[..]), ("ORPHAN_FILE", &["remove-file".to_owned()][..]));
+    let plan = succeed(&node, &format!("node resolve {id} --remove-file --dry-run")).await;
+    assert!(plan.contains(&format!("gone for good: {ORPHAN}")), "{plan}");
+    let refused = run(&node, &format!("node resolve {id} --adopt --yes")).await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    succeed(&node, &format!("node resolve {} --remove-file --yes", &id[..8])).await;
+    assert_eq!(node.sim.files().into_iter().collect::<BTreeSet<_>>(), files);
+    assert_eq!(run(&node, "node check").await.code, 0);
+    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
+    let refused = run(&node, "node resolve 00 --remove-file --yes").await;
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_an_image_lies_on_is_not_removed() {
+    let node = Node::start();
+    node.take("one").await;
+    put_orphan(&node);
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    let vm =
+        node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).build();
+    node.sim.someone_overlays(vm, &vda(), "/images/mine".as_ref());
+    // Another VM reads it: it is no orphan.
+    assert_eq!(run(&node, "node check").await.code, 0);
+    let status = node.vms().resolve_vm(request("", &id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
+    node.sim.someone_stops(vm);
+    node.sim.someone_undefines(vm);
+    // Nobody has the image that lies on it; that is there all the same.
+    let found = differences(&node, "node check").await;
+    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((kind.as_str(), ways.len()), ("ORPHAN_FILE", 0));
+    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
+    assert_refused(&status, Code::FailedPrecondition, "RESOLUTION_NOT_OFFERED");
+    node.sim.someone_removes("/images/mine".as_ref());
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    succeed(&node, &format!("node resolve {id} --remove-file --yes")).await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Between the look that it was planned by and its removal, a VM is defined with it.
+#[tokio::test]
+async fn an_orphan_that_somebody_takes_meanwhile() {
+    let node = Node::start();
+    node.take("one").await;
+    put_orphan(&node);
+    let (_, _, id) = differences(&node, "node check").await.remove(0);
+    let remove = request("", &id, v1::DifferenceAction::RemoveFile);
+    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
+    let before = looks();
+    node.vms().resolve_vm(v1::ResolveVmRequest { validate_only: true, ..remove.clone() }).await.unwrap();
+    let planning = looks() - before;
+    // The next look after the plan is the step's own first one.
+    let (hold, occurrence) = (Hold::default(), looks() + planning + 1);
+    let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
+    node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
+    let begun = node.vms().resolve_vm(remove).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).off().build();
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::LayerInUse);
+    assert!(node.sim.files().contains(&ORPHAN.into()));
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

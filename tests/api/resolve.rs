@@ -1,30 +1,22 @@
 //! What somebody did behind the daemon's back is settled, the way that a person chooses: nothing that can be read goes, what
 //! cannot be vouched for is said so, and the VM takes snapshots again.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tonic::Code;
-use vmsnap::host::sim::{BLOCK, Call, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::host::sim::{BLOCK, Method, SimHost};
 use vmsnap::model::DiskTarget;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
+use super::differences::{differences, json, only, put_orphan, request, vda};
 use super::node::{Node, PATIENCE, assert_refused};
 
 const DIFFERS: i32 = 11;
 const WAYS: [&str; 4] = ["adopt", "restore", "mark-lost", "remove-file"];
-
-async fn json(node: &Node, line: &str) -> Value {
-    serde_json::from_str(&run(node, &format!("{line} -o json")).await.stdout).unwrap()
-}
-
-fn vda() -> DiskTarget {
-    super::node::disks().into_iter().next().unwrap()
-}
 
 /// The file that holds what a snapshot has of vda.
 async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
@@ -34,37 +26,6 @@ async fn file_of(node: &Node, snapshot: &str) -> PathBuf {
 
 fn active(node: &Node) -> PathBuf {
     node.sim.image_of(node.vm, &vda()).unwrap()
-}
-
-/// What differs: kind, ways, id.
-async fn differences(node: &Node, line: &str) -> Vec<(String, Vec<String>, String)> {
-    let word = |value: &Value, prefix: &str| value.as_str().unwrap().trim_start_matches(prefix).to_owned();
-    let of = |found: &Value| {
-        let ways = found["actions"].as_array().cloned().unwrap_or_default();
-        let ways = ways.iter().map(|way| word(way, "DIFFERENCE_ACTION_").to_lowercase().replace('_', "-"));
-        (word(&found["kind"], "DIFFERENCE_KIND_"), ways.collect(), found["id"].as_str().unwrap().to_owned())
-    };
-    json(node, line).await["differences"].as_array().cloned().unwrap_or_default().iter().map(of).collect()
-}
-
-/// The one difference of the VM, which offers these ways. Gives its id.
-async fn only(node: &Node, kind: &str, ways: &[&str]) -> String {
-    let found = differences(node, "vm check web").await;
-    let [(found_kind, offered, id)] = &found[..] else { panic!("{found:?}") };
-    assert_eq!(
-        (found_kind.as_str(), offered.iter().map(String::as_str).collect::<Vec<_>>()),
-        (kind, ways.to_vec())
-    );
-    id.clone()
-}
-
-fn request(vm: &str, id: &str, action: v1::DifferenceAction) -> v1::ResolveVmRequest {
-    v1::ResolveVmRequest {
-        vm: vm.to_owned(),
-        difference_id: id.to_owned(),
-        action: action.into(),
-        ..Default::default()
-    }
 }
 
 /// By name, the state of each snapshot and what it reads from block 1 of its first disk.
@@ -490,89 +451,6 @@ async fn a_disk_that_was_taken_away_with_its_storage() {
         succeed(&node, &format!("snapshot delete web/{name} --yes")).await;
     }
     assert_eq!(node.sim.read_image(&image).unwrap().get(&1), Some(&20), "whoever has it reads all of it");
-    assert_eq!(node.sim.violations(), Vec::<String>::new());
-}
-
-const ORPHAN: &str = "/images/vmsnap-0199aaaa-0000-7000-8000-000000000001.qcow2";
-
-fn put_orphan(node: &Node) {
-    node.sim.put_image(ORPHAN.as_ref(), Format::Qcow2, BLOCK, false).unwrap();
-}
-
-#[tokio::test]
-async fn an_orphan_is_removed_and_nothing_else() {
-    let node = Node::start();
-    node.take("one").await;
-    let files: BTreeSet<PathBuf> = node.sim.files().into_iter().collect();
-    put_orphan(&node);
-    let found = differences(&node, "node check").await;
-    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
-    assert_eq!((kind.as_str(), &ways[..]), ("ORPHAN_FILE", &["remove-file".to_owned()][..]));
-    let plan = succeed(&node, &format!("node resolve {id} --remove-file --dry-run")).await;
-    assert!(plan.contains(&format!("gone for good: {ORPHAN}")), "{plan}");
-    let refused = run(&node, &format!("node resolve {id} --adopt --yes")).await;
-    assert_eq!(refused.code, 6, "{refused:?}");
-    succeed(&node, &format!("node resolve {} --remove-file --yes", &id[..8])).await;
-    assert_eq!(node.sim.files().into_iter().collect::<BTreeSet<_>>(), files);
-    assert_eq!(run(&node, "node check").await.code, 0);
-    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
-    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
-    let refused = run(&node, "node resolve 00 --remove-file --yes").await;
-    assert_eq!(refused.code, 4, "{refused:?}");
-    assert_eq!(node.sim.violations(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn what_an_image_lies_on_is_not_removed() {
-    let node = Node::start();
-    node.take("one").await;
-    put_orphan(&node);
-    let (_, _, id) = differences(&node, "node check").await.remove(0);
-    let vm =
-        node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).build();
-    node.sim.someone_overlays(vm, &vda(), "/images/mine".as_ref());
-    // Another VM reads it: it is no orphan.
-    assert_eq!(run(&node, "node check").await.code, 0);
-    let status = node.vms().resolve_vm(request("", &id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
-    assert_refused(&status, Code::NotFound, "DIFFERENCE_NOT_FOUND");
-    node.sim.someone_stops(vm);
-    node.sim.someone_undefines(vm);
-    // Nobody has the image that lies on it; that is there all the same.
-    let found = differences(&node, "node check").await;
-    let [(kind, ways, id)] = &found[..] else { panic!("{found:?}") };
-    assert_eq!((kind.as_str(), ways.len()), ("ORPHAN_FILE", 0));
-    let status = node.vms().resolve_vm(request("", id, v1::DifferenceAction::RemoveFile)).await.unwrap_err();
-    assert_refused(&status, Code::FailedPrecondition, "RESOLUTION_NOT_OFFERED");
-    node.sim.someone_removes("/images/mine".as_ref());
-    let (_, _, id) = differences(&node, "node check").await.remove(0);
-    succeed(&node, &format!("node resolve {id} --remove-file --yes")).await;
-    assert_eq!(node.sim.violations(), Vec::<String>::new());
-}
-
-/// Between the look that it was planned by and its removal, a VM is defined with it.
-#[tokio::test]
-async fn an_orphan_that_somebody_takes_meanwhile() {
-    let node = Node::start();
-    node.take("one").await;
-    put_orphan(&node);
-    let (_, _, id) = differences(&node, "node check").await.remove(0);
-    let remove = request("", &id, v1::DifferenceAction::RemoveFile);
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
-    let before = looks();
-    node.vms().resolve_vm(v1::ResolveVmRequest { validate_only: true, ..remove.clone() }).await.unwrap();
-    let planning = looks() - before;
-    // The next look after the plan is the step's own first one.
-    let (hold, occurrence) = (Hold::default(), looks() + planning + 1);
-    let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
-    node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
-    let begun = node.vms().resolve_vm(remove).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
-    node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).off().build();
-    hold.release();
-    let ended = node.end_of(&begun.id).await;
-    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
-    assert_eq!(ended.error.unwrap().reason(), v1::Reason::LayerInUse);
-    assert!(node.sim.files().contains(&ORPHAN.into()));
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

@@ -17,6 +17,7 @@ mod node;
 mod oracle;
 mod people;
 mod rest;
+mod tally;
 mod wishes;
 
 use std::ops::Range;
@@ -24,7 +25,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use node::{Node, Tally};
+use node::Node;
+use tally::Tally;
 use tracing_subscriber::EnvFilter;
 
 /// A run ends when so many seeds have failed: one is enough to fail it, and a few show whether they fail alike.
@@ -68,28 +70,7 @@ fn check_reach(seeds: &Range<u64>, tally: &Tally) {
     if seeds.end - seeds.start < 500 {
         return;
     }
-    let reached = [
-        ("operations that succeeded", tally.succeeded),
-        ("operations that were undone", tally.failed),
-        ("operations that got stuck", tally.stuck),
-        ("refusals", tally.refused),
-        ("crashes", tally.crashes),
-        ("crashes in the middle of a call", tally.crashes_in_calls),
-        ("faults", tally.faults),
-        ("reverts seen", tally.reverts),
-        ("quiesced snapshots", tally.quiesced),
-        ("what people did", tally.meddled),
-        ("VMs that ended after a pivot that nobody noted", tally.unseen_pivots),
-        ("VMs that ended after a switch that nobody noted", tally.unnoted_switches),
-        ("LOST snapshots", tally.lost),
-        ("purged snapshots", tally.purged),
-        ("migrations", tally.migrations),
-        ("new VMs out of snapshots", tally.deployed),
-        ("overlays by hand", tally.by_hand),
-        ("overlays by hand that were adopted", tally.adopted),
-        ("operations that were cancelled", tally.cancelled),
-    ];
-    for (what, count) in reached {
+    for (what, count) in tally.counts() {
         assert!(count > 0, "no {what}: {tally:#?}");
     }
 }

@@ -2,36 +2,51 @@
 
 use vmsnap::host::Link;
 use vmsnap::host::sim::{Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
-use vmsnap::model::VmId;
 use vmsnap::model::vm::PauseReason;
+use vmsnap::model::{RunState, VmId};
 
-use crate::node::{ChooseWeighted, Node};
+use crate::node::{ChooseWeighted, Node, at_once};
 
 /// Room for everything, in bytes.
 pub const ROOM: u64 = 1 << 40;
 
+/// A fault that stops a VM, or pauses it.
+pub struct Strike {
+    /// The number of the call at which it does.
+    call: usize,
+    vm: VmId,
+    stops: bool,
+}
+
 impl Node {
     /// One of the next calls goes wrong, or something does at that moment.
     pub fn something_goes_wrong(&mut self) {
-        let at = Trigger::Number(self.sim.call_count() + self.dice.usize(1..12));
+        let call = self.sim.call_count() + self.dice.usize(1..12);
+        let at = Trigger::Number(call);
         let moment = [Moment::Before, Moment::Midway, Moment::After][self.dice.usize(0..3)];
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let mishap = match self.dice.choose_weighted(&[12, 3, 4, 3, 2, 2, 2, 1, 1, 2, 2, 2]) {
             0 => Mishap::Error(self.complaint()),
             1 => Mishap::Blind { looks: self.dice.u32(1..4) },
-            2 => Mishap::LinkDown { calls: self.dice.u32(1..4) },
+            2 => {
+                self.tally.broken_links += 1;
+                Mishap::LinkDown { calls: self.dice.u32(1..4) }
+            }
             3 => {
                 let hold = Hold::default();
                 self.held.push((self.turn + self.dice.u32(1..20), hold.clone()));
                 Mishap::Late(hold)
             }
-            4 => Mishap::NoSpace,
+            4 => {
+                self.tally.full_disks += 1;
+                Mishap::NoSpace
+            }
             5 => {
-                self.oracle.vm(vm).may_be_off = true;
+                self.strikes.push(Strike { call, vm, stops: true });
                 Mishap::VmStops(vm)
             }
             6 => {
-                self.oracle.vm(vm).may_be_paused = true;
+                self.strikes.push(Strike { call, vm, stops: false });
                 Mishap::VmPauses(vm, PauseReason::IoError)
             }
             7 => Mishap::VmResumes(vm),
@@ -45,6 +60,7 @@ impl Node {
                 return;
             }
             _ => {
+                self.tally.held_events += 1;
                 self.sim.hold_events(true);
                 return;
             }
@@ -151,8 +167,38 @@ impl Node {
             0 | 1 => self.sim.set_link(Link::Up),
             2 => self.sim.set_free_space(ROOM),
             3 | 4 => self.sim.hold_events(false),
-            5 => self.sim.lose_events(),
+            5 => {
+                self.tally.lost_events += 1;
+                self.sim.lose_events();
+            }
             _ => {}
         }
+    }
+
+    /// A VM that a fault has stopped or paused may be so.
+    pub fn note_strikes(&mut self) {
+        let calls = self.sim.call_count();
+        for strike in self.strikes.extract_if(.., |strike| strike.call <= calls) {
+            let truth = self.oracle.vm(strike.vm);
+            truth.may_be_off |= strike.stops;
+            truth.may_be_paused |= !strike.stops;
+        }
+    }
+
+    /// One that runs, and that no operation has, is not to be found off or paused later without another reason.
+    pub fn drop_excuses(&mut self) -> Result<(), String> {
+        let (sim, oracle) = (&self.sim, &mut self.oracle);
+        let is_excused = |vm: &VmId| oracle.vms[vm].may_be_off || oracle.vms[vm].may_be_paused;
+        let runs = |vm: &VmId| sim.run_state(*vm) == Some(RunState::Running);
+        let excused: Vec<VmId> = self.vms.iter().copied().filter(|vm| is_excused(vm) && runs(vm)).collect();
+        if excused.is_empty() {
+            return Ok(());
+        }
+        let open = at_once(self.store.open_operations()).map_err(|error| error.to_string())?;
+        for vm in excused.into_iter().filter(|vm| open.iter().all(|operation| operation.vm != *vm)) {
+            let truth = oracle.vm(vm);
+            (truth.may_be_off, truth.may_be_paused) = (false, false);
+        }
+        Ok(())
     }
 }

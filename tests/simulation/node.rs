@@ -1,8 +1,6 @@
 //! A node and its lives: what happens when. Decides, by its dice, whose turn it is. Leaves what must hold to the oracle.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Sum;
-use std::ops::AddAssign;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +15,10 @@ use vmsnap::model::{DiskTarget, OperationId, VmId};
 use vmsnap::ops::{Engine, thaw_guests};
 use vmsnap::store::Store;
 
+use crate::mishaps::Strike;
 use crate::oracle::Oracle;
 use crate::simulated::{Disks, pass_time, settings};
+use crate::tally::Tally;
 use crate::wishes::Wish;
 
 /// Everything.
@@ -30,6 +30,8 @@ pub struct Node {
     pub vms: Vec<VmId>,
     pub oracle: Oracle,
     pub wishes: Vec<Wish>,
+    /// Faults that stop or pause a VM, and have not struck yet.
+    pub strikes: Vec<Strike>,
     /// Calls that are held until this turn.
     pub held: Vec<(u32, Hold)>,
     /// QEMU dies after its next pivot or switch, before libvirt, which died before it, has noted that.
@@ -50,76 +52,6 @@ pub struct Node {
     pub tally: Tally,
     /// What happened, in words: the same for the same seed.
     pub trace: Vec<String>,
-}
-
-/// What happened, in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub turns: u64,
-    pub lives: u64,
-    pub crashes: u64,
-    pub crashes_in_calls: u64,
-    pub drains: u64,
-    pub calls: u64,
-    pub faults: u64,
-    pub writes: u64,
-    pub meddled: u64,
-    pub asked: u64,
-    pub refused: u64,
-    pub succeeded: u64,
-    pub failed: u64,
-    pub stuck: u64,
-    pub reverts: u64,
-    pub quiesced: u64,
-    pub lost: u64,
-    pub snapshots_read: u64,
-    pub unseen_pivots: u64,
-    pub unnoted_switches: u64,
-    pub migrations: u64,
-    pub cancelled: u64,
-    pub purged: u64,
-    pub deployed: u64,
-    pub by_hand: u64,
-    pub adopted: u64,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, more: Self) {
-        self.turns += more.turns;
-        self.lives += more.lives;
-        self.crashes += more.crashes;
-        self.crashes_in_calls += more.crashes_in_calls;
-        self.drains += more.drains;
-        self.calls += more.calls;
-        self.faults += more.faults;
-        self.writes += more.writes;
-        self.meddled += more.meddled;
-        self.asked += more.asked;
-        self.refused += more.refused;
-        self.succeeded += more.succeeded;
-        self.failed += more.failed;
-        self.stuck += more.stuck;
-        self.reverts += more.reverts;
-        self.quiesced += more.quiesced;
-        self.lost += more.lost;
-        self.snapshots_read += more.snapshots_read;
-        self.unseen_pivots += more.unseen_pivots;
-        self.unnoted_switches += more.unnoted_switches;
-        self.migrations += more.migrations;
-        self.cancelled += more.cancelled;
-        self.purged += more.purged;
-        self.deployed += more.deployed;
-        self.by_hand += more.by_hand;
-        self.adopted += more.adopted;
-    }
-}
-
-impl Sum for Tally {
-    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
-        let mut sum = Self::default();
-        tallies.for_each(|tally| sum += tally);
-        sum
-    }
 }
 
 /// How a life ends.
@@ -166,6 +98,7 @@ impl Node {
             vms,
             oracle,
             wishes: Vec::new(),
+            strikes: Vec::new(),
             held: Vec::new(),
             dies_unnoted: false,
             unseen_pivots: Vec::new(),
@@ -264,11 +197,13 @@ impl Node {
             self.ask(engine);
         }
         pass_time().await;
-        self.note_calls();
+        self.note_strikes();
+        let has_acted = self.note_calls();
         self.qemu_dies_unnoted()?;
         self.hear(engine)?;
         let is_whole = self.dice.u32(0..6) == 0;
-        self.look(is_whole)
+        self.look(is_whole || has_acted)?;
+        self.drop_excuses()
     }
 
     /// As SIGTERM does it. What holds a call is let go: a call has a deadline.
@@ -294,6 +229,8 @@ impl Node {
     pub fn forget_life(&mut self) {
         self.death = None;
         self.dies_unnoted = false;
+        self.note_strikes();
+        self.strikes.clear();
         self.note_calls();
         self.tally.calls += self.sim.call_count() as u64;
         self.noted_calls = 0;
@@ -304,14 +241,15 @@ impl Node {
         }
     }
 
-    /// What the daemon has called since.
-    pub fn note_calls(&mut self) {
+    /// What the daemon has called since. Gives whether anything may have changed by it.
+    pub fn note_calls(&mut self) -> bool {
         let calls = self.sim.calls_after(self.noted_calls);
         self.noted_calls += calls.len();
         if !calls.is_empty() {
             let words: Vec<String> = calls.iter().map(ToString::to_string).collect();
             self.trace.push(format!("turn {}: {}", self.turn, words.join(" ")));
         }
+        calls.iter().any(|call| !call.method.is_look())
     }
 
     /// `vmsnapd thaw`.

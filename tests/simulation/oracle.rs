@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use vmsnap::host::sim::{Content, SimHost};
+use vmsnap::host::sim::{Content, GuestMemory, SimHost};
 use vmsnap::model::{
     CloneState, Consistency, DiskTarget, LayerTree, OperationId, RunState, Snapshot, SnapshotId,
     SnapshotState, VmId, VolumeId,
@@ -38,6 +38,8 @@ pub struct VmTruth {
     /// What each disk writes to, as last seen.
     active: BTreeMap<DiskTarget, PathBuf>,
     pub reads: Disks,
+    /// What its process had in memory, as last seen.
+    memory: Option<GuestMemory>,
     pub is_frozen_by_somebody: bool,
     /// Somebody, or a mishap, may have stopped it.
     pub may_be_off: bool,
@@ -62,6 +64,8 @@ impl VmTruth {
 pub struct SnapshotTruth {
     pub vm: VmId,
     pub disks: Disks,
+    /// What its memory image holds, if it has one.
+    pub memory: Option<GuestMemory>,
     pub was_paused: bool,
 }
 
@@ -70,6 +74,10 @@ pub struct Revert {
     pub key: String,
     pub vm: VmId,
     pub target: Disks,
+    /// What the guest goes on with, if the snapshot has memory.
+    memory: Option<GuestMemory>,
+    /// A process was seen that reads the target, and goes on with that memory.
+    has_resumed: bool,
     /// What the disks read before it took place.
     before: Disks,
     /// The VM was seen to read the target since it was asked for.
@@ -83,6 +91,24 @@ pub struct Revert {
 struct Left {
     reading: Reading,
     was_frozen: bool,
+    memory: Option<Between>,
+}
+
+/// What a guest had in memory at a moment between two looks at it.
+#[derive(Clone, Copy)]
+struct Between {
+    before: GuestMemory,
+    /// None if its process has ended since.
+    after: Option<GuestMemory>,
+}
+
+impl Between {
+    fn has(&self, memory: GuestMemory) -> bool {
+        let after = self.after.filter(|after| after.token == memory.token);
+        memory.token == self.before.token
+            && memory.counter >= self.before.counter
+            && after.is_none_or(|after| memory.counter <= after.counter)
+    }
 }
 
 impl Oracle {
@@ -92,6 +118,7 @@ impl Oracle {
             let truth = VmTruth {
                 active: images(sim, *vm),
                 reads: readings(sim, *vm),
+                memory: sim.guest_memory(*vm),
                 is_frozen_by_somebody: false,
                 may_be_off: false,
                 may_be_paused: false,
@@ -107,9 +134,17 @@ impl Oracle {
     }
 
     /// Somebody wants a VM back at what these disks read.
-    pub fn wants_back(&mut self, key: &str, vm: VmId, target: Disks) {
-        let before = self.vms[&vm].reads.clone();
-        let revert = Revert { key: key.to_owned(), vm, target, before, is_seen: false, has_switched: false };
+    pub fn wants_back(&mut self, key: &str, vm: VmId, target: Disks, memory: Option<GuestMemory>) {
+        let revert = Revert {
+            key: key.to_owned(),
+            vm,
+            target,
+            memory,
+            has_resumed: false,
+            before: self.vms[&vm].reads.clone(),
+            is_seen: false,
+            has_switched: false,
+        };
         self.reverts.push(revert);
     }
 
@@ -123,6 +158,9 @@ impl Oracle {
         }
         let revert = self.reverts.remove(at);
         ensure(!has_succeeded || revert.is_seen, || format!("{key} has succeeded, and was never seen"))?;
+        // One that somebody has stopped since has no memory to look at.
+        let has_resumed = revert.memory.is_none() || revert.has_resumed || self.vms[&revert.vm].may_be_off;
+        ensure(!has_succeeded || has_resumed, || format!("{key} has succeeded, without the memory"))?;
         ensure(has_succeeded || !revert.has_switched, || format!("{key} has failed, and is not undone"))
     }
 
@@ -142,7 +180,7 @@ impl Oracle {
             // It is elsewhere.
             return Ok(());
         }
-        let is_frozen = sim.is_guest_frozen(vm);
+        let (is_frozen, memory) = (sim.is_guest_frozen(vm), sim.guest_memory(vm));
         let truth = self.vms.get_mut(&vm).unwrap();
         let before = truth.reads.clone();
         if reads != truth.reads && reads == truth.with_stalled_writes() {
@@ -158,7 +196,8 @@ impl Oracle {
             let is_it = |reading: &&&Reading| of_now.as_ref() == Some(**reading);
             let reading = [&before[disk], &truth.reads[disk]].iter().find(is_it).copied();
             let reading = reading.unwrap_or(&before[disk]).clone();
-            let left = Left { reading, was_frozen: is_frozen };
+            let between = truth.memory.map(|before| Between { before, after: memory });
+            let left = Left { reading, was_frozen: is_frozen, memory: between };
             self.left.insert(path.clone(), left);
         }
         // What a merge has brought back is written to again.
@@ -182,8 +221,12 @@ impl Oracle {
             }
         }
         truth.active = active;
+        truth.memory = memory;
         for revert in self.reverts.iter_mut().filter(|revert| revert.vm == vm) {
-            revert.is_seen |= overlaid(&truth.reads, &revert.target) == truth.reads;
+            let is_seen = overlaid(&truth.reads, &revert.target) == truth.reads;
+            revert.is_seen |= is_seen;
+            let tokens = [memory, revert.memory].map(|memory| memory.map(|memory| memory.token));
+            revert.has_resumed |= is_seen && tokens[0] == tokens[1];
         }
         Ok(())
     }
@@ -200,11 +243,15 @@ impl Oracle {
             }
             let reads = read_snapshot(sim, tree, snapshot)?;
             if !self.snapshots.contains_key(&snapshot.id) {
-                let truth = self.first_sight(snapshot, tree)?;
+                let truth = self.first_sight(sim, snapshot, tree)?;
                 self.snapshots.insert(snapshot.id, truth);
             }
-            let expected = &self.snapshots[&snapshot.id].disks;
+            let SnapshotTruth { disks: expected, memory: remembered, .. } = &self.snapshots[&snapshot.id];
             ensure(reads == *expected, || format!("{} reads {reads:?}, not {expected:?}", snapshot.name))?;
+            let memory = kept_memory(sim, snapshot);
+            ensure(memory == *remembered, || {
+                format!("{} remembers {memory:?}, not {remembered:?}", snapshot.name)
+            })?;
             read += 1;
         }
         for clone in tree.clones.iter().filter(|clone| clone.state == CloneState::Available) {
@@ -223,9 +270,18 @@ impl Oracle {
     }
 
     /// What a snapshot must read that has just become one.
-    fn first_sight(&self, snapshot: &Snapshot, tree: &LayerTree) -> Result<SnapshotTruth, String> {
+    fn first_sight(
+        &self,
+        sim: &SimHost,
+        snapshot: &Snapshot,
+        tree: &LayerTree,
+    ) -> Result<SnapshotTruth, String> {
         let mut disks = Disks::new();
         let mut was_frozen = true;
+        let memory = kept_memory(sim, snapshot);
+        ensure(memory.is_some() == snapshot.memory.is_some(), || {
+            format!("{} has no complete memory image", snapshot.name)
+        })?;
         for disk in &snapshot.disks {
             let reading = if let Some(source) = &snapshot.source {
                 let source = self.snapshots.get(source).ok_or("a snapshot is out of an unknown one")?;
@@ -234,6 +290,9 @@ impl Oracle {
                 let left = self.left(tree.vm, &disk.target, &tree.layers[&disk.layer].path);
                 let left = left.ok_or_else(|| format!("{} is of now", snapshot.name))?;
                 was_frozen &= left.was_frozen;
+                let is_of_then =
+                    memory.is_none_or(|memory| left.memory.is_some_and(|between| between.has(memory)));
+                ensure(is_of_then, || format!("{} remembers another moment: {memory:?}", snapshot.name))?;
                 left.reading
             };
             disks.insert(disk.target.clone(), reading);
@@ -243,7 +302,7 @@ impl Oracle {
             format!("{} says that the guest was frozen, which it was not", snapshot.name)
         })?;
         let was_paused = matches!(snapshot.run_state, RunState::Paused(_));
-        Ok(SnapshotTruth { vm: tree.vm, disks, was_paused })
+        Ok(SnapshotTruth { vm: tree.vm, disks, memory, was_paused })
     }
 
     /// What an image held when it was left. One that a VM left which is off may not have been looked at since.
@@ -251,7 +310,8 @@ impl Oracle {
         let truth = &self.vms[&vm];
         let unseen = || {
             let is_it = truth.active.get(disk).is_some_and(|active| active == path);
-            is_it.then(|| Left { reading: truth.reads[disk].clone(), was_frozen: false })
+            let memory = truth.memory.map(|before| Between { before, after: None });
+            is_it.then(|| Left { reading: truth.reads[disk].clone(), was_frozen: false, memory })
         };
         self.left.get(path).cloned().or_else(unseen)
     }
@@ -371,6 +431,10 @@ pub fn read_image(sim: &SimHost, path: &Path) -> Result<Reading, String> {
     let size = sim.image_size(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let content = sim.read_image(path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(Reading { size, content })
+}
+
+fn kept_memory(sim: &SimHost, snapshot: &Snapshot) -> Option<GuestMemory> {
+    snapshot.memory.as_ref().and_then(|memory| sim.kept_memory(&memory.path))
 }
 
 /// What each disk of a VM is written to.

@@ -98,6 +98,7 @@ impl Node {
             AgentBehaviour::ThawsByItself,
         ];
         let behaviour = *self.pick(&behaviours).unwrap();
+        self.tally.odd_agents += u64::from(behaviour != AgentBehaviour::Obeys);
         self.sim.set_agent(vm, behaviour);
     }
 

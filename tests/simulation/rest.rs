@@ -74,9 +74,10 @@ impl Node {
             self.people_help();
             self.ask(engine);
             pass_time().await;
-            self.note_calls();
+            let has_acted = self.note_calls();
             self.hear(engine)?;
-            self.look(turn % 8 == 0)?;
+            self.look(turn % 8 == 0 || has_acted)?;
+            self.drop_excuses()?;
             if turn % RETRY_TURNS == 0 {
                 self.retry_what_is_stuck(engine)?;
                 self.retire_deployed()?;
@@ -106,6 +107,10 @@ impl Node {
             } else if self.sim.is_known_wrongly(vm) {
                 self.oracle.vm(vm).may_be_off = true;
                 self.sim.someone_stops(vm);
+                // One that has left, and was not seen to run here since, is left alone until it is.
+                if at_once(self.store.departures()).is_ok_and(|left| left.iter().any(|left| left.vm == vm)) {
+                    self.sim.someone_starts(vm);
+                }
             }
         }
     }
@@ -168,6 +173,7 @@ impl Node {
                 RunState::Unsettled | RunState::Migrated => false,
             };
             ensure(is_wanted, || format!("{vm} is {state:?}, and nobody wanted it"))?;
+            self.tally.states_checked += u64::from(!truth.may_be_off && !truth.may_be_paused);
             let is_frozen = self.sim.is_guest_frozen(vm);
             let by_somebody = self.oracle.vm(vm).is_frozen_by_somebody;
             ensure(!is_frozen || by_somebody, || format!("{vm} is frozen"))?;

@@ -90,7 +90,13 @@ impl Node {
                 && matches!(wish.request, Request::RevertSnapshot(_) | Request::RevertVolume(_))
                 && !self.oracle.reverts.iter().any(|revert| revert.key == wish.key.id)
             {
-                self.oracle.wants_back(&wish.key.id, wish.vm, target.clone());
+                let memory = match &wish.request {
+                    Request::RevertSnapshot(request) => {
+                        self.oracle.snapshots.get(&request.snapshot).and_then(|truth| truth.memory)
+                    }
+                    _ => None,
+                };
+                self.oracle.wants_back(&wish.key.id, wish.vm, target.clone(), memory);
             }
             let asked = Asked { by: "client".to_owned(), key: Some(wish.key.clone()), validate_only: false };
             let (engine, vm) = (engine.clone(), wish.vm);
@@ -196,8 +202,9 @@ impl Node {
             }
             Request::RevertSnapshot(request) => {
                 self.tally.reverts += 1;
-                let was_paused =
-                    self.oracle.snapshots.get(&request.snapshot).is_none_or(|truth| truth.was_paused);
+                let truth = self.oracle.snapshots.get(&request.snapshot);
+                self.tally.resumed += u64::from(truth.is_some_and(|truth| truth.memory.is_some()));
+                let was_paused = truth.is_none_or(|truth| truth.was_paused);
                 self.oracle.vm(wish.vm).may_be_paused |= was_paused;
             }
             Request::RevertVolume(_) => self.tally.reverts += 1,

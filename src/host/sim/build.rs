@@ -241,6 +241,7 @@ impl VmBuilder {
             managed_save: None,
             live: None,
             elsewhere: None,
+            has_left_unseen: false,
             is_known_to_have_left: false,
             capture_notches: self.capture_notches,
             written: BTreeMap::new(),

@@ -47,6 +47,8 @@ pub(super) struct Machine {
     pub(super) live: Option<Live>,
     /// What its process on another node reads through, if it has migrated there: active first. No lock of it is seen here.
     pub(super) elsewhere: Option<BTreeMap<DiskTarget, Vec<ImageRef>>>,
+    /// Nobody has asked the hypervisor what the VM does since it went there.
+    pub(super) has_left_unseen: bool,
     /// Whether the hypervisor knows of that: until it starts the VM, or starts anew itself.
     pub(super) is_known_to_have_left: bool,
     /// How many looks a capture of memory takes.

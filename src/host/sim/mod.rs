@@ -34,6 +34,7 @@ mod images;
 mod job;
 mod load;
 mod machine;
+mod people;
 mod power;
 #[cfg(test)]
 mod tests;

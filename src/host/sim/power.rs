@@ -120,6 +120,7 @@ impl World {
         self.stop(vm)?;
         if let Some(machine) = self.machines.get_mut(&vm) {
             machine.elsewhere = Some(chains);
+            machine.has_left_unseen = true;
             machine.is_known_to_have_left = true;
         }
         self.emit(HostEvent::VmMigrated(vm));
@@ -246,6 +247,7 @@ impl World {
             listed: BTreeMap::new(),
             live: None,
             elsewhere: None,
+            has_left_unseen: false,
             is_known_to_have_left: false,
             capture_notches: 0,
             written: BTreeMap::new(),

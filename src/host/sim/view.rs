@@ -14,6 +14,9 @@ impl World {
     /// See [`crate::host::Hypervisor::observe`]. Looking costs time: what is under way moves on.
     pub(super) fn observe(&mut self, vm: VmId) -> Result<VmView> {
         let view = self.view(vm);
+        if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.has_left_unseen = false;
+        }
         self.advance(vm);
         view
     }
@@ -118,6 +121,7 @@ impl World {
             full_disks: machine.full_disks(),
         };
         let vms: Vec<VmSummary> = self.machines.iter().map(summary).collect();
+        self.machines.values_mut().for_each(|machine| machine.has_left_unseen = false);
         for vm in &vms {
             self.end_what_is_not_up(vm.id);
         }

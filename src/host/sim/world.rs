@@ -334,9 +334,10 @@ impl World {
         self.end_what_is_not_up(vm);
     }
 
-    /// Nothing is done to a VM that runs on another node, or comes back from there.
+    /// Nothing is done to a VM that runs on another node, or comes back from there. Who has looked before it left cannot know.
     pub(super) fn is_let_alone(&mut self, vm: VmId, what: &str) {
-        if self.machines.get(&vm).is_some_and(|machine| machine.elsewhere.is_some()) {
+        let has_left = |machine: &Machine| machine.elsewhere.is_some() && !machine.has_left_unseen;
+        if self.machines.get(&vm).is_some_and(has_left) {
             self.violate(format!("VM {vm} {what}, but runs on another node"));
         }
     }

@@ -234,10 +234,17 @@ impl LayerTree {
 fn consistency(kind: SnapshotKind, run_state: RunState, findings: &Findings) -> Consistency {
     match (kind, run_state) {
         (SnapshotKind::VmDisksAndMemory, _) => Consistency::Memory,
-        (SnapshotKind::VmDisks | SnapshotKind::Volume, RunState::Off) => Consistency::Off,
+        // It was off when this was planned; what was found since says otherwise.
+        (SnapshotKind::VmDisks | SnapshotKind::Volume, RunState::Off) if findings.crash_reason.is_none() => {
+            Consistency::Off
+        }
         (
             SnapshotKind::VmDisks | SnapshotKind::Volume,
-            RunState::Running | RunState::Paused(_) | RunState::Unsettled | RunState::Migrated,
+            RunState::Off
+            | RunState::Running
+            | RunState::Paused(_)
+            | RunState::Unsettled
+            | RunState::Migrated,
         ) => findings.disk_consistency(),
     }
 }

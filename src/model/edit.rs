@@ -122,6 +122,8 @@ pub enum EditRefusal {
     TooManyHolds,
     #[error("snapshot {snapshot} is held by {}", names(.holds))]
     Held { snapshot: SnapshotName, holds: Vec<Hold> },
+    #[error("snapshot {0} does not expire now any more")]
+    NotExpired(SnapshotName),
 }
 
 /// Who holds, and why.
@@ -139,7 +141,7 @@ impl EditRefusal {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NotNow(_) => Reason::SnapshotNotReady,
-            Self::EtagMismatch { .. } => Reason::EtagMismatch,
+            Self::EtagMismatch { .. } | Self::NotExpired(_) => Reason::EtagMismatch,
             Self::HoldExists(_) => Reason::HoldExists,
             Self::NoSuchHold(_) => Reason::HoldNotFound,
             Self::TooManyProperties(_) | Self::TooManyHolds => Reason::LimitReached,
@@ -152,7 +154,7 @@ impl EditRefusal {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::NotNow(_) => "wait for its operation; 'vmsnap op list' shows it",
-            Self::EtagMismatch { .. } => "look at the snapshot again",
+            Self::EtagMismatch { .. } | Self::NotExpired(_) => "look at the snapshot again",
             Self::HoldExists(_) => "choose another name; 'vmsnap snapshot show' lists the holds",
             Self::NoSuchHold(_) => "'vmsnap snapshot show' lists the holds",
             Self::TooManyProperties(_) => "remove some with --no-property",
@@ -184,6 +186,14 @@ impl Snapshot {
             return Ok(());
         }
         Err(EditRefusal::Held { snapshot: self.name.clone(), holds: self.holds.clone() })
+    }
+
+    /// That its time has come.
+    pub fn check_expired(&self, now: Timestamp) -> Result<(), EditRefusal> {
+        if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
+            return Ok(());
+        }
+        Err(EditRefusal::NotExpired(self.name.clone()))
     }
 
     fn update(&mut self, update: Update) -> Result<(), EditRefusal> {

@@ -1,14 +1,17 @@
 //! Clones and the VMs made of them: what is asked for, and what must be seen for it beyond the VM itself.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::host::HostError;
 use crate::model::vm::{DiskView, Format, RunState};
 use crate::model::{
-    Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, Request, VmId, VolumeId,
+    Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, LayerId, Request, VmId,
+    VolumeId,
 };
 use crate::plan::{Refusal, VolumeUser, World};
 
+use super::elsewhere::Wait;
 use super::{Asked, Engine, OpsError, Result, Submitted};
 
 impl Engine {
@@ -83,8 +86,12 @@ impl Engine {
                     }
                     let own = VmId::of_detached(clone.id);
                     world.clone_tree = Some(self.0.store.tree(own).await?);
-                    let users = self.users(&clone.path, own).await?;
-                    world.users = users.into_iter().map(|(_, user)| user).collect();
+                    world.users = if matches!(request, Request::DeleteVolume(_)) {
+                        self.users_of_detached(own, &clone.path).await?
+                    } else {
+                        let users = self.users(&clone.path, own).await?;
+                        users.into_iter().map(|(_, user)| user).collect()
+                    };
                 }
             }
             Request::CreateSnapshot(_) | Request::RevertVolume(_)
@@ -94,18 +101,29 @@ impl Engine {
                     world.users = self.users_of_detached(world.vm.id, &image.path).await?;
                 }
             }
+            // What a revert leaves behind is removed, or merged later.
+            Request::RevertSnapshot(_) | Request::RevertVolume(_) => {
+                match self.read_elsewhere(&world.tree).await {
+                    Ok(read) => self.note_readers(world, read),
+                    Err(error) => {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(vm = %world.vm.id, error, "all of it stays: it is not known who reads it");
+                        world.tree.read_elsewhere = world.tree.layers.keys().copied().collect();
+                    }
+                }
+            }
             Request::DeleteSnapshots(_) | Request::PurgeSnapshot(_) | Request::Collapse { .. } => {
                 let read = self.read_elsewhere(&world.tree).await?;
-                world.tree.read_elsewhere = read.keys().copied().collect();
-                self.note_waiting(world.vm.id, read);
+                self.note_readers(world, read);
             }
-            Request::CreateSnapshot(_)
-            | Request::TakeFromSnapshot(_)
-            | Request::RevertSnapshot(_)
-            | Request::RevertVolume(_)
-            | Request::ResolveDifference(_) => {}
+            Request::CreateSnapshot(_) | Request::TakeFromSnapshot(_) | Request::ResolveDifference(_) => {}
         }
         Ok(())
+    }
+
+    fn note_readers(&self, world: &mut World, read: BTreeMap<LayerId, Wait>) {
+        world.tree.read_elsewhere = read.keys().copied().collect();
+        self.note_waiting(world.vm.id, read);
     }
 
     /// The VMs that have an image among their disks, or in their snapshots, but for `own`; those that are defined with

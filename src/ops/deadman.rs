@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::host::EmergencyThaw;
-use crate::model::VmId;
+use crate::model::{OperationId, VmId};
 
 /// A handle on the dead-man. The thread ends with the last one.
 #[derive(Clone)]
@@ -41,6 +41,8 @@ struct Watched {
 struct Lease {
     /// Another one for each freeze: one guest may be frozen anew while the thaw before is under way.
     number: u64,
+    /// What froze it. Whoever has proof for another freeze does not call this one off.
+    operation: OperationId,
     due: Instant,
     failures: u32,
 }
@@ -67,18 +69,22 @@ impl DeadMan {
     }
 
     /// The guest is thawed after `timeout` unless this is called off.
-    pub(super) fn arm(&self, vm: VmId, timeout: Duration) {
+    pub(super) fn arm(&self, vm: VmId, operation: OperationId, timeout: Duration) {
         let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.armed += 1;
-        let lease = Lease { number: watched.armed, due: Instant::now() + timeout, failures: 0 };
+        let (number, due) = (watched.armed, Instant::now() + timeout);
+        let lease = Lease { number, operation, due, failures: 0 };
         watched.leases.insert(vm, lease);
         drop(watched);
         self.shared.changed.notify_all();
     }
 
-    /// The guest is proven thawed.
-    pub(super) fn disarm(&self, vm: VmId) {
-        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).leases.remove(&vm);
+    /// The guest that the operation has frozen is proven thawed.
+    pub(super) fn disarm(&self, vm: VmId, operation: OperationId) {
+        let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.leases.get(&vm).is_some_and(|lease| lease.operation == operation) {
+            watched.leases.remove(&vm);
+        }
     }
 }
 
@@ -173,7 +179,7 @@ mod tests {
     fn it_thaws_at_the_deadline_and_again_until_it_is_proven() {
         let (dead_man, calls) = start(2);
         let vm = VmId(Uuid::from_u128(7));
-        dead_man.arm(vm, Duration::from_millis(1));
+        dead_man.arm(vm, OperationId::new(), Duration::from_millis(1));
         for _ in 0..3 {
             assert_eq!(calls.recv().unwrap(), vm);
         }
@@ -185,10 +191,12 @@ mod tests {
     fn it_does_nothing_when_called_off() {
         let (dead_man, calls) = start(0);
         let (early, late) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
-        dead_man.arm(early, Duration::from_secs(3600));
-        dead_man.disarm(early);
-        dead_man.arm(late, Duration::ZERO);
-        assert_eq!(calls.recv().unwrap(), late);
+        let [operation, another] = [(); 2].map(|()| OperationId::new());
+        dead_man.arm(early, operation, Duration::from_secs(3600));
+        dead_man.disarm(early, operation);
+        dead_man.arm(late, operation, Duration::ZERO);
+        dead_man.disarm(late, another);
+        assert_eq!(calls.recv().unwrap(), late, "what was frozen since is not called off by an earlier thaw");
         drop(dead_man);
         assert!(calls.recv().is_err());
     }

@@ -38,6 +38,8 @@ pub enum Wait {
     Decision(PathBuf),
     /// For room.
     Room,
+    /// For the VM, to which nothing can be done now. Why, in words.
+    State(String),
 }
 
 impl fmt::Display for Wait {
@@ -50,6 +52,7 @@ impl fmt::Display for Wait {
                 write!(f, "it is not known whether the guest wrote last to it or to {}", base.display())
             }
             Self::Room => write!(f, "there may not be room for it"),
+            Self::State(why) => f.write_str(why),
         }
     }
 }
@@ -59,6 +62,13 @@ impl fmt::Display for Wait {
 pub(super) struct Waiting {
     layers: BTreeMap<LayerId, Wait>,
     is_for_room: bool,
+    refused: Option<String>,
+}
+
+impl Waiting {
+    fn is_over(&self) -> bool {
+        !self.is_for_room && self.layers.is_empty() && self.refused.is_none()
+    }
 }
 
 /// What VMs name, as far as they can be looked at.
@@ -207,16 +217,22 @@ impl Engine {
     /// Notes what was found to hold up layers of a VM: nothing, and they do not wait.
     pub(super) fn note_waiting(&self, vm: VmId, layers: BTreeMap<LayerId, Wait>) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_for_room = waiting.get(&vm).is_some_and(|before| before.is_for_room);
-        waiting.insert(vm, Waiting { layers, is_for_room });
-        waiting.retain(|_, waiting| waiting.is_for_room || !waiting.layers.is_empty());
+        waiting.entry(vm).or_default().layers = layers;
+        waiting.retain(|_, waiting| !waiting.is_over());
+    }
+
+    /// Notes why nothing can be merged for a VM now; None: something can, or nothing has to be.
+    pub(super) fn note_refused(&self, vm: VmId, refused: Option<String>) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(vm).or_default().refused = refused;
+        waiting.retain(|_, waiting| !waiting.is_over());
     }
 
     /// Notes whether merges of a VM depend on how much room there is.
     pub(super) fn note_waiting_for_room(&self, vm: VmId, is_for_room: bool) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(vm).or_default().is_for_room = is_for_room;
-        waiting.retain(|_, waiting| waiting.is_for_room || !waiting.layers.is_empty());
+        waiting.retain(|_, waiting| !waiting.is_over());
     }
 
     /// What layers that no snapshot needs were seen to wait for when somebody last looked.
@@ -229,21 +245,25 @@ impl Engine {
         let holds_up = |layer: LayerId| tree.chain(layer).iter().any(|below| pending.contains(&below.id));
         let layers = waiting.layers.iter().filter(|(layer, _)| holds_up(**layer));
         let is_being_merged = self.holder(tree.vm).is_some();
-        let room = (waiting.is_for_room && !pending.is_empty() && !is_being_merged).then_some(Wait::Room);
-        layers.map(|(_, wait)| wait.clone()).chain(room).collect()
+        let is_due = !pending.is_empty() && !is_being_merged;
+        let room = (waiting.is_for_room && is_due).then_some(Wait::Room);
+        let state = waiting.refused.clone().filter(|_| is_due).map(Wait::State);
+        layers.map(|(_, wait)| wait.clone()).chain(room).chain(state).collect()
     }
 
-    /// Merges what waited for other VMs when one of them has changed, from now until the daemon goes down.
+    /// Merges what waited for VMs when one of them has changed, or the hypervisor is back, from now until the daemon goes down.
     pub fn collapse_when_vms_change(&self) {
         let engine = self.clone();
         self.0.tasks.spawn(async move {
             let stopping = engine.draining();
             let mut events = engine.0.host.hypervisor.events();
+            let mut link = engine.0.host.hypervisor.link();
             loop {
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => return,
                     goes_on = vm_changed(&mut events) => if !goes_on { return },
+                    Ok(()) = link.changed() => {}
                 }
                 let waiting = engine.waiting();
                 if waiting.is_empty() {

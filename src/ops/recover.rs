@@ -75,7 +75,7 @@ impl Engine {
         let is_frozen = |lease: &&FreezeLease| !lease.is_thawed && self.is_of_this_boot(lease);
         for lease in leases.iter().filter(is_frozen) {
             // Whatever becomes of the tasks below, the dead-man goes on with it.
-            self.0.dead_man.arm(lease.vm, Duration::ZERO);
+            self.0.dead_man.arm(lease.vm, lease.operation, Duration::ZERO);
         }
         for (mut operation, permit) in held {
             // What the earlier life published after its last save must not be newer than what this one publishes.
@@ -137,7 +137,7 @@ impl Engine {
     async fn honour(&self, lease: &FreezeLease) -> bool {
         if lease.is_thawed || !self.is_of_this_boot(lease) {
             // If this fails, it is found once more by the next start.
-            return self.0.store.clear_lease(lease.vm).await.is_ok();
+            return self.0.store.clear_lease(lease.vm, lease.operation).await.is_ok();
         }
         if !self.is_linked().await {
             return false;
@@ -145,8 +145,8 @@ impl Engine {
         let thawed = prove_thaw(&self.0.host, &self.0.store, lease.vm).await;
         let is_proven = matches!(thawed, Ok(Thawed::Proven { .. }));
         tracing::warn!(vm = %lease.vm, is_proven, "a guest was left frozen by an earlier life: thawed");
-        if is_proven && self.0.store.clear_lease(lease.vm).await.is_ok() {
-            self.0.dead_man.disarm(lease.vm);
+        if is_proven && self.0.store.clear_lease(lease.vm, lease.operation).await.is_ok() {
+            self.0.dead_man.disarm(lease.vm, lease.operation);
         }
         is_proven
     }

@@ -88,7 +88,8 @@ impl Engine {
 
     /// The operation that merges and removes what nothing of a VM refers to any more, if anything can go now.
     ///
-    /// Nobody asked for it, so nobody is told if it cannot be done: it is tried again after the next operation.
+    /// Nobody asked for it, so nobody is told if it cannot be done: it is tried again after the next operation, and when
+    /// something happens to a VM.
     pub(super) async fn collapse(&self, vm: VmId, permit: Permit) -> Option<Runner> {
         if self.0.stopping.is_cancelled() || self.is_settled(vm).await {
             return None;
@@ -97,8 +98,17 @@ impl Engine {
         let permit = permit.hand_on(id);
         let asked = Asked { by: "vmsnapd".to_owned(), key: None, validate_only: false };
         match self.prepare(id, permit, vm, None, Request::Collapse { vm }, asked).await {
-            Ok((_, runner)) => runner,
+            Ok((_, runner)) => {
+                self.note_refused(vm, None);
+                runner
+            }
             Err(error) => {
+                // What waits for readers or for room is noted as that.
+                let noted = matches!(
+                    error,
+                    OpsError::Refused(Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. })
+                );
+                self.note_refused(vm, (!noted).then(|| error.to_string()));
                 let error: &dyn std::error::Error = &error;
                 tracing::info!(%vm, error, "what nothing refers to waits");
                 None

@@ -64,6 +64,10 @@ pub fn create(
         Freezing::Skip(reason) => findings.push(Finding::NotFrozen { reason: (*reason).to_owned() }),
         Freezing::NoNeed => {}
     }
+    if world.vm.run_state == RunState::Off {
+        // Whoever else has an image open would go on writing to what the snapshot holds.
+        steps.extend(parts.iter().map(|part| Step::CheckUnused { image: part.from.clone() }));
+    }
     let mut commit_point = steps.len();
     steps.push(Step::SwitchDisks(SwitchDisks {
         disks: parts.iter().map(Part::switch).collect(),

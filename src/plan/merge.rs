@@ -27,6 +27,8 @@ pub struct Seen {
     pub chain: Vec<PathBuf>,
     /// The image that the stored definition names, if there is one.
     pub stored: Option<PathBuf>,
+    /// Whether the VM has a saved state, which its next start goes on with, on the images of then.
+    pub is_saved: bool,
     /// The images that the stored definition lists below that one.
     pub stored_below: Vec<PathBuf>,
     /// The block job on the disk.
@@ -72,6 +74,10 @@ pub enum Next {
     Rebase(Vec<usize>),
     /// Let the stored definition name the base.
     PointAtBase,
+    /// Let the stored definition name the child again: it was changed while somebody started the VM.
+    PointAtChild,
+    /// Nothing: a saved state of the VM goes on with the child.
+    Saved,
     /// Let the stored definition name the active layer that it names, and forget what it tells of the layers below.
     PointAtActive(PathBuf),
     /// The base may be newer than the child, or older: look whether they read the same.
@@ -92,6 +98,9 @@ pub fn next(merge: &Merge, seen: &Seen) -> Next {
     }
     if let Some(next) = pivot::next(merge, seen) {
         return next;
+    }
+    if seen.is_saved && !seen.is_live && seen.chain.contains(&merge.child.path) {
+        return Next::Saved;
     }
     let next = match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),
@@ -159,6 +168,8 @@ fn next_of_commit(merge: &Merge, seen: &Seen) -> Next {
 fn next_of_block_job(merge: &Merge, seen: &Seen) -> Next {
     let is_active = seen.chain.first() == Some(&merge.child.path);
     match seen.job {
+        // If it ended as it is, the base would be taken for the newer one.
+        None if is_active && seen.stored.as_ref() == Some(&merge.base.path) => Next::PointAtChild,
         None => Next::StartCommit { is_active },
         Some(BlockJob { kind: BlockJobKind::Pull | BlockJobKind::Other, .. }) => {
             Next::Contradiction("another block job runs on the disk".to_owned())
@@ -281,6 +292,34 @@ mod tests {
             &Next::Wait,
         );
         check(&[], Seen { stored: Some("/child".into()), ..seen(true, &["/base"]) }, &Next::PointAtBase);
+    }
+
+    /// Somebody has started it between the last look and the change of the definition.
+    #[test]
+    fn a_vm_that_was_started_meanwhile() {
+        let started = Seen { stored: Some("/base".into()), ..seen(true, &["/child", "/base"]) };
+        check(&[], started.clone(), &Next::PointAtChild);
+        // Another image is nobody's mistake of ours.
+        check(
+            &[],
+            Seen { stored: Some("/other".into()), ..started.clone() },
+            &Next::StartCommit { is_active: true },
+        );
+        check(&[], Seen { stored: None, ..started }, &Next::StartCommit { is_active: true });
+    }
+
+    #[test]
+    fn a_vm_that_is_saved() {
+        let saved = |chain| Seen { is_saved: true, ..seen(false, chain) };
+        check(&[], saved(&["/child", "/base"]), &Next::Saved);
+        check(&[], Seen { committed_offline: true, ..saved(&["/child", "/base"]) }, &Next::Saved);
+        check(&[("/top", "/child")], saved(&["/top", "/child", "/base"]), &Next::Saved);
+        check(&[], saved(&["/base"]), &Next::Done);
+        // It does not read that branch.
+        check(&[("/dead", "/child")], saved(&["/live", "/root"]), &Next::CommitOffline);
+        let pull = merge_by(How::Pull { below: None });
+        let backings = vec![Some("/base".into())];
+        assert_eq!(next(&pull, &Seen { backings, ..saved(&["/child", "/base"]) }), Next::Saved);
     }
 
     #[test]

@@ -343,7 +343,8 @@ fn a_create_in_its_kinds() {
     );
     let plain = "reserve overlay overlay switch! record";
     check_create(|_| {}, |request| request.quiesce = Quiesce::Off, Ok(plain));
-    check_create(|paper| paper.world.vm.run_state = RunState::Off, |_| {}, Ok(plain));
+    let off = "reserve overlay overlay unused unused switch! record";
+    check_create(|paper| paper.world.vm.run_state = RunState::Off, |_| {}, Ok(off));
     check_create(|paper| paper.world.vm.agent = AgentChannel::Absent, |_| {}, Ok(plain));
     check_create(|paper| paper.world.vm.run_state = RunState::Paused(PauseReason::User), |_| {}, Ok(plain));
     check_create(

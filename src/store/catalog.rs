@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Result, Store, clone, event, from_json, manifest, parse, snapshot, to_json};
+use crate::model::edit::EditRefusal;
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
 use crate::model::vm::Seen;
@@ -48,6 +49,11 @@ impl Store {
         self.read(move |transaction| snapshot::read_definition(transaction, id)).await
     }
 
+    /// Keeps another definition with a snapshot that is being made.
+    pub async fn keep_definition(&self, id: SnapshotId, definition: String) -> Result<()> {
+        self.transact(move |transaction| snapshot::write_definition(transaction, id, &definition)).await
+    }
+
     /// Lets a change of a step be so.
     pub async fn apply(
         &self,
@@ -75,21 +81,20 @@ impl Store {
             .await
     }
 
-    /// Puts a snapshot into a state. One that is not there stays so; one that is held is not deleted.
+    /// Puts a snapshot into a state. One that is not there stays so.
     pub async fn set_state(&self, id: SnapshotId, state: SnapshotState, cause: Cause) -> Result<()> {
+        self.transact(move |transaction| set_state(transaction, id, state, &cause, |_| Ok(()))).await
+    }
+
+    /// The snapshot is being deleted, unless it is held; with `is_expired`, unless its time is yet to come. Both may have
+    /// changed since that was planned.
+    pub async fn mark_deleting(&self, id: SnapshotId, is_expired: bool, cause: Cause) -> Result<()> {
         self.transact(move |transaction| {
-            let Some(before) = snapshot::read(transaction, id)? else { return Ok(()) };
-            if before.state == state {
-                return Ok(());
-            }
-            let mut changed = before.clone();
-            if state == SnapshotState::Deleting {
-                changed.check_not_held()?;
-            }
-            changed.state = state;
-            changed.generation += 1;
-            snapshot::write(transaction, &changed)?;
-            event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), &cause))
+            let may_go = |snapshot: &Snapshot| {
+                snapshot.check_not_held()?;
+                if is_expired { snapshot.check_expired(cause.at) } else { Ok(()) }
+            };
+            set_state(transaction, id, SnapshotState::Deleting, &cause, may_go)
         })
         .await
     }
@@ -230,4 +235,23 @@ pub(super) fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree
     manifest::mark_changes(transaction, before, tree)?;
     let is_changed = |snapshot: &&Snapshot| before.snapshot(snapshot.id) != Some(*snapshot);
     tree.snapshots.iter().filter(is_changed).try_for_each(|changed| snapshot::write(transaction, changed))
+}
+
+fn set_state(
+    transaction: &Transaction<'_>,
+    id: SnapshotId,
+    state: SnapshotState,
+    cause: &Cause,
+    check: impl FnOnce(&Snapshot) -> std::result::Result<(), EditRefusal>,
+) -> Result<()> {
+    let Some(before) = snapshot::read(transaction, id)? else { return Ok(()) };
+    if before.state == state {
+        return Ok(());
+    }
+    check(&before)?;
+    let mut changed = before.clone();
+    changed.state = state;
+    changed.generation += 1;
+    snapshot::write(transaction, &changed)?;
+    event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), cause))
 }

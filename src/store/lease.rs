@@ -52,10 +52,12 @@ impl Store {
         .await
     }
 
-    /// Ends a lease. The caller has proof that the guest is thawed.
-    pub async fn clear_lease(&self, vm: VmId) -> Result<()> {
+    /// Ends the lease that an operation has on a VM. The caller has proof that the guest is thawed. One that another operation
+    /// has taken since stays.
+    pub async fn clear_lease(&self, vm: VmId, operation: OperationId) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute("DELETE FROM lease WHERE vm = ?", [vm.to_string()])?;
+            let sql = "DELETE FROM lease WHERE vm = ? AND body ->> 'operation' = ?";
+            transaction.execute(sql, [vm.to_string(), operation.to_string()])?;
             Ok(())
         })
         .await

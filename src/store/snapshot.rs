@@ -102,6 +102,17 @@ pub(super) fn read_definition(transaction: &Transaction<'_>, id: SnapshotId) -> 
     Ok(transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?)
 }
 
+/// Keeps another definition with a snapshot. One that is not there is not made.
+pub(super) fn write_definition(
+    transaction: &Transaction<'_>,
+    id: SnapshotId,
+    definition: &str,
+) -> Result<()> {
+    let sql = "UPDATE snapshot_body SET definition = ?2 WHERE snapshot = (SELECT number FROM snapshot WHERE id = ?1)";
+    transaction.execute(sql, params![id.to_string(), definition])?;
+    Ok(())
+}
+
 /// A state as the column spells it.
 pub(super) fn state_column(state: SnapshotState) -> &'static str {
     match state {

@@ -167,8 +167,10 @@ async fn leases_last_until_cleared() {
     };
     store.put_lease(lease.clone()).await.unwrap();
     assert_eq!(store.leases().await.unwrap(), vec![lease.clone()]);
-    assert_eq!(store.lease(VM).await.unwrap(), Some(lease));
-    store.clear_lease(VM).await.unwrap();
+    assert_eq!(store.lease(VM).await.unwrap(), Some(lease.clone()));
+    store.clear_lease(VM, OperationId::new()).await.unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 1, "it is another operation's");
+    store.clear_lease(VM, lease.operation).await.unwrap();
     assert_eq!(store.lease(VM).await.unwrap(), None);
 }
 

@@ -7,9 +7,11 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 
 use serde_json::Value;
+use vmsnap::proto::v1;
 
 use super::client::{json, succeed};
-use super::node::{Node, PATIENCE};
+use super::node::{Node, PATIENCE, delete};
+use super::stuck::resolve;
 
 /// What the VM was made with: the first snapshot holds it.
 const BASE: &str = "/images/web-vda";
@@ -35,6 +37,15 @@ async fn delete_first(node: &Node, act: impl AsyncFnOnce(&Node)) -> PathBuf {
 
 fn is_there(node: &Node, path: &Path) -> bool {
     node.sim.files().iter().any(|file| file == path)
+}
+
+async fn until_gone(node: &Node, path: &Path) {
+    let gone = async {
+        while is_there(node, path) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("nobody lies on it any more");
 }
 
 async fn check(node: Node, base: &str, act: impl AsyncFnOnce(&Node)) {
@@ -71,12 +82,7 @@ async fn an_overlay_of_any_name() {
     node.sim.someone_removes(MINE.as_ref());
     // Something happens to a VM: whoever waits looks again.
     node.sim.someone_resumes(node.vm);
-    let merged = async {
-        while is_there(&node, &upper) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, merged).await.expect("nobody lies on it any more");
+    until_gone(&node, &upper).await;
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
@@ -122,4 +128,80 @@ async fn another_disk_of_the_vm() {
     let sim = SimHost::new();
     let vm = sim.vm("web").disks(2).names(BASE.as_ref()).build();
     check(Node::start_with(sim, vm), BASE, async |_: &Node| {}).await;
+}
+
+/// What a revert leaves behind stays for whoever lies on it, and goes when they are gone.
+#[tokio::test]
+async fn what_a_vm_wrote_to_before_a_revert() {
+    const MINE: &str = "/images/by-hand";
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let left = node.sim.image_of(node.vm, &"vda".parse().unwrap()).unwrap();
+    node.sim.someone_stops(node.vm);
+    node.overlay(MINE, &left.display().to_string()).await;
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert!(is_there(&node, &left), "somebody lies on it");
+    assert_eq!(node.sim.read_image(MINE.as_ref()).unwrap().get(&1), Some(&20));
+    node.sim.someone_removes(MINE.as_ref());
+    node.sim.someone_starts(node.vm);
+    until_gone(&node, &left).await;
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// It is passed over in the search for readers. What it has open stays.
+#[tokio::test]
+async fn a_running_vm_that_cannot_be_looked_at() {
+    let node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    succeed(&node, "snapshot revert web/one --yes").await;
+    let path = file_of(&node, "two").await;
+    let other =
+        node.sim.vm("other").image("vda", ImageRef { path: path.clone(), format: Format::Qcow2 }).build();
+    node.sim.becomes_known_wrongly(other);
+    let begun =
+        node.snapshots().delete_snapshot(delete("two")).await.unwrap().into_inner().operation.unwrap();
+    let stuck = node.end_of(&begun.id).await;
+    assert_eq!(stuck.state(), v1::OperationState::Stuck, "{stuck:?}");
+    assert!(is_there(&node, &path), "a VM runs on it");
+    node.sim.someone_stops(other);
+    node.sim.someone_undefines(other);
+    resolve(&node, &begun.id, v1::Resolution::Retry).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert!(!is_there(&node, &path));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Nobody does anything with a VM between two states. Once it is out of them, what waited for it goes on by itself.
+#[tokio::test]
+async fn a_vm_between_two_states() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    succeed(&node, "volume clone web/one --disk vda --to clone").await;
+    succeed(&node, "snapshot delete web/one --yes").await;
+    let upper = node.sim.image_of(node.vm, &"vda".parse().unwrap()).unwrap();
+    node.sim.becomes_unsettled(node.vm);
+    succeed(&node, "volume flatten clone").await;
+    let told = async {
+        loop {
+            let waits = json(&node, "vm show web").await["vm"]["merge_debt"]["waits_for"].to_string();
+            if waits.contains("between two states") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("nobody says what it waits for");
+    assert!(is_there(&node, &upper));
+    node.sim.someone_resumes(node.vm);
+    until_gone(&node, &upper).await;
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_stream::StreamExt;
 use tonic::Code;
+use vmsnap::host::sim::Method;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::watch_events_response::Update;
 
@@ -16,20 +17,24 @@ fn soon() -> prost_types::Timestamp {
 
 /// Waits until the daemon tells of the end of a deletion. Gives what it told until then.
 async fn until_deleted(node: &Node, resume_token: String) -> Vec<v1::Event> {
+    until_told(node, resume_token, "SUCCEEDED").await
+}
+
+async fn until_told(node: &Node, resume_token: String, state: &str) -> Vec<v1::Event> {
     let request = v1::WatchEventsRequest { resume_token, ..Default::default() };
     let mut stream = node.events().watch_events(request).await.unwrap().into_inner();
     let mut told = Vec::new();
     let listen = async {
         while let Some(message) = stream.next().await {
             let Some(Update::Event(event)) = message.unwrap().update else { continue };
-            let is_end = event.attributes.get("to").is_some_and(|to| to == "SUCCEEDED");
+            let is_end = event.attributes.get("to").is_some_and(|to| to == state);
             told.push(event);
             if is_end {
                 return;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, listen).await.expect("nothing is deleted");
+    tokio::time::timeout(PATIENCE, listen).await.expect("no operation comes to that");
     told
 }
 
@@ -117,4 +122,23 @@ async fn a_time_that_has_passed_is_refused() {
     let reply = run(&node, "snapshot set web/one --expire 2020-01-01").await;
     assert_eq!(reply.code, 2, "{reply:?}");
     assert_eq!(node.snapshot("one").await.expire_time, None);
+}
+
+/// Between the look that its deletion was planned by and the deletion, somebody lets it live longer.
+#[tokio::test]
+async fn one_that_is_to_live_longer_after_all() {
+    let node = Node::start();
+    node.take("one").await;
+    // The plan of its deletion looks at the VM.
+    let hold = node.hold(Method::Observe);
+    expire(&node, "one").await;
+    hold.reached().await;
+    succeed(&node, "snapshot set web/one --no-expire").await;
+    let token = newest(&node).await;
+    hold.release();
+    let told = until_told(&node, token, "FAILED").await;
+    let deletion = node.operation(&told.last().unwrap().operation_id).await;
+    assert_eq!(deletion.error.unwrap().reason(), v1::Reason::EtagMismatch);
+    let kept = node.snapshot("one").await;
+    assert_eq!((kept.state(), kept.expire_time), (v1::SnapshotState::Ready, None));
 }

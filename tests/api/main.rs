@@ -27,6 +27,7 @@ mod readers;
 mod readme;
 mod resolve;
 mod space;
+mod started;
 mod stuck;
 mod thaw;
 mod volumes;

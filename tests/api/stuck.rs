@@ -11,7 +11,7 @@ pub async fn cancel(node: &Node, id: &str) -> Result<v1::Operation, tonic::Statu
     node.operations().cancel_operation(request).await.map(|answer| answer.into_inner().operation.unwrap())
 }
 
-async fn resolve(node: &Node, id: &str, action: v1::Resolution) -> Result<v1::Operation, tonic::Status> {
+pub async fn resolve(node: &Node, id: &str, action: v1::Resolution) -> Result<v1::Operation, tonic::Status> {
     let request = v1::ResolveOperationRequest {
         operation_id: id.to_owned(),
         action: action.into(),

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use vmsnap::host::sim::{AgentBehaviour, Method};
+use vmsnap::host::sim::{AgentBehaviour, Complaint, Method, Mishap};
 use vmsnap::ops::thaw_guests;
 use vmsnap::proto::v1;
 use vmsnap::store::FreezeLease;
 
-use super::node::{Node, PATIENCE};
+use super::node::{Node, PATIENCE, create};
 
 /// This boot of the node.
 fn boot() -> String {
@@ -101,4 +101,47 @@ async fn a_guest_that_does_not_answer_is_told_and_tried_again() {
     node.restart();
     node.end_of(&operation).await;
     assert!(!node.sim.is_guest_frozen(vm), "the next start goes on");
+}
+
+async fn until_thawed(node: &Node) {
+    let is_thawed = async {
+        while node.sim.is_guest_frozen(node.vm) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, is_thawed).await.expect("nobody thaws it");
+}
+
+fn emergencies(node: &Node) -> usize {
+    node.sim.calls().iter().filter(|call| call.method == Method::ThawNow).count()
+}
+
+/// Whatever the operation waits for, no guest stands still for longer than was said.
+#[tokio::test]
+async fn a_freeze_that_lasts_too_long_is_ended() {
+    let node = Node::start();
+    let hold = node.hold(Method::SwitchDisks);
+    let freeze_timeout = Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 });
+    let request = v1::CreateSnapshotRequest { freeze_timeout, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    hold.reached().await;
+    until_thawed(&node).await;
+    assert!(emergencies(&node) > 0);
+    hold.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert_eq!(node.snapshot("one").await.consistency(), v1::Consistency::Crash);
+}
+
+/// The next life has the dead-man, too.
+#[tokio::test]
+async fn a_guest_that_the_next_start_cannot_thaw_is_thawed_later() {
+    let (mut node, operation) = frozen().await;
+    node.sim.reset_script();
+    node.strike(Method::Thaw, Mishap::Error(Complaint::AgentRefused));
+    node.restart();
+    until_thawed(&node).await;
+    assert!(emergencies(&node) > 0);
+    let ended = node.end_of(&operation).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
 }

@@ -86,6 +86,14 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
         Err(error) => return Performed::unknown(error),
     }
     for image in images {
+        // What was somebody's disk, or may have become one since this was planned.
+        if image.identity.is_some() {
+            match context.host.images.is_in_use(&image.path, Format::Raw).await {
+                Ok(false) | Err(HostError::NoSuchImage(_)) => {}
+                Ok(true) => return Performed::unknown(HostError::ImageInUse(image.path.clone())),
+                Err(error) => return Performed::unknown(error),
+            }
+        }
         if let Err(error) = context.host.images.remove(image).await {
             return Performed::unknown(error);
         }

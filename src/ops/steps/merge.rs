@@ -8,13 +8,14 @@ use tokio::sync::{broadcast, watch};
 
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
 use crate::model::step::{How, ImageRef, Merge, MergeLayers};
-use crate::model::vm::{BlockJobKind, DiskSource, Format};
+use crate::model::vm::{BlockJobKind, DiskSource, Format, RunState};
 use crate::model::{Failure, VmId};
 use crate::plan::merge::{Next, Seen, next};
 
 use super::super::board::Phase;
 use super::convergence::{self, Watch};
 use super::pivot::Asked;
+use super::power::{COMES_UP, settle};
 use super::{Context, OpsError, Performed};
 
 /// The hypervisor tells when a job is ready or gone, but not how far it is: asked so often.
@@ -104,12 +105,17 @@ async fn follow(
         Ok(asked) => Course { has_begun: asked.is_pending(), asked, ..Course::default() },
         Err(error) => return Merged::Untouched(error.into()),
     };
+    // It was waited for that the VM is on or off, since it was last seen so.
+    let mut has_settled = false;
     loop {
         if context.stopping.is_cancelled() {
             return Merged::Interrupted;
         }
         let moved = match see(context, merge, &course).await {
             Ok(seen) => {
+                has_settled = false;
+                // Whoever had it open since may have written to it.
+                course.committed_offline &= !(seen.is_live && seen.chain.contains(&merge.child.path));
                 // Somebody else's job is none of ours to slow the guest for, or to end.
                 if let Some(job) = seen.job.as_ref().filter(|job| job.kind != BlockJobKind::Other)
                     && let Err(failure) = watch.look(job).await
@@ -123,8 +129,17 @@ async fn follow(
                 }
                 match next(merge, &seen) {
                     Next::Undecided(problem) => return Merged::GivenUp(undecided(merge, problem)),
+                    Next::Saved if course.has_begun || !context.is_fresh => {
+                        return Merged::GivenUp(saved(merge));
+                    }
+                    Next::Saved => return Merged::Untouched(saved(merge)),
                     next => course.step(context, merge, bandwidth, (next, &seen), &mut events).await,
                 }
+            }
+            Err(HostError::Busy(_)) if !has_settled && context.operation.of_vm().is_some() => {
+                has_settled = true;
+                settle(context, context.vm(), COMES_UP).await;
+                continue;
             }
             Err(error) => Err(error.into()),
         };
@@ -140,6 +155,15 @@ async fn follow(
 /// Trying again finds the same, until a person has decided.
 fn undecided(merge: &Merge, problem: String) -> Failure {
     HostError::BadImage { path: merge.child.path.clone(), problem }.into()
+}
+
+fn saved(merge: &Merge) -> Failure {
+    let child = merge.child.path.display();
+    let cause = format!(
+        "the VM has a saved state, which goes on with {child}: start the VM, or remove the saved state with \
+         'virsh managedsave-remove', and try again"
+    );
+    HostError::Refused { call: "merge", cause: cause.into() }.into()
 }
 
 /// What this attempt has done so far.
@@ -219,6 +243,15 @@ impl Course {
                 let disks = [(merge.target.clone(), merge.base.clone())];
                 context.host.hypervisor.point_disks(context.vm(), &disks).await?;
             }
+            // Two looks of which one is from before a pivot, and one from after it, may look like that, too.
+            Next::PointAtChild if self.asked.is_pending() => {
+                return Err(HostError::Busy("its definition and its process do not agree".into()).into());
+            }
+            Next::PointAtChild => {
+                self.has_begun = true;
+                let disks = [(merge.target.clone(), merge.child.clone())];
+                context.host.hypervisor.point_disks(context.vm(), &disks).await?;
+            }
             Next::PointAtActive(active) if self.refreshed.as_ref() != Some(&active) => {
                 self.has_begun = true;
                 self.refreshed = Some(active.clone());
@@ -228,6 +261,7 @@ impl Course {
                 let problem = "what lies below it cannot be told, whatever the definition says".to_owned();
                 return Err(HostError::BadImage { path, problem }.into());
             }
+            Next::Saved => return Err(HostError::Busy("the VM has a saved state".into()).into()),
             Next::Contradiction(problem) | Next::Undecided(problem) => {
                 return Err(HostError::BadImage { path: merge.child.path.clone(), problem }.into());
             }
@@ -401,6 +435,10 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
         }
         view => view?,
     };
+    if view.run_state == RunState::Unsettled {
+        // It shows no jobs now, whatever there are.
+        return Err(HostError::Busy("the VM is between two states".into()));
+    }
     let disk = view.disk(&merge.target).ok_or_else(|| HostError::NoSuchDisk(merge.target.clone()))?;
     let (stored, stored_below) = match &disk.source {
         DiskSource::Chain { persistent, persistent_below, .. } => {
@@ -410,6 +448,7 @@ async fn see_disk(context: &Context<'_>, vm: VmId, merge: &Merge) -> Result<Seen
     };
     Ok(Seen {
         is_live: view.run_state.is_live(),
+        is_saved: view.has_managed_save,
         chain: disk.chain().iter().map(|image| image.path.clone()).collect(),
         stored,
         stored_below,

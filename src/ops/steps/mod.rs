@@ -213,7 +213,8 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::PointDisks { disks } => power::point(context, disks, power::Way::Forth).await,
         Step::Start(start) => power::start(context, start).await,
         Step::MarkDeleting { snapshot, .. } => {
-            stored(context.store.set_state(*snapshot, SnapshotState::Deleting, context.cause()).await)
+            let is_expired = context.operation.request.expired().contains(snapshot);
+            stored(context.store.mark_deleting(*snapshot, is_expired, context.cause()).await)
         }
         Step::MarkReverting { snapshot } => {
             stored(context.store.set_state(*snapshot, SnapshotState::Reverting, context.cause()).await)

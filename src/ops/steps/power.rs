@@ -79,9 +79,9 @@ pub(super) fn is_up(run_state: RunState) -> Result<bool> {
 }
 
 /// The stored definition names the images.
-pub(super) async fn point(context: &Context<'_>, disks: &[PointedDisk], way: Way) -> Performed {
+pub(super) async fn point(context: &Context<'_>, pointed: &[PointedDisk], way: Way) -> Performed {
     let disks = targets(
-        disks,
+        pointed,
         match way {
             Way::Forth => |disk| &disk.to,
             Way::Back => |disk| &disk.from,
@@ -89,7 +89,52 @@ pub(super) async fn point(context: &Context<'_>, disks: &[PointedDisk], way: Way
     );
     let hypervisor = &context.host.hypervisor;
     let is_pointed = || async { Ok(names_all(&context.look_at_vm().await?, &disks)) };
+    match is_pointed().await {
+        Ok(true) => return Performed::done(),
+        Ok(false) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    if let Err(performed) = check_not_started(context, pointed, way).await {
+        return performed;
+    }
     make_so(is_pointed, || hypervisor.point_disks(context.vm(), &disks)).await
+}
+
+/// That nobody has started the VM on what it is to be taken from: its next cold start would be without what is written now.
+async fn check_not_started(
+    context: &Context<'_>,
+    disks: &[PointedDisk],
+    way: Way,
+) -> std::result::Result<(), Performed> {
+    let Some(moved) = disks.iter().find(|disk| disk.from != disk.to) else { return Ok(()) };
+    let view = context.look_at_vm().await.map_err(Performed::unknown)?;
+    match way {
+        Way::Forth if view.run_state.is_live() => Err(Performed::not_applied(HostError::Refused {
+            call: "change the VM's definition",
+            cause: "somebody has started the VM meanwhile".into(),
+        })),
+        Way::Forth => Ok(()),
+        Way::Back if view.run_state.is_live() => Err(Performed::gave_up(started_on(moved))),
+        Way::Back => {
+            let written = disks.iter().map(|disk| context.host.images.last_written(&disk.to));
+            let written = try_join_all(written).await.map_err(Performed::unknown)?;
+            if written.into_iter().all(|written| written == LastWritten::Never) {
+                return Ok(());
+            }
+            Err(Performed::gave_up(started_on(moved)))
+        }
+    }
+}
+
+/// Each of the two holds what the other one lacks.
+fn started_on(moved: &PointedDisk) -> HostError {
+    let (from, to) = (moved.from.path.display(), moved.to.path.display());
+    let problem = format!(
+        "somebody has started the VM meanwhile, and it has written to {to}: it is not turned back to {from} under it. Copy \
+         {to} if what the VM wrote there is wanted; then stop the VM, let its definition name {from} with 'virsh edit', and \
+         let the operation try again: it removes {to}"
+    );
+    HostError::BadImage { path: moved.to.path.clone(), problem }
 }
 
 fn names_all(view: &VmView, disks: &[(DiskTarget, ImageRef)]) -> bool {

@@ -90,16 +90,17 @@ async fn take_lease(context: &Context<'_>, freeze: &Freeze) -> crate::store::Res
         is_thawed: false,
     };
     context.store.put_lease(lease).await?;
-    context.dead_man.arm(context.vm(), Duration::from_millis(freeze.timeout_ms));
+    let timeout = Duration::from_millis(freeze.timeout_ms);
+    context.dead_man.arm(context.vm(), context.operation.id, timeout);
     Ok(())
 }
 
 /// After an attempt to freeze that came to nothing. What cannot be proven now stays with the dead-man.
 async fn give_back_lease(context: &Context<'_>) {
     if let Ok(Thawed::Proven { .. }) = prove_thaw(context.host, context.store, context.vm()).await
-        && context.store.clear_lease(context.vm()).await.is_ok()
+        && context.store.clear_lease(context.vm(), context.operation.id).await.is_ok()
     {
-        context.dead_man.disarm(context.vm());
+        context.dead_man.disarm(context.vm(), context.operation.id);
     }
 }
 
@@ -167,10 +168,10 @@ pub(super) async fn thaw(context: &Context<'_>) -> Performed {
         Err(error) => return Performed::unknown(error),
     };
     let after_ms = Timestamp::now().as_millisecond().saturating_sub(lease.since_ms).max(0);
-    if let Err(error) = context.store.clear_lease(context.vm()).await {
+    if let Err(error) = context.store.clear_lease(context.vm(), context.operation.id).await {
         return Performed::unknown(error);
     }
-    context.dead_man.disarm(context.vm());
+    context.dead_man.disarm(context.vm(), context.operation.id);
     #[allow(clippy::cast_precision_loss, reason = "milliseconds of a freeze are few")]
     let after_ms = after_ms as f64;
     Performed::learned(vec![Finding::Thawed { file_systems, after_ms }])

@@ -45,6 +45,12 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
             let call = "let the VM write to other images";
             return Err(Performed::not_applied(HostError::Refused { call, cause }));
         }
+        // It would be switched as it runs, and called one that was off.
+        Ok(Position::Started) => {
+            let cause = "the VM was off, and somebody has started it meanwhile".into();
+            let call = "let the VM write to other images";
+            return Err(Performed::not_applied(HostError::Refused { call, cause }));
+        }
         // Somebody has changed its disks since the plan was made, and nothing was asked for yet.
         Err(Unsettled::Unseen(error @ HostError::Malformed { .. })) if context.is_fresh => {
             return Err(Performed::not_applied(error));
@@ -75,6 +81,9 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         }));
     }
     check_sizes(context, switch).await.map_err(Performed::not_applied)?;
+    if switch.memory.is_some() {
+        keep_definition(context).await?;
+    }
     match &switch.memory {
         // What is still written to what is left of an earlier capture does not come into the next one.
         Some(memory) if !context.is_fresh => match images::remove_unused(context, memory).await {
@@ -107,18 +116,23 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
             let pause = stood_still.then_some(Finding::Paused { ms: elapsed_ms });
             finish(context, switch, told, pause.into_iter().collect()).await
         }
-        (Ok(Position::Before | Position::Saved), Err(error)) if told == Told::Failed => {
+        (Ok(Position::Before | Position::Started | Position::Saved), Err(error)) if told == Told::Failed => {
             if let Err(error) = restore_run_state(context, switch, told).await {
                 return Performed::unknown(error);
             }
             Performed::not_applied(failure(context, error))
         }
-        (Ok(Position::Before | Position::Saved), Ok(())) => Performed::unknown(HostError::Malformed {
-            what: "a switch that claims success without effect",
-            cause: "the disks are not on the overlays".into(),
-        }),
+        (Ok(Position::Before | Position::Started | Position::Saved), Ok(())) => {
+            Performed::unknown(HostError::Malformed {
+                what: "a switch that claims success without effect",
+                cause: "the disks are not on the overlays".into(),
+            })
+        }
         (Err(undecided @ Unsettled::Undecided(_)), _) => undecided.into_performed(),
-        (Ok(Position::Before | Position::Saved) | Err(Unsettled::Unseen(_)), Err(error))
+        (
+            Ok(Position::Before | Position::Started | Position::Saved) | Err(Unsettled::Unseen(_)),
+            Err(error),
+        )
         | (Err(Unsettled::Unseen(error)), Ok(())) => Performed::unknown(error),
     }
 }
@@ -126,21 +140,49 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
 /// Each overlay is as large as the image that it takes the place of. QEMU does not look: a disk that somebody made larger
 /// since the overlay was made would be cut off for the guest.
 async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> {
+    let Some((disk, from, to)) = sizes(context, switch).await?.into_iter().find(|(_, from, to)| from != to)
+    else {
+        return Ok(());
+    };
+    let problem = format!("it has {to} bytes, and disk {} has {from}: it was resized meanwhile", disk.target);
+    Err(HostError::BadImage { path: disk.to.path.clone(), problem })
+}
+
+/// The same once it is switched: one that was made larger since is cut off, until it is made larger anew.
+async fn check_whole(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), Performed> {
+    let sizes = sizes(context, switch).await.map_err(Performed::unknown)?;
+    let Some((disk, from, to)) = sizes.into_iter().find(|(_, from, to)| to < from) else { return Ok(()) };
+    let (target, name) = (&disk.target, &context.operation.vm_name);
+    let problem = format!(
+        "disk {target} was resized to {from} bytes in the moment of the switch, and has {to}: 'virsh blockresize {name} \
+         {target} {from}B' gives the rest back, then let the operation try again"
+    );
+    Err(Performed::gave_up(HostError::BadImage { path: disk.to.path.clone(), problem }))
+}
+
+/// How large each disk was, and is. The guest may stand still meanwhile, so all are looked at together.
+async fn sizes<'a>(
+    context: &Context<'_>,
+    switch: &'a SwitchDisks,
+) -> Result<Vec<(&'a PointedDisk, u64, u64)>> {
     let size = async |image: &ImageRef| {
         let facts = context.host.images.inspect(&image.path, image.format).await?;
         Ok::<_, HostError>(facts.virtual_size)
     };
-    // The guest may stand still meanwhile, so all disks are looked at together.
-    let checks = switch.disks.iter().map(async |disk| {
+    let looks = switch.disks.iter().map(async |disk| {
         let (from, to) = tokio::try_join!(size(&disk.from), size(&disk.to))?;
-        if from == to {
-            return Ok(());
-        }
-        let problem =
-            format!("it has {to} bytes, and disk {} has {from}: it was resized meanwhile", disk.target);
-        Err(HostError::BadImage { path: disk.to.path.clone(), problem })
+        Ok((disk, from, to))
     });
-    futures_util::future::try_join_all(checks).await.map(drop)
+    futures_util::future::try_join_all(looks).await
+}
+
+/// The definition of now is kept with the memory of now: devices may have come and gone since this was planned, and memory
+/// is restored only over those that it had.
+async fn keep_definition(context: &Context<'_>) -> std::result::Result<(), Performed> {
+    let Some(snapshot) = context.operation.snapshot else { return Ok(()) };
+    let definition = context.host.hypervisor.definition(context.vm()).await;
+    let definition = definition.map_err(Performed::not_applied)?.0;
+    context.store.keep_definition(snapshot, definition).await.map_err(Performed::not_applied)
 }
 
 /// A capture that was ended because somebody cancelled did not fail: it was cancelled.
@@ -179,6 +221,20 @@ async fn finish(
     if let Err(error) = unnoted::mend_definition(context, switch, told).await {
         return Performed::unknown(error);
     }
+    if let Err(performed) = check_whole(context, switch).await {
+        return performed;
+    }
+    // Nobody can tell whether it was started before the switch or after it.
+    if switch.run_state == RunState::Off {
+        match context.look_at_vm().await {
+            Ok(view) if view.run_state.is_live() => {
+                let reason = "the VM was off, and was started in the moment of the switch".to_owned();
+                findings.push(Finding::NotFrozen { reason });
+            }
+            Ok(_) => {}
+            Err(error) => return Performed::unknown(error),
+        }
+    }
     if let Some(path) = &switch.memory {
         let bytes = match context.host.images.memory_image(path).await {
             Ok(Some(bytes)) => bytes,
@@ -198,6 +254,8 @@ async fn finish(
 enum Position {
     /// To what they wrote to before.
     Before,
+    /// The same, and it runs though it was off.
+    Started,
     /// The same, or to what the VM's saved state names.
     Saved,
     /// To the overlays.
@@ -230,6 +288,7 @@ fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
     match (on_overlay, on_base) {
         (all, 0) if all == switch.disks.len() => Ok(Position::Switched),
         (0, all) if all == switch.disks.len() && view.has_managed_save => Ok(Position::Saved),
+        (0, all) if all == switch.disks.len() && was_started(view, switch) => Ok(Position::Started),
         (0, all) if all == switch.disks.len() => Ok(Position::Before),
         (_, _) => Err(HostError::Malformed {
             what: "the VM's disks",
@@ -240,6 +299,10 @@ fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
             .into(),
         }),
     }
+}
+
+fn was_started(view: &VmView, switch: &SwitchDisks) -> bool {
+    switch.run_state == RunState::Off && view.run_state.is_live()
 }
 
 /// A saved state has a definition of its own: the one that libvirt believed in when it saved it.

@@ -201,6 +201,15 @@ fn what_somebody_does_is_told_and_settled() {
     guest.virsh("blockjob", &["vdb", "--abort"]);
     check(&[]);
 
+    // Its snapshots would be LOST once it stops.
+    let kept = guest.virsh("dumpxml", &["--inactive"]);
+    guest.virsh("undefine", &["--keep-nvram"]);
+    check(&[("VM_UNDEFINED", false)]);
+    let definition = guest.directory().join("kept.xml");
+    std::fs::write(&definition, kept).unwrap();
+    bed::virsh::run(&["define", &definition.display().to_string()]);
+    check(&[]);
+
     // The next cold start would boot what a snapshot holds.
     let right = guest.virsh("dumpxml", &["--inactive"]);
     let [names, other] = [active, held].map(|image| format!("<source file='{}'", image.display()));

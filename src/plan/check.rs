@@ -21,6 +21,7 @@ pub fn differences(world: &World) -> Vec<Difference> {
     }
     let mut found: Vec<Difference> = Vec::new();
     found.extend((world.vm.run_state == RunState::Migrated).then(|| elsewhere(world)));
+    found.extend(transient(world));
     found.extend(world.vm.disks.iter().filter_map(|disk| of_disk(world, disk)));
     found.extend(unplugged(world));
     for difference in world.tree.layers.values().filter_map(|layer| of_layer(world, layer)) {
@@ -68,6 +69,21 @@ fn elsewhere(world: &World) -> Difference {
         world.vm.name
     );
     found(world, DifferenceKind::VmMigrated, words)
+}
+
+/// It runs, and nothing of it remains when it stops.
+fn transient(world: &World) -> Option<Difference> {
+    let is_at_stake = world.vm.attachment == Attachment::Attached && !world.tree.snapshots.is_empty();
+    if world.vm.persistent || !world.vm.run_state.is_live() || !is_at_stake {
+        return None;
+    }
+    let name = &world.vm.name;
+    let words = format!(
+        "{name} has no definition that outlives it: its snapshots are LOST once it stops; define it, with 'virsh dumpxml {name} \
+         > {name}.xml' and 'virsh define {name}.xml'"
+    );
+    let difference = found(world, DifferenceKind::VmUndefined, words);
+    Some(Difference { blocks: false, ..difference })
 }
 
 /// What stands in the way of any operation on a disk.

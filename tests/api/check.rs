@@ -49,6 +49,8 @@ fn vda() -> DiskTarget {
 /// What somebody does, and what a check tells of it.
 struct Case {
     kind: &'static str,
+    /// What tells it from others of its kind.
+    words: &'static str,
     blocks: bool,
     snapshots: usize,
 }
@@ -67,6 +69,8 @@ async fn check(act: impl AsyncFn(&Node), case: Case) {
     let found = run(&node, "vm check web -o json").await;
     assert_eq!(found.code, DIFFERS, "{found:?}");
     assert_eq!(differences(&found), [(case.kind.to_owned(), case.blocks, case.snapshots)], "{found:?}");
+    let told = run(&node, "vm check web").await;
+    assert!(told.stdout.contains(case.words), "{told:?}");
     assert_eq!(run(&node, "node check -o json").await.code, DIFFERS);
     let events: Value = serde_json::from_str(&succeed(&node, "event list web -o json").await).unwrap();
     let told = events["events"].as_array().unwrap().iter();
@@ -84,19 +88,23 @@ async fn check(act: impl AsyncFn(&Node), case: Case) {
 #[tokio::test]
 async fn an_image_that_is_gone() {
     let act = async |node: &Node| node.sim.someone_removes(&file_of(node, "one").await);
-    check(act, Case { kind: "IMAGE_MISSING", blocks: true, snapshots: 2 }).await;
+    check(act, Case { kind: "IMAGE_MISSING", words: "there is no image", blocks: true, snapshots: 2 }).await;
 }
 
 #[tokio::test]
 async fn an_image_that_is_another_file() {
     let act = async |node: &Node| node.sim.someone_replaces(&file_of(node, "two").await);
-    check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 1 }).await;
+    check(
+        act,
+        Case { kind: "IMAGE_CHANGED", words: "another file stands there", blocks: false, snapshots: 1 },
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn an_image_that_was_cut() {
     let act = async |node: &Node| node.sim.someone_truncates(&file_of(node, "two").await);
-    check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 1 }).await;
+    check(act, Case { kind: "IMAGE_CHANGED", words: "bytes, not", blocks: false, snapshots: 1 }).await;
 }
 
 /// One file that nobody reads now is no reason to know nothing of all the others.
@@ -106,7 +114,7 @@ async fn an_image_of_another_branch_that_cannot_be_read() {
         succeed(node, "snapshot revert web/one --yes").await;
         node.sim.someone_blanks(&file_of(node, "two").await);
     };
-    check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 1 }).await;
+    check(act, Case { kind: "IMAGE_CHANGED", words: "cannot be read", blocks: false, snapshots: 1 }).await;
 }
 
 #[tokio::test]
@@ -126,7 +134,7 @@ async fn kept_variables_that_are_gone() {
 #[tokio::test]
 async fn an_image_that_is_a_link_now() {
     let act = async |node: &Node| node.sim.someone_links(&file_of(node, "one").await);
-    check(act, Case { kind: "IMAGE_CHANGED", blocks: false, snapshots: 2 }).await;
+    check(act, Case { kind: "IMAGE_CHANGED", words: "is a link now", blocks: false, snapshots: 2 }).await;
 }
 
 #[tokio::test]
@@ -135,13 +143,43 @@ async fn a_definition_that_names_another_image() {
         let image = ImageRef { path: file_of(node, "one").await, format: Format::Qcow2 };
         node.sim.someone_redefines(node.vm, &vda(), image);
     };
-    check(act, Case { kind: "DEFINITION_DIFFERS", blocks: true, snapshots: 0 }).await;
+    check(act, Case { kind: "DEFINITION_DIFFERS", words: "virsh edit", blocks: true, snapshots: 0 }).await;
+}
+
+/// It is told while there is time: with its end, its snapshots are LOST.
+#[tokio::test]
+async fn a_vm_that_is_undefined_while_it_runs() {
+    let act = async |node: &Node| node.sim.someone_undefines(node.vm);
+    check(act, Case { kind: "VM_UNDEFINED", words: "virsh define web.xml", blocks: false, snapshots: 0 })
+        .await;
+}
+
+#[tokio::test]
+async fn an_image_that_lies_on_another() {
+    let act = async |node: &Node| {
+        succeed(node, "snapshot revert web/one --yes").await;
+        let image = ImageRef { path: file_of(node, "two").await, format: Format::Qcow2 };
+        let template = ImageRef { path: "/images/other".into(), format: Format::Qcow2 };
+        node.sim.put_image(&template.path, Format::Qcow2, 1024 * BLOCK, false).unwrap();
+        node.sim.host().images.rebase(&image, &template).await.unwrap();
+    };
+    check(
+        act,
+        Case {
+            kind: "IMAGE_CHANGED",
+            words: "it lies on /images/other, not on",
+            blocks: false,
+            snapshots: 1,
+        },
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn an_overlay_that_is_not_ours() {
     let act = async |node: &Node| node.sim.someone_overlays(node.vm, &vda(), "/images/mine".as_ref());
-    check(act, Case { kind: "UNKNOWN_OVERLAY", blocks: true, snapshots: 0 }).await;
+    check(act, Case { kind: "UNKNOWN_OVERLAY", words: "virsh blockcommit", blocks: true, snapshots: 0 })
+        .await;
 }
 
 #[tokio::test]
@@ -152,7 +190,11 @@ async fn a_memory_image_that_is_gone() {
         let memory = node.sim.files().into_iter().find(is_memory).unwrap();
         node.sim.someone_removes(&memory);
     };
-    check(act, Case { kind: "IMAGE_MISSING", blocks: false, snapshots: 1 }).await;
+    check(
+        act,
+        Case { kind: "IMAGE_MISSING", words: "no complete memory image", blocks: false, snapshots: 1 },
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -161,7 +203,7 @@ async fn a_clone_that_is_gone() {
         succeed(node, "volume clone web/one --disk vda --to copy --full").await;
         node.sim.someone_removes("/images/copy".as_ref());
     };
-    check(act, Case { kind: "IMAGE_MISSING", blocks: false, snapshots: 0 }).await;
+    check(act, Case { kind: "IMAGE_MISSING", words: "", blocks: false, snapshots: 0 }).await;
 }
 
 /// What is settled is told too, without a restart; and operations go on.

@@ -62,6 +62,13 @@ pub fn digest(image: &Path, format: Format) -> String {
     Content::of(image, format).digest()
 }
 
+/// SHA-256 of the bytes of a file.
+pub fn digest_of_file(file: &Path) -> String {
+    let line = run(Command::new("sha256sum").arg(file));
+    let line = String::from_utf8(line).expect("sha256sum writes plain text");
+    line.split_whitespace().next().expect("a digest and a name").to_owned()
+}
+
 /// A file of the ext4 filesystem that an image holds; None if it is not there. Same condition as for [`digest`].
 pub fn read_file(image: &Path, format: Format, path: &str) -> Option<Vec<u8>> {
     Content::of(image, format).file(path)
@@ -85,9 +92,7 @@ impl Content {
 
     /// Its SHA-256.
     pub fn digest(&self) -> String {
-        let line = run(Command::new("sha256sum").arg(&self.raw));
-        let line = String::from_utf8(line).expect("sha256sum writes plain text");
-        line.split_whitespace().next().expect("a digest and a name").to_owned()
+        digest_of_file(&self.raw)
     }
 
     /// A file of the ext4 filesystem; None if it is not there.

@@ -48,6 +48,8 @@ pub struct Figures {
     strikes: BTreeMap<&'static str, u32>,
     phases: BTreeMap<(&'static str, Phase), BTreeMap<String, u32>>,
     frozen: Vec<Frozen>,
+    /// How many guests `vmsnapd thaw` has thawed.
+    pub thawed_by_unit: u32,
     /// With the fault.
     recoveries: Vec<(Duration, &'static str)>,
     /// So many operations had to be decided by a person.
@@ -66,6 +68,7 @@ impl Figures {
             strikes: BTreeMap::new(),
             phases: BTreeMap::new(),
             frozen: Vec::new(),
+            thawed_by_unit: 0,
             recoveries: Vec::new(),
             stuck: 0,
             samples: Vec::new(),
@@ -140,6 +143,10 @@ impl Figures {
             let (first, last) = (life[0], life[life.len() - 1]);
             let most = first.descriptors + SLACK;
             assert!(last.descriptors <= most, "descriptors of vmsnapd grow: {first:?}, then {last:?}");
+            assert!(
+                last.threads <= first.threads + SLACK,
+                "threads of vmsnapd grow: {first:?}, then {last:?}"
+            );
             if last.at - first.at < LONG_LIFE {
                 continue;
             }
@@ -199,6 +206,11 @@ impl Figures {
             "| guests found frozen after a restart of vmsnapd | {}, thawed within {:.2} s; {cut_off} more when it was killed again |",
             thawed.count(),
             longest_freeze.as_secs_f64()
+        )?;
+        writeln!(
+            text,
+            "| guests that vmsnapd thaw has thawed before the restart | {} |",
+            self.thawed_by_unit
         )?;
         writeln!(text, "| rounds, each with a look at everything | {} |", self.rounds.values().sum::<u32>())?;
         writeln!(text, "| images read and compared | {} |", self.images_read)?;

@@ -150,6 +150,7 @@ impl<'a> Field<'a> {
             places: Places { images, memory, state },
             dice: dice.split(),
             life: 1,
+            thawed_by_unit: 0,
         };
         Self {
             stage: scene,
@@ -179,6 +180,7 @@ impl<'a> Field<'a> {
         self.settle(&weather, &hits);
         self.verify();
         *self.figures.rounds.entry(fault.name()).or_default() += 1;
+        self.figures.thawed_by_unit = self.stage.thawed_by_unit;
         let process = self.stage.daemon.process_id().expect("the daemon runs");
         self.figures.sample(self.stage.life, process);
         #[allow(clippy::print_stdout, reason = "who waits for an hour wants to see that it goes on")]
@@ -248,6 +250,9 @@ impl<'a> Field<'a> {
         let needed: BTreeSet<PathBuf> = needed.into_iter().flatten().collect();
         let held = self.workers.iter().flat_map(|worker| worker.truth.snapshots.values());
         let memories = held.filter(|held| held.token.is_some()).count();
+        for worker in &mut self.workers {
+            verify::verify_memories(worker, &self.stage.places.memory);
+        }
         let truths = self.workers.iter().map(|worker| &worker.truth);
         let manifests = truths.map(|truth| truth.snapshots.len() + truth.clones.len()).sum();
         let memory = (self.stage.places.memory.as_path(), memories);

@@ -23,6 +23,15 @@ pub struct Frozen {
     pub was_cut_off: bool,
 }
 
+/// The guests that say that they are frozen.
+pub fn frozen(vms: &[String]) -> Vec<String> {
+    let is_frozen = |vm: &&String| {
+        let answer = virsh::try_run(&["qemu-agent-command", vm, STATUS, "--timeout", "5"]);
+        answer.is_ok_and(|answer| answer.contains("frozen"))
+    };
+    vms.iter().filter(is_frozen).cloned().collect()
+}
+
 /// Looks after each restart.
 #[derive(Default)]
 pub struct ThawWatch {

@@ -47,6 +47,8 @@ pub struct Held {
     pub content: Content,
     /// With memory: the token of the program that lives in it.
     pub token: Option<String>,
+    /// The digest of its memory image, once that was read for the first time.
+    pub memory: Option<String>,
     /// By disk, the digest of what is read. Empty until it was read for the first time.
     pub digests: BTreeMap<&'static str, String>,
     /// Of one disk only: a VM is not brought back to it.

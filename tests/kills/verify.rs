@@ -126,6 +126,20 @@ fn format(image: &Path) -> Format {
     if image.extension().is_some_and(|extension| extension == "raw") { Format::Raw } else { Format::Qcow2 }
 }
 
+/// Memory images hold what they held.
+pub fn verify_memories(worker: &mut Worker, directory: &Path) {
+    let vm = worker.guest.name().to_owned();
+    for (name, held) in worker.truth.snapshots.iter_mut().filter(|(_, held)| held.token.is_some()) {
+        let is_its = |file: &PathBuf| file.to_string_lossy().contains(&held.id);
+        let image = ours(directory).into_iter().find(is_its);
+        let image = image.unwrap_or_else(|| panic!("{vm}/{name} has no memory image"));
+        let digest = images::digest_of_file(&image);
+        if let Some(before) = held.memory.replace(digest.clone()) {
+            assert_eq!(digest, before, "{vm}/{name} remembers something else: {}", image.display());
+        }
+    }
+}
+
 /// Every file of ours in these directories is needed; there are as many manifests as snapshots and clones, and as many
 /// memory images as snapshots with memory.
 pub fn assert_no_orphans(

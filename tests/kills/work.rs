@@ -141,7 +141,7 @@ impl Worker {
         if let Some(operation) = self.done(what, &ending) {
             let content = self.truth.now.clone();
             let (id, disks, digests) = (operation.snapshot_id.clone(), DISKS.to_vec(), BTreeMap::new());
-            let held = Held { id, disks, content, token, digests, is_of_volume: false };
+            let held = Held { id, disks, content, token, memory: None, digests, is_of_volume: false };
             self.truth.snapshots.insert(name, held);
         }
         ending
@@ -212,13 +212,17 @@ impl Worker {
             };
             let digests = held.digests.get_key_value(disk).map(|(disk, digest)| (*disk, digest.clone()));
             let (content, digests) = (held.content.of_disk(disk), digests.into_iter().collect());
-            let held = Held { content, disks: vec![disk], token: None, digests, is_of_volume: true, ..held };
+            let disks = vec![disk];
+            let held =
+                Held { content, disks, token: None, memory: None, digests, is_of_volume: true, ..held };
             (Source::SnapshotDisk(from), held, "volume snapshot out of a snapshot")
         } else {
             let disk = self.dice.pick(&DISKS);
             let content = self.truth.now.of_disk(disk);
             let digests = BTreeMap::new();
-            let held = Held { content, disks: vec![disk], token: None, digests, is_of_volume: true, ..held };
+            let disks = vec![disk];
+            let held =
+                Held { content, disks, token: None, memory: None, digests, is_of_volume: true, ..held };
             (Source::Volume(format!("{}/{disk}", self.guest.name())), held, "volume snapshot")
         };
         let cancelled_after = self.cancels();

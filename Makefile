@@ -48,9 +48,10 @@ HISTORIES ?= 20000
 histories:
 	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
 
-# The faults of tests/crash.rs and tests/lost_catalog, all of them.
+# The faults of tests/crash and tests/lost_catalog, all of them. It ends with a table: what came of which fault at which call.
 faults:
 	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash --test lost_catalog
+	@cat $(or $(CARGO_TARGET_DIR),target)/tmp/faults.md
 
 # The simulated nodes of tests/simulation, many more of them. A seed that fails runs alone with VMSNAP_SEED.
 SEEDS ?= 50000

@@ -268,22 +268,24 @@ async fn images_in_use() {
     let bed = Bed::new();
     let base = bed.image("base", Format::Raw);
     let top = bed.overlay("top", &base).await;
-    let check = async |expected: [bool; 2]| {
-        let mut found = [false; 2];
-        for (found, image) in found.iter_mut().zip([&top, &base]) {
-            *found = bed.images.is_in_use(&image.path, image.format).await.unwrap();
+    // Of both: who has it open, and who may write to it.
+    let check = async |used: [bool; 2], written: [bool; 2]| {
+        let mut found = [[false; 2]; 2];
+        for (at, image) in [&top, &base].into_iter().enumerate() {
+            found[0][at] = bed.images.is_in_use(&image.path, image.format).await.unwrap();
+            found[1][at] = bed.images.is_written(&image.path).await.unwrap();
         }
-        assert_eq!(found, expected);
+        assert_eq!(found, [used, written]);
     };
-    check([false, false]).await;
+    check([false, false], [false, false]).await;
     for read_only in [false, true] {
         let vm = Opener::open(&top, read_only);
-        check([true, true]).await;
+        check([true, true], [!read_only, false]).await;
         drop(vm);
-        check([false, false]).await;
+        check([false, false], [false, false]).await;
     }
     let vm = Opener::open(&base, true);
-    check([false, true]).await;
+    check([false, true], [false, false]).await;
     drop(vm);
     let missing = bed.images.is_in_use(&bed.path("missing"), Format::Raw).await;
     assert!(matches!(missing, Err(HostError::NoSuchImage(_))));

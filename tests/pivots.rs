@@ -39,8 +39,20 @@ fn vda() -> DiskTarget {
 
 impl Bed {
     fn new(pivoted: Pivoted) -> Self {
+        Self::over(&[], pivoted)
+    }
+
+    /// With snapshots that were taken before the one that is deleted.
+    fn over(snapshots: &[&str], pivoted: Pivoted) -> Self {
         let scene = Scene::forkable();
         let life = Life::start(&scene);
+        let mut truth = Truth::default();
+        for name in snapshots {
+            let id = life.begin(scene.create(name, Quiesce::Auto, false, &[]), || false).unwrap().unwrap();
+            assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+            truth.snapshots.insert((*name).to_owned(), scene.active());
+            truth.kept_variables.insert((*name).to_owned(), scene.variables(scene.vm));
+        }
         // The base has more than what lies on it: that is merged down.
         (0..8).for_each(|block| scene.write(block, 10 + block));
         let id = life.begin(scene.create("one", Quiesce::Auto, false, &[vda()]), || false).unwrap().unwrap();
@@ -56,7 +68,7 @@ impl Bed {
         drop(life);
         scene.sim.reset_script();
         let (child, base) = layers(&scene, operation);
-        let truth = Truth { active: scene.active(), ..Truth::default() };
+        truth.active = scene.active();
         Self { scene, truth, operation, child, base }
     }
 
@@ -243,4 +255,23 @@ fn libvirt_dies_with_the_pivot_and_qemu_before_it_is_back() {
     let bed = Bed { truth, base, ..bed };
     bed.person_decides_for_the_base();
     bed.succeeds();
+}
+
+/// Whoever goes back to what lies below both lets both go, whichever is the newer one.
+#[test]
+fn a_revert_lets_both_go() {
+    let mut bed = Bed::over(&["zero"], Pivoted::Yes);
+    bed.ends(&[(1, 30)]);
+    bed.is_stuck();
+    let life = Life::start(&bed.scene);
+    life.abandon(bed.operation);
+    assert_eq!(life.run(bed.operation, || false).unwrap().cursor.state, OperationState::Failed);
+    for request in [bed.scene.revert("zero"), bed.scene.delete(&["one"])] {
+        let id = life.begin(request, || false).unwrap().unwrap();
+        assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+        assert!(!bed.scene.sim.files().contains(&bed.child));
+    }
+    life.settle(&bed.scene);
+    drop(life);
+    assert!(!bed.scene.sim.files().contains(&bed.base.path));
 }

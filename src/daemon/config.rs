@@ -49,7 +49,7 @@ pub struct Config {
     pub concurrent_captures: usize,
     /// Backups of the catalog that are kept: of more than these, the oldest go.
     pub catalog_backups: usize,
-    /// Days that events are kept.
+    /// Days that events are kept, operations that have ended, and the ids of their requests.
     pub event_days: u32,
     /// Seconds that open operations get to come to a durable stop.
     pub drain_seconds: u64,

@@ -219,6 +219,9 @@ pub trait Images: Send + Sync + 'static {
     /// Whether any process has the image open for writing, or for reading as part of a VM.
     async fn is_in_use(&self, path: &Path, format: Format) -> Result<bool>;
 
+    /// Whether any process may write to the image.
+    async fn is_written(&self, path: &Path) -> Result<bool>;
+
     /// The room in the file system that holds `directory`.
     async fn free_space(&self, directory: &Path) -> Result<Space>;
 

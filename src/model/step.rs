@@ -130,6 +130,11 @@ pub enum Step {
         /// Which.
         image: ImageRef,
     },
+    /// No process may write to the image. Only looks.
+    CheckUnwritten {
+        /// Which.
+        image: ImageRef,
+    },
     /// The image lies on nothing and reads what it read. Undone: it may lie on what it lay on, or not; it reads the same.
     FlattenImage {
         /// Which.

@@ -9,7 +9,7 @@ use crate::model::{
     Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, LayerId, Request, VmId,
     VolumeId,
 };
-use crate::plan::{Refusal, VolumeUser, World};
+use crate::plan::{self, Refusal, VolumeUser, World};
 
 use super::elsewhere::Wait;
 use super::{Asked, Engine, OpsError, Result, Submitted};
@@ -79,19 +79,20 @@ impl Engine {
                     return Err(Refusal::VmNameTaken(request.name.clone()).into());
                 }
             }
-            Request::FlattenVolume(_) | Request::DeleteVolume(_) => {
+            Request::FlattenVolume(_) => {
                 if let Some(clone) = self.clone_of(request).await? {
-                    if matches!(request, Request::DeleteVolume(_)) {
-                        self.check_no_snapshots(&clone).await?;
-                    }
                     let own = VmId::of_detached(clone.id);
                     world.clone_tree = Some(self.0.store.tree(own).await?);
-                    world.users = if matches!(request, Request::DeleteVolume(_)) {
-                        self.users_of_detached(own, &clone.path).await?
-                    } else {
-                        let users = self.users(&clone.path, own).await?;
-                        users.into_iter().map(|(_, user)| user).collect()
-                    };
+                    let users = self.users(&clone.path, own).await?;
+                    world.users = users.into_iter().map(|(_, user)| user).collect();
+                }
+            }
+            Request::DeleteVolume(_) => {
+                if let Some(clone) = self.clone_of(request).await? {
+                    self.check_no_snapshots(&clone).await?;
+                    let own = VmId::of_detached(clone.id);
+                    world.clone_tree = Some(self.0.store.tree(own).await?);
+                    world.users = self.users_of_detached(own, &clone.path).await?;
                 }
             }
             Request::CreateSnapshot(_) | Request::RevertVolume(_)
@@ -104,7 +105,12 @@ impl Engine {
             // What a revert leaves behind is removed, or merged later.
             Request::RevertSnapshot(_) | Request::RevertVolume(_) => {
                 match self.read_elsewhere(&world.tree).await {
-                    Ok(read) => self.note_readers(world, read),
+                    Ok(read) => {
+                        // Whoever asks for it lets go what the VM has now, whichever of two images is the newer one.
+                        let readers = read.iter().filter(|(_, wait)| !matches!(wait, Wait::Decision(_)));
+                        world.tree.read_elsewhere = readers.map(|(layer, _)| *layer).collect();
+                        self.note_waiting(world.vm.id, read);
+                    }
                     Err(error) => {
                         let error: &dyn std::error::Error = &error;
                         tracing::warn!(vm = %world.vm.id, error, "all of it stays: it is not known who reads it");
@@ -112,7 +118,13 @@ impl Engine {
                     }
                 }
             }
-            Request::DeleteSnapshots(_) | Request::PurgeSnapshot(_) | Request::Collapse { .. } => {
+            // Nobody has asked for it, and it is looked at again whenever something happens to a VM: cheap things first.
+            Request::Collapse { .. } => {
+                plan::check_vm(world)?;
+                let read = self.read_elsewhere(&world.tree).await?;
+                self.note_readers(world, read);
+            }
+            Request::DeleteSnapshots(_) | Request::PurgeSnapshot(_) => {
                 let read = self.read_elsewhere(&world.tree).await?;
                 self.note_readers(world, read);
             }

@@ -38,8 +38,8 @@ pub enum Wait {
     Decision(PathBuf),
     /// For room.
     Room,
-    /// For the VM, to which nothing can be done now. Why, in words.
-    State(String),
+    /// For the VM, to which nothing can be done now: why, in words.
+    Refusal(String),
 }
 
 impl fmt::Display for Wait {
@@ -52,7 +52,7 @@ impl fmt::Display for Wait {
                 write!(f, "it is not known whether the guest wrote last to it or to {}", base.display())
             }
             Self::Room => write!(f, "there may not be room for it"),
-            Self::State(why) => f.write_str(why),
+            Self::Refusal(why) => f.write_str(why),
         }
     }
 }
@@ -172,6 +172,12 @@ impl Engine {
                 continue;
             }
             let layer = tree.layer_at(&pivot.child);
+            let is_left = disk.is_some_and(|disk| !disk.uses(&pivot.base) && !disk.uses(&pivot.child));
+            if is_left && layer.is_none_or(|layer| tree.readers(layer.id).is_empty()) {
+                // The VM went back to something else: nobody asks any more which one is newer.
+                self.0.store.clear_pivot(tree.vm, pivot.disk).await?;
+                continue;
+            }
             undecided.extend(layer.map(|layer| (layer.id, Wait::Decision(pivot.base))));
         }
         Ok(undecided)
@@ -247,8 +253,8 @@ impl Engine {
         let is_being_merged = self.holder(tree.vm).is_some();
         let is_due = !pending.is_empty() && !is_being_merged;
         let room = (waiting.is_for_room && is_due).then_some(Wait::Room);
-        let state = waiting.refused.clone().filter(|_| is_due).map(Wait::State);
-        layers.map(|(_, wait)| wait.clone()).chain(room).chain(state).collect()
+        let refusal = waiting.refused.clone().filter(|_| is_due).map(Wait::Refusal);
+        layers.map(|(_, wait)| wait.clone()).chain(room).chain(refusal).collect()
     }
 
     /// Merges what waited for VMs when one of them has changed, or the hypervisor is back, from now until the daemon goes down.
@@ -265,8 +271,7 @@ impl Engine {
                     goes_on = vm_changed(&mut events) => if !goes_on { return },
                     Ok(()) = link.changed() => {}
                 }
-                let waiting = engine.waiting();
-                if waiting.is_empty() {
+                if engine.waiting().is_empty() {
                     continue;
                 }
                 tokio::select! {
@@ -276,8 +281,11 @@ impl Engine {
                 }
                 // What happens from here on is seen by the next look.
                 events = events.resubscribe();
-                for vm in waiting {
-                    engine.collapse_when_linked(vm).await;
+                for vm in engine.waiting() {
+                    // On its own: one that merges for long, or is stuck, holds up no other.
+                    if let Some(runner) = engine.begin_collapse(vm).await {
+                        engine.0.tasks.spawn(runner.run());
+                    }
                 }
             }
         });

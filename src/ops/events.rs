@@ -51,15 +51,15 @@ impl Engine {
         }
     }
 
-    /// Lets go of events older than `kept`, from now until the daemon goes down.
-    pub fn keep_events_for(&self, kept: SignedDuration) {
+    /// Lets go of events, and of operations that have ended, older than `kept`, from now until the daemon goes down.
+    pub fn keep_history_for(&self, kept: SignedDuration) {
         let engine = self.clone();
         self.0.tasks.spawn(async move {
             let stopping = engine.draining();
             loop {
-                if let Err(error) = engine.0.store.prune_events(kept, Timestamp::now()).await {
+                if let Err(error) = engine.0.store.prune_history(kept, Timestamp::now()).await {
                     let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "old events cannot be removed");
+                    tracing::warn!(error, "what is old cannot be removed");
                 }
                 tokio::select! {
                     biased;

@@ -159,7 +159,7 @@ impl Engine {
     /// Does what nobody asks for, from now until the daemon goes down: snapshots expire, what waited is merged, VMs that
     /// leave and come back are noted, the node is checked. Events are kept so long.
     pub fn attend(&self, event_retention: SignedDuration) {
-        self.keep_events_for(event_retention);
+        self.keep_history_for(event_retention);
         self.expire_snapshots();
         self.collapse_when_vms_change();
         self.keep_presence();

@@ -113,14 +113,23 @@ impl Engine {
 
     /// The earlier life may have ended before it could merge what it had let go.
     pub(super) async fn collapse_when_linked(&self, vm: VmId) {
-        if self.is_settled(vm).await || !self.is_linked().await {
-            return;
-        }
-        // An operation that holds the VM collapses it in the end. Whoever only looks is waited for.
-        let Ok(permit) = self.enter(BTreeSet::from([vm]), OperationId::new()).await else { return };
-        if let Some(runner) = self.collapse(vm, permit).await {
+        if let Some(runner) = self.begin_collapse(vm).await {
             runner.run().await;
         }
+    }
+
+    /// What is to be run, if anything can be merged now.
+    pub(super) async fn begin_collapse(&self, vm: VmId) -> Option<Runner> {
+        if self.is_settled(vm).await {
+            self.note_refused(vm, None);
+            return None;
+        }
+        if !self.is_linked().await {
+            return None;
+        }
+        // An operation that holds the VM collapses it in the end. Whoever only looks is waited for.
+        let permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await.ok()?;
+        self.collapse(vm, permit).await
     }
 
     /// True once the hypervisor can be reached; false if the daemon goes down first.

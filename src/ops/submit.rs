@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
+use crate::host::HostError;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
@@ -91,7 +92,11 @@ impl Engine {
     /// Nobody asked for it, so nobody is told if it cannot be done: it is tried again after the next operation, and when
     /// something happens to a VM.
     pub(super) async fn collapse(&self, vm: VmId, permit: Permit) -> Option<Runner> {
-        if self.0.stopping.is_cancelled() || self.is_settled(vm).await {
+        if self.0.stopping.is_cancelled() {
+            return None;
+        }
+        if self.is_settled(vm).await {
+            self.note_refused(vm, None);
             return None;
         }
         let id = OperationId::new();
@@ -103,12 +108,14 @@ impl Engine {
                 runner
             }
             Err(error) => {
-                // What waits for readers or for room is noted as that.
-                let noted = matches!(
+                // What waits for readers or for room is noted as that; what a VM has left that is gone, a person purges.
+                let is_told = matches!(
                     error,
-                    OpsError::Refused(Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. })
+                    OpsError::Refused(
+                        Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. } | Refusal::VmGone
+                    ) | OpsError::Host(HostError::NoSuchVm(_))
                 );
-                self.note_refused(vm, (!noted).then(|| error.to_string()));
+                self.note_refused(vm, (!is_told).then(|| error.to_string()));
                 let error: &dyn std::error::Error = &error;
                 tracing::info!(%vm, error, "what nothing refers to waits");
                 None

@@ -65,8 +65,8 @@ pub fn create(
         Freezing::NoNeed => {}
     }
     if world.vm.run_state == RunState::Off {
-        // Whoever else has an image open would go on writing to what the snapshot holds.
-        steps.extend(parts.iter().map(|part| Step::CheckUnused { image: part.from.clone() }));
+        // Whoever else has one would go on writing to what the snapshot holds.
+        steps.extend(parts.iter().map(|part| Step::CheckUnwritten { image: part.from.clone() }));
     }
     let mut commit_point = steps.len();
     steps.push(Step::SwitchDisks(SwitchDisks {

@@ -96,11 +96,11 @@ pub fn next(merge: &Merge, seen: &Seen) -> Next {
     if let Some(active) = &seen.outdated {
         return next_of_outdated(merge, seen, active);
     }
-    if let Some(next) = pivot::next(merge, seen) {
-        return next;
-    }
     if seen.is_saved && !seen.is_live && seen.chain.contains(&merge.child.path) {
         return Next::Saved;
+    }
+    if let Some(next) = pivot::next(merge, seen) {
+        return next;
     }
     let next = match &merge.how {
         How::Commit { .. } => next_of_commit(merge, seen),
@@ -315,6 +315,8 @@ mod tests {
         check(&[], Seen { committed_offline: true, ..saved(&["/child", "/base"]) }, &Next::Saved);
         check(&[("/top", "/child")], saved(&["/top", "/child", "/base"]), &Next::Saved);
         check(&[], saved(&["/base"]), &Next::Done);
+        let pivot = Pivot::Unseen { reads_same: Some(true) };
+        check(&[], Seen { pivot, ..saved(&["/child", "/base"]) }, &Next::Saved);
         // It does not read that branch.
         check(&[("/dead", "/child")], saved(&["/live", "/root"]), &Next::CommitOffline);
         let pull = merge_by(How::Pull { below: None });

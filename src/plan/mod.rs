@@ -242,7 +242,7 @@ fn pull_blocker(world: &World) -> Option<&str> {
 }
 
 /// Refuses a VM that may not be touched now.
-fn check_vm(world: &World) -> Result<(), Refusal> {
+pub fn check_vm(world: &World) -> Result<(), Refusal> {
     if world.vm.attachment == Attachment::Gone {
         return Err(Refusal::VmGone);
     }

@@ -62,6 +62,7 @@ pub fn describe(step: &Step) -> String {
         Step::ReplaceImage { from, to } => {
             format!("let {} take the place of {}", from.display(), to.display())
         }
+        Step::CheckUnwritten { image } => format!("check that nobody writes to {}", image.path.display()),
         Step::CheckUnused { image } => format!("check that nobody has {} open", image.path.display()),
         Step::FlattenImage { image } => {
             format!("copy into {} all that it reads from others", image.path.display())

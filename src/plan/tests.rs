@@ -304,6 +304,7 @@ fn outline(plan: &Plan) -> String {
         Step::LinkImage { .. } => "link",
         Step::ReplaceImage { .. } => "replace",
         Step::CheckUnused { .. } => "unused",
+        Step::CheckUnwritten { .. } => "unwritten",
         Step::FlattenImage { .. } => "flatten",
         Step::DefineVm(_) => "define",
         Step::Record(_) => "record",
@@ -343,7 +344,7 @@ fn a_create_in_its_kinds() {
     );
     let plain = "reserve overlay overlay switch! record";
     check_create(|_| {}, |request| request.quiesce = Quiesce::Off, Ok(plain));
-    let off = "reserve overlay overlay unused unused switch! record";
+    let off = "reserve overlay overlay unwritten unwritten switch! record";
     check_create(|paper| paper.world.vm.run_state = RunState::Off, |_| {}, Ok(off));
     check_create(|paper| paper.world.vm.agent = AgentChannel::Absent, |_| {}, Ok(plain));
     check_create(|paper| paper.world.vm.run_state = RunState::Paused(PauseReason::User), |_| {}, Ok(plain));

@@ -1,6 +1,6 @@
 //! Events: entered in the transaction of what they tell, read in order, kept for a while.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
@@ -72,16 +72,6 @@ impl Store {
     /// A part of the events.
     pub async fn events(&self, filter: EventFilter, order: EventOrder, limit: u32) -> Result<EventPage> {
         self.read(move |transaction| read(transaction, &filter, order, limit)).await
-    }
-
-    /// Lets go of events older than `kept`.
-    pub async fn prune_events(&self, kept: SignedDuration, now: Timestamp) -> Result<()> {
-        self.transact(move |transaction| {
-            let until = now.saturating_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH).as_millisecond();
-            transaction.execute("DELETE FROM event WHERE created_at < ?", [until])?;
-            Ok(())
-        })
-        .await
     }
 }
 

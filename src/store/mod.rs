@@ -25,6 +25,7 @@ mod edit;
 mod event;
 mod expiry;
 mod file;
+mod history;
 mod journal;
 mod lease;
 mod manifest;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::*;
@@ -107,6 +107,47 @@ async fn a_request_that_is_repeated_begins_nothing() {
     assert!(matches!(refused, Err(StoreError::KeyReused(id)) if id == "r"));
     assert_eq!(store.find_request(key("s", "body")).await.unwrap(), None);
     assert_eq!(store.open_operations().await.unwrap(), vec![first]);
+}
+
+/// What is open is kept, and so is what answers to its request.
+#[tokio::test]
+async fn what_is_over_goes_when_it_is_old() {
+    let store = Store::in_memory().unwrap();
+    let day = |day: i64| Timestamp::from_second(day * 24 * 3600).unwrap();
+    for (number, is_open) in [(1, true), (2, false), (3, false)] {
+        let mut operation =
+            Operation { created_at: day(i64::try_from(number).unwrap()), ..operation(number) };
+        let key = Some(key(&number.to_string(), "body"));
+        store.begin(operation.clone(), key, Reservation::None).await.unwrap();
+        if !is_open {
+            operation.ended_at = Some(operation.created_at);
+            operation.cursor.state = OperationState::Succeeded;
+            store.save(operation).await.unwrap();
+        }
+    }
+    let kept = async || {
+        let (operations, _) = store.operations(None, false, None, 10).await.unwrap();
+        let mut kept: Vec<u128> = operations.iter().map(|operation| operation.id.0.as_u128()).collect();
+        kept.sort_unstable();
+        kept
+    };
+    let requests = async || {
+        let mut answered = Vec::new();
+        for id in ["1", "2", "3"] {
+            answered.push(store.find_request(key(id, "body")).await.unwrap().is_some());
+        }
+        answered
+    };
+    // One that ended long after it was begun.
+    let mut late = Operation { created_at: day(1), ended_at: Some(day(90)), ..operation(4) };
+    late.cursor.state = OperationState::Succeeded;
+    store.begin(late, None, Reservation::None).await.unwrap();
+    store.prune_history(SignedDuration::from_hours(24 * 30), day(31)).await.unwrap();
+    assert_eq!((kept().await, requests().await), (vec![1, 2, 3, 4], vec![true; 3]));
+    store.prune_history(SignedDuration::from_hours(24 * 30), day(33)).await.unwrap();
+    assert_eq!((kept().await, requests().await), (vec![1, 3, 4], vec![true, false, true]));
+    store.prune_history(SignedDuration::from_hours(24 * 30), day(99)).await.unwrap();
+    assert_eq!((kept().await, requests().await), (vec![1, 4], vec![true, false, false]));
 }
 
 #[tokio::test]

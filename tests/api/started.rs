@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
-use vmsnap::model::{DiskTarget, RunState};
+use vmsnap::model::{DiskTarget, RunState, VmId};
 use vmsnap::proto::v1;
 
 use super::client::succeed;
@@ -151,14 +152,40 @@ async fn a_vm_is_started_before_a_revert_has_changed_its_definition() {
     assert_eq!(boots(&node), Some(30));
 }
 
-/// What it wrote to the overlays of a revert that turns back goes only once somebody says so.
+#[tokio::test]
+async fn a_vm_is_started_as_a_revert_changes_its_definition() {
+    let node = bed().await;
+    node.sim.someone_stops(node.vm);
+    at(&node, (Method::PointDisks, 1), Moment::Before, Mishap::VmStarts(node.vm));
+    let operation = begin_revert(&node, "one").await;
+    ends(&node, &operation, v1::OperationState::Failed).await;
+    assert_eq!(node.sim.guest_read(node.vm, &vda(), 1), Ok(30));
+    assert_eq!(boots(&node), Some(30));
+}
+
 #[tokio::test]
 async fn a_vm_is_started_before_a_revert_has_turned_back() {
+    let lost = Mishap::Error(Complaint::TimedOut);
+    turns_back_under(&[(Moment::Before, lost), (Moment::After, Mishap::VmStarts(VmId(Uuid::nil())))]).await;
+}
+
+#[tokio::test]
+async fn a_vm_is_started_as_a_revert_turns_back() {
+    turns_back_under(&[(Moment::Before, Mishap::VmStarts(VmId(Uuid::nil())))]).await;
+}
+
+/// What it wrote to the overlays of a revert that turns back goes only once somebody says so.
+async fn turns_back_under(meanwhile: &[(Moment, Mishap)]) {
     let node = bed().await;
     let active = node.sim.image_of(node.vm, &vda()).unwrap();
     at(&node, (Method::Start, 1), Moment::Before, Mishap::Error(Complaint::Refused));
-    at(&node, (Method::PointDisks, 2), Moment::Before, Mishap::Error(Complaint::TimedOut));
-    at(&node, (Method::PointDisks, 2), Moment::After, Mishap::VmStarts(node.vm));
+    for (moment, mishap) in meanwhile {
+        let mishap = match mishap {
+            Mishap::VmStarts(_) => Mishap::VmStarts(node.vm),
+            other => other.clone(),
+        };
+        at(&node, (Method::PointDisks, 2), *moment, mishap);
+    }
     let operation = begin_revert(&node, "one").await;
     let stuck = ends(&node, &operation, v1::OperationState::Stuck).await;
     let overlay = node.sim.image_of(node.vm, &vda()).unwrap();
@@ -185,7 +212,7 @@ async fn a_vm_is_started_before_it_is_switched() {
     node.sim.someone_stops(node.vm);
     let files = node.images();
     // The last of what is looked at beforehand.
-    at(&node, (Method::IsInUse, 1), Moment::After, Mishap::VmStarts(node.vm));
+    at(&node, (Method::IsWritten, 1), Moment::After, Mishap::VmStarts(node.vm));
     let begun = node.begin("three").await;
     ends(&node, &begun.id, v1::OperationState::Failed).await;
     assert_eq!(node.images(), files, "nothing is left over");
@@ -218,6 +245,41 @@ async fn the_disk_of_a_vm_that_is_off_is_open_elsewhere() {
     node.sim.someone_stops(rescue);
     node.sim.someone_undefines(rescue);
     node.take("three").await;
+}
+
+/// It reads what it read, and reads it still.
+#[tokio::test]
+async fn the_disk_of_a_vm_that_is_off_is_read_elsewhere() {
+    const MINE: &str = "/images/by-hand";
+    let node = bed().await;
+    node.sim.someone_stops(node.vm);
+    let active = node.sim.image_of(node.vm, &vda()).unwrap();
+    node.overlay(MINE, &active.display().to_string()).await;
+    node.sim.vm("reader").image("vda", ImageRef { path: MINE.into(), format: Format::Qcow2 }).build();
+    node.take("three").await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// The merge was planned before anybody lay on what it lets go. No lock tells of a VM that is off.
+#[tokio::test]
+async fn somebody_lies_on_a_layer_that_is_being_merged() {
+    const MINE: &str = "/images/by-hand";
+    let node = bed().await;
+    let child = node.sim.image_of(node.vm, &vda()).unwrap();
+    let hold = node.hold(Method::StartCommit);
+    let operation = begin_deletion(&node, "two").await;
+    hold.reached().await;
+    node.overlay(MINE, &child.display().to_string()).await;
+    let image = ImageRef { path: MINE.into(), format: Format::Qcow2 };
+    let reader = node.sim.vm("reader").image("vda", image).off().build();
+    hold.release();
+    ends(&node, &operation, v1::OperationState::Stuck).await;
+    assert!(node.sim.files().contains(&child), "it is read");
+    node.sim.someone_undefines(reader);
+    node.sim.someone_removes(MINE.as_ref());
+    resolve(&node, &operation, v1::Resolution::Retry).await.unwrap();
+    ends(&node, &operation, v1::OperationState::Succeeded).await;
+    assert!(!node.sim.files().contains(&child));
 }
 
 #[tokio::test]

@@ -146,6 +146,7 @@ async fn who_has_an_image_open(node: &dyn Node) {
     let (first, second) = (node.running(&one).await, node.running(&two).await);
     for image in [&base, &one, &two] {
         assert!(node.images().is_in_use(&image.path, image.format).await.unwrap());
+        assert_eq!(node.images().is_written(&image.path).await.unwrap(), image != &base);
     }
     let over_active = node.overlay("over-active", &one).await;
     let third = node.define(&[("vda", &over_active)]);

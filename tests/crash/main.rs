@@ -7,6 +7,7 @@
 mod before;
 #[path = "../simulated/mod.rs"]
 mod simulated;
+mod table;
 mod wish;
 
 use vmsnap::host::Link;
@@ -16,6 +17,7 @@ use vmsnap::model::{CloneMode, IoLimits, Operation, Quiesce, Reason, RunState};
 
 use before::set_up;
 use simulated::{Life, Scene, Truth, ensure};
+use table::Came;
 use wish::{Wish, vdb};
 
 /// The daemon's own check finds nothing, whatever has happened.
@@ -90,8 +92,9 @@ fn strike(
     wish: Wish,
     run_state: RunState,
     call: usize,
-    (moment, mishap): &(Moment, Mishap),
+    trouble: &Trouble,
 ) -> Option<()> {
+    let Trouble { name, moment, mishap } = trouble;
     let (scene, truth, moment) = (before.fork(), truth.clone(), *moment);
     let request = wish.request(&scene);
     scene.sim.add_fault(Fault { at: Trigger::Number(call), moment, mishap: mishap.clone() });
@@ -114,6 +117,7 @@ fn strike(
     if !is_struck() {
         return None;
     }
+    let struck = scene.sim.calls()[call - 1];
     drop(life);
     let ended = match (begun, ended) {
         (_, Some(ended)) => ended,
@@ -121,25 +125,30 @@ fn strike(
         (Some(Err(_)), None) => {
             let acts = scene.sim.calls().iter().filter(|call| !call.method.is_look()).count();
             assert_eq!(acts, 0, "{wish:?} was refused at call {call} after it had acted");
+            table::note(struck.method, name, Came::Refused);
             return Some(());
         }
         (Some(Ok(_)) | None, None) => {
             scene.sim.reset_script();
-            let Some(open) = scene.open_operation() else { return Some(()) };
+            let Some(open) = scene.open_operation() else {
+                table::note(struck.method, name, Came::Refused);
+                return Some(());
+            };
             let life = Life::start(&scene);
             life.run(open, || false).unwrap()
         }
     };
-    let struck = scene.sim.calls().get(call.saturating_sub(1)).map(ToString::to_string);
     let ended = calm_down(&scene, wish, ended);
     let verified = verify(&scene, wish, run_state, truth, &ended);
     let is_left = wish.is_resolution() && ended.cursor.state == OperationState::Failed;
     let check = || if is_left { Ok(()) } else { check_node(&scene) };
     if let Err(problem) = verified.and_then(|()| check()) {
         panic!(
-            "{wish:?}, {run_state:?}, call {call} ({struck:?}), {moment:?} {mishap:?}: {problem}\n{ended:#?}"
+            "{wish:?}, {run_state:?}, call {call} ({struck}), {moment:?} {mishap:?}: {problem}\n{ended:#?}"
         );
     }
+    let is_done = ended.cursor.state == OperationState::Succeeded;
+    table::note(struck.method, name, if is_done { Came::Finished } else { Came::TurnedBack });
     Some(())
 }
 
@@ -162,30 +171,43 @@ fn strike_everywhere(wish: Wish, run_state: RunState) {
     assert!(struck > 25, "only {struck} faults struck");
 }
 
+/// A fault, and when it strikes with regard to the effect of a call.
+struct Trouble {
+    name: &'static str,
+    moment: Moment,
+    mishap: Mishap,
+}
+
+fn troubles() -> [Trouble; 9] {
+    let trouble = |name, moment, mishap| Trouble { name, moment, mishap };
+    [
+        trouble("vmsnapd dies before it", Moment::Before, Mishap::Hang),
+        trouble("vmsnapd dies midway", Moment::Midway, Mishap::Hang),
+        trouble("vmsnapd dies after it", Moment::After, Mishap::Hang),
+        trouble("it is refused", Moment::Before, Mishap::Error(Complaint::Refused)),
+        trouble("it half happens, and is refused", Moment::Midway, Mishap::Error(Complaint::Refused)),
+        trouble("it happens, and is refused", Moment::After, Mishap::Error(Complaint::Refused)),
+        trouble("it happens, and no answer comes", Moment::After, Mishap::Error(Complaint::TimedOut)),
+        trouble("it happens, and nothing can be seen", Moment::After, Mishap::Blind { looks: 1 }),
+        trouble("libvirt is away", Moment::Before, Mishap::LinkDown { calls: 2 }),
+    ]
+}
+
 /// Gives how many faults struck.
 fn strike_each(wish: Wish, run_state: RunState) -> usize {
-    let mishaps = [
-        (Moment::Before, Mishap::Hang),
-        (Moment::Midway, Mishap::Hang),
-        (Moment::After, Mishap::Hang),
-        (Moment::Before, Mishap::Error(Complaint::Refused)),
-        (Moment::Midway, Mishap::Error(Complaint::Refused)),
-        (Moment::After, Mishap::Error(Complaint::Refused)),
-        (Moment::After, Mishap::Error(Complaint::TimedOut)),
-        (Moment::After, Mishap::Blind { looks: 1 }),
-        (Moment::Before, Mishap::LinkDown { calls: 2 }),
-    ];
+    let troubles = troubles();
     let before = set_up(wish, run_state);
     // A fourth of them, spread over the calls, unless all are asked for: `make faults`.
     let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 4 };
     let mut struck = 0;
-    for (index, mishap) in mishaps.iter().enumerate() {
+    for (index, trouble) in troubles.iter().enumerate() {
         let mut call = 1 + index % step;
-        while strike(&before, wish, run_state, call, mishap).is_some() {
+        while strike(&before, wish, run_state, call, trouble).is_some() {
             call += step;
             struck += 1;
         }
     }
+    table::write(&troubles.map(|trouble| trouble.name));
     struck
 }
 

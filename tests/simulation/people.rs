@@ -106,6 +106,10 @@ impl Node {
     fn somebody_overlays(&mut self, vm: VmId) {
         let disk = self.disk_of(vm);
         let Some(below) = self.sim.image_of(vm, &disk) else { return };
+        if self.by_hand.contains(&below) {
+            // The first of two is never adopted: a person takes the second one back, by hand as well.
+            return;
+        }
         let path = PathBuf::from(format!("/images/{}", self.new_name("by-hand")));
         self.sim.someone_overlays(vm, &disk, &path);
         self.tally.by_hand += 1;

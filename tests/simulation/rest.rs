@@ -88,7 +88,9 @@ impl Node {
                 return Ok(());
             }
         }
-        Err("it does not come to rest".to_owned())
+        let waits = |vm: &VmId| at_once(self.store.tree(*vm)).map(|tree| engine.waits_for(&tree));
+        let waits: Vec<_> = self.vms.iter().map(waits).collect();
+        Err(format!("it does not come to rest: {waits:?}, by hand {:?}", self.by_hand))
     }
 
     /// Whether people have looked at what was done by hand, and have settled it.

@@ -250,7 +250,11 @@ impl Images for HostImages {
     }
 
     async fn is_in_use(&self, path: &Path, _format: Format) -> Result<bool> {
-        self.on_path("a look for users", path, users::is_in_use).await
+        self.on_path("a look for users", path, |path| users::is_used(path, users::Use::Any)).await
+    }
+
+    async fn is_written(&self, path: &Path) -> Result<bool> {
+        self.on_path("a look for writers", path, |path| users::is_used(path, users::Use::Writing)).await
     }
 
     async fn free_space(&self, directory: &Path) -> Result<Space> {

@@ -79,6 +79,7 @@ methods! {
     ReadFile "read_file",
     Remove "remove",
     IsInUse "is_in_use",
+    IsWritten "is_written",
     FreeSpace "free_space",
     Measure "measure",
     MemoryImage "memory_image",
@@ -105,6 +106,7 @@ impl Method {
             | Self::List
             | Self::ReadFile
             | Self::IsInUse
+            | Self::IsWritten
             | Self::FreeSpace
             | Self::Measure
             | Self::ReadsSame

@@ -356,6 +356,13 @@ impl Images for SimHost {
         self.call(Method::IsInUse, |world, _| world.is_in_use(path)).await
     }
 
+    async fn is_written(&self, path: &Path) -> Result<bool> {
+        self.call(Method::IsWritten, |world, _| {
+            world.files.get(path).map(|_| ()).map(|()| world.is_written(path))
+        })
+        .await
+    }
+
     async fn free_space(&self, _directory: &Path) -> Result<Space> {
         self.call(Method::FreeSpace, |world, _| Ok(world.files.space())).await
     }

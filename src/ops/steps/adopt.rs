@@ -1,10 +1,11 @@
 //! What somebody did to the disks is taken in: only as it is now, and not as it was when a person saw it.
 
-use crate::model::step::CatalogChange;
+use crate::model::step::{CatalogChange, Step};
 use crate::model::{DifferenceAction, Failure, Request, ResolveDifference};
 use crate::plan;
 
 use super::super::OpsError;
+use super::switch::check_whole;
 use super::{Context, Performed, stored};
 
 /// The catalog says so.
@@ -20,6 +21,17 @@ pub(super) async fn record(context: &Context<'_>, change: &CatalogChange) -> Per
         // The catalog does not say so: whatever is seen now, nothing has happened.
         if let Err(failure) = check(context, request, change).await {
             return Performed::not_applied(failure);
+        }
+    }
+    if let CatalogChange::SnapshotTaken { .. } = change {
+        let switch = context.operation.steps.iter().find_map(|step| match step {
+            Step::SwitchDisks(switch) => Some(switch),
+            _ => None,
+        });
+        if let Some(switch) = switch
+            && let Err(performed) = check_whole(context, switch).await
+        {
+            return performed;
         }
     }
     let findings = context.operation.findings.clone();

@@ -140,7 +140,16 @@ pub(super) async fn check_unused(context: &Context<'_>, image: &ImageRef) -> Per
     if let Err(error) = context.check_not_elsewhere(&[&image.path]).await {
         return Performed::not_applied(error);
     }
-    match context.host.images.is_in_use(&image.path, image.format).await {
+    unused(image, context.host.images.is_in_use(&image.path, image.format).await)
+}
+
+/// No process may write to the image; some may read it.
+pub(super) async fn check_unwritten(context: &Context<'_>, image: &ImageRef) -> Performed {
+    unused(image, context.host.images.is_written(&image.path).await)
+}
+
+fn unused(image: &ImageRef, is_used: Result<bool>) -> Performed {
+    match is_used {
         Ok(false) | Err(HostError::NoSuchImage(_)) => Performed::done(),
         Ok(true) => Performed::not_applied(HostError::ImageInUse(image.path.clone())),
         Err(error) => Performed::unknown(error),

@@ -76,7 +76,7 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
             let in_use = images.iter().find(|image| {
                 view.disks.iter().any(|disk| {
                     disk.uses(&image.path) || disk.defined_with().any(|named| *named == image.path)
-                })
+                }) || view.other_files.contains(&image.path)
             });
             if let Some(image) = in_use {
                 return Performed::unknown(HostError::ImageInUse(image.path.clone()));
@@ -85,15 +85,13 @@ pub(super) async fn remove(context: &Context<'_>, images: &[DoomedImage]) -> Per
         Err(HostError::NoSuchVm(_)) => {}
         Err(error) => return Performed::unknown(error),
     }
+    // Layers have an identity. What never came into use has none, and no other VM.
+    let layers: Vec<&Path> =
+        images.iter().filter(|image| image.identity.is_some()).map(|image| image.path.as_path()).collect();
+    if let Err(error) = context.check_not_beside(&layers).await {
+        return Performed::unknown(error);
+    }
     for image in images {
-        // What was somebody's disk, or may have become one since this was planned.
-        if image.identity.is_some() {
-            match context.host.images.is_in_use(&image.path, Format::Raw).await {
-                Ok(false) | Err(HostError::NoSuchImage(_)) => {}
-                Ok(true) => return Performed::unknown(HostError::ImageInUse(image.path.clone())),
-                Err(error) => return Performed::unknown(error),
-            }
-        }
         if let Err(error) = context.host.images.remove(image).await {
             return Performed::unknown(error);
         }

@@ -105,7 +105,7 @@ async fn follow(
         Ok(asked) => Course { has_begun: asked.is_pending(), asked, ..Course::default() },
         Err(error) => return Merged::Untouched(error.into()),
     };
-    // It was waited for that the VM is on or off, since it was last seen so.
+    // Since it was last seen, it was waited for that the VM comes to one state.
     let mut has_settled = false;
     loop {
         if context.stopping.is_cancelled() {
@@ -114,8 +114,10 @@ async fn follow(
         let moved = match see(context, merge, &course).await {
             Ok(seen) => {
                 has_settled = false;
-                // Whoever had it open since may have written to it.
-                course.committed_offline &= !(seen.is_live && seen.chain.contains(&merge.child.path));
+                if seen.is_live && seen.chain.contains(&merge.child.path) {
+                    // Whoever has it open writes to what was merged already.
+                    course.committed_offline = false;
+                }
                 // Somebody else's job is none of ours to slow the guest for, or to end.
                 if let Some(job) = seen.job.as_ref().filter(|job| job.kind != BlockJobKind::Other)
                     && let Err(failure) = watch.look(job).await
@@ -261,10 +263,10 @@ impl Course {
                 let problem = "what lies below it cannot be told, whatever the definition says".to_owned();
                 return Err(HostError::BadImage { path, problem }.into());
             }
-            Next::Saved => return Err(HostError::Busy("the VM has a saved state".into()).into()),
-            Next::Contradiction(problem) | Next::Undecided(problem) => {
+            Next::Contradiction(problem) => {
                 return Err(HostError::BadImage { path: merge.child.path.clone(), problem }.into());
             }
+            Next::Undecided(_) | Next::Saved => unreachable!("whoever follows it ends there"),
         }
         Ok(false)
     }

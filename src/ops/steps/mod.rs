@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, HostError, Result as HostResult};
 use crate::model::step::Step;
-use crate::model::vm::RunState;
+use crate::model::vm::{Format, RunState};
 use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId, VmView};
 use crate::plan::Places;
 use crate::store::{Store, StoreError};
@@ -96,6 +96,45 @@ impl Context<'_> {
         };
         let path = images.first().map(|image| image.to_path_buf()).unwrap_or_default();
         Err(HostError::Needed { path, why })
+    }
+
+    /// That no other VM of this node reads or names one of the images: somebody may have made an overlay over one since this
+    /// was planned. A VM that cannot be looked at may have any that somebody has open. Whoever else has one open, a backup
+    /// say, goes on with that.
+    async fn check_not_beside(&self, images: &[&Path]) -> HostResult<()> {
+        if images.is_empty() {
+            return Ok(());
+        }
+        let mut is_all_seen = true;
+        for vm in self.host.hypervisor.vms().await? {
+            if vm.id == self.vm() {
+                continue;
+            }
+            // libvirt lets everybody wait who asks about a VM whose memory is captured.
+            let seen = if self.engine.captures_memory(vm.id).await {
+                Err(HostError::Busy("its memory is being captured".into()))
+            } else {
+                self.host.hypervisor.observe(vm.id).await
+            };
+            match seen {
+                Ok(view) => {
+                    if let Some(file) = view.files().find(|file| images.contains(&file.as_path())) {
+                        return Err(HostError::ImageInUse(file.clone()));
+                    }
+                }
+                Err(HostError::NoSuchVm(_)) => {}
+                Err(error @ HostError::Unreachable(_)) => return Err(error),
+                Err(_) => is_all_seen = false,
+            }
+        }
+        for image in images.iter().filter(|_| !is_all_seen) {
+            match self.host.images.is_in_use(image, Format::Raw).await {
+                Ok(false) | Err(HostError::NoSuchImage(_)) => {}
+                Ok(true) => return Err(HostError::ImageInUse(image.to_path_buf())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// What a change of the catalog comes from.
@@ -194,6 +233,7 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::LinkImage { from, to } => detached::link(context, from, to).await,
         Step::ReplaceImage { from, to } => detached::replace(context, from, to).await,
         Step::CheckUnused { image } => clone::check_unused(context, image).await,
+        Step::CheckUnwritten { image } => clone::check_unwritten(context, image).await,
         Step::FlattenImage { image } => clone::flatten(context, image).await,
         Step::DefineVm(new) => clone::define(context, new).await,
         Step::StartNewVm { vm, paused } => clone::start(context, *vm, *paused).await,
@@ -258,6 +298,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         // point.
         Step::CheckMemoryImage { .. }
         | Step::CheckUnused { .. }
+        | Step::CheckUnwritten { .. }
         | Step::ReplaceImage { .. }
         | Step::FlattenImage { .. }
         | Step::ConfirmQuiesce

@@ -29,6 +29,23 @@ pub(super) enum Way {
     Back,
 }
 
+impl Way {
+    fn opposite(self) -> Self {
+        match self {
+            Self::Forth => Self::Back,
+            Self::Back => Self::Forth,
+        }
+    }
+
+    /// The image that a disk is to have.
+    fn which(self) -> fn(&PointedDisk) -> &ImageRef {
+        match self {
+            Self::Forth => |disk| &disk.to,
+            Self::Back => |disk| &disk.from,
+        }
+    }
+}
+
 /// The VM has no process.
 pub(super) async fn stop(context: &Context<'_>) -> Performed {
     let hypervisor = &context.host.hypervisor;
@@ -80,61 +97,108 @@ pub(super) fn is_up(run_state: RunState) -> Result<bool> {
 
 /// The stored definition names the images.
 pub(super) async fn point(context: &Context<'_>, pointed: &[PointedDisk], way: Way) -> Performed {
-    let disks = targets(
-        pointed,
-        match way {
-            Way::Forth => |disk| &disk.to,
-            Way::Back => |disk| &disk.from,
-        },
-    );
-    let hypervisor = &context.host.hypervisor;
-    let is_pointed = || async { Ok(names_all(&context.look_at_vm().await?, &disks)) };
-    match is_pointed().await {
-        Ok(true) => return Performed::done(),
-        Ok(false) => {}
+    let moved: Vec<&PointedDisk> = pointed.iter().filter(|disk| disk.from != disk.to).collect();
+    let is_now = match change_definition(context, pointed, &moved, way).await {
+        Ok(is_now) => is_now,
+        Err(performed) => return performed,
+    };
+    match is_left_behind(context, &moved, way, is_now).await {
+        Ok(false) => return Performed::done(),
+        Ok(true) => {}
         Err(error) => return Performed::unknown(error),
     }
-    if let Err(performed) = check_not_started(context, pointed, way).await {
-        return performed;
+    // Its next cold start would be without what it writes now.
+    let before = targets(pointed, way.opposite().which());
+    match (way, context.host.hypervisor.point_disks(context.vm(), &before).await) {
+        (Way::Forth, Ok(())) => Performed::not_applied(was_started()),
+        (Way::Back, Ok(())) => Performed::gave_up(holds_more(&moved)),
+        (_, Err(error)) => Performed::unknown(error),
     }
-    make_so(is_pointed, || hypervisor.point_disks(context.vm(), &disks)).await
 }
 
-/// That nobody has started the VM on what it is to be taken from: its next cold start would be without what is written now.
-async fn check_not_started(
+/// Whether somebody has started the VM in that moment, on the images that it was to be taken from. One that was started and
+/// has ended is told by what it wrote: to the new images nobody else ever does. If the definition named the others before
+/// (`is_now` is false), a person has said so.
+async fn is_left_behind(
     context: &Context<'_>,
-    disks: &[PointedDisk],
+    moved: &[&PointedDisk],
+    way: Way,
+    is_now: bool,
+) -> Result<bool> {
+    if moved.is_empty() {
+        return Ok(false);
+    }
+    let view = context.look_at_vm().await?;
+    let source = way.opposite().which();
+    if view.run_state.is_live() {
+        return Ok(moved.iter().any(|disk| writes_to(&view, &disk.target, source(disk))));
+    }
+    match way {
+        Way::Back if is_now => is_any_written(context, moved).await,
+        Way::Forth | Way::Back => Ok(false),
+    }
+}
+
+async fn is_any_written(context: &Context<'_>, moved: &[&PointedDisk]) -> Result<bool> {
+    let written = moved.iter().map(|disk| context.host.images.last_written(&disk.to));
+    Ok(try_join_all(written).await?.into_iter().any(|written| written != LastWritten::Never))
+}
+
+/// Gives whether it was changed now.
+async fn change_definition(
+    context: &Context<'_>,
+    pointed: &[PointedDisk],
+    moved: &[&PointedDisk],
+    way: Way,
+) -> std::result::Result<bool, Performed> {
+    let disks = targets(pointed, way.which());
+    let hypervisor = &context.host.hypervisor;
+    let is_pointed = || async { Ok(names_all(&context.look_at_vm().await?, &disks)) };
+    if is_pointed().await.map_err(Performed::unknown)? {
+        return Ok(false);
+    }
+    check_left_alone(context, moved, way).await?;
+    let performed = make_so(is_pointed, || hypervisor.point_disks(context.vm(), &disks)).await;
+    if performed.is_done() { Ok(true) } else { Err(performed) }
+}
+
+/// That nobody has started the VM on the images that it is to be taken from.
+async fn check_left_alone(
+    context: &Context<'_>,
+    moved: &[&PointedDisk],
     way: Way,
 ) -> std::result::Result<(), Performed> {
-    let Some(moved) = disks.iter().find(|disk| disk.from != disk.to) else { return Ok(()) };
-    let view = context.look_at_vm().await.map_err(Performed::unknown)?;
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let is_live = context.look_at_vm().await.map_err(Performed::unknown)?.run_state.is_live();
     match way {
-        Way::Forth if view.run_state.is_live() => Err(Performed::not_applied(HostError::Refused {
-            call: "change the VM's definition",
-            cause: "somebody has started the VM meanwhile".into(),
-        })),
-        Way::Forth => Ok(()),
-        Way::Back if view.run_state.is_live() => Err(Performed::gave_up(started_on(moved))),
-        Way::Back => {
-            let written = disks.iter().map(|disk| context.host.images.last_written(&disk.to));
-            let written = try_join_all(written).await.map_err(Performed::unknown)?;
-            if written.into_iter().all(|written| written == LastWritten::Never) {
-                return Ok(());
-            }
-            Err(Performed::gave_up(started_on(moved)))
+        Way::Forth if is_live => Err(Performed::not_applied(was_started())),
+        Way::Back if is_live || is_any_written(context, moved).await.map_err(Performed::unknown)? => {
+            Err(Performed::gave_up(holds_more(moved)))
         }
+        Way::Forth | Way::Back => Ok(()),
     }
 }
 
-/// Each of the two holds what the other one lacks.
-fn started_on(moved: &PointedDisk) -> HostError {
-    let (from, to) = (moved.from.path.display(), moved.to.path.display());
+fn was_started() -> HostError {
+    let cause = "somebody has started the VM meanwhile".into();
+    HostError::Refused { call: "change the VM's definition", cause }
+}
+
+/// Of each disk, either image may hold what the other one lacks.
+fn holds_more(moved: &[&PointedDisk]) -> HostError {
+    let pair = |disk: &&PointedDisk| {
+        format!("{}: {} instead of {}", disk.target, disk.to.path.display(), disk.from.path.display())
+    };
+    let pairs = moved.iter().map(pair).collect::<Vec<_>>().join(", ");
     let problem = format!(
-        "somebody has started the VM meanwhile, and it has written to {to}: it is not turned back to {from} under it. Copy \
-         {to} if what the VM wrote there is wanted; then stop the VM, let its definition name {from} with 'virsh edit', and \
-         let the operation try again: it removes {to}"
+        "somebody has started the VM meanwhile, which may have written to new images ({pairs}): they are not taken away from \
+         it. Copy them if that is wanted; then stop the VM, let its definition name the others for all of these disks, with \
+         'virsh edit', and let the operation try again: it removes the new ones"
     );
-    HostError::BadImage { path: moved.to.path.clone(), problem }
+    let path = moved.first().map(|disk| disk.to.path.clone()).unwrap_or_default();
+    HostError::BadImage { path, problem }
 }
 
 fn names_all(view: &VmView, disks: &[(DiskTarget, ImageRef)]) -> bool {

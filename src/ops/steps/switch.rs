@@ -47,6 +47,9 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         }
         // It would be switched as it runs, and called one that was off.
         Ok(Position::Started) => {
+            if !context.is_fresh && may_be_under_way(context).await {
+                return Err(Performed::unknown(HostError::Busy("it is still at work on the VM".into())));
+            }
             let cause = "the VM was off, and somebody has started it meanwhile".into();
             let call = "let the VM write to other images";
             return Err(Performed::not_applied(HostError::Refused { call, cause }));
@@ -148,14 +151,19 @@ async fn check_sizes(context: &Context<'_>, switch: &SwitchDisks) -> Result<()> 
     Err(HostError::BadImage { path: disk.to.path.clone(), problem })
 }
 
-/// The same once it is switched: one that was made larger since is cut off, until it is made larger anew.
-async fn check_whole(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Result<(), Performed> {
+/// The same once it is switched, and the guest is thawed: a disk that was made larger since is cut off, until it is made larger
+/// anew.
+pub(super) async fn check_whole(
+    context: &Context<'_>,
+    switch: &SwitchDisks,
+) -> std::result::Result<(), Performed> {
     let sizes = sizes(context, switch).await.map_err(Performed::unknown)?;
     let Some((disk, from, to)) = sizes.into_iter().find(|(_, from, to)| to < from) else { return Ok(()) };
     let (target, name) = (&disk.target, &context.operation.vm_name);
     let problem = format!(
         "disk {target} was resized to {from} bytes in the moment of the switch, and has {to}: 'virsh blockresize {name} \
-         {target} {from}B' gives the rest back, then let the operation try again"
+         {target} {from}B' gives the rest back, 'qemu-img resize {}' if it is off; then let the operation try again",
+        disk.to.path.display()
     );
     Err(Performed::gave_up(HostError::BadImage { path: disk.to.path.clone(), problem }))
 }
@@ -221,9 +229,6 @@ async fn finish(
     if let Err(error) = unnoted::mend_definition(context, switch, told).await {
         return Performed::unknown(error);
     }
-    if let Err(performed) = check_whole(context, switch).await {
-        return performed;
-    }
     // Nobody can tell whether it was started before the switch or after it.
     if switch.run_state == RunState::Off {
         match context.look_at_vm().await {
@@ -254,10 +259,10 @@ async fn finish(
 enum Position {
     /// To what they wrote to before.
     Before,
-    /// The same, and it runs though it was off.
-    Started,
-    /// The same, or to what the VM's saved state names.
+    /// To what they wrote to before, or to what the VM's saved state names.
     Saved,
+    /// To what they wrote to before; and the VM runs, which was off.
+    Started,
     /// To the overlays.
     Switched,
 }
@@ -299,6 +304,11 @@ fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
             .into(),
         }),
     }
+}
+
+/// What an earlier attempt has asked for may wait in the hypervisor until the VM is up.
+async fn may_be_under_way(context: &Context<'_>) -> bool {
+    context.host.hypervisor.is_capturing(context.vm()).await.unwrap_or(true)
 }
 
 fn was_started(view: &VmView, switch: &SwitchDisks) -> bool {

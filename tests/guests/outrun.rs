@@ -1,16 +1,11 @@
 //! A real guest that writes faster than its disk is merged: seen, told, slowed, merged; then it writes as before, and reads
 //! what it has written.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use bed::{Client, Daemon, Disk, Format, Guest, Setup, Spec, eventually, images, wait_until};
+use crate::bed::{Client, Daemon, Disk, Format, Guest, Setup, Spec, eventually, images, wait_until};
 
 /// What only a broken daemon does not do in time.
 const PATIENCE: Duration = Duration::from_secs(300);

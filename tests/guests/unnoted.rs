@@ -2,11 +2,6 @@
 //! overlays of a snapshot, and is killed before anybody looks: what the guest wrote last is in the VM, not in the snapshot.
 //! Or it stands still for a capture of memory: it does not stay so.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -18,8 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use bed::named::{assert_files, write};
-use bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wait_until};
+use crate::bed::named::{assert_files, write};
+use crate::bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wait_until};
 
 /// Its reservation and two overlays come first.
 const SWITCH: u64 = 3;
@@ -268,7 +263,7 @@ fn switch_by_hand(vm: &str, overlays: &[(String, PathBuf)]) {
 }
 
 fn monitor(vm: &str, command: &Value) -> Value {
-    let answer = bed::virsh::run(&["qemu-monitor-command", vm, &command.to_string()]);
+    let answer = crate::bed::virsh::run(&["qemu-monitor-command", vm, &command.to_string()]);
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert!(answer["error"].is_null(), "{answer:#}");
     answer["return"].clone()

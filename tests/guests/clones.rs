@@ -1,16 +1,11 @@
 //! Volumes and VMs out of snapshots, on real guests: each reads what the snapshot read, the source goes on, and what
 //! others use is never written to. Looked at from inside the guests and at the images from outside.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use bed::named::write;
-use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
+use crate::bed::named::write;
+use crate::bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
 use serde_json::Value;
 
 /// A daemon that may make clones beside the images of a guest.
@@ -47,10 +42,14 @@ fn debt(client: &Client, vm: &str) -> u64 {
 
 /// What the clones held is merged behind them, by an operation of its own.
 fn wait_until_bare(guest: &Guest) {
-    bed::wait_until("the source is one image per disk again", std::time::Duration::from_secs(120), || {
-        let is_overlay = |path: &Path| path.file_name().unwrap().to_string_lossy().starts_with("vmsnap-");
-        !guest.disks().iter().any(|(_, path)| is_overlay(path))
-    });
+    crate::bed::wait_until(
+        "the source is one image per disk again",
+        std::time::Duration::from_secs(120),
+        || {
+            let is_overlay = |path: &Path| path.file_name().unwrap().to_string_lossy().starts_with("vmsnap-");
+            !guest.disks().iter().any(|(_, path)| is_overlay(path))
+        },
+    );
 }
 
 /// All but manifests: those come and go with snapshots.
@@ -122,7 +121,7 @@ fn a_vm_is_deployed_and_the_source_goes_on() {
     let after = guest.counter();
     assert_eq!(after.token, before.token, "the source was never stopped");
     assert!(after.number > before.number);
-    let addresses = [vm, copy.name()].map(|vm| bed::virsh::run(&["dumpxml", vm]));
+    let addresses = [vm, copy.name()].map(|vm| crate::bed::virsh::run(&["dumpxml", vm]));
     let uuid = |xml: &String| xml.lines().find(|line| line.contains("<uuid>")).unwrap().to_owned();
     assert_ne!(uuid(&addresses[0]), uuid(&addresses[1]));
 
@@ -233,14 +232,14 @@ fn a_full_copy_is_sparse_and_is_cancelled() {
     };
     let patience = std::time::Duration::from_secs(60);
     let first = std::cell::Cell::new(0);
-    bed::wait_until("it tells how far it is", patience, || {
+    crate::bed::wait_until("it tells how far it is", patience, || {
         first.set(done());
         first.get() > 0
     });
-    bed::wait_until("it goes on", patience, || done() > first.get());
+    crate::bed::wait_until("it goes on", patience, || done() > first.get());
     assert!(!guest.directory().join("slow.qcow2").exists(), "what has the name is complete");
     client.json(&["op", "cancel", &id, "--yes"]);
-    bed::wait_until("it is undone", patience, || {
+    crate::bed::wait_until("it is undone", patience, || {
         client.json(&["op", "show", &id])["operation"]["state"] == "OPERATION_STATE_FAILED"
     });
     assert_eq!(client.json(&["op", "show", &id])["operation"]["error"]["reason"], "REASON_CANCELLED");
@@ -301,7 +300,7 @@ fn a_volume_that_no_vm_has_is_snapshotted_reverted_and_taken_by_a_vm() {
     client.json(&["snapshot", "delete", &format!("{}/with-vm", guest.name()), "--yes"]);
     assert_eq!(guest.image("vdc"), data, "the VM goes on with the path that it was given");
     guest.virsh("detach-disk", &["vdc", "--live"]);
-    bed::wait_until("what waited for the VM is merged", std::time::Duration::from_secs(120), || {
+    crate::bed::wait_until("what waited for the VM is merged", std::time::Duration::from_secs(120), || {
         images::chain(&data, Format::Qcow2).len() == 1
     });
     assert_eq!(digest(&data), newest);

@@ -1,15 +1,10 @@
 //! A catalog that is lost is made anew from the disks, on a real guest: the same snapshots, which read the same, and one can
 //! go back to each of them.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::fs;
 use std::path::Path;
 
-use bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
+use crate::bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
 use serde_json::Value;
 
 const DISKS: [&str; 2] = ["vda", "vdb"];

@@ -2,20 +2,12 @@
 //!
 //! Looks at the guest from inside and at the images from outside; never asks the daemon whether it was right.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-#[path = "e2e/proxy.rs"]
-mod proxy;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bed::named::{assert_files, write};
-use bed::{Agent, Client, Daemon, Disk, Format, Guest, Progress, Setup, Spec, eventually};
+use crate::bed::named::{assert_files, write};
+use crate::bed::{Agent, Client, Daemon, Disk, Format, Guest, Progress, Setup, Spec, eventually};
 use serde_json::Value;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -260,7 +252,7 @@ fn check(client: &Client, arguments: &[&str], code: i32, reason: &str) {
 #[test]
 fn bad_input_is_told_and_changes_nothing() {
     let guest = Guest::boot(&Spec { agent: Agent::Absent, ..Spec::default() });
-    let proxy = proxy::Proxy::start();
+    let proxy = crate::proxy::Proxy::start();
     // No file system has so much to leave free.
     let reserve = "reserve_bytes = 1000000000000000000\n";
     let full = Daemon::start_with(Setup { configuration: reserve.to_owned(), ..Setup::default() });
@@ -361,7 +353,7 @@ fn a_client_made_only_from_reflection() {
     let guest = Guest::boot(&Spec::default());
     let daemon = Daemon::start();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/client.py");
-    let output = Command::new(bed::python())
+    let output = Command::new(crate::bed::python())
         .arg(script)
         .arg(daemon.socket())
         .args([guest.name(), "from-python"])

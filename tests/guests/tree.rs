@@ -1,15 +1,10 @@
 //! Snapshot trees on a real guest: any snapshot is deleted while the guest runs, and every other one reads what it
 //! read when it was taken. Digests are of the images, from outside; the daemon is never asked whether it was right.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bed::{Client, Daemon, Dice, Format, Guest, Setup, Spec, images};
+use crate::bed::{Client, Daemon, Dice, Format, Guest, Setup, Spec, images};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 

@@ -1,12 +1,7 @@
 //! A real guest that boots by UEFI: its variables are of the snapshot after a revert, from disks and from memory, and a
 //! VM made out of the snapshot has its own.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
-use bed::{Daemon, Firmware, Guest, Spec};
+use crate::bed::{Daemon, Firmware, Guest, Spec};
 
 /// A vendor that no firmware knows.
 const VENDOR: &str = "4e2f0b1a-6c1d-4a6e-9f57-0c2d8c1f5b3a";

@@ -1,14 +1,9 @@
 //! A real guest on a small file system: it is told when there is little room, before QEMU has to pause the guest; the pause
 //! is named, and ends when there is room and somebody says so; a merge that does not fit is not begun.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::time::Duration;
 
-use bed::{Client, Daemon, Format, Guest, Setup, SmallFileSystem, Spec, images};
+use crate::bed::{Client, Daemon, Format, Guest, Setup, SmallFileSystem, Spec, images};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -83,7 +78,7 @@ fn a_guest_that_fills_its_file_system() {
     ));
     guest.wait_for_state("paused");
     let full = || told(&client, vm, "EVENT_KIND_VM_OUT_OF_SPACE");
-    bed::wait_until("the pause is told", PATIENCE, || !full().is_empty());
+    crate::bed::wait_until("the pause is told", PATIENCE, || !full().is_empty());
     assert!(
         full()[0].contains(&active.display().to_string()) && full()[0].contains("vm resume"),
         "{:?}",

@@ -2,19 +2,14 @@
 //! between a snapshot and the way back to it; one that leaves the node and comes back; one that somebody works on with
 //! `virsh` and with files.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-#[path = "bed/mod.rs"]
-mod bed;
-
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use bed::named::write;
-use bed::{Client, Daemon, Elsewhere, Format, Guest, Node, Setup, Spec, images, wait_until};
+use crate::bed::named::write;
+use crate::bed::{Client, Daemon, Elsewhere, Format, Guest, Node, Setup, Spec, images, wait_until};
 
 /// What a daemon sees that is told of it, or looks again.
 const SEEN: Duration = Duration::from_secs(60);
@@ -119,7 +114,7 @@ fn a_guest_that_leaves_the_node_and_comes_back() {
     assert!(rescued.has_file("/mnt/vda/first") && !rescued.has_file("/mnt/vda/second"));
     drop(rescued);
 
-    let come_back = || bed::virsh::run(&["define", &definition.display().to_string()]);
+    let come_back = || crate::bed::virsh::run(&["define", &definition.display().to_string()]);
     come_back();
     wait_for_state(&client, id, "READY");
     guest.start();
@@ -143,7 +138,7 @@ fn a_guest_that_leaves_the_node_and_comes_back() {
     }
     client.json(&["snapshot", "create", vm, "again"]);
     // What nothing needed is merged now that the VM can be asked to.
-    bed::wait_until("nothing waits any more", Duration::from_secs(60), || {
+    crate::bed::wait_until("nothing waits any more", Duration::from_secs(60), || {
         let vm = client.json(&["vm", "show", vm])["vm"].clone();
         vm["merge_debt"]["layers"].as_u64() == Some(0) && vm["operation_id"] == ""
     });
@@ -207,7 +202,7 @@ fn what_somebody_does_is_told_and_settled() {
     check(&[("VM_UNDEFINED", false)]);
     let definition = guest.directory().join("kept.xml");
     std::fs::write(&definition, kept).unwrap();
-    bed::virsh::run(&["define", &definition.display().to_string()]);
+    crate::bed::virsh::run(&["define", &definition.display().to_string()]);
     check(&[]);
 
     // The next cold start would boot what a snapshot holds.
@@ -216,7 +211,7 @@ fn what_somebody_does_is_told_and_settled() {
     let define = |xml: &str| {
         let definition = guest.directory().join("changed.xml");
         std::fs::write(&definition, xml).unwrap();
-        bed::virsh::run(&["define", &definition.display().to_string()]);
+        crate::bed::virsh::run(&["define", &definition.display().to_string()]);
     };
     define(&right.replacen(&names, &other, 1));
     check(&[("DEFINITION_DIFFERS", true)]);

@@ -1,0 +1,18 @@
+//! The daemon and the client on real guests under real libvirt, looked at from inside the guests and at their images from
+//! outside. One program for all of them: they run side by side, with as many guests at once as the bed allows.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
+
+#[path = "../bed/mod.rs"]
+mod bed;
+mod clones;
+mod devices;
+mod e2e;
+mod firmware;
+mod outrun;
+mod proxy;
+mod rebuild;
+mod space;
+mod tree;
+mod unnoted;

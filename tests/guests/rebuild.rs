@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::bed::{Client, Daemon, Format, Guest, Setup, Spec, images};
+use crate::bed::{Client, Daemon, Format, Guest, Node, Setup, Spec, images};
 use serde_json::Value;
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
@@ -45,8 +45,13 @@ fn rebuild(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(told).unwrap())
 }
 
+/// On a node of its own: a rebuild looks at all that lies beside the images of all VMs.
 #[test]
 fn a_lost_catalog_comes_back_from_the_disks() {
+    Node::within(|_| lose_and_rebuild());
+}
+
+fn lose_and_rebuild() {
     let guest = Guest::boot(&Spec::default());
     let places = format!("image_directories = [\"{}\"]", guest.directory().display());
     let mut daemon = Daemon::start_with(Setup { configuration: places, ..Setup::default() });

@@ -185,7 +185,8 @@ impl Node {
         }
     }
 
-    /// One that runs, and that no operation has, is not to be found off or paused later without another reason.
+    /// One that runs, and that nobody wants anything of, is not to be found off or paused later without another reason: what is
+    /// asked for leaves it as it was when that was planned.
     pub fn drop_excuses(&mut self) -> Result<(), String> {
         let (sim, oracle) = (&self.sim, &mut self.oracle);
         let is_excused = |vm: &VmId| oracle.vms[vm].may_be_off || oracle.vms[vm].may_be_paused;
@@ -195,7 +196,9 @@ impl Node {
             return Ok(());
         }
         let open = at_once(self.store.open_operations()).map_err(|error| error.to_string())?;
-        for vm in excused.into_iter().filter(|vm| open.iter().all(|operation| operation.vm != *vm)) {
+        let is_wanted = |vm: &VmId| self.wishes.iter().any(|wish| wish.vm == *vm);
+        let is_held = |vm: &VmId| open.iter().any(|operation| operation.vm == *vm) || is_wanted(vm);
+        for vm in excused.into_iter().filter(|vm| !is_held(vm)) {
             let truth = oracle.vm(vm);
             (truth.may_be_off, truth.may_be_paused) = (false, false);
         }

@@ -4,15 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use vmsnap::host::sim::{Call, Fault, Hold, Method, Mishap, Moment, Trigger};
-use vmsnap::model::DiskTarget;
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
-use super::node::{Node, PATIENCE};
-
-fn vda() -> DiskTarget {
-    "vda".parse().unwrap()
-}
+use super::node::{Node, PATIENCE, vda};
 
 fn active(node: &Node) -> PathBuf {
     node.sim.image_of(node.vm, &vda()).unwrap()
@@ -69,7 +64,7 @@ async fn check(act: impl AsyncFnOnce(&Node), meanwhile: impl AsyncFnOnce(&Node),
     let mut node = changed(act).await;
     let before = states(&node).await;
     // Made by nothing but a look that tells of differences.
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::MemoryImage).count();
+    let looks = || node.calls_of(Method::MemoryImage);
     let found = only(&node).await;
     let so_far = looks();
     adopt(&node, true).await;

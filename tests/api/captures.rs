@@ -70,7 +70,7 @@ async fn a_disk_that_is_resized_while_the_capture_waits() {
 async fn a_capture_that_waits_is_cancelled_at_once() {
     let crowd = Crowd::gather().await;
     let node = &crowd.node;
-    let switches = || node.sim.calls().iter().filter(|call| call.method == Method::SwitchDisks).count();
+    let switches = || node.calls_of(Method::SwitchDisks);
     let before = switches();
     cancel(node, &crowd.waits).await.unwrap();
     let ended = node.end_of(&crowd.waits).await;

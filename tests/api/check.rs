@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 use vmsnap::host::Link;
 use vmsnap::host::sim::{BLOCK, Method, SimHost};
-use vmsnap::model::DiskTarget;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 
 use super::client::{Reply, run, succeed};
-use super::node::{Node, PATIENCE};
+use super::node::{Node, PATIENCE, vda};
 
 /// What a check ends with when it has found something.
 const DIFFERS: i32 = 11;
@@ -40,10 +39,6 @@ async fn until_told(node: &Node, words: &str) {
         }
     };
     tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("nobody tells that {words}"));
-}
-
-fn vda() -> DiskTarget {
-    super::node::disks().into_iter().next().unwrap()
 }
 
 /// What somebody does, and what a check tells of it.

@@ -217,7 +217,7 @@ impl Node {
     /// The next call of a method has its effect, and is held.
     pub fn hold(&self, method: Method) -> Hold {
         let hold = Hold::default();
-        let occurrence = self.sim.calls().iter().filter(|call| call.method == method).count() + 1;
+        let occurrence = self.calls_of(method) + 1;
         let at = Trigger::Call(vmsnap::host::sim::Call { method, occurrence });
         self.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
         hold
@@ -227,6 +227,11 @@ impl Node {
     pub fn acts(&self) -> usize {
         let is_act = |method: Method| !method.is_look() && method != Method::WriteFile;
         self.sim.calls().iter().filter(|call| is_act(call.method)).count()
+    }
+
+    /// How often the daemon has made such a call.
+    pub fn calls_of(&self, method: Method) -> usize {
+        self.sim.calls().iter().filter(|call| call.method == method).count()
     }
 
     /// All files but manifests.
@@ -282,6 +287,11 @@ fn wait<T: Send + 'static>(task: JoinHandle<T>) -> Result<T, tokio::task::JoinEr
 
 pub fn disks() -> [DiskTarget; 2] {
     ["vda", "vdb"].map(|disk| disk.parse().unwrap())
+}
+
+/// The first of them.
+pub fn vda() -> DiskTarget {
+    "vda".parse().unwrap()
 }
 
 pub fn create(vm: &str, name: &str) -> v1::CreateSnapshotRequest {

@@ -12,8 +12,8 @@ use vmsnap::model::vm::{ExcludedDisk, Format};
 use vmsnap::proto::v1;
 
 use super::client::{run, succeed};
-use super::differences::{ORPHAN, differences, put_orphan, request, vda};
-use super::node::{Node, assert_refused};
+use super::differences::{ORPHAN, differences, put_orphan, request};
+use super::node::{Node, assert_refused, vda};
 
 /// A second name of the orphan.
 const ALIAS: &str = "/links/image";
@@ -56,7 +56,7 @@ async fn check_meanwhile(act: impl AsyncFn(&Node), word: Option<&str>) {
         action: v1::DifferenceAction::RemoveFile.into(),
         ..Default::default()
     };
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
+    let looks = || node.calls_of(Method::Inspect);
     let before = looks();
     let plan = v1::ResolveVmRequest { validate_only: true, ..request.clone() };
     node.vms().resolve_vm(plan).await.unwrap();
@@ -238,7 +238,7 @@ async fn an_orphan_that_somebody_takes_meanwhile() {
     put_orphan(&node);
     let (_, _, id) = differences(&node, "node check").await.remove(0);
     let remove = request("", &id, v1::DifferenceAction::RemoveFile);
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Inspect).count();
+    let looks = || node.calls_of(Method::Inspect);
     let before = looks();
     node.vms().resolve_vm(v1::ResolveVmRequest { validate_only: true, ..remove.clone() }).await.unwrap();
     let planning = looks() - before;

@@ -319,7 +319,7 @@ async fn a_vm_that_leaves_while_it_is_looked_for() {
     node.sim.someone_migrates(node.vm);
     let noted = async { while node.store().departures().await.unwrap() == before {} };
     tokio::time::timeout(PATIENCE, noted).await.expect("it has left once more");
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Vms).count();
+    let looks = || node.calls_of(Method::Vms);
     let so_far = looks();
     hold.release();
     // One look after the other.

@@ -4,19 +4,14 @@ use std::path::{Path, PathBuf};
 
 use vmsnap::host::Images as _;
 use vmsnap::host::sim::{Call, Fault, Method, Mishap, Moment, Trigger};
-use vmsnap::model::DiskTarget;
 use vmsnap::model::step::{ImageRef, NewOverlay};
 use vmsnap::model::vm::Format;
 
 use super::client::{json, run, succeed};
-use super::node::{Node, PATIENCE};
+use super::node::{Node, PATIENCE, vda};
 
 fn qcow2(path: &str) -> ImageRef {
     ImageRef { path: path.into(), format: Format::Qcow2 }
-}
-
-fn vda() -> DiskTarget {
-    "vda".parse().unwrap()
 }
 
 /// What the file that a snapshot of a volume holds reads in its first block.

@@ -11,9 +11,9 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::proto::v1;
 
-use super::client::{run, succeed};
-use super::differences::{differences, json, only, put_orphan, request, vda};
-use super::node::{Node, PATIENCE, assert_refused};
+use super::client::{json, run, succeed};
+use super::differences::{differences, only, put_orphan, request};
+use super::node::{Node, PATIENCE, assert_refused, vda};
 
 const DIFFERS: i32 = 11;
 const WAYS: [&str; 4] = ["adopt", "restore", "mark-lost", "remove-file"];

@@ -1,12 +1,12 @@
 //! Room: a VM that stands still for lack of it, merges that do not fit, the warning before it is used up.
 
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::model::RunState;
 use vmsnap::model::vm::PauseReason;
-use vmsnap::model::{DiskTarget, RunState};
 use vmsnap::proto::v1;
 
 use super::client::{json, run, succeed};
-use super::node::{Node, PATIENCE, delete, disks};
+use super::node::{Node, PATIENCE, delete, disks, vda};
 
 /// What the daemon leaves free unless it is configured otherwise.
 const RESERVE: u64 = 256 << 20;
@@ -29,10 +29,6 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}: not in time"));
-}
-
-fn vda() -> DiskTarget {
-    disks()[0].clone()
 }
 
 /// The guest writes, and finds no space.
@@ -208,7 +204,7 @@ async fn what_the_daemon_merges_by_itself_waits_for_room() {
     assert_eq!(debt().await, 2, "a layer of each disk waits for room");
     let shown = run(&node, "vm show web").await.stdout;
     assert!(shown.contains("waits for  there may not be room for it"), "{shown}");
-    let measured = node.sim.calls().iter().filter(|call| call.method == Method::Measure).count();
+    let measured = node.calls_of(Method::Measure);
     assert!(measured > 0, "it was measured first");
     node.sim.set_free_space(PLENTY);
     // Whatever ends next.

@@ -7,16 +7,12 @@ use uuid::Uuid;
 use vmsnap::host::sim::{BLOCK, Call, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
-use vmsnap::model::{DiskTarget, RunState, VmId};
+use vmsnap::model::{RunState, VmId};
 use vmsnap::proto::v1;
 
 use super::client::succeed;
-use super::node::{Node, delete, revert};
+use super::node::{Node, delete, revert, vda};
 use super::stuck::resolve;
-
-fn vda() -> DiskTarget {
-    "vda".parse().unwrap()
-}
 
 /// A node with a VM of one disk, and snapshots `one` and `two` of it. Block 1 reads 10, 20, and 30 now.
 async fn bed() -> Node {
@@ -42,7 +38,7 @@ fn boots(node: &Node) -> Option<u64> {
 
 /// Something happens at the n-th of the next calls of a method.
 fn at(node: &Node, (method, n): (Method, usize), moment: Moment, mishap: Mishap) {
-    let occurrence = node.sim.calls().iter().filter(|call| call.method == method).count() + n;
+    let occurrence = node.calls_of(method) + n;
     node.sim.add_fault(Fault { at: Trigger::Call(Call { method, occurrence }), moment, mishap });
 }
 
@@ -129,7 +125,7 @@ async fn a_vm_is_between_two_states_while_its_layers_are_merged() {
     hold.reached().await;
     node.sim.becomes_unsettled(node.vm);
     hold.release();
-    let looks = || node.sim.calls().iter().filter(|call| call.method == Method::Observe).count();
+    let looks = || node.calls_of(Method::Observe);
     let before = looks();
     while looks() < before + 3 {
         tokio::task::yield_now().await;

@@ -113,7 +113,7 @@ async fn until_thawed(node: &Node) {
 }
 
 fn emergencies(node: &Node) -> usize {
-    node.sim.calls().iter().filter(|call| call.method == Method::ThawNow).count()
+    node.calls_of(Method::ThawNow)
 }
 
 /// Whatever the operation waits for, no guest stands still for longer than was said.

@@ -1,6 +1,6 @@
 //! Captures of memory: cancelled, waiting for their turn, going on over a death of the daemon.
 
-use vmsnap::host::sim::{Method, SimHost};
+use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::{RunState, VmId};
 use vmsnap::proto::v1;
 
@@ -121,4 +121,22 @@ async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
     assert_eq!(node.sim.run_state(vm), Some(vmsnap::model::RunState::Running));
     assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
+}
+
+/// An answer is no proof as long as memory is captured: what ends after a look at the disks has switched them.
+#[tokio::test]
+async fn a_capture_that_goes_on_although_it_was_refused() {
+    for notches in [1, 2, 3, 12] {
+        let sim = SimHost::new();
+        let vm = sim.vm("web").disks(2).slow_capture(notches).build();
+        let node = Node::start_with(sim, vm);
+        let mishap = Mishap::Error(Complaint::Refused);
+        node.sim.add_fault(Fault { at: Trigger::Each(Method::SwitchDisks), moment: Moment::After, mishap });
+        let begun = begin(&node, "web").await;
+        let ended = node.end_of(&begun.id).await;
+        assert_eq!(ended.state(), v1::OperationState::Succeeded, "{notches}: {ended:?}");
+        assert_eq!(node.calls_of(Method::SwitchDisks), 1, "{notches}");
+        assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
+        assert_eq!(node.sim.violations(), Vec::<String>::new());
+    }
 }

@@ -104,6 +104,10 @@ impl World {
         }
         let end = faults.iter().find(|fault| fault.mishap.ends_the_call());
         let extent = match end {
+            // Who did not get the VM did nothing with it, and libvirt says that in no other case.
+            Some(Fault { mishap: Mishap::Error(Complaint::Busy), .. }) if method == Method::SwitchDisks => {
+                None
+            }
             None | Some(Fault { moment: Moment::After, .. } | Fault { mishap: Mishap::Late(_), .. }) => {
                 Some(Extent::Whole)
             }

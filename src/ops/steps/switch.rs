@@ -103,7 +103,9 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
     let (seen, told) = match &called {
         Ok(()) => (look(context, switch).await.map_err(Unsettled::Unseen), Told::Done),
-        Err(error) if leaves_something_under_way(error) => {
+        Err(error)
+            if leaves_something_under_way(error) || may_still_capture(context, switch, error).await =>
+        {
             (look_closely(context, switch).await, Told::Nothing)
         }
         Err(_) => (look_closely(context, switch).await, Told::Failed),
@@ -303,6 +305,16 @@ fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
             )
             .into(),
         }),
+    }
+}
+
+/// Whether memory may be captured on, whatever the hypervisor has answered. To be asked before the disks are looked at: what
+/// ends after that look has switched them unseen.
+async fn may_still_capture(context: &Context<'_>, switch: &SwitchDisks, error: &HostError) -> bool {
+    match error {
+        // Nothing was begun. What works on the VM is somebody else's, a migration say, which is not waited for.
+        HostError::Busy(_) => false,
+        _ => switch.memory.is_some() && may_be_under_way(context).await,
     }
 }
 

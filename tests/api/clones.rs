@@ -1,6 +1,7 @@
 //! Volumes and VMs out of snapshots, through the contract and the client.
 
 use vmsnap::host::Images;
+use vmsnap::host::sim::Method;
 use vmsnap::model::RunState;
 use vmsnap::model::step::{ImageRef, NewOverlay};
 use vmsnap::model::vm::{ExcludedDisk, Format};
@@ -117,6 +118,32 @@ async fn a_clone_is_not_flattened_at_the_risk_of_its_vm() {
     }
     node.sim.someone_stops(other);
     succeed(&node, "volume flatten copy").await;
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// What was copied for it is no reason to wait for it: the clone reads the same at each moment.
+#[tokio::test]
+async fn a_clone_is_flattened_though_its_vm_goes_meanwhile() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    node.sim.set_job_notches(1_000_000);
+    succeed(&node, "vm deploy web/one --name copy --then running").await;
+    let copy = node.sim.find_vm("copy").unwrap();
+    let hold = node.hold(Method::StartPull);
+    let (client, meanwhile) = (run(&node, "volume flatten copy-vda"), async {
+        hold.reached().await;
+        node.sim.someone_stops(copy);
+        node.sim.someone_undefines(copy);
+        hold.release();
+    });
+    let (flattened, ()) = tokio::join!(client, meanwhile);
+    assert_eq!(flattened.code, 0, "{flattened:?}");
+    let shown = json(&node, "volume show copy-vda").await;
+    assert_eq!(shown["volume"]["source_snapshot_id"], "", "it stands alone");
+    let path = shown["volume"]["path"].as_str().unwrap();
+    assert_eq!(node.sim.read_image(path.as_ref()).unwrap().get(&1), Some(&10));
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

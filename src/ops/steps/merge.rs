@@ -410,8 +410,16 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
 
 async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Seen> {
     let mut backings = Vec::with_capacity(merge.headers().len());
-    let mut seen = if let Some(vm) = context.operation.of_vm() {
-        see_disk(context, vm, merge).await?
+    let disk = match context.operation.of_vm() {
+        Some(vm) => match see_disk(context, vm, merge).await {
+            // What is copied into keeps its name and reads the same at each moment, whoever comes to have it.
+            Err(HostError::NoSuchVm(_)) if matches!(merge.how, How::Pull { .. }) => None,
+            seen => Some(seen?),
+        },
+        None => None,
+    };
+    let mut seen = if let Some(seen) = disk {
+        seen
     } else {
         // A VM may have come to have the volume, and gone since.
         context.check_not_elsewhere(&[&merge.base.path, &merge.child.path]).await?;

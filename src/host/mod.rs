@@ -84,6 +84,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends the VM's process, letting it flush what it holds. The guest is not asked.
     async fn stop(&self, vm: VmId) -> Result<()>;
 
+    /// Lets the processors of a running VM stand still until [`Self::resume`].
+    async fn pause(&self, vm: VmId) -> Result<()>;
+
     /// Lets the processors run on. Where a disk has failed it may take a second before they do: what failed is told before.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
@@ -97,6 +100,21 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends the capture of memory into `image`. The call that captures then fails. Refused before it has begun with the image:
     /// what the hypervisor does with the VM until then is somebody else's.
     async fn abort_memory_capture(&self, vm: VmId, image: &Path) -> Result<()>;
+
+    /// Why the memory of a live VM cannot be captured while it runs on, in words; None if it can be.
+    async fn background_blocker(&self, vm: VmId) -> Result<Option<String>>;
+
+    /// Begins to write the memory of a paused VM, as it is now, into an image from [`Images::begin_memory_image`]. When this
+    /// returns what the guest changes from then on is kept apart, and the VM may be resumed. Refused for one that runs. Until
+    /// [`Self::end_background_capture`] nobody may migrate the VM: both would run.
+    async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()>;
+
+    /// What has become of a capture into `image` that was begun so. Cheap: asked several times a second.
+    async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture>;
+
+    /// Ends a background capture that was begun so, whoever began it, and lets the VM be as if there had never been one. What
+    /// the image holds stays. None there is success.
+    async fn end_background_capture(&self, vm: VmId) -> Result<()>;
 
     /// Starts to merge `top` into `base` on a running VM. A `top` that is the active layer needs a pivot to end.
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()>;
@@ -232,6 +250,14 @@ pub trait Images: Send + Sync + 'static {
     /// Bytes of a complete memory image; None for one that is missing or was never finished.
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>>;
 
+    /// Makes a memory image that has everything but the memory, unfinished; durable when this returns. A file that stands
+    /// there already is an error.
+    async fn begin_memory_image(&self, path: &Path, definition: &Definition) -> Result<()>;
+
+    /// Makes a memory image whose memory has all been written a complete one, durable when this returns. Gives its bytes. One
+    /// that is complete already stays as it is; one that has no memory is an error.
+    async fn finish_memory_image(&self, path: &Path) -> Result<u64>;
+
     /// Makes a file and its directory entry durable.
     async fn sync(&self, path: &Path) -> Result<()>;
 }
@@ -267,6 +293,24 @@ pub struct About {
     pub qemu: String,
     /// Name of the node.
     pub host_name: String,
+}
+
+/// See [`Hypervisor::background_capture`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackgroundCapture {
+    /// None has begun, or the process that was to do it is gone.
+    None,
+    /// It is under way: bytes of memory done and total.
+    Active {
+        /// Written.
+        done: u64,
+        /// To be written in all.
+        total: u64,
+    },
+    /// All of the memory is written.
+    Complete,
+    /// It came to nothing, in the hypervisor's words.
+    Failed(String),
 }
 
 /// A VM in a list.

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run programs and wait: they are the outside")]
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+mod background;
 mod images;
 mod limits;
 mod merges;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 mod agent;
+mod background;
 mod bed;
 mod link;
 mod merge;

@@ -115,7 +115,7 @@ async fn what_is_refused_changes_nothing() {
 }
 
 /// More in the VM's memory than libvirt's own buffers and pipes hold. A BIOS alone leaves it empty.
-fn filled_memory(bed: &Bed) -> String {
+pub fn filled_memory(bed: &Bed) -> String {
     let noise = bed.path("noise");
     run("dd", &["if=/dev/urandom", &format!("of={}", text(&noise)), "bs=1M", "count=64", "status=none"]);
     format!(

@@ -1,11 +1,15 @@
-//! The header of libvirt's memory images (`virQEMUSaveHeader`).
+//! The header of libvirt's memory images (`virQEMUSaveHeader`): read of all, written of those that QEMU fills by itself.
 //!
-//! Decides whether a capture was finished. libvirt writes the last letters of the magic only at the end.
+//! Decides whether a capture was finished. The last letters of the magic are written only at the end, by libvirt and here.
 
-use std::os::unix::fs::FileExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::files::{bad, failed, open_image};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::files::{bad, directory_of, failed, failed_errno, open_image, sync_directory};
 use crate::host::{HostError, Result};
 
 /// 16 bytes of magic and 19 numbers of 32 bits, in the byte order of the host.
@@ -13,6 +17,84 @@ const HEADER: usize = 92;
 
 const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
 const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
+
+/// The version whose header is written: memory as one stream, without a cookie, as every libvirt reads it.
+const VERSION: u32 = 2;
+
+/// Room behind the definition: libvirt writes another one in its place if it fits (`virDomainSaveImageDefineXML`).
+const ROOM: usize = 64 << 10;
+
+/// The memory begins at a multiple of this.
+const PAGE: usize = 4096;
+
+/// Makes a memory image that has everything but the memory, durable and unfinished.
+pub(super) fn begin(path: &Path, definition: &str) -> Result<()> {
+    let content = beginning(definition).map_err(|problem| bad(path, problem))?;
+    let (directory, name) = directory_of(path)?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let file = File::from(openat(&directory, name, flags, mode).map_err(failed_errno("create", path))?);
+    file.write_all_at(&content, 0).map_err(failed("write", path))?;
+    file.sync_all().map_err(failed("sync", path))?;
+    sync_directory(directory, path)
+}
+
+/// Where the memory goes in an unfinished image, in bytes.
+pub(in crate::host) fn where_memory_goes(path: &Path) -> Result<u64> {
+    let mut header = [0; HEADER];
+    open_image(path)?.read_exact_at(&mut header, 0).map_err(failed("read", path))?;
+    if !header.starts_with(PARTIAL) {
+        return Err(bad(path, "it is not an unfinished memory image".to_owned()));
+    }
+    Ok(memory_at(&header))
+}
+
+/// Behind the header and the definition.
+fn memory_at(header: &[u8; HEADER]) -> u64 {
+    HEADER as u64 + u64::from(number(header, 1))
+}
+
+/// One of the numbers behind the magic.
+fn number(header: &[u8; HEADER], index: usize) -> u32 {
+    let bytes = header[COMPLETE.len() + index * 4..][..4].try_into().expect("four bytes are four bytes");
+    u32::from_ne_bytes(bytes)
+}
+
+/// The header, the definition with its NUL, and zeros up to where the memory goes.
+fn beginning(definition: &str) -> std::result::Result<Vec<u8>, String> {
+    let memory_at = (HEADER + definition.len() + 1 + ROOM).next_multiple_of(PAGE);
+    let data_length =
+        u32::try_from(memory_at - HEADER).map_err(|_| "the definition is too long".to_owned())?;
+    let mut content = Vec::with_capacity(memory_at);
+    content.extend_from_slice(PARTIAL);
+    // Whether it ran, and the format: it did, and it is not compressed. The rest has no meaning yet.
+    for number in [VERSION, data_length, 1, 0] {
+        content.extend_from_slice(&number.to_ne_bytes());
+    }
+    content.resize(HEADER, 0);
+    content.extend_from_slice(definition.as_bytes());
+    content.resize(memory_at, 0);
+    Ok(content)
+}
+
+/// Makes an image whose memory is all there a complete one, durably. Gives its bytes. One that is complete stays as it is.
+pub(super) fn finish(path: &Path) -> Result<u64> {
+    let file = open_image(path)?;
+    // All that stands behind the magic is durable before it.
+    file.sync_all().map_err(failed("sync", path))?;
+    let mut header = [0; HEADER];
+    file.read_exact_at(&mut header, 0).map_err(failed("read", path))?;
+    let bytes = file.metadata().map_err(failed("look at", path))?.len();
+    header[..COMPLETE.len()].copy_from_slice(COMPLETE);
+    let complete = judge(&header, bytes).map_err(|problem| bad(path, problem))?;
+    let bytes = complete.ok_or_else(|| bad(path, "no memory was written to it".to_owned()))?;
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
+    let file = opened.map_err(failed("open", path))?;
+    file.write_all_at(COMPLETE, 0).map_err(failed("write", path))?;
+    file.sync_all().map_err(failed("sync", path))?;
+    Ok(bytes)
+}
 
 /// Bytes of a complete memory image; None for one that is missing or was never finished. Blocks.
 pub(super) fn complete_bytes(path: &Path) -> Result<Option<u64>> {
@@ -32,24 +114,18 @@ pub(super) fn complete_bytes(path: &Path) -> Result<Option<u64>> {
 
 /// What a header says of a file of this many bytes.
 fn judge(header: &[u8; HEADER], bytes: u64) -> std::result::Result<Option<u64>, String> {
-    let (magic, numbers) = header.split_at(COMPLETE.len());
-    if magic == PARTIAL {
+    if header.starts_with(PARTIAL) {
         return Ok(None);
     }
-    if magic != COMPLETE {
+    if !header.starts_with(COMPLETE) {
         return Err("it is not a memory image".to_owned());
     }
-    let number = |index: usize| {
-        let bytes = numbers[index * 4..][..4].try_into().expect("four bytes are four bytes");
-        u32::from_ne_bytes(bytes)
-    };
-    let (version, data_length) = (number(0), number(1));
+    let version = number(header, 0);
     if !matches!(version, 1..=3) {
         return Err(format!("it has version {version} of libvirt's format"));
     }
     // The definition stands between the header and the memory: without it, and something behind it, there is nothing.
-    let memory_at = HEADER as u64 + u64::from(data_length);
-    Ok((bytes > memory_at).then_some(bytes))
+    Ok((bytes > memory_at(header)).then_some(bytes))
 }
 
 #[cfg(test)]
@@ -70,6 +146,36 @@ mod tests {
     }
 
     type Result<T, E> = std::result::Result<T, E>;
+
+    #[test]
+    fn a_capture_is_unfinished_until_it_is_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        let definition = "<domain/>";
+        begin(&path, definition).unwrap();
+        let memory_at = where_memory_goes(&path).unwrap();
+        assert!(memory_at.is_multiple_of(PAGE as u64) && memory_at > (HEADER + ROOM) as u64);
+        assert_eq!(complete_bytes(&path).unwrap(), None);
+        assert!(begin(&path, definition).is_err(), "what stands there is left alone");
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"memory", memory_at).unwrap();
+        assert_eq!(complete_bytes(&path).unwrap(), None);
+        let bytes = memory_at + 6;
+        assert_eq!((finish(&path).unwrap(), finish(&path).unwrap()), (bytes, bytes));
+        assert!(where_memory_goes(&path).is_err(), "nothing goes there any more");
+        assert_eq!(complete_bytes(&path).unwrap(), Some(bytes));
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!(&content[HEADER..HEADER + 10], b"<domain/>\0");
+    }
+
+    #[test]
+    fn an_image_without_memory_is_not_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        begin(&path, "<domain/>").unwrap();
+        assert!(matches!(finish(&path), Err(HostError::BadImage { .. })));
+        assert_eq!(complete_bytes(&path).unwrap(), None);
+    }
 
     #[test]
     fn headers() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::workers::Workers;
-use super::{ByteProgress, HostError, Images, Result};
+use super::{ByteProgress, Definition, HostError, Images, Result};
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
 use crate::model::vm::{Format, LastWritten};
 use crate::model::{ImageFacts, Space};
@@ -31,6 +31,7 @@ mod small;
 mod users;
 
 pub use files::open_image;
+pub(super) use memory::where_memory_goes;
 
 use qemu_img::QemuImg;
 
@@ -46,7 +47,7 @@ pub struct ImageDeadlines {
     pub header: Duration,
     /// A `qemu-img` that reads tables and no data.
     pub measure: Duration,
-    /// A merge of two images, or a copy of one.
+    /// A merge of two images, a copy of one, or the sync of one that was just written.
     pub commit: Duration,
 }
 
@@ -270,6 +271,19 @@ impl Images for HostImages {
 
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
         self.on_path("a look at a memory image", path, memory::complete_bytes).await
+    }
+
+    async fn begin_memory_image(&self, path: &Path, definition: &Definition) -> Result<()> {
+        let definition = definition.clone();
+        let begin = move |path: &Path| memory::begin(path, &definition.0);
+        self.on_path("the beginning of a memory image", path, begin).await
+    }
+
+    async fn finish_memory_image(&self, path: &Path) -> Result<u64> {
+        let path = path.to_owned();
+        // It is synced, and may be as large as the memory of the node.
+        let finish = move || memory::finish(&path);
+        self.workers.run("the end of a memory image", self.deadlines.commit, finish).await
     }
 
     async fn sync(&self, path: &Path) -> Result<()> {

@@ -124,6 +124,13 @@ pub(super) fn stop(line: &Connection, vm: VmId) -> Result<()> {
     }
 }
 
+/// See [`crate::host::Hypervisor::pause`].
+///
+/// Through libvirt, not QEMU's `stop`: what it notes of the pause has to be true.
+pub(super) fn pause(line: &Connection, vm: VmId) -> Result<()> {
+    vms::lookup(line, vm)?.suspend().map(drop).map_err(on_vm(vm, "pause the VM"))
+}
+
 /// See [`crate::host::Hypervisor::resume`].
 pub(super) fn resume(line: &Connection, vm: VmId) -> Result<()> {
     let domain = vms::lookup(line, vm)?;

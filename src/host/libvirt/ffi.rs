@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "libvirt is a C library; every block says why it is sound")]
 
 use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -324,6 +325,37 @@ pub(super) fn full_disks(domain: &Domain) -> Result<Vec<String>, Error> {
         }
     }
     Ok(full)
+}
+
+/// Passes a command on to QEMU, and an open file with it (`virDomainQemuMonitorCommandWithFiles`, since libvirt 8.2). Gives
+/// QEMU's answer.
+pub(super) fn monitor_command_with_file(
+    domain: &Domain,
+    command: &CStr,
+    file: BorrowedFd<'_>,
+) -> Result<String, Error> {
+    let mut files = [file.as_raw_fd()];
+    let mut answer: *mut c_char = ptr::null_mut();
+    // SAFETY: the domain, the command and the array of one descriptor outlive the call, which sends a copy of it; without a
+    // place to put them no descriptors are handed back.
+    let done = unsafe {
+        sys::virDomainQemuMonitorCommandWithFiles(
+            domain.as_ptr(),
+            command.as_ptr(),
+            1,
+            files.as_mut_ptr(),
+            ptr::null_mut(),
+            ptr::null_mut(),
+            &raw mut answer,
+            0,
+        )
+    };
+    succeeded(done)?;
+    // SAFETY: a call that succeeded has set a string of its own, which is the caller's to free.
+    let text = unsafe { CStr::from_ptr(answer) }.to_string_lossy().into_owned();
+    // SAFETY: as above; it is not used after that.
+    unsafe { nix::libc::free(answer.cast()) };
+    Ok(text)
 }
 
 /// Ends the job that holds the domain, such as a capture of its memory (`virDomainAbortJob`).

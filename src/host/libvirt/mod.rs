@@ -23,14 +23,15 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    About, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor, Link, Pull, Result,
-    StartFrom, VmSummary, WrittenImage,
+    About, BackgroundCapture, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor,
+    Link, Pull, Result, StartFrom, VmSummary, WrittenImage,
 };
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, PauseReason, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 mod agent;
+mod background;
 mod chain;
 mod change;
 mod connection;
@@ -237,6 +238,11 @@ impl Hypervisor for Libvirt {
         self.power.run("the stop of the VM", self.deadlines.power, stop).await
     }
 
+    async fn pause(&self, vm: VmId) -> Result<()> {
+        let pause = move |line: &_| change::pause(line, vm);
+        self.change.run("the pause of the VM", self.deadlines.change, pause).await
+    }
+
     async fn resume(&self, vm: VmId) -> Result<()> {
         let look = move |line: &_| vms::state(&vms::lookup(line, vm)?, vm);
         let state = self.look.run("a look at the VM", self.deadlines.query, look).await?;
@@ -263,6 +269,28 @@ impl Hypervisor for Libvirt {
         let image = image.to_owned();
         let abort = move |line: &_| change::abort_memory_capture(line, vm, &image);
         self.change.run("the end of the capture", self.deadlines.change, abort).await
+    }
+
+    async fn background_blocker(&self, vm: VmId) -> Result<Option<String>> {
+        let look = move |line: &_| background::blocker(line, vm);
+        self.change.run("the question for background snapshots", self.deadlines.change, look).await
+    }
+
+    async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let image = image.to_owned();
+        let begin = move |line: &_| background::begin(line, vm, &image);
+        self.change.run("the beginning of the capture", self.deadlines.change, begin).await
+    }
+
+    async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+        let image = image.to_owned();
+        let look = move |line: &_| background::look(line, vm, &image);
+        self.look.run("the progress of the capture", self.deadlines.query, look).await
+    }
+
+    async fn end_background_capture(&self, vm: VmId) -> Result<()> {
+        let end = move |line: &_| background::end(line, vm);
+        self.change.run("the end of the capture", self.deadlines.change, end).await
     }
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {

@@ -1,7 +1,8 @@
 //! QEMU's monitor, asked through libvirt (`virDomainQemuMonitorCommand`).
 //!
 //! Decides how a question is spelled and what an answer must look like. Leaves to `graph` what it says. Asks only
-//! what changes nothing behind libvirt's back, with two exceptions: [`activate_images`] and [`pause`].
+//! what changes nothing behind libvirt's back, with three exceptions: [`activate_images`], [`pause`], and what `background`
+//! asks for.
 
 use std::fs::read_to_string;
 
@@ -132,9 +133,9 @@ pub(super) fn activate_images(domain: &Domain, vm: VmId) -> Result<()> {
 
 /// A command that `qapi` does not know yet.
 #[derive(Debug, Serialize)]
-struct Custom<A> {
-    execute: &'static str,
-    arguments: A,
+pub(super) struct Custom<A> {
+    pub(super) execute: &'static str,
+    pub(super) arguments: A,
 }
 
 #[derive(Debug, Serialize)]
@@ -148,7 +149,12 @@ pub(super) fn spell(command: &impl Serialize) -> Result<String> {
         .map_err(|error| HostError::Malformed { what: "a command to QEMU", cause: error.into() })
 }
 
-fn ask<T: for<'a> Deserialize<'a>>(domain: &Domain, vm: VmId, command: &impl Serialize) -> Result<T> {
+/// Asks QEMU, and reads its answer.
+pub(super) fn ask<T: for<'a> Deserialize<'a>>(
+    domain: &Domain,
+    vm: VmId,
+    command: &impl Serialize,
+) -> Result<T> {
     let reply = domain.qemu_monitor_command(&spell(command)?, 0);
     read(&reply.map_err(on_vm(vm, "pass a question on to QEMU"))?)
 }

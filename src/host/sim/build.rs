@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::super::HostEvent;
+use super::background::NO_BACKGROUND;
 use super::fault::Extent;
 use super::files::{BLOCK, Content, FileKind, Image};
 use super::machine::{Machine, Slot, SlotKind};
@@ -36,6 +37,7 @@ pub struct VmBuilder {
     agent: AgentBehaviour,
     memory_bytes: u64,
     memory_blocker: Option<String>,
+    background_blocker: Option<String>,
     pull_blocker: Option<String>,
     variables: Option<PathBuf>,
     uncovered: Vec<Uncovered>,
@@ -56,6 +58,7 @@ impl VmBuilder {
             agent: AgentBehaviour::Obeys,
             memory_bytes: MEMORY,
             memory_blocker: None,
+            background_blocker: Some(NO_BACKGROUND.to_owned()),
             pull_blocker: None,
             variables: None,
             uncovered: Vec::new(),
@@ -185,6 +188,12 @@ impl VmBuilder {
         self
     }
 
+    /// Memory can be captured while the guest runs.
+    pub fn captures_behind_its_back(mut self) -> Self {
+        self.background_blocker = None;
+        self
+    }
+
     /// A capture of memory takes so many looks at its progress, instead of none.
     pub fn slow_capture(mut self, notches: u32) -> Self {
         self.capture_notches = notches;
@@ -228,6 +237,7 @@ impl VmBuilder {
             is_persistent: self.is_persistent,
             memory_bytes: self.memory_bytes,
             memory_blocker: self.memory_blocker,
+            background_blocker: self.background_blocker,
             pull_blocker: self.pull_blocker,
             variables: self.variables,
             uncovered: self.uncovered,

@@ -50,6 +50,7 @@ impl World {
             return Ok(Switch::Done);
         }
         if let Some(memory) = &switch.memory {
+            self.is_not_left_on(vm, "memory is captured");
             return self.begin_capture(vm, switch, memory, extent);
         }
         self.switch_live(vm, &switch.disks, extent);
@@ -158,7 +159,8 @@ impl World {
         self.files.remove(memory);
         let sources = self.machine(vm)?.active_images();
         let disks = self.contents(vm);
-        let file = MemoryFile { vm, is_complete: false, bytes, memory: held, sources, disks };
+        let file =
+            MemoryFile { vm, is_written: false, is_complete: false, bytes, memory: held, sources, disks };
         self.files.create(memory, FileKind::Memory(file))?;
         self.captures += 1;
         let number = self.captures;

@@ -45,10 +45,15 @@ methods! {
     Stop "stop",
     Define "define",
     Undefine "undefine",
+    Pause "pause",
     Resume "resume",
     MemoryProgress "memory_progress",
     IsCapturing "is_capturing",
     AbortMemoryCapture "abort_memory_capture",
+    BackgroundBlocker "background_blocker",
+    BeginBackgroundCapture "begin_background_capture",
+    BackgroundCapture "background_capture",
+    EndBackgroundCapture "end_background_capture",
     StartCommit "start_commit",
     StartPull "start_pull",
     BlockJobs "block_jobs",
@@ -83,6 +88,8 @@ methods! {
     FreeSpace "free_space",
     Measure "measure",
     MemoryImage "memory_image",
+    BeginMemoryImage "begin_memory_image",
+    FinishMemoryImage "finish_memory_image",
     Sync "sync",
 }
 
@@ -98,6 +105,8 @@ impl Method {
             | Self::Definition
             | Self::MemoryProgress
             | Self::IsCapturing
+            | Self::BackgroundBlocker
+            | Self::BackgroundCapture
             | Self::BlockJobs
             | Self::IoLimits
             | Self::IsFrozen
@@ -120,8 +129,13 @@ impl Method {
             | Self::Stop
             | Self::Define
             | Self::Undefine
+            | Self::Pause
             | Self::Resume
             | Self::AbortMemoryCapture
+            | Self::BeginBackgroundCapture
+            | Self::EndBackgroundCapture
+            | Self::BeginMemoryImage
+            | Self::FinishMemoryImage
             | Self::StartCommit
             | Self::StartPull
             | Self::Pivot
@@ -158,6 +172,8 @@ impl Method {
                 | Self::CopyBytes
                 | Self::Pull
                 | Self::WriteFile
+                | Self::BeginBackgroundCapture
+                | Self::BeginMemoryImage
         )
     }
 

@@ -51,6 +51,8 @@ pub(super) struct File {
 pub(super) enum FileKind {
     Image(Image),
     Memory(MemoryFile),
+    /// A memory image that has everything but the memory.
+    MemoryHeader,
     /// Bytes of ours.
     Small(Vec<u8>),
     /// Made, and nothing is written to it yet.
@@ -72,6 +74,8 @@ pub(super) struct Image {
 #[derive(Debug, Clone)]
 pub(super) struct MemoryFile {
     pub(super) vm: VmId,
+    /// All of it is there, whatever the header says.
+    pub(super) is_written: bool,
     pub(super) is_complete: bool,
     pub(super) bytes: u64,
     pub(super) memory: GuestMemory,
@@ -94,7 +98,7 @@ impl Files {
     pub(super) fn image(&self, path: &Path) -> Result<&Image> {
         match &self.get(path)?.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Memory(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not an image"))
             }
         }
@@ -106,7 +110,7 @@ impl Files {
         file.written_at = self.clock;
         match &mut file.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Memory(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not an image"))
             }
         }
@@ -116,7 +120,7 @@ impl Files {
     pub(super) fn memory(&self, path: &Path) -> Result<&MemoryFile> {
         match &self.get(path)?.kind {
             FileKind::Memory(memory) => Ok(memory),
-            FileKind::Image(_) | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Image(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not a memory image"))
             }
         }
@@ -127,14 +131,40 @@ impl Files {
         match self.by_path.get(path).map(|file| &file.kind) {
             Some(FileKind::Image(_) | FileKind::Small(_)) => true,
             Some(FileKind::Memory(memory)) => memory.is_complete,
-            Some(FileKind::Blank) | None => false,
+            Some(FileKind::MemoryHeader | FileKind::Blank) | None => false,
         }
     }
 
     /// All of the memory is in the image.
     pub(super) fn complete_memory(&mut self, path: &Path) {
         if let Some(File { kind: FileKind::Memory(memory), .. }) = self.by_path.get_mut(path) {
+            memory.is_written = true;
             memory.is_complete = true;
+        }
+    }
+
+    /// What stands behind the header of a memory image.
+    pub(super) fn put_memory(&mut self, path: &Path, memory: MemoryFile) -> Result<()> {
+        let file = self.by_path.get_mut(path).ok_or_else(|| HostError::NoSuchImage(path.to_owned()))?;
+        file.kind = FileKind::Memory(memory);
+        Ok(())
+    }
+
+    /// See [`crate::host::Images::finish_memory_image`].
+    pub(super) fn finish_memory(&mut self, path: &Path) -> Result<u64> {
+        let memory = self.memory(path)?;
+        if !memory.is_written {
+            return Err(bad(path, "no memory was written to it"));
+        }
+        let bytes = memory.bytes;
+        self.complete_memory(path);
+        Ok(bytes)
+    }
+
+    /// All of the memory stands behind the header.
+    pub(super) fn memory_is_written(&mut self, path: &Path) {
+        if let Some(File { kind: FileKind::Memory(memory), .. }) = self.by_path.get_mut(path) {
+            memory.is_written = true;
         }
     }
 
@@ -272,7 +302,11 @@ impl Files {
             FileKind::Image(image) if image.backing.as_ref().is_some_and(|backing| backing.path == path) => {
                 Some(overlay.as_path())
             }
-            FileKind::Image(_) | FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => None,
+            FileKind::Image(_)
+            | FileKind::Memory(_)
+            | FileKind::MemoryHeader
+            | FileKind::Small(_)
+            | FileKind::Blank => None,
         })
     }
 
@@ -285,7 +319,11 @@ impl Files {
             FileKind::Image(_) if path.extension().is_some_and(|ending| ending == "qcow2") => {
                 Err(bad(path, "it is not a qcow2 image"))
             }
-            FileKind::Image(_) | FileKind::Memory(_) | FileKind::Small(_) | FileKind::Blank => Ok(None),
+            FileKind::Image(_)
+            | FileKind::Memory(_)
+            | FileKind::MemoryHeader
+            | FileKind::Small(_)
+            | FileKind::Blank => Ok(None),
         }
     }
 
@@ -341,7 +379,7 @@ fn size_of(kind: &FileKind) -> u64 {
         }
         FileKind::Memory(memory) => memory.bytes,
         FileKind::Small(bytes) => bytes.len() as u64,
-        FileKind::Blank => 0,
+        FileKind::MemoryHeader | FileKind::Blank => 0,
     }
 }
 

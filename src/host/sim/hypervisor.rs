@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::super::{
-    About, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Pull, Result, StartFrom, VmSummary,
-    WrittenImage,
+    About, BackgroundCapture, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Pull, Result,
+    StartFrom, VmSummary, WrittenImage,
 };
 use super::SimHost;
 use super::capture::Switch;
@@ -80,6 +80,14 @@ impl Hypervisor for SimHost {
         self.call(Method::Stop, effect).await
     }
 
+    async fn pause(&self, vm: VmId) -> Result<()> {
+        let effect = |world: &mut super::World, _| {
+            world.check_not_coming(vm)?;
+            world.pause(vm)
+        };
+        self.call(Method::Pause, effect).await
+    }
+
     async fn resume(&self, vm: VmId) -> Result<()> {
         let effect = |world: &mut super::World, _| {
             world.check_not_coming(vm)?;
@@ -98,6 +106,26 @@ impl Hypervisor for SimHost {
 
     async fn abort_memory_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         self.call(Method::AbortMemoryCapture, |world, _| world.abort_memory_capture(vm, image)).await
+    }
+
+    async fn background_blocker(&self, vm: VmId) -> Result<Option<String>> {
+        self.call(Method::BackgroundBlocker, |world, _| world.background_blocker(vm)).await
+    }
+
+    async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let effect = |world: &mut super::World, extent| {
+            world.check_not_coming(vm)?;
+            world.begin_background(vm, image, extent)
+        };
+        self.call(Method::BeginBackgroundCapture, effect).await
+    }
+
+    async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+        self.call(Method::BackgroundCapture, |world, _| world.look_at_background(vm, image)).await
+    }
+
+    async fn end_background_capture(&self, vm: VmId) -> Result<()> {
+        self.call(Method::EndBackgroundCapture, |world, _| world.end_background(vm)).await
     }
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
-use super::super::{ByteProgress, HostError, Images, Result, unfinished};
+use super::super::{ByteProgress, Definition, HostError, Images, Result, unfinished};
 use super::SimHost;
 use super::fault::{Extent, Method};
 use super::files::{BLOCK, FileKind, GARBAGE, HEADER, Image, bad};
@@ -271,7 +271,7 @@ impl World {
 
     fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
         match self.files.get(path).map(|file| &file.kind) {
-            Err(_) | Ok(FileKind::Blank) => Ok(None),
+            Err(_) | Ok(FileKind::MemoryHeader | FileKind::Blank) => Ok(None),
             Ok(FileKind::Memory(memory)) => Ok(memory.is_complete.then_some(memory.bytes)),
             Ok(FileKind::Image(_) | FileKind::Small(_)) => Err(bad(path, "it is not a memory image")),
         }
@@ -373,6 +373,18 @@ impl Images for SimHost {
 
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
         self.call(Method::MemoryImage, |world, _| world.memory_image(path)).await
+    }
+
+    async fn begin_memory_image(&self, path: &Path, _: &Definition) -> Result<()> {
+        let begin = |world: &mut World, extent| {
+            let kind = if extent == Extent::Whole { FileKind::MemoryHeader } else { FileKind::Blank };
+            world.files.create(path, kind)
+        };
+        self.call(Method::BeginMemoryImage, begin).await
+    }
+
+    async fn finish_memory_image(&self, path: &Path) -> Result<u64> {
+        self.call(Method::FinishMemoryImage, |world, _| world.files.finish_memory(path)).await
     }
 
     async fn sync(&self, path: &Path) -> Result<()> {

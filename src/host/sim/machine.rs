@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::agent::AgentBehaviour;
+use super::background::Background;
 use super::capture::Capture;
 use super::files::{Content, MemoryFile};
 use super::job::Job;
@@ -25,6 +26,7 @@ pub(super) struct Machine {
     pub(super) is_persistent: bool,
     pub(super) memory_bytes: u64,
     pub(super) memory_blocker: Option<String>,
+    pub(super) background_blocker: Option<String>,
     pub(super) pull_blocker: Option<String>,
     /// The file with its UEFI variables.
     pub(super) variables: Option<PathBuf>,
@@ -85,6 +87,7 @@ pub(super) struct Live {
     pub(super) frozen: BTreeSet<DiskTarget>,
     pub(super) jobs: BTreeMap<DiskTarget, Job>,
     pub(super) capture: Option<Capture>,
+    pub(super) background: Option<Background>,
     /// What the guest writes by itself.
     pub(super) loads: BTreeMap<DiskTarget, Load>,
     /// What it may read and write; a disk that is not here is not limited.

@@ -56,13 +56,15 @@ impl SimHost {
     pub fn someone_saves(&self, vm: VmId) {
         let unnoted = self.unnoted_switches(vm);
         self.change(|world| {
+            world.is_not_left_on(vm, "it is saved");
             let disks = world.contents(vm);
             let Some(machine) = world.machines.get_mut(&vm) else { return };
             let Some(live) = &machine.live else { return };
             let (memory, bytes) = (live.memory, machine.memory_bytes);
             let mut sources = machine.active_images();
             sources.extend(unnoted.into_iter().map(|disk| (disk.clone(), machine.stored[&disk].clone())));
-            machine.managed_save = Some(MemoryFile { vm, is_complete: true, bytes, memory, sources, disks });
+            machine.managed_save =
+                Some(MemoryFile { vm, is_written: true, is_complete: true, bytes, memory, sources, disks });
             drop(world.stop(vm));
         });
     }

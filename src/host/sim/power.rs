@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Definition, HostError, HostEvent, Result, StartFrom};
 use super::agent::AgentBehaviour;
+use super::background::{Background, NO_BACKGROUND};
 use super::fault::Extent;
 use super::files::MemoryFile;
 use super::machine::{Described, GuestMemory, Live, Machine, Slot, SlotKind};
@@ -96,6 +97,7 @@ impl World {
             loads: BTreeMap::new(),
             limits: BTreeMap::new(),
             capture: None,
+            background: None,
             stalled: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             is_known_wrongly: false,
@@ -109,10 +111,13 @@ impl World {
     pub(super) fn migrate(&mut self, vm: VmId) -> Result<()> {
         const CALL: &str = "migrate the VM";
         let live = self.live(vm, CALL)?;
-        if !live.jobs.is_empty() || live.capture.is_some() || live.is_coming_up || live.is_known_wrongly {
+        let is_captured = live.background.as_ref().is_some_and(Background::is_active);
+        let is_at_work = !live.jobs.is_empty() || live.capture.is_some() || is_captured;
+        if is_at_work || live.is_coming_up || live.is_known_wrongly {
             return Err(refused(CALL, "it has a job"));
         }
-        let chains = live.chains.clone();
+        self.is_not_left_on(vm, "it migrates");
+        let chains = self.live(vm, CALL)?.chains.clone();
         let machine = self.machine(vm)?;
         if machine.active_images() != machine.stored {
             return Err(refused(CALL, "its definition is not what it uses"));
@@ -234,6 +239,7 @@ impl World {
             is_persistent: true,
             memory_bytes: 256 << 20,
             memory_blocker: None,
+            background_blocker: Some(NO_BACKGROUND.to_owned()),
             pull_blocker: None,
             variables: new.variables.clone(),
             uncovered: Vec::new(),

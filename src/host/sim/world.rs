@@ -335,6 +335,7 @@ impl World {
         self.advance_load(vm);
         self.advance_jobs(vm);
         self.advance_capture(vm);
+        self.advance_background(vm);
         self.end_what_is_not_up(vm);
     }
 

@@ -1,0 +1,335 @@
+//! Memory that QEMU writes behind a running guest's back (its capability `background-snapshot`), into a save image whose
+//! header is there already.
+//!
+//! Decides how QEMU is asked, and which of what it tells is about our image. Leaves the pause and the resume around it to the
+//! caller. Must never leave the capability behind: the next migration of the VM would copy it, and both would run.
+//!
+//! ```text
+//!   begin: [file given] -> [capability on] -> [migrate] -> changes kept apart --QEMU alone--> completed | failed
+//!   end:   [cancelled, if under way] -> [capability off] -> [file taken back]
+//! ```
+//!
+//! libvirt has no job of this: it takes the events of a migration that it has not asked for as none of its own. QEMU gets
+//! an open file, so that it is confined as it was. Only one begun by [`begin`] has that file: by its name in QEMU it is known.
+
+use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+use virt::domain::Domain;
+
+use super::connection::Connection;
+use super::monitor::{self, Custom, ask};
+use super::refusal::{LibvirtSays, on_vm};
+use super::{ffi, vms};
+use crate::host::images::where_memory_goes;
+use crate::host::paths::plain;
+use crate::host::{BackgroundCapture, HostError, Result};
+use crate::model::VmId;
+
+/// The set of files that ours is in, of each QEMU. libvirt counts its own from zero.
+const FILE_SET: u32 = 0x7673_6e70;
+
+/// The guest stands still meanwhile, and QEMU has no event for it: `query-migrate` alone tells.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
+
+/// Changes are kept apart within milliseconds per GiB, or something is wrong.
+const BEGINS_WITHIN: Duration = Duration::from_secs(20);
+
+/// QEMU gives a migration up between two pages.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+
+/// See [`crate::host::Hypervisor::background_blocker`].
+///
+/// QEMU looks whether the kernel and the guest's memory allow it when it is switched on (`migrate_caps_check`).
+pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
+    let domain = vms::lookup(line, vm)?;
+    match set_capability(&domain, vm, true) {
+        Ok(()) => set_capability(&domain, vm, false).map(|()| None),
+        Err(HostError::Refused { cause, .. }) => Ok(Some(cause.to_string())),
+        Err(error) => {
+            // Whatever came of it, it does not stay on.
+            let _ = set_capability(&domain, vm, false);
+            Err(error)
+        }
+    }
+}
+
+/// See [`crate::host::Hypervisor::begin_background_capture`].
+pub(super) fn begin(line: &Connection, vm: VmId, image: &Path) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    check_paused(&domain, vm)?;
+    end_on(&domain, vm)?;
+    let begun = begin_on(&domain, vm, image).and_then(|()| check_paused(&domain, vm));
+    if begun.is_err() {
+        end_on(&domain, vm)?;
+    }
+    begun
+}
+
+/// What it has changed since it was switched would be in its memory and not in its disks.
+fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
+    if monitor::is_running(domain, vm)? {
+        let cause = "somebody has resumed the VM".into();
+        return Err(HostError::Refused { call: "capture memory", cause });
+    }
+    Ok(())
+}
+
+fn begin_on(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
+    let memory_at = where_memory_goes(image)?;
+    give_file(domain, vm, image)?;
+    set_capability(domain, vm, true)?;
+    let uri = format!("file:/dev/fdset/{FILE_SET},offset={memory_at}");
+    run(domain, vm, "migrate", Migrate { uri })?;
+    let began = Instant::now();
+    loop {
+        match migration(domain, vm)?.judge() {
+            // "Active" alone is too early: until there are pages QEMU may not have begun to keep changes apart.
+            Told::Active { pages: 1.., .. } | Told::Complete => return Ok(()),
+            Told::Failed(problem) => {
+                let cause = LibvirtSays::new(problem).into();
+                return Err(HostError::Refused { call: "capture memory", cause });
+            }
+            Told::Nothing | Told::Active { .. } if began.elapsed() > BEGINS_WITHIN => {
+                return Err(HostError::TimedOut {
+                    call: "the beginning of the capture",
+                    after: BEGINS_WITHIN,
+                });
+            }
+            Told::Nothing | Told::Active { .. } => thread::sleep(BETWEEN_LOOKS),
+        }
+    }
+}
+
+/// See [`crate::host::Hypervisor::background_capture`].
+pub(super) fn look(line: &Connection, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+    let domain = vms::lookup(line, vm)?;
+    if !vms::is_active(&domain, vm)? {
+        return Ok(BackgroundCapture::None);
+    }
+    let is_meant = |file: &GivenFile| file.opaque.as_deref() == image.to_str();
+    if !given_files(&domain, vm)?.iter().any(is_meant) {
+        return Ok(BackgroundCapture::None);
+    }
+    Ok(match migration(&domain, vm)?.judge() {
+        Told::Nothing => BackgroundCapture::None,
+        Told::Active { done, total, .. } => BackgroundCapture::Active { done, total },
+        Told::Complete => BackgroundCapture::Complete,
+        Told::Failed(problem) => BackgroundCapture::Failed(LibvirtSays::new(problem).to_string()),
+    })
+}
+
+/// See [`crate::host::Hypervisor::end_background_capture`].
+pub(super) fn end(line: &Connection, vm: VmId) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    if !vms::is_active(&domain, vm)? {
+        return Ok(());
+    }
+    end_on(&domain, vm)
+}
+
+/// Without our file what is under way is none of ours: it is given first, and taken back last.
+fn end_on(domain: &Domain, vm: VmId) -> Result<()> {
+    if given_files(domain, vm)?.is_empty() {
+        return Ok(());
+    }
+    let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
+    let is_on = |it: &Capability| it.capability == CAPABILITY && it.state;
+    // One that migrates without it is not ours either, and was begun before it could be switched on.
+    if capabilities.iter().any(is_on) {
+        cancel(domain, vm)?;
+        set_capability(domain, vm, false)?;
+    }
+    run(domain, vm, "remove-fd", RemoveFile { fdset_id: FILE_SET })
+}
+
+fn cancel(domain: &Domain, vm: VmId) -> Result<()> {
+    let began = Instant::now();
+    while let Told::Active { .. } = migration(domain, vm)?.judge() {
+        if began.elapsed() > ENDS_WITHIN {
+            return Err(HostError::TimedOut { call: "the end of the capture", after: ENDS_WITHIN });
+        }
+        run(domain, vm, "migrate_cancel", Nothing {})?;
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(())
+}
+
+/// For writing only: QEMU takes the file of the set whose access mode is the one that it needs.
+fn give_file(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
+    let name = plain(image)?;
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().write(true).custom_flags(flags.bits()).open(image);
+    let file = file.map_err(|cause| HostError::Io { action: "open", path: image.to_owned(), cause })?;
+    let command = monitor::spell(&Custom {
+        execute: "add-fd",
+        arguments: AddFile { fdset_id: FILE_SET, opaque: name.to_owned() },
+    })?;
+    let command = CString::new(command)
+        .map_err(|error| HostError::Malformed { what: "a command to QEMU", cause: error.into() })?;
+    let answer = ffi::monitor_command_with_file(domain, &command, file.as_fd());
+    monitor::read::<serde_json::Value>(&answer.map_err(on_vm(vm, "give QEMU a file"))?).map(drop)
+}
+
+fn given_files(domain: &Domain, vm: VmId) -> Result<Vec<GivenFile>> {
+    let sets: Vec<FileSet> = query(domain, vm, "query-fdsets")?;
+    Ok(sets.into_iter().filter(|set| set.id == FILE_SET).flat_map(|set| set.files).collect())
+}
+
+fn migration(domain: &Domain, vm: VmId) -> Result<Migration> {
+    query(domain, vm, "query-migrate")
+}
+
+const CAPABILITY: &str = "background-snapshot";
+
+fn set_capability(domain: &Domain, vm: VmId, state: bool) -> Result<()> {
+    let capabilities = [Capability { capability: CAPABILITY.to_owned(), state }];
+    run(domain, vm, "migrate-set-capabilities", SetCapabilities { capabilities })
+}
+
+fn run(domain: &Domain, vm: VmId, execute: &'static str, arguments: impl Serialize) -> Result<()> {
+    ask::<serde_json::Value>(domain, vm, &Custom { execute, arguments }).map(drop)
+}
+
+fn query<T: for<'a> Deserialize<'a>>(domain: &Domain, vm: VmId, execute: &'static str) -> Result<T> {
+    ask(domain, vm, &Custom { execute, arguments: Nothing {} })
+}
+
+#[derive(Debug, Serialize)]
+struct Nothing {}
+
+#[derive(Debug, Serialize)]
+struct Migrate {
+    uri: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct AddFile {
+    fdset_id: u32,
+    opaque: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct RemoveFile {
+    fdset_id: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct SetCapabilities {
+    capabilities: [Capability; 1],
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Capability {
+    capability: String,
+    state: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct FileSet {
+    #[serde(rename = "fdset-id")]
+    id: u32,
+    #[serde(rename = "fds")]
+    files: Vec<GivenFile>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GivenFile {
+    opaque: Option<String>,
+}
+
+/// The answer to `query-migrate`: empty if there never was one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Migration {
+    status: Option<String>,
+    error_desc: Option<String>,
+    ram: Option<Ram>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ram {
+    total: u64,
+    remaining: u64,
+    normal: u64,
+    duplicate: u64,
+}
+
+/// What QEMU tells of its last migration.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Active { pages: u64, done: u64, total: u64 },
+    Complete,
+    Failed(String),
+}
+
+impl Migration {
+    fn judge(self) -> Told {
+        let ram = self.ram.unwrap_or_default();
+        match self.status.as_deref() {
+            None | Some("none") => Told::Nothing,
+            Some("completed") => Told::Complete,
+            Some("failed") => {
+                Told::Failed(self.error_desc.unwrap_or_else(|| "QEMU does not say why".to_owned()))
+            }
+            Some("cancelled") => Told::Failed("it was cancelled".to_owned()),
+            // One that a newer QEMU has come up with is under way.
+            Some(_) => Told::Active {
+                pages: ram.normal.saturating_add(ram.duplicate),
+                done: ram.total.saturating_sub(ram.remaining),
+                total: ram.total,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_qemu_tells() {
+        let check = |json: &str, expected: Told| {
+            let migration: Migration = serde_json::from_str(json).unwrap();
+            assert_eq!(migration.judge(), expected, "{json}");
+        };
+        check("{}", Told::Nothing);
+        check(r#"{"status":"none"}"#, Told::Nothing);
+        check(r#"{"status":"setup"}"#, Told::Active { pages: 0, done: 0, total: 0 });
+        check(
+            r#"{"status":"active","ram":{"total":100,"remaining":60,"normal":3,"duplicate":4,"mbps":1.5}}"#,
+            Told::Active { pages: 7, done: 40, total: 100 },
+        );
+        check(r#"{"status":"cancelling"}"#, Told::Active { pages: 0, done: 0, total: 0 });
+        check(r#"{"status":"completed","ram":{"total":1}}"#, Told::Complete);
+        check(r#"{"status":"failed","error-desc":"no room"}"#, Told::Failed("no room".to_owned()));
+        check(r#"{"status":"failed"}"#, Told::Failed("QEMU does not say why".to_owned()));
+        check(r#"{"status":"cancelled"}"#, Told::Failed("it was cancelled".to_owned()));
+    }
+
+    #[test]
+    fn how_qemu_is_asked() {
+        let spelled = monitor::spell(&Custom {
+            execute: "migrate-set-capabilities",
+            arguments: SetCapabilities {
+                capabilities: [Capability { capability: CAPABILITY.to_owned(), state: true }],
+            },
+        });
+        let expected = concat!(
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":"#,
+            r#"[{"capability":"background-snapshot","state":true}]}}"#
+        );
+        assert_eq!(spelled.unwrap(), expected);
+    }
+}

@@ -1,0 +1,155 @@
+//! Memory that is written behind a running guest's back.
+//!
+//! Decides what stands in the image: the memory, and what the disks read, of the moment in which it was begun. It goes on by
+//! notches, whether anybody looks or not, and ends with the process.
+
+use std::path::{Path, PathBuf};
+
+use super::super::{BackgroundCapture, HostError, Result};
+use super::fault::Extent;
+use super::files::{FileKind, MemoryFile, bad};
+use super::world::{World, refused};
+use crate::model::VmId;
+use crate::model::vm::{PauseReason, RunState};
+
+/// What stands in the way where nobody has said that nothing does.
+pub(super) const NO_BACKGROUND: &str = "this QEMU cannot keep apart what a guest changes";
+
+const CALL: &str = "capture memory";
+
+/// A background capture that nobody has ended yet. As long as there is one a migration would go wrong.
+#[derive(Debug, Clone)]
+pub(super) struct Background {
+    image: PathBuf,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is captured: whoever began was interrupted.
+    Prepared,
+    Active {
+        notches: u32,
+        left: u32,
+    },
+    Complete,
+    Failed(&'static str),
+}
+
+impl Background {
+    /// Whether memory is being written.
+    pub(super) fn is_active(&self) -> bool {
+        matches!(self.stage, Stage::Active { .. })
+    }
+}
+
+impl World {
+    /// See [`crate::host::Hypervisor::background_blocker`].
+    pub(super) fn background_blocker(&mut self, vm: VmId) -> Result<Option<String>> {
+        self.live(vm, CALL)?;
+        Ok(self.machine(vm)?.background_blocker.clone())
+    }
+
+    /// See [`crate::host::Hypervisor::begin_background_capture`].
+    pub(super) fn begin_background(&mut self, vm: VmId, image: &Path, extent: Extent) -> Result<()> {
+        if self.live(vm, CALL)?.run_state == RunState::Running {
+            return Err(refused(CALL, "the VM runs"));
+        }
+        if let Some(blocker) = self.background_blocker(vm)? {
+            return Err(refused(CALL, blocker));
+        }
+        if !matches!(self.files.get(image)?.kind, FileKind::MemoryHeader) {
+            return Err(bad(image, "it is not an unfinished memory image"));
+        }
+        self.end_background(vm)?;
+        let machine = self.machine(vm)?;
+        let (bytes, notches, sources) =
+            (machine.memory_bytes, machine.capture_notches, machine.active_images());
+        let stage = if extent == Extent::Half {
+            Stage::Prepared
+        } else if self.files.free() < bytes {
+            Stage::Failed("no space is left")
+        } else {
+            let memory = self.live(vm, CALL)?.memory;
+            let disks = self.contents(vm);
+            let file =
+                MemoryFile { vm, is_written: false, is_complete: false, bytes, memory, sources, disks };
+            self.files.put_memory(image, file)?;
+            Stage::Active { notches, left: notches }
+        };
+        self.live(vm, CALL)?.background = Some(Background { image: image.to_owned(), stage });
+        self.note_end_of_background(vm);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::background_capture`].
+    pub(super) fn look_at_background(&mut self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+        let machine = self.machine(vm)?;
+        let total = machine.memory_bytes;
+        let background = machine.live.as_ref().and_then(|live| live.background.as_ref());
+        let seen = match background.filter(|background| background.image == image).map(|it| &it.stage) {
+            None | Some(Stage::Prepared) => BackgroundCapture::None,
+            Some(Stage::Complete) => BackgroundCapture::Complete,
+            Some(Stage::Failed(why)) => BackgroundCapture::Failed((*why).to_owned()),
+            Some(Stage::Active { notches, left }) => {
+                let done = total / u64::from((*notches).max(1)) * u64::from(notches - left);
+                BackgroundCapture::Active { done, total }
+            }
+        };
+        self.advance_background(vm);
+        Ok(seen)
+    }
+
+    /// See [`crate::host::Hypervisor::end_background_capture`].
+    pub(super) fn end_background(&mut self, vm: VmId) -> Result<()> {
+        if let Some(live) = self.machine(vm)?.live.as_mut() {
+            live.background = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn advance_background(&mut self, vm: VmId) {
+        let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
+        let Some(background) = live.and_then(|live| live.background.as_mut()) else { return };
+        if let Stage::Active { left, .. } = &mut background.stage {
+            *left = left.saturating_sub(1);
+        }
+        self.note_end_of_background(vm);
+    }
+
+    fn note_end_of_background(&mut self, vm: VmId) {
+        let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
+        let Some(background) = live.and_then(|live| live.background.as_mut()) else { return };
+        if matches!(background.stage, Stage::Active { left: 0, .. }) {
+            background.stage = Stage::Complete;
+            let image = background.image.clone();
+            self.files.memory_is_written(&image);
+        }
+    }
+
+    /// Whoever migrates the VM now, or captures its memory, does so as a background snapshot, too: both copies run on.
+    pub(super) fn is_not_left_on(&mut self, vm: VmId, what: &str) {
+        let live = self.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        if live.is_some_and(|live| live.background.as_ref().is_some_and(|it| !it.is_active())) {
+            self.violate(format!("VM {vm}: {what}, and a background capture was never ended"));
+        }
+    }
+
+    /// See [`crate::host::Hypervisor::pause`].
+    pub(super) fn pause(&mut self, vm: VmId) -> Result<()> {
+        const CALL: &str = "pause the VM";
+        let live = self.live(vm, CALL)?;
+        if live.capture.is_some() {
+            return Err(HostError::Busy("memory is being captured".into()));
+        }
+        match live.run_state {
+            RunState::Running => self.set_run_state(vm, RunState::Paused(PauseReason::User)),
+            // libvirt lets it be (`qemuDomainSuspend`).
+            RunState::Paused(_) => {}
+            RunState::Off | RunState::Migrated | RunState::Unsettled => {
+                return Err(refused(CALL, "the VM does not run"));
+            }
+        }
+        Ok(())
+    }
+}

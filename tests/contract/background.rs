@@ -1,0 +1,151 @@
+//! Memory that is written behind a running guest's back.
+
+use std::path::Path;
+
+use vmsnap::host::{BackgroundCapture, StartFrom};
+use vmsnap::model::VmId;
+use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::{Format, PauseReason, RunState};
+
+use crate::node::{Node, expect, paths, switch, target};
+use crate::over_both_nodes;
+
+/// A running VM with one disk, and a memory image that waits for its memory; None where QEMU has not learned it yet, or the
+/// kernel does not let it.
+async fn prepared(node: &dyn Node, base: &ImageRef, image: &Path) -> Option<VmId> {
+    let vm = node.running(base).await;
+    begin_image(node, vm, image).await;
+    if node.hypervisor().background_blocker(vm).await.unwrap().is_none() {
+        return Some(vm);
+    }
+    node.hypervisor().pause(vm).await.unwrap();
+    expect(&node.hypervisor().begin_background_capture(vm, image).await, "refused");
+    assert_eq!(look(node, vm, image).await, BackgroundCapture::None);
+    None
+}
+
+async fn begin_image(node: &dyn Node, vm: VmId, image: &Path) {
+    let definition = node.hypervisor().definition(vm).await.unwrap();
+    node.images().begin_memory_image(image, &definition).await.unwrap();
+    assert_eq!(node.images().memory_image(image).await.unwrap(), None, "it is not complete");
+}
+
+async fn look(node: &dyn Node, vm: VmId, image: &Path) -> BackgroundCapture {
+    node.hypervisor().background_capture(vm, image).await.unwrap()
+}
+
+async fn run_state(node: &dyn Node, vm: VmId) -> RunState {
+    node.view(vm).await.run_state
+}
+
+/// Until it is over.
+async fn see_through(node: &dyn Node, vm: VmId, image: &Path) {
+    loop {
+        match look(node, vm, image).await {
+            BackgroundCapture::Active { done, total } => assert!(done <= total, "{done} of {total}"),
+            end => break assert_eq!(end, BackgroundCapture::Complete),
+        }
+    }
+}
+
+/// The disks go over while the VM stands still, it runs on while its memory is written, and starts from that.
+async fn memory_and_disks_of_one_instant(node: &dyn Node) {
+    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    node.write_image(&base, 0, 1);
+    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let hypervisor = node.hypervisor();
+    let definition = hypervisor.definition(vm).await.unwrap();
+    let over = node.overlay("over", &base).await;
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.pause(vm).await.unwrap();
+    assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User));
+    hypervisor.switch_disks(vm, &switch(&[("vda", &over)], &[], None)).await.unwrap();
+    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User), "until it is resumed");
+    hypervisor.resume(vm).await.unwrap();
+    node.write_disk(vm, "vda", 0, 2);
+    see_through(node, vm, &image).await;
+    hypervisor.end_background_capture(vm).await.unwrap();
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    assert_eq!(node.images().memory_image(&image).await.unwrap(), None, "until it is finished");
+    let bytes = node.images().finish_memory_image(&image).await.unwrap();
+    assert_eq!(node.images().memory_image(&image).await.unwrap(), Some(bytes));
+    assert_eq!(node.images().finish_memory_image(&image).await.unwrap(), bytes, "already so");
+    assert_eq!(run_state(node, vm).await, RunState::Running);
+
+    hypervisor.stop(vm).await.unwrap();
+    let again = node.overlay("again", &base).await;
+    let disks = vec![(target("vda"), again.clone())];
+    hypervisor.start(vm, &StartFrom::Memory { image, definition, disks }, false).await.unwrap();
+    assert_eq!(run_state(node, vm).await, RunState::Running);
+    assert_eq!(node.chain(vm, "vda").await, paths(&[&again, &base]));
+    node.check_violations(0);
+}
+
+/// The next capture of the same VM is another one.
+async fn one_that_is_broken_off(node: &dyn Node) {
+    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let hypervisor = node.hypervisor();
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    hypervisor.end_background_capture(vm).await.unwrap();
+    hypervisor.end_background_capture(vm).await.unwrap();
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    hypervisor.resume(vm).await.unwrap();
+    assert_eq!(run_state(node, vm).await, RunState::Running);
+
+    node.remove(&image).await;
+    begin_image(node, vm, &image).await;
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    hypervisor.resume(vm).await.unwrap();
+    see_through(node, vm, &image).await;
+    hypervisor.end_background_capture(vm).await.unwrap();
+    node.images().finish_memory_image(&image).await.unwrap();
+    node.check_violations(0);
+}
+
+async fn what_is_refused(node: &dyn Node) {
+    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let hypervisor = node.hypervisor();
+    expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
+    assert_eq!(run_state(node, vm).await, RunState::Running);
+    hypervisor.pause(vm).await.unwrap();
+    expect(&hypervisor.begin_background_capture(vm, &node.path("missing")).await, "no such image");
+    expect(&hypervisor.begin_background_capture(vm, &base.path).await, "bad image");
+    expect(&node.images().finish_memory_image(&image).await, "bad image");
+    assert_eq!(node.images().memory_image(&image).await.unwrap(), None, "nothing of it is there");
+    let definition = hypervisor.definition(vm).await.unwrap();
+    assert!(node.images().begin_memory_image(&image, &definition).await.is_err(), "it is there already");
+    hypervisor.stop(vm).await.unwrap();
+    expect(&hypervisor.pause(vm).await, "refused");
+    expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    hypervisor.end_background_capture(vm).await.unwrap();
+    node.check_violations(0);
+}
+
+/// What QEMU was writing is not complete, and never will be.
+async fn a_vm_that_ends_meanwhile(node: &dyn Node) {
+    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let hypervisor = node.hypervisor();
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    hypervisor.stop(vm).await.unwrap();
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    hypervisor.end_background_capture(vm).await.unwrap();
+    assert_eq!(node.images().memory_image(&image).await.unwrap(), None);
+    node.start(vm).await;
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    node.check_violations(0);
+}
+
+over_both_nodes! {
+    memory_and_disks_of_one_instant
+    one_that_is_broken_off
+    what_is_refused
+    a_vm_that_ends_meanwhile
+}

@@ -1,0 +1,66 @@
+//! Memory written behind a guest's back: what QEMU and libvirt are left with.
+
+use serde_json::Value;
+use vmsnap::host::libvirt::{Deadlines, Libvirt};
+use vmsnap::host::{BackgroundCapture, Hypervisor, Images, Link};
+use vmsnap::model::vm::{Format, RunState};
+
+use crate::bed::{Bed, URI, Vm, in_time, virsh};
+use crate::switch::filled_memory;
+
+/// What QEMU's monitor answers.
+fn ask(vm: &Vm, command: &str) -> Value {
+    let answer = virsh(&["qemu-monitor-command", &vm.name, &format!("{{\"execute\":\"{command}\"}}")]);
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    answer["return"].clone()
+}
+
+fn is_on(vm: &Vm) -> bool {
+    let capabilities = ask(vm, "query-migrate-capabilities");
+    let capabilities = capabilities.as_array().unwrap();
+    let found = capabilities.iter().find(|it| it["capability"] == "background-snapshot");
+    found.is_some_and(|it| it["state"] == true)
+}
+
+/// A daemon that was started meanwhile sees it, and whoever ends it leaves nothing behind: the VM can be saved, by libvirt, as
+/// if there had never been one.
+#[tokio::test]
+async fn another_daemon_ends_it() {
+    let Some(bed) = Bed::new().await else { return };
+    let base = bed.image("base", Format::Qcow2);
+    let disk = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        base.path.display()
+    );
+    let vm = Vm::define(&disk, "", &filled_memory(&bed));
+    bed.start(&vm).await;
+    if bed.libvirt.background_blocker(vm.id).await.unwrap().is_some() {
+        return;
+    }
+    assert!(!is_on(&vm), "it was only asked for");
+    let image = bed.path("memory");
+    let definition = bed.libvirt.definition(vm.id).await.unwrap();
+    bed.images.begin_memory_image(&image, &definition).await.unwrap();
+    bed.libvirt.pause(vm.id).await.unwrap();
+    bed.libvirt.begin_background_capture(vm.id, &image).await.unwrap();
+    bed.libvirt.resume(vm.id).await.unwrap();
+    assert!(is_on(&vm));
+
+    let other = Libvirt::connect(URI, Deadlines::default()).unwrap();
+    in_time(other.link().wait_for(|link| *link == Link::Up)).await.unwrap();
+    assert_ne!(other.background_capture(vm.id, &image).await.unwrap(), BackgroundCapture::None);
+    assert_eq!(
+        other.background_capture(vm.id, &bed.path("other")).await.unwrap(),
+        BackgroundCapture::None,
+        "that is another image"
+    );
+    other.end_background_capture(vm.id).await.unwrap();
+    assert!(!is_on(&vm));
+    assert_eq!(ask(&vm, "query-fdsets").as_array().map(Vec::len), Some(0), "QEMU keeps no file of ours");
+    assert_eq!(bed.observe(&vm).await.run_state, RunState::Running);
+
+    virsh(&["managedsave", &vm.name]);
+    assert_eq!(bed.observe(&vm).await.run_state, RunState::Off);
+    bed.start(&vm).await;
+}

@@ -5,7 +5,7 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Hold, Method, Mishap, Moment, Tr
 use vmsnap::model::vm::PauseReason;
 use vmsnap::model::{RunState, VmId};
 
-use crate::node::{ChooseWeighted, Node, at_once};
+use crate::node::{ChooseWeighted, Node, UnseenPivot, at_once};
 
 /// Room for everything, in bytes.
 pub const ROOM: u64 = 1 << 40;
@@ -107,11 +107,14 @@ impl Node {
                 self.write_block(vm, &disk);
             }
             self.trace.push(format!("turn {}: {vm} ends, and {disk} wrote to {base:?}", self.turn));
-            self.unseen_pivots.push((vm, disk, base));
+            self.unseen_pivots.push(UnseenPivot { vm, disk, older: None, newer: base });
         }
         self.tally.unseen_pivots += 1;
         self.oracle.vm(vm).may_be_off = true;
         self.sim.someone_stops(vm);
+        for pivot in self.unseen_pivots.iter_mut().filter(|pivot| pivot.vm == vm && pivot.older.is_none()) {
+            pivot.older = self.sim.image_of(vm, &pivot.disk);
+        }
     }
 
     fn qemu_dies_after_a_switch(&mut self, vm: VmId) {

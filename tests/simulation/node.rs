@@ -36,8 +36,8 @@ pub struct Node {
     pub held: Vec<(u32, Hold)>,
     /// QEMU dies after its next pivot or switch, before libvirt, which died before it, has noted that.
     pub dies_unnoted: bool,
-    /// Disks whose process ended so, each with the image that holds what its guest wrote last.
-    pub unseen_pivots: Vec<(VmId, DiskTarget, ImageRef)>,
+    /// Disks whose process ended so.
+    pub unseen_pivots: Vec<UnseenPivot>,
     /// What each new VM reads, once whoever asked for it has heard that it is there; the names of all that were asked for.
     pub deployed: BTreeMap<VmId, Disks>,
     pub new_vms: Vec<String>,
@@ -52,6 +52,16 @@ pub struct Node {
     pub tally: Tally,
     /// What happened, in words: the same for the same seed.
     pub trace: Vec<String>,
+}
+
+/// A process that has ended after a pivot that nobody has noted.
+pub struct UnseenPivot {
+    pub vm: VmId,
+    pub disk: DiskTarget,
+    /// What the definition names.
+    pub older: Option<PathBuf>,
+    /// What its guest wrote to last.
+    pub newer: ImageRef,
 }
 
 /// How a life ends.

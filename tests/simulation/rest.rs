@@ -13,7 +13,7 @@ use vmsnap::ops::{Engine, NodeCheck};
 use vmsnap::plan;
 
 use crate::mishaps::ROOM;
-use crate::node::{Node, at_once, runtime};
+use crate::node::{Node, UnseenPivot, at_once, runtime};
 use crate::people::adopt;
 use crate::simulated::{ensure, pass_time, settings, verify_manifests};
 
@@ -36,6 +36,7 @@ impl Node {
             // One that has migrated is left alone until it runs here, wherever it has ended.
             let has_left = departures.iter().any(|departure| departure.vm == vm);
             if has_left || self.sim.is_elsewhere(vm) || self.sim.run_state(vm) == Some(RunState::Migrated) {
+                self.name_newer_images(vm);
                 self.sim.someone_brings_home(vm, true);
             }
             self.sim.set_agent(vm, AgentBehaviour::Obeys);
@@ -133,14 +134,23 @@ impl Node {
         Ok(())
     }
 
+    /// A person who starts a VM that has ended in a pivot knows that it would boot the older image.
+    fn name_newer_images(&self, vm: VmId) {
+        for pivot in self.unseen_pivots.iter().filter(|pivot| pivot.vm == vm) {
+            if self.sim.image_of(vm, &pivot.disk) == pivot.older {
+                self.sim.someone_redefines(vm, &pivot.disk, pivot.newer.clone());
+            }
+        }
+    }
+
     /// A person who is asked knows which image is the newer one, and lets the definition name it.
     fn decide_pivots(&mut self, stuck: &Operation) {
         let failure = stuck.failure.iter().chain(&stuck.later_failure);
         let words: Vec<&str> = failure.map(|failure| failure.message.as_str()).collect();
-        for (vm, disk, base) in &self.unseen_pivots {
-            let name = base.path.display().to_string();
+        for UnseenPivot { vm, disk, newer, .. } in &self.unseen_pivots {
+            let name = newer.path.display().to_string();
             if *vm == stuck.vm && words.iter().any(|words| words.contains(&name)) {
-                self.sim.someone_redefines(*vm, disk, base.clone());
+                self.sim.someone_redefines(*vm, disk, newer.clone());
             }
         }
     }

@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, watch};
 use crate::host::{Commit, HostError, HostEvent, Pull, Result};
 use crate::model::step::{How, ImageRef, Merge, MergeLayers};
 use crate::model::vm::{BlockJobKind, DiskSource, Format, RunState};
-use crate::model::{Failure, VmId};
+use crate::model::{Failure, Request, VmId};
 use crate::plan::merge::{Next, Seen, next};
 
 use super::super::board::Phase;
@@ -31,6 +31,8 @@ enum Merged {
     Halfway(Failure),
     /// It was ended on the way: it makes no headway.
     GivenUp(Failure),
+    /// It is somewhere on the way, and as good as never begun.
+    Left(Failure),
     /// The daemon is going down.
     Interrupted,
 }
@@ -67,6 +69,7 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
             }
             Merged::Halfway(error) => failure = Some(error),
             Merged::GivenUp(error) => given_up = Some(error),
+            Merged::Left(error) => return Performed::not_applied(error),
             Merged::Interrupted => return Performed::Interrupted,
         }
     }
@@ -143,6 +146,9 @@ async fn follow(
                 settle(context, context.vm(), COMES_UP).await;
                 continue;
             }
+            // Whether it has ended, or went to another node and took its definition along, nobody can tell: nothing is done to
+            // the image any more. It reads the same at each moment, and is left as far as it got.
+            Err(error @ HostError::NoSuchVm(_)) if flattens(context) => return Merged::Left(error.into()),
             Err(error) => Err(error.into()),
         };
         match moved {
@@ -152,6 +158,11 @@ async fn follow(
             Err(error) => return Merged::Untouched(error.into()),
         }
     }
+}
+
+/// Whether all it does is to let one image stand alone.
+fn flattens(context: &Context<'_>) -> bool {
+    matches!(context.operation.request, Request::FlattenVolume(_))
 }
 
 /// Trying again finds the same, until a person has decided.
@@ -410,16 +421,8 @@ async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>
 
 async fn see(context: &Context<'_>, merge: &Merge, course: &Course) -> Result<Seen> {
     let mut backings = Vec::with_capacity(merge.headers().len());
-    let disk = match context.operation.of_vm() {
-        Some(vm) => match see_disk(context, vm, merge).await {
-            // What is copied into keeps its name and reads the same at each moment, whoever comes to have it.
-            Err(HostError::NoSuchVm(_)) if matches!(merge.how, How::Pull { .. }) => None,
-            seen => Some(seen?),
-        },
-        None => None,
-    };
-    let mut seen = if let Some(seen) = disk {
-        seen
+    let mut seen = if let Some(vm) = context.operation.of_vm() {
+        see_disk(context, vm, merge).await?
     } else {
         // A VM may have come to have the volume, and gone since.
         context.check_not_elsewhere(&[&merge.base.path, &merge.child.path]).await?;

@@ -59,6 +59,18 @@ const MUTANTS: &[Mutant] = &[
         wrong: "",
     },
     Mutant {
+        rule: "the intent to pause is durable before the VM is asked",
+        file: "src/ops/steps/pause.rs",
+        right: "    if let Err(error) = take_lease(context, Standstill::Paused, timeout).await {\n        return Performed::not_applied(error);\n    }\n",
+        wrong: "",
+    },
+    Mutant {
+        rule: "a capture of memory is ended once it is complete",
+        file: "src/ops/steps/background.rs",
+        right: "    match end(context).await {\n        Ok(()) => Performed::done(),\n        Err(error) => Performed::unknown(error),\n    }\n}\n\n/// The image is complete and durable.",
+        wrong: "    Performed::done()\n}\n\n/// The image is complete and durable.",
+    },
+    Mutant {
         rule: "a guest that gives no answer is not proven thawed",
         file: "src/ops/steps/quiesce.rs",
         right: "            Err(error) => last = Err(error),\n        }\n        match host.hypervisor",

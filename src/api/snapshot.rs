@@ -330,6 +330,7 @@ struct CreateWish {
     label: Label,
     quiesce: Quiesce,
     freeze_timeout: Duration,
+    max_pause: Option<Duration>,
     disks: BTreeSet<DiskTarget>,
 }
 
@@ -339,9 +340,10 @@ impl CreateWish {
         violations.required("vm", &message.vm);
         violations.request_id(&message.request_id);
         let label = violations.take_label(message);
-        if message.max_pause.is_some() {
-            violations.add("max_pause", "this version cannot bound the pause of a memory capture");
+        if message.max_pause.is_some() && !message.memory {
+            violations.add("max_pause", "only memory is captured with a pause");
         }
+        let max_pause = violations.take("max_pause", max_pause(message.max_pause)).flatten();
         if message.mount_points.len() > MOUNT_POINTS_LIMIT {
             violations.add("mount_points", format!("at most {MOUNT_POINTS_LIMIT}"));
         }
@@ -352,7 +354,8 @@ impl CreateWish {
         let freeze_timeout = violations.take("freeze_timeout", freeze_timeout(message.freeze_timeout));
         let quiesce = quiesce(message.quiesce());
         violations.check()?;
-        Ok(Self { label, quiesce, freeze_timeout: freeze_timeout.unwrap_or(FREEZE_TIMEOUT), disks })
+        let freeze_timeout = freeze_timeout.unwrap_or(FREEZE_TIMEOUT);
+        Ok(Self { label, quiesce, freeze_timeout, max_pause, disks })
     }
 
     fn request(self, vm: crate::model::VmId, message: v1::CreateSnapshotRequest) -> CreateSnapshot {
@@ -363,7 +366,8 @@ impl CreateWish {
             label: self.label,
             quiesce: self.quiesce,
             mount_points: message.mount_points,
-            freeze_timeout_ms: u64::try_from(self.freeze_timeout.as_millis()).unwrap_or(u64::MAX),
+            freeze_timeout_ms: millis(self.freeze_timeout),
+            max_pause_ms: self.max_pause.map(millis),
             disks: self.disks,
         }
     }
@@ -376,6 +380,16 @@ pub(super) fn quiesce(asked: v1::Quiesce) -> Quiesce {
         v1::Quiesce::Auto | v1::Quiesce::Unspecified => Quiesce::Auto,
         v1::Quiesce::Off => Quiesce::Off,
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn max_pause(asked: Option<prost_types::Duration>) -> Result<Option<Duration>, String> {
+    let Some(asked) = asked else { return Ok(None) };
+    let wanted = Duration::try_from(asked).ok().filter(|wanted| wanted.as_millis() > 0);
+    wanted.map(Some).ok_or_else(|| "at least a millisecond".to_owned())
 }
 
 fn freeze_timeout(asked: Option<prost_types::Duration>) -> Result<Duration, String> {

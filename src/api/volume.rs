@@ -198,6 +198,7 @@ impl Api {
             quiesce: quiesce(message.quiesce()),
             mount_points: Vec::new(),
             freeze_timeout_ms: u64::try_from(FREEZE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+            max_pause_ms: None,
             disks,
         };
         Ok(self.engine.create_snapshot(request, asked).await)

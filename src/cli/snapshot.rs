@@ -42,6 +42,7 @@ async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
         quiesce: quiesce(args.quiesce).into(),
         mount_points: args.mount_points,
         freeze_timeout: args.freeze_timeout.try_into().ok(),
+        max_pause: args.max_pause.and_then(|pause| pause.try_into().ok()),
         disks: args.disks,
         account: args.label.account,
         domain: args.label.domain,
@@ -50,7 +51,6 @@ async fn create(session: &Session, args: CreateArgs) -> Result<u8, Failure> {
         expire_time: args.label.expire.map(Into::into),
         request_id: request_id(),
         validate_only: args.how.dry_run,
-        ..v1::CreateSnapshotRequest::default()
     };
     let answer = session.daemon.snapshots().create_snapshot(request).await?.into_inner();
     if let Some(plan) = answer.plan {

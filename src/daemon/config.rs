@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use crate::plan::{LivePulls, MergePolicy};
+use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy};
 
 /// Everything that can be set. Every default works unset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Config {
     /// bytes: `when_safe`, or `always`. QEMU before 10.2 may crash when a pull ends (QEMU issue 3149); `always` is for one
     /// that is mended by its distributor.
     pub live_pulls: LivePulls,
+    /// Whether memory is captured while its guest runs: `when_possible`, or `never`. Then a guest stands still until all of its
+    /// memory is written.
+    pub background_captures: BackgroundCaptures,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
     /// Seconds for which a guest may write as fast as a merge of its disk copies, or faster, before its writes are slowed;
@@ -70,6 +73,7 @@ impl Default for Config {
             space_warning_bytes: 16 << 30,
             libvirt_uri: "qemu:///system".to_owned(),
             live_pulls: LivePulls::WhenSafe,
+            background_captures: BackgroundCaptures::WhenPossible,
             concurrent_merges: 4,
             merge_patience_seconds: 30,
             merge_deadline_seconds: 60 * 60,
@@ -252,6 +256,11 @@ mod tests {
         check("", Ok(|config| config.live_pulls == LivePulls::WhenSafe));
         check("live_pulls = \"always\"", Ok(|config| config.live_pulls == LivePulls::Always));
         check("live_pulls = \"never\"", Err("unknown variant `never`"));
+        check("", Ok(|config| config.background_captures == BackgroundCaptures::WhenPossible));
+        check(
+            "background_captures = \"never\"",
+            Ok(|config| config.background_captures == BackgroundCaptures::Never),
+        );
         check("socket = \"x\"", Err("socket: the path is not absolute"));
         check("socket_mode = \"0999\"", Err("is not an octal file mode"));
         check("catalog_backups = 0", Err("catalog_backups: at least one"));
@@ -279,6 +288,7 @@ overlay_directory = "/o"
 reserve_bytes = 268435456
 libvirt_uri = "qemu:///system"
 live_pulls = "when_safe"
+background_captures = "when_possible"
 concurrent_merges = 4
 concurrent_captures = 2
 event_days = 90

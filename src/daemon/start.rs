@@ -87,7 +87,7 @@ pub enum StartError {
         cause: io::Error,
     },
     /// Guests may be frozen still.
-    #[error("the guests of {vms} may be frozen: {}; the next start of vmsnapd thaws them", why(*.is_up))]
+    #[error("the guests of {vms} may be frozen or paused: {}; the next start of vmsnapd lets them go on", why(*.is_up))]
     Frozen {
         /// Their VMs.
         vms: String,
@@ -97,6 +97,18 @@ pub enum StartError {
     /// Guests may be slowed still.
     #[error("the writes of the guests of {vms} may be slowed: {}; the next start of vmsnapd frees them", why_slowed(*.is_up))]
     Slowed {
+        /// Their VMs.
+        vms: String,
+        /// Whether the hypervisor could be reached.
+        is_up: bool,
+    },
+    /// A migration may go wrong.
+    #[error(
+        "the memory of {vms} may still be captured: {}; until the next start of vmsnapd ends that, do not migrate them: both \
+         copies would run",
+        why_captured(*.is_up)
+    )]
+    Captured {
         /// Their VMs.
         vms: String,
         /// Whether the hypervisor could be reached.
@@ -126,11 +138,15 @@ pub enum StartError {
 }
 
 fn why(is_up: bool) -> &'static str {
-    if is_up { "their agents do not say that they are thawed" } else { "libvirt cannot be reached" }
+    if is_up { "they do not say that they go on" } else { "libvirt cannot be reached" }
 }
 
 fn why_slowed(is_up: bool) -> &'static str {
     if is_up { "libvirt does not take the limits back" } else { "libvirt cannot be reached" }
+}
+
+fn why_captured(is_up: bool) -> &'static str {
+    if is_up { "QEMU does not end that" } else { "libvirt cannot be reached" }
 }
 
 impl StartError {
@@ -177,6 +193,7 @@ impl StartError {
             | Self::Replace { .. }
             | Self::Frozen { .. }
             | Self::Slowed { .. }
+            | Self::Captured { .. }
             | Self::Listen { .. }
             | Self::Host(_)
             | Self::System(_)
@@ -293,6 +310,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
     Ok(Settings {
         places: places(config),
         live_pulls: config.live_pulls,
+        background_captures: config.background_captures,
         concurrent_merges: config.concurrent_merges,
         merge_policy: config.merge_policy(),
         concurrent_captures: config.concurrent_captures,

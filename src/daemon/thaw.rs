@@ -1,7 +1,8 @@
-//! `vmsnapd thaw`: no guest stays frozen, or slowed, because the daemon is gone. systemd runs it after each end of the
+//! `vmsnapd thaw`: no guest stays frozen, paused or slowed because the daemon is gone, and no VM in a state in which a
+//! migration would go wrong. systemd runs it after each end of the
 //! daemon.
 //!
-//! Decides nothing: what may be frozen or slowed stands in the catalog, and `ops` frees it. A daemon that runs does so by itself.
+//! Decides nothing: what may stand still or be slowed stands in the catalog, and `ops` frees it. A daemon that runs does so by itself.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::lock;
 use super::start::{StartError, boot_id, libvirt_host, open_catalog};
 use crate::host::{Host, Link};
 use crate::model::VmId;
-use crate::ops::{free_guests, thaw_guests};
+use crate::ops::{captured, end_captures, free_guests, thaw_guests};
 use crate::store::Store;
 
 /// libvirtd may be starting again, too.
@@ -37,18 +38,27 @@ async fn thaw(config: &Config, store: &Store) -> Result<(), StartError> {
     let leases = store.leases().await.map_err(|error| StartError::Thaw(error.into()))?;
     let throttles = store.throttles().await.map_err(|error| StartError::Thaw(error.into()))?;
     let boot = boot_id()?;
-    if throttles.is_empty() && leases.iter().all(|lease| lease.is_thawed || lease.boot_id != boot) {
+    let open = store.open_operations().await.map_err(|error| StartError::Thaw(error.into()))?;
+    let is_captured = !captured(&open).is_empty();
+    if throttles.is_empty()
+        && !is_captured
+        && leases.iter().all(|lease| lease.is_thawed || lease.boot_id != boot)
+    {
         return Ok(());
     }
     let host = libvirt_host(config)?;
     let is_up = is_linked(&host).await;
-    let unproven = thaw_guests(&host, store, &boot).await.map_err(StartError::Thaw)?;
-    let slowed = free_guests(&host, store).await.map_err(StartError::Thaw)?;
+    // None of them is held up by what becomes of another.
+    let unproven = thaw_guests(&host, store, &boot).await;
+    let slowed = free_guests(&host, store).await;
+    let captured = end_captures(&host, store).await;
+    let unproven = unproven.map_err(StartError::Thaw)?;
+    let (slowed, captured) = (slowed.map_err(StartError::Thaw)?, captured.map_err(StartError::Thaw)?);
     if unproven.is_empty() {
-        return if slowed.is_empty() {
-            Ok(())
-        } else {
-            Err(StartError::Slowed { vms: names(&slowed), is_up })
+        return match (slowed.is_empty(), captured.is_empty()) {
+            (true, true) => Ok(()),
+            (false, _) => Err(StartError::Slowed { vms: names(&slowed), is_up }),
+            (true, false) => Err(StartError::Captured { vms: names(&captured), is_up }),
         };
     }
     Err(StartError::Frozen { vms: names(&unproven), is_up })

@@ -90,6 +90,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Lets the processors run on. Where a disk has failed it may take a second before they do: what failed is told before.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
+    /// Whether the processors run, as the process itself says once it has done what it was asked before. None without a process.
+    async fn is_running(&self, vm: VmId) -> Result<Option<bool>>;
+
     /// Bytes of memory written and to be written, while a capture is under way.
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>>;
 
@@ -106,7 +109,7 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Begins to write the memory of a paused VM, as it is now, into an image from [`Images::begin_memory_image`]. When this
     /// returns what the guest changes from then on is kept apart, and the VM may be resumed. Refused for one that runs. Until
-    /// [`Self::end_background_capture`] nobody may migrate the VM: both would run.
+    /// [`Self::end_background_capture`] nobody can migrate the VM.
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()>;
 
     /// What has become of a capture into `image` that was begun so. Cheap: asked several times a second.
@@ -162,11 +165,14 @@ pub trait GuestAgent: Send + Sync + 'static {
     async fn is_frozen(&self, vm: VmId, deadline: Duration) -> Result<bool>;
 }
 
-/// The last resort against a guest that stays frozen: works from a plain thread, over a connection of its own, when
+/// The last resort against a guest that stays frozen or paused: works from a plain thread, over a connection of its own, when
 /// everything else of the process hangs. Blocks.
 pub trait EmergencyThaw: Send + Sync + 'static {
     /// Thaws all file systems, then asks. True only if the guest says that it is thawed, or has ceased to run.
     fn thaw_now(&self, vm: VmId, deadline: Duration) -> Result<bool>;
+
+    /// Lets the processors of a paused VM run. True only if they do, or it has ceased to run.
+    fn resume_now(&self, vm: VmId, deadline: Duration) -> Result<bool>;
 }
 
 /// Image files and the directories they are in.

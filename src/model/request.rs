@@ -117,6 +117,9 @@ pub struct CreateSnapshot {
     pub mount_points: Vec<String>,
     /// Longest freeze, in milliseconds: the guest is thawed then, whatever happens.
     pub freeze_timeout_ms: u64,
+    /// Longest pause for memory, in milliseconds; None if it may be as long as it takes.
+    #[serde(default)]
+    pub max_pause_ms: Option<u64>,
     /// The disks to take; empty for all.
     pub disks: BTreeSet<DiskTarget>,
 }

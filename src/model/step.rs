@@ -28,6 +28,39 @@ pub enum Step {
         /// Absolute path.
         path: PathBuf,
     },
+    /// A memory image stands that has everything but the memory, and the definition of now. Undone: whatever stands there is
+    /// gone.
+    BeginMemoryImage {
+        /// The snapshot, whose definition it is.
+        snapshot: SnapshotId,
+        /// Absolute path.
+        path: PathBuf,
+    },
+    /// The processors of a running VM stand still, and it is what its memory image says. Undone: they run.
+    PauseVm {
+        /// The snapshot, whose definition it must have.
+        snapshot: SnapshotId,
+        /// Longest pause in milliseconds: they run then, whatever happens.
+        timeout_ms: u64,
+    },
+    /// The memory of a VM that stands still is being written, as it is: what changes from now on is kept apart. Never so again
+    /// once somebody has let it run before. Undone: nothing is written any more, and the VM runs.
+    CaptureMemory {
+        /// Absolute path of the image.
+        path: PathBuf,
+    },
+    /// The processors run, proven.
+    ResumeVm,
+    /// All of the memory is written, and QEMU has let go of the image. Undone: nothing is written any more.
+    AwaitMemory {
+        /// Absolute path of the image.
+        path: PathBuf,
+    },
+    /// The memory image is complete and durable. Never so once that could not be made sure of.
+    FinishMemoryImage {
+        /// Absolute path.
+        path: PathBuf,
+    },
     /// UEFI variables stand in a file of ours. Undone: it is gone.
     CopyVariables {
         /// Where they are: absolute. A running VM may have it open.

@@ -6,10 +6,10 @@ use std::path::Path;
 use crate::host::HostError;
 use crate::model::vm::{DiskView, Format, RunState};
 use crate::model::{
-    Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, LayerId, Request, VmId,
-    VolumeId,
+    Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, LayerId, Request,
+    SnapshotKind, VmId, VolumeId,
 };
-use crate::plan::{self, Refusal, VolumeUser, World};
+use crate::plan::{self, BackgroundCaptures, Refusal, VolumeUser, World};
 
 use super::elsewhere::Wait;
 use super::{Asked, Engine, OpsError, Result, Submitted};
@@ -101,6 +101,17 @@ impl Engine {
                 if let Some(image) = world.vm.disks.iter().find_map(DiskView::active) {
                     world.users = self.users_of_detached(world.vm.id, &image.path).await?;
                 }
+            }
+            Request::CreateSnapshot(request)
+                if request.kind == SnapshotKind::VmDisksAndMemory
+                    && world.vm.run_state == RunState::Running =>
+            {
+                world.background_blocker = match self.0.background_captures {
+                    BackgroundCaptures::WhenPossible => {
+                        self.0.host.hypervisor.background_blocker(world.vm.id).await?
+                    }
+                    BackgroundCaptures::Never => Some("the configuration of vmsnapd says so".to_owned()),
+                };
             }
             // What a revert leaves behind is removed, or merged later.
             Request::RevertSnapshot(_) | Request::RevertVolume(_) => {

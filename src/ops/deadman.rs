@@ -1,6 +1,6 @@
-//! The dead-man: a thread that thaws a guest at its deadline, whatever the rest of the process does.
+//! The dead-man: a thread that lets a guest go on at its deadline, whatever the rest of the process does.
 //!
-//! Decides when to thaw. Leaves to the steps to prove and record it. Must never wait for the runtime or the catalog.
+//! Decides when to thaw it, or to resume it. Leaves to the steps to prove and record it. Must never wait for the runtime or the catalog.
 //!
 //! ```text
 //!   arm(deadline) -> waiting -> deadline passed -> thawing --proven--> (gone)
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::host::EmergencyThaw;
 use crate::model::{OperationId, VmId};
+use crate::store::Standstill;
 
 /// A handle on the dead-man. The thread ends with the last one.
 #[derive(Clone)]
@@ -43,6 +44,7 @@ struct Lease {
     number: u64,
     /// What froze it. Whoever has proof for another freeze does not call this one off.
     operation: OperationId,
+    standstill: Standstill,
     due: Instant,
     failures: u32,
 }
@@ -68,18 +70,32 @@ impl DeadMan {
         Ok(handle)
     }
 
-    /// The guest is thawed after `timeout` unless this is called off.
-    pub(super) fn arm(&self, vm: VmId, operation: OperationId, timeout: Duration) {
+    /// The guest goes on after `timeout` unless this is called off.
+    pub(super) fn arm(&self, vm: VmId, operation: OperationId, standstill: Standstill, timeout: Duration) {
         let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.armed += 1;
         let (number, due) = (watched.armed, Instant::now() + timeout);
-        let lease = Lease { number, operation, due, failures: 0 };
+        let lease = Lease { number, operation, standstill, due, failures: 0 };
         watched.leases.insert(vm, lease);
         drop(watched);
         self.shared.changed.notify_all();
     }
 
-    /// The guest that the operation has frozen is proven thawed.
+    /// Whether the guest stands still for the operation as it was asked to, without a break: nobody has let it go on, nor is it
+    /// time to.
+    pub(super) fn holds(&self, vm: VmId, operation: OperationId) -> bool {
+        let watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = watched.leases.get(&vm).filter(|lease| lease.operation == operation);
+        lease.is_some_and(|lease| lease.failures == 0 && lease.due > Instant::now())
+    }
+
+    /// Whether the guest may still stand still for the operation.
+    pub(super) fn watches(&self, vm: VmId, operation: OperationId) -> bool {
+        let watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.leases.get(&vm).is_some_and(|lease| lease.operation == operation)
+    }
+
+    /// The guest that the operation has held up is proven to go on.
     pub(super) fn disarm(&self, vm: VmId, operation: OperationId) {
         let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if watched.leases.get(&vm).is_some_and(|lease| lease.operation == operation) {
@@ -104,12 +120,12 @@ fn watch(shared: &Shared, emergency: &dyn EmergencyThaw) {
             continue;
         }
         drop(watched);
-        let is_thawed = thaw(vm, lease, emergency);
+        let is_over = let_go_on(vm, lease, emergency);
         watched = shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(now) = watched.leases.get_mut(&vm).filter(|now| now.number == lease.number) else {
             continue;
         };
-        if is_thawed {
+        if is_over {
             watched.leases.remove(&vm);
         } else {
             now.failures += 1;
@@ -118,22 +134,27 @@ fn watch(shared: &Shared, emergency: &dyn EmergencyThaw) {
     }
 }
 
-fn thaw(vm: VmId, lease: Lease, emergency: &dyn EmergencyThaw) -> bool {
-    if lease.failures == 0 {
-        tracing::warn!(%vm, "the guest was frozen for longer than allowed: thawing it");
+fn let_go_on(vm: VmId, lease: Lease, emergency: &dyn EmergencyThaw) -> bool {
+    let Lease { standstill, failures, .. } = lease;
+    if failures == 0 {
+        tracing::warn!(%vm, ?standstill, "the guest stood still for longer than allowed: it is let go on");
     }
-    match emergency.thaw_now(vm, THAW_DEADLINE) {
+    let asked = match standstill {
+        Standstill::Frozen => emergency.thaw_now(vm, THAW_DEADLINE),
+        Standstill::Paused => emergency.resume_now(vm, THAW_DEADLINE),
+    };
+    match asked {
         Ok(true) => {
-            tracing::warn!(%vm, "the guest is thawed by the dead-man");
+            tracing::warn!(%vm, ?standstill, "the dead-man has let the guest go on");
             true
         }
         Ok(false) => {
-            tracing::error!(%vm, attempts = lease.failures + 1, "the guest does not say that it is thawed");
+            tracing::error!(%vm, ?standstill, attempts = failures + 1, "the guest does not say that it goes on");
             false
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
-            tracing::error!(%vm, attempts = lease.failures + 1, error, "the guest cannot be thawed yet");
+            tracing::error!(%vm, ?standstill, attempts = failures + 1, error, "the guest cannot be let go on yet");
             false
         }
     }
@@ -160,6 +181,10 @@ mod tests {
     }
 
     impl EmergencyThaw for Stubborn {
+        fn resume_now(&self, vm: VmId, deadline: Duration) -> host::Result<bool> {
+            self.thaw_now(vm, deadline)
+        }
+
         fn thaw_now(&self, vm: VmId, _: Duration) -> host::Result<bool> {
             self.calls.lock().unwrap().send(vm).unwrap();
             let mut refusals = self.refusals.lock().unwrap();
@@ -179,7 +204,7 @@ mod tests {
     fn it_thaws_at_the_deadline_and_again_until_it_is_proven() {
         let (dead_man, calls) = start(2);
         let vm = VmId(Uuid::from_u128(7));
-        dead_man.arm(vm, OperationId::new(), Duration::from_millis(1));
+        dead_man.arm(vm, OperationId::new(), Standstill::Paused, Duration::from_millis(1));
         for _ in 0..3 {
             assert_eq!(calls.recv().unwrap(), vm);
         }
@@ -188,13 +213,30 @@ mod tests {
     }
 
     #[test]
+    fn what_it_has_let_go_on_is_not_held() {
+        let (dead_man, calls) = start(1);
+        let (vm, [operation, another]) = (VmId(Uuid::from_u128(7)), [(); 2].map(|()| OperationId::new()));
+        dead_man.arm(vm, operation, Standstill::Paused, Duration::from_secs(3600));
+        assert!(dead_man.holds(vm, operation) && !dead_man.holds(vm, another));
+        dead_man.arm(vm, operation, Standstill::Paused, Duration::ZERO);
+        assert!(!dead_man.holds(vm, operation), "it is time already");
+        for _ in 0..2 {
+            assert_eq!(calls.recv().unwrap(), vm);
+        }
+        while dead_man.watches(vm, operation) {
+            thread::yield_now();
+        }
+        assert!(!dead_man.holds(vm, operation));
+    }
+
+    #[test]
     fn it_does_nothing_when_called_off() {
         let (dead_man, calls) = start(0);
         let (early, late) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
         let [operation, another] = [(); 2].map(|()| OperationId::new());
-        dead_man.arm(early, operation, Duration::from_secs(3600));
+        dead_man.arm(early, operation, Standstill::Frozen, Duration::from_secs(3600));
         dead_man.disarm(early, operation);
-        dead_man.arm(late, operation, Duration::ZERO);
+        dead_man.arm(late, operation, Standstill::Frozen, Duration::ZERO);
         dead_man.disarm(late, another);
         assert_eq!(calls.recv().unwrap(), late, "what was frozen since is not called off by an earlier thaw");
         drop(dead_man);

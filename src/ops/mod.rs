@@ -18,7 +18,7 @@ use crate::model::vm::Format;
 use crate::model::{
     Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
-use crate::plan::{LivePulls, MergePolicy, Places};
+use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy, Places};
 use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
@@ -55,7 +55,7 @@ pub use check::{NodeCheck, is_unreadable};
 pub use elsewhere::Wait;
 pub use error::OpsError;
 pub use rebuild::gather;
-pub use recover::thaw_guests;
+pub use recover::{captured, end_captures, thaw_guests};
 pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
@@ -79,6 +79,7 @@ struct Inner {
     store: Store,
     places: Places,
     live_pulls: LivePulls,
+    background_captures: BackgroundCaptures,
     limits: Limits,
     gate: Gate,
     board: Board,
@@ -113,6 +114,8 @@ pub struct Settings {
     pub places: Places,
     /// When running VMs may pull.
     pub live_pulls: LivePulls,
+    /// When memory may be captured while its guest runs.
+    pub background_captures: BackgroundCaptures,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
     /// How long merges may be outrun by guests.
@@ -135,6 +138,7 @@ impl Engine {
             store,
             places: settings.places,
             live_pulls: settings.live_pulls,
+            background_captures: settings.background_captures,
             limits: Limits {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),

@@ -56,6 +56,7 @@ pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
         free_space: HashMap::new(),
         measured: HashMap::new(),
         places: engine.0.places.clone(),
+        background_blocker: None,
         live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),
     }

@@ -8,46 +8,71 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::host::{Host, Link};
-use crate::model::{Finding, OperationId, VmId};
-use crate::store::{FreezeLease, Store};
+use crate::host::{Host, HostError, Link};
+use crate::model::{Finding, Operation, OperationId, Step, VmId};
+use crate::store::{GuestLease, Standstill, Store};
 
 use super::runner::Runner;
-use super::steps::{Thawed, prove_thaw};
+use super::steps::{Thawed, prove};
 use super::{Engine, Result};
 
-/// Thaws the guests that a daemon which is gone has left frozen. That they are is noted, and the next start goes on with
-/// what froze them. Gives the VMs whose guests do not say that they are thawed.
+/// Lets the guests go on that a daemon which is gone has left frozen or paused. That they do is noted, and the next start goes
+/// on with what held them up. Gives the VMs whose guests are not seen to go on.
 ///
 /// A freeze did not survive an earlier boot of the node, other than `boot_id`: a guest that is frozen now is somebody else's.
 pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Vec<VmId>> {
-    let is_frozen = |lease: &FreezeLease| !lease.is_thawed && lease.boot_id == boot_id;
-    let frozen: Vec<FreezeLease> = store.leases().await?.into_iter().filter(is_frozen).collect();
+    let is_frozen = |lease: &GuestLease| !lease.is_thawed && lease.boot_id == boot_id;
+    let frozen: Vec<GuestLease> = store.leases().await?.into_iter().filter(is_frozen).collect();
     // All at once: one whose agent hangs holds up no other.
-    let asked =
-        frozen.into_iter().map(|lease| async move { (prove_thaw(host, store, lease.vm).await, lease) });
+    let asked = frozen.into_iter().map(|lease| async move { (prove(host, store, &lease).await, lease) });
     let (mut unproven, mut noted) = (Vec::new(), Ok(()));
     let mut answers: FuturesUnordered<_> = asked.collect();
     while let Some((thawed, lease)) = answers.next().await {
         match thawed {
             Ok(Thawed::Proven { file_systems }) => {
-                tracing::warn!(vm = %lease.vm, file_systems, "the guest is thawed");
+                tracing::warn!(vm = %lease.vm, standstill = ?lease.standstill, file_systems, "the guest goes on");
                 // There may be no room for it, and there are others.
-                noted = noted.and(store.put_lease(FreezeLease { is_thawed: true, ..lease }).await);
+                noted = noted.and(store.put_lease(GuestLease { is_thawed: true, ..lease }).await);
             }
             Ok(Thawed::Unproven) => {
-                tracing::error!(vm = %lease.vm, "the guest does not say that it is thawed");
+                tracing::error!(vm = %lease.vm, "the guest does not say that it goes on");
                 unproven.push(lease.vm);
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::error!(vm = %lease.vm, error, "the guest cannot be thawed");
+                tracing::error!(vm = %lease.vm, error, "the guest cannot be let go on");
                 unproven.push(lease.vm);
             }
         }
     }
     noted?;
     Ok(unproven)
+}
+
+/// Ends the captures of memory that a daemon which is gone has left under way behind the guests' backs. The next start takes
+/// back what they were for. Gives the VMs that it cannot be said of.
+pub async fn end_captures(host: &Host, store: &Store) -> Result<BTreeSet<VmId>> {
+    let mut left = BTreeSet::new();
+    for vm in captured(&store.open_operations().await?) {
+        match host.hypervisor.end_background_capture(vm).await {
+            Ok(()) | Err(HostError::NoSuchVm(_)) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(%vm, error, "a capture of memory cannot be ended");
+                left.insert(vm);
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// The VMs whose memory open operations may have begun to capture behind their guests' backs.
+#[must_use]
+pub fn captured(open: &[Operation]) -> BTreeSet<VmId> {
+    let captures = |operation: &&Operation| {
+        operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
+    };
+    open.iter().filter(captures).map(|operation| operation.vm).collect()
 }
 
 impl Engine {
@@ -72,10 +97,10 @@ impl Engine {
                 }
             })
             .collect();
-        let is_frozen = |lease: &&FreezeLease| !lease.is_thawed && self.is_of_this_boot(lease);
+        let is_frozen = |lease: &&GuestLease| !lease.is_thawed && self.is_of_this_boot(lease);
         for lease in leases.iter().filter(is_frozen) {
             // Whatever becomes of the tasks below, the dead-man goes on with it.
-            self.0.dead_man.arm(lease.vm, lease.operation, Duration::ZERO);
+            self.0.dead_man.arm(lease.vm, lease.operation, lease.standstill, Duration::ZERO);
         }
         for (mut operation, permit) in held {
             // What the earlier life published after its last save must not be newer than what this one publishes.
@@ -86,7 +111,7 @@ impl Engine {
             let runner = Runner::new(self.clone(), operation, permit, false);
             self.0.tasks.spawn(async move {
                 let freeze_was_lost = match &lease {
-                    Some(lease) => engine.honour(lease).await,
+                    Some(lease) => engine.honour(lease).await && lease.standstill == Standstill::Frozen,
                     None => false,
                 };
                 let lost = Finding::FreezeLost {
@@ -102,6 +127,8 @@ impl Engine {
             }
         }
         let engine = self.clone();
+        self.0.tasks.spawn(async move { engine.end_captures_left().await });
+        let engine = self.clone();
         self.0.tasks.spawn(async move { engine.0.manifests.settle_all().await });
         self.free_slowed_guests();
         for vm in self.0.store.vms().await? {
@@ -109,6 +136,35 @@ impl Engine {
             self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });
         }
         Ok(count)
+    }
+
+    /// A VM whose memory was captured behind its guest's back by an earlier life, and that no operation waits for any more, can be
+    /// migrated again: as long as nobody has ended the capture both copies would run.
+    ///
+    /// At each start, and whenever the hypervisor is back.
+    async fn end_captures_left(&self) {
+        let mut link = self.0.host.hypervisor.link();
+        while self.is_linked().await {
+            self.end_captures_once().await;
+            let down = link.wait_for(|link| *link != Link::Up);
+            tokio::select! {
+                biased;
+                () = self.0.stopping.cancelled() => return,
+                is_down = down => if is_down.is_err() { return },
+            }
+        }
+    }
+
+    async fn end_captures_once(&self) {
+        let Ok(vms) = self.0.host.hypervisor.vms().await else { return };
+        for vm in vms.into_iter().filter(|vm| vm.run_state.is_live()) {
+            // Whatever holds it ends its own.
+            let Ok(_permit) = self.enter(BTreeSet::from([vm.id]), OperationId::new()).await else { continue };
+            if let Err(error) = self.0.host.hypervisor.end_background_capture(vm.id).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(vm = %vm.id, error, "it cannot be seen whether a capture of memory was left");
+            }
+        }
     }
 
     /// The earlier life may have ended before it could merge what it had let go.
@@ -142,8 +198,8 @@ impl Engine {
         }
     }
 
-    /// Thaws the guest of a lease. True if it is proven; else the dead-man goes on.
-    async fn honour(&self, lease: &FreezeLease) -> bool {
+    /// Lets the guest of a lease go on. True if it is proven; else the dead-man goes on with it.
+    async fn honour(&self, lease: &GuestLease) -> bool {
         if lease.is_thawed || !self.is_of_this_boot(lease) {
             // If this fails, it is found once more by the next start.
             return self.0.store.clear_lease(lease.vm, lease.operation).await.is_ok();
@@ -151,16 +207,16 @@ impl Engine {
         if !self.is_linked().await {
             return false;
         }
-        let thawed = prove_thaw(&self.0.host, &self.0.store, lease.vm).await;
-        let is_proven = matches!(thawed, Ok(Thawed::Proven { .. }));
-        tracing::warn!(vm = %lease.vm, is_proven, "a guest was left frozen by an earlier life: thawed");
+        let gone_on = prove(&self.0.host, &self.0.store, lease).await;
+        let (is_proven, standstill) = (matches!(gone_on, Ok(Thawed::Proven { .. })), lease.standstill);
+        tracing::warn!(vm = %lease.vm, ?standstill, is_proven, "a guest was left standing still by an earlier life: let go on");
         if is_proven && self.0.store.clear_lease(lease.vm, lease.operation).await.is_ok() {
             self.0.dead_man.disarm(lease.vm, lease.operation);
         }
         is_proven
     }
 
-    fn is_of_this_boot(&self, lease: &FreezeLease) -> bool {
+    fn is_of_this_boot(&self, lease: &GuestLease) -> bool {
         lease.boot_id == self.0.limits.boot_id
     }
 }

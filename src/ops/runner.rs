@@ -220,17 +220,19 @@ impl Runner {
         self.engine.0.stopping.is_cancelled() && !self.holds_freeze()
     }
 
-    /// Whether the guest may be frozen by this operation now.
+    /// Whether the guest may be frozen or paused by this operation now.
     fn holds_freeze(&self) -> bool {
         let position = |wanted: fn(&Step) -> bool| self.operation.steps.iter().position(wanted);
-        let freeze = position(|step| matches!(step, Step::Freeze(_)));
-        let thaw = position(|step| matches!(step, Step::Thaw));
+        let freeze = position(|step| matches!(step, Step::Freeze(_) | Step::PauseVm { .. }));
+        let thaw = position(|step| matches!(step, Step::Thaw | Step::ResumeVm));
         let findings = &self.operation.findings;
         match (self.operation.cursor.turn(), freeze, thaw) {
             (Some(Turn::Ensure(at)), Some(freeze), Some(thaw)) => at >= freeze && at <= thaw,
             // A switch that is taken back after the thaw takes its time, and holds nothing.
             (Some(Turn::Undo(at)), Some(freeze), Some(thaw)) => {
-                let is_frozen = findings.frozen.is_some() && findings.thawed.is_none();
+                let is_paused = self.engine.0.dead_man.watches(self.operation.vm, self.operation.id)
+                    && matches!(self.operation.steps[freeze], Step::PauseVm { .. });
+                let is_frozen = is_paused || (findings.frozen.is_some() && findings.thawed.is_none());
                 at == freeze || (at > freeze && at <= thaw && is_frozen)
             }
             (_, _, _) => false,

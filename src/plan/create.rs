@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use crate::model::layer::{Layer, Ownership, Volume};
 use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind};
 use crate::model::step::{CatalogChange, Freeze, ImageRef, NewOverlay, PointedDisk, Step, SwitchDisks};
-use crate::model::vm::{AgentChannel, Attachment, DiskSource, DiskView, Format, PauseReason};
+use crate::model::vm::{AgentChannel, Attachment, DiskSource, DiskView, Format};
 use crate::model::{
     CreateSnapshot, DiskTarget, Finding, LayerId, OperationId, Quiesce, RunState, SnapshotId, VolumeId,
 };
 
-use super::names::Content;
+use super::memory::{Memory, holds_memory};
 use super::reserve::reserve;
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, World, check_disk, check_space, check_vm, detached,
@@ -34,25 +34,21 @@ pub fn create(
         return detached::create(world, request, operation, created_by, ids);
     }
     check_vm(world)?;
-    if holds_memory(request) {
-        check_memory(world, request)?;
-    }
     let disks = choose_disks(world, request)?;
     let freeze = decide_freeze(world, request)?;
     let snapshot = SnapshotId(ids());
     let parts: Vec<Part> = disks.iter().map(|disk| Part::new(world, disk, ids)).collect::<Result<_, _>>()?;
-    let memory = holds_memory(request).then(|| memory_path(world, snapshot));
+    let memory = Memory::plan(world, request, snapshot)?;
     let is_of_volume = request.kind == SnapshotKind::Volume;
     let variables = if is_of_volume { None } else { variables::kept(world, snapshot) };
-    let needs = space_needed(world, &parts, memory.as_ref());
+    let memory_path = memory.as_ref().map(|memory| memory.path.clone());
+    let needs = space_needed(world, &parts, memory_path.as_ref());
     check_space(world, &needs)?;
     let bytes_needed = needs.values().sum();
 
     let mut steps = vec![Step::ReserveSnapshot { snapshot }];
     steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay.clone())));
-    if let Some(path) = &memory {
-        steps.push(Step::PrepareMemoryImage { path: path.clone() });
-    }
+    steps.extend(memory.as_ref().map(Memory::prepare));
     steps.extend(variables.as_ref().and_then(|kept| variables::keep(world, kept)));
     let mut findings = Vec::new();
     let mut required = false;
@@ -68,14 +64,20 @@ pub fn create(
         // Whoever else has one would go on writing to what the snapshot holds.
         steps.extend(parts.iter().map(|part| Step::CheckUnwritten { image: part.from.clone() }));
     }
+    steps.extend(memory.as_ref().and_then(Memory::pause));
     let mut commit_point = steps.len();
     steps.push(Step::SwitchDisks(SwitchDisks {
         disks: parts.iter().map(Part::switch).collect(),
         others: others(world, &disks),
-        memory: memory.clone(),
+        memory: memory.as_ref().and_then(Memory::with_switch),
         run_state: world.vm.run_state,
         quiesce_required: required,
     }));
+    if let Some(capture) = memory.as_ref().and_then(Memory::behind) {
+        steps.extend(capture);
+        // Until the memory is complete all of it can be taken back.
+        commit_point = steps.len() - 1;
+    }
     if matches!(freeze, Freezing::Do(_)) {
         steps.push(Step::Thaw);
     }
@@ -102,6 +104,7 @@ pub fn create(
             | Finding::Memory { .. } => None,
         })
         .collect();
+    warnings.extend(memory.as_ref().and_then(|memory| memory.warning(world)));
     if request.kind == SnapshotKind::VmDisks {
         warnings.extend(
             variables::uncovered(world).into_iter().map(|what| format!("not in the snapshot: {what}")),
@@ -109,7 +112,7 @@ pub fn create(
     }
     let reservation = Snapshot {
         parent: if is_of_volume { None } else { world.tree.current },
-        memory: memory.map(|path| MemoryImage { path, bytes: 0 }),
+        memory: memory_path.map(|path| MemoryImage { path, bytes: 0 }),
         variables,
         ..reserve(world, snapshot, request.kind, &request.label, (operation, created_by))?
     };
@@ -120,10 +123,6 @@ pub fn create(
         bytes_needed,
         ..Plan::new(world, steps, commit_point)
     })
-}
-
-fn holds_memory(request: &CreateSnapshot) -> bool {
-    request.kind == SnapshotKind::VmDisksAndMemory
 }
 
 /// A disk to be taken, with the names of all that is made for it.
@@ -236,25 +235,6 @@ pub(super) fn adopt(world: &World, disk: &DiskView, ids: NewIds<'_>) -> (VolumeI
     (volume, frozen, layers)
 }
 
-fn check_memory(world: &World, request: &CreateSnapshot) -> Result<(), Refusal> {
-    if world.vm.run_state == RunState::Off {
-        return Err(Refusal::NoMemoryWhenOff);
-    }
-    if !matches!(world.vm.run_state, RunState::Running | RunState::Paused(PauseReason::User)) {
-        return Err(Refusal::VmUnsettled);
-    }
-    if let Some(blocker) = &world.vm.memory_blocker {
-        return Err(Refusal::MemoryBlocked(blocker.clone()));
-    }
-    if !request.disks.is_empty() {
-        return Err(Refusal::MemoryNeedsAllDisks);
-    }
-    if request.quiesce == Quiesce::Required {
-        return Err(Refusal::MemoryNeedsNoQuiesce);
-    }
-    Ok(())
-}
-
 fn choose_disks<'a>(world: &'a World, request: &CreateSnapshot) -> Result<Vec<&'a DiskView>, Refusal> {
     if let Some(missing) = request.disks.iter().find(|target| world.vm.disk(target).is_none()) {
         return Err(Refusal::NoSuchDisk(missing.clone()));
@@ -323,10 +303,6 @@ fn decide_freeze(world: &World, request: &CreateSnapshot) -> Result<Freezing, Re
         Some((refusal, _)) if required => Err(refusal),
         Some((_, reason)) => Ok(Freezing::Skip(reason)),
     }
-}
-
-fn memory_path(world: &World, snapshot: SnapshotId) -> PathBuf {
-    Content::Memory.path(&world.places.memory, snapshot.0)
 }
 
 fn space_needed(world: &World, parts: &[Part], memory: Option<&PathBuf>) -> BTreeMap<PathBuf, u64> {

@@ -25,6 +25,7 @@ mod delete;
 mod deploy;
 mod detached;
 mod manifest;
+mod memory;
 pub mod merge;
 mod names;
 mod orphan;
@@ -91,6 +92,8 @@ pub struct World {
     pub measured: HashMap<Vec<PathBuf>, Option<u64>>,
     /// Where things go.
     pub places: Places,
+    /// Why memory cannot be captured while the VM runs, in words. Asked only for a snapshot with memory of a running VM.
+    pub background_blocker: Option<String>,
     /// When running VMs may pull.
     pub live_pulls: LivePulls,
     /// The time.
@@ -115,6 +118,17 @@ pub enum LivePulls {
     WhenSafe,
     /// Always: whoever runs the node has a QEMU that is mended, or takes the risk.
     Always,
+}
+
+/// When memory may be captured while its guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackgroundCaptures {
+    /// Wherever the hypervisor can.
+    #[default]
+    WhenPossible,
+    /// Never: the guest stands still until its memory is written.
+    Never,
 }
 
 /// Where new files go.

@@ -103,6 +103,8 @@ pub enum Refusal {
     NoMemoryWhenOff,
     #[error("memory cannot be captured: {0}")]
     MemoryBlocked(String),
+    #[error("memory cannot be captured while the VM runs, so its pause has no bound: {0}")]
+    PauseUnbounded(String),
     #[error("a snapshot with memory holds all disks; it cannot be taken of some")]
     MemoryNeedsAllDisks,
     #[error("a snapshot with memory is consistent by itself; the guest cannot be frozen for it")]
@@ -194,7 +196,9 @@ impl Refusal {
                 Reason::InsufficientSpace
             }
             Self::NotOutOfSpace(_) => Reason::VmNotOutOfSpace,
-            Self::NoMemoryWhenOff | Self::MemoryBlocked(_) => Reason::MemoryNotSupported,
+            Self::NoMemoryWhenOff | Self::MemoryBlocked(_) | Self::PauseUnbounded(_) => {
+                Reason::MemoryNotSupported
+            }
             Self::MemoryNeedsAllDisks
             | Self::MemoryNeedsNoQuiesce
             | Self::WhichDisk(_)
@@ -254,6 +258,9 @@ impl Refusal {
             Self::NotOutOfSpace(_) => "'vmsnap vm show' tells why it is paused; whoever paused it resumes it",
             Self::NoMemoryWhenOff => "leave out --memory, or start the VM",
             Self::MemoryBlocked(_) => "leave out --memory",
+            Self::PauseUnbounded(_) => {
+                "leave out --max-pause: the VM stands still then until its memory is written"
+            }
             Self::MemoryNeedsAllDisks => "leave out --disk or --memory",
             Self::MemoryNeedsNoQuiesce => "leave out --quiesce or --memory",
             Self::QuiesceWhilePaused => "resume the VM, or use --quiesce auto or off",

@@ -12,6 +12,12 @@ pub fn describe(step: &Step) -> String {
             format!("make overlay {} for disk {}", overlay.path.display(), overlay.target)
         }
         Step::PrepareMemoryImage { path } => format!("make room for memory image {}", path.display()),
+        Step::BeginMemoryImage { path, .. } => format!("begin memory image {}", path.display()),
+        Step::PauseVm { .. } => "pause the VM".to_owned(),
+        Step::CaptureMemory { .. } => "begin to capture memory, as it is now".to_owned(),
+        Step::ResumeVm => "resume the VM".to_owned(),
+        Step::AwaitMemory { .. } => "write the memory while the VM runs".to_owned(),
+        Step::FinishMemoryImage { path } => format!("complete memory image {}", path.display()),
         Step::CopyVariables { from, to } => {
             format!("copy UEFI variables {} to {}", from.display(), to.display())
         }

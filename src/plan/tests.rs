@@ -22,6 +22,7 @@ use crate::model::{
 
 mod detached;
 mod directions;
+mod memory;
 mod space;
 mod variables;
 mod volumes;
@@ -73,6 +74,7 @@ impl Paper {
                 reserve: 0,
                 low_space: 0,
             },
+            background_blocker: Some("its QEMU is too old".to_owned()),
             live_pulls: LivePulls::WhenSafe,
             now: Timestamp::UNIX_EPOCH,
         };
@@ -275,6 +277,7 @@ fn named(name: &str) -> CreateSnapshot {
         quiesce: Quiesce::Auto,
         mount_points: Vec::new(),
         freeze_timeout_ms: 10_000,
+        max_pause_ms: None,
         disks: BTreeSet::new(),
     }
 }
@@ -285,6 +288,12 @@ fn outline(plan: &Plan) -> String {
         Step::ReserveSnapshot { .. } | Step::ReserveClones { .. } => "reserve",
         Step::CreateOverlay(_) => "overlay",
         Step::PrepareMemoryImage { .. } => "memory",
+        Step::BeginMemoryImage { .. } => "begin-memory",
+        Step::PauseVm { .. } => "pause",
+        Step::CaptureMemory { .. } => "capture",
+        Step::ResumeVm => "resume",
+        Step::AwaitMemory { .. } => "await",
+        Step::FinishMemoryImage { .. } => "finish",
         Step::CopyVariables { .. } => "copy-variables",
         Step::RestoreVariables { .. } => "restore-variables",
         Step::Freeze(_) => "freeze",
@@ -348,11 +357,6 @@ fn a_create_in_its_kinds() {
     check_create(|paper| paper.world.vm.run_state = RunState::Off, |_| {}, Ok(off));
     check_create(|paper| paper.world.vm.agent = AgentChannel::Absent, |_| {}, Ok(plain));
     check_create(|paper| paper.world.vm.run_state = RunState::Paused(PauseReason::User), |_| {}, Ok(plain));
-    check_create(
-        |_| {},
-        |request| request.kind = SnapshotKind::VmDisksAndMemory,
-        Ok("reserve overlay overlay memory switch! record"),
-    );
     let one = |request: &mut CreateSnapshot| request.disks = BTreeSet::from(["vdb".parse().unwrap()]);
     check_create(|_| {}, one, Ok("reserve overlay freeze switch! thaw record"));
     let cdrom = |paper: &mut Paper| paper.disk("vdb").source = DiskSource::Excluded(ExcludedDisk::Cdrom);

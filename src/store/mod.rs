@@ -46,7 +46,7 @@ pub use backup::Backup;
 pub use departure::Departure;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
 pub use journal::{Begun, Reservation};
-pub use lease::FreezeLease;
+pub use lease::{GuestLease, Standstill};
 pub use manifest::KeptManifest;
 pub use pivot::AskedPivot;
 pub use placed::Placed;

@@ -198,12 +198,13 @@ async fn a_reservation_is_taken_back_only_while_it_is_one() {
 #[tokio::test]
 async fn leases_last_until_cleared() {
     let store = Store::in_memory().unwrap();
-    let lease = FreezeLease {
+    let lease = GuestLease {
         vm: VM,
         operation: OperationId(Uuid::from_u128(1)),
         boot_id: "boot".to_owned(),
         since_ms: 1,
         deadline_ms: 2,
+        standstill: Standstill::Frozen,
         is_thawed: false,
     };
     store.put_lease(lease.clone()).await.unwrap();

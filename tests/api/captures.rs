@@ -4,7 +4,8 @@ use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, SimHost, Trigg
 use vmsnap::model::{RunState, VmId};
 use vmsnap::proto::v1;
 
-use super::node::{Node, create};
+use super::client::{json, run, succeed};
+use super::node::{Node, PATIENCE, create};
 use super::stuck::cancel;
 
 /// The step that captures, of a VM with one disk: its reservation, an overlay and the memory image come first.
@@ -139,4 +140,103 @@ async fn a_capture_that_goes_on_although_it_was_refused() {
         assert_eq!(node.snapshot("one").await.kind(), v1::SnapshotKind::VmDisksAndMemory);
         assert_eq!(node.sim.violations(), Vec::<String>::new());
     }
+}
+
+/// A VM whose memory is written while it runs.
+fn capable(notches: u32) -> Node {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(2).captures_behind_its_back().slow_capture(notches).build();
+    Node::start_with(sim, vm)
+}
+
+#[tokio::test]
+async fn memory_behind_the_guests_back() {
+    let node = capable(3);
+    node.write(1, 10);
+    let plan = succeed(&node, "snapshot create web one --memory --dry-run").await;
+    assert!(plan.contains("pause the VM") && plan.contains("write the memory while the VM runs"), "{plan}");
+    assert_eq!(node.acts(), 0);
+    let remembered = node.sim.guest_memory(node.vm).unwrap();
+    let shown = json(&node, "snapshot create web one --memory --max-pause 500ms").await;
+    assert_eq!(shown["snapshot"]["kind"], "SNAPSHOT_KIND_VM_DISKS_AND_MEMORY");
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+    node.write(1, 20);
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.guest_memory(node.vm), Some(remembered), "its guest goes on where it was");
+    node.sim.someone_migrates(node.vm);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_pause_that_cannot_be_bounded() {
+    let node = Node::start();
+    let refused = run(&node, "snapshot create web one --memory --max-pause 500ms").await;
+    assert_eq!(refused.code, 6, "{refused:?}");
+    for word in ["MEMORY_NOT_SUPPORTED", "cannot keep apart what a guest changes", "leave out --max-pause"] {
+        assert!(refused.stderr.contains(word), "{refused:?}");
+    }
+    let plan = succeed(&node, "snapshot create web one --memory --dry-run").await;
+    assert!(plan.contains("the guest stands still until its memory is written"), "{plan}");
+    let usage = run(&node, "snapshot create web one --max-pause 500ms").await;
+    assert_eq!(usage.code, 2, "{usage:?}");
+}
+
+/// A pause ends at its deadline, whatever holds up what it is for.
+#[tokio::test]
+async fn a_pause_that_takes_too_long() {
+    let node = capable(3);
+    let files = node.images();
+    let hold = node.hold(Method::SwitchDisks);
+    let (created, ()) =
+        tokio::join!(run(&node, "snapshot create web one --memory --max-pause 50ms"), async {
+            hold.reached().await;
+            let runs = async {
+                while node.sim.run_state(node.vm) != Some(RunState::Running) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, runs).await.expect("nobody resumes it");
+            hold.release();
+        });
+    assert_eq!(created.code, 1, "{created:?}");
+    assert!(created.stderr.contains("the VM was resumed: its pause took too long"), "{created:?}");
+    assert_eq!(node.images(), files, "nothing is left over");
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_capture_behind_the_guests_back_is_cancelled() {
+    let node = capable(1_000_000);
+    let files = node.images();
+    let begun = begin(&node, "web").await;
+    while node.calls_of(Method::BackgroundCapture) == 0 {
+        tokio::task::yield_now().await;
+    }
+    cancel(&node, &begun.id).await.unwrap();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::Cancelled);
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+    assert_eq!(node.images(), files, "nothing is left over");
+    node.sim.someone_migrates(node.vm);
+    assert_eq!(node.sim.violations(), Vec::<String>::new(), "it can be migrated");
+}
+
+/// What an earlier life has begun, and nobody waits for, would make the next migration go wrong.
+#[tokio::test]
+async fn a_capture_that_was_left_is_ended_by_the_next_start() {
+    let mut node = capable(3);
+    let hold = node.hold(Method::BeginBackgroundCapture);
+    let begun = begin(&node, "web").await;
+    hold.reached().await;
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "whether it stood still is not known: {ended:?}");
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+    node.sim.someone_migrates(node.vm);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

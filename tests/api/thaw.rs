@@ -5,7 +5,7 @@ use std::time::Duration;
 use vmsnap::host::sim::{AgentBehaviour, Complaint, Method, Mishap};
 use vmsnap::ops::thaw_guests;
 use vmsnap::proto::v1;
-use vmsnap::store::FreezeLease;
+use vmsnap::store::GuestLease;
 
 use super::node::{Node, PATIENCE, create};
 
@@ -53,7 +53,7 @@ async fn no_guest_stays_frozen_while_the_daemon_is_gone() {
 async fn a_freeze_of_an_earlier_boot_is_over() {
     let (mut node, operation) = frozen().await;
     let lease = node.store().leases().await.unwrap().remove(0);
-    let lease = FreezeLease { boot_id: "an earlier one".to_owned(), ..lease };
+    let lease = GuestLease { boot_id: "an earlier one".to_owned(), ..lease };
     node.store().put_lease(lease).await.unwrap();
     assert_eq!(thaw_guests(&node.sim.host(), node.store(), &boot()).await.unwrap(), []);
     assert!(node.sim.is_guest_frozen(node.vm));
@@ -73,7 +73,7 @@ async fn guests_are_thawed_all_at_once() {
     let host = node.sim.host();
     host.agent.freeze(other, &[], Duration::from_secs(5)).await.unwrap();
     let lease = node.store().leases().await.unwrap().remove(0);
-    node.store().put_lease(FreezeLease { vm: other, ..lease }).await.unwrap();
+    node.store().put_lease(GuestLease { vm: other, ..lease }).await.unwrap();
     let hold = node.hold(Method::Thaw);
     let boot = boot();
     let meanwhile = async {

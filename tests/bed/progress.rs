@@ -58,6 +58,11 @@ impl Progress {
         self.of(target).last().map_or(0, |report| report.number)
     }
 
+    /// The number first reported after this moment.
+    pub fn first_since(&self, target: &str, moment: Instant) -> Option<u64> {
+        self.of(target).into_iter().find(|report| report.at > moment).map(|report| report.number)
+    }
+
     /// The number last reported after this moment.
     pub fn last_since(&self, target: &str, moment: Instant) -> Option<u64> {
         self.of(target).last().filter(|report| report.at > moment).map(|report| report.number)

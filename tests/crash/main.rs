@@ -227,6 +227,11 @@ fn a_create_with_memory() {
 }
 
 #[test]
+fn a_create_with_memory_behind_the_guests_back() {
+    strike_everywhere(Wish::CreateBehind, RunState::Running);
+}
+
+#[test]
 fn a_create_of_a_vm_that_is_off() {
     strike_everywhere(Wish::Create { quiesce: Quiesce::Auto, memory: false }, RunState::Off);
 }

@@ -14,6 +14,8 @@ pub enum Wish {
         quiesce: Quiesce,
         memory: bool,
     },
+    /// Its memory is written while the guest runs.
+    CreateBehind,
     Revert {
         to: &'static str,
     },
@@ -81,6 +83,7 @@ impl Wish {
                 scene.keep("/images/mine".as_ref());
             }
             Self::AdoptMerge => sim.someone_pulls(scene.vm, &vdb()),
+            Self::CreateBehind => sim.learns_to_capture_behind(scene.vm),
             Self::RestoreDefinition => {
                 let tree = scene.tree();
                 let held = tree.snapshots[0].disks.iter().find(|disk| disk.target == vdb()).unwrap();
@@ -108,6 +111,7 @@ impl Wish {
     pub fn request(self, scene: &Scene) -> Request {
         match self {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
+            Self::CreateBehind => scene.create("new", Quiesce::Auto, true, &[]),
             Self::Revert { to } => scene.revert(to),
             Self::Delete { name } | Self::DeleteByPull { name } => scene.delete(&[name]),
             Self::DeleteOutrun => scene.delete(&["three"]),
@@ -140,7 +144,7 @@ impl Wish {
                 let held = only_vdb(&truth.snapshots["three"]);
                 truth.snapshots.insert(name, held);
             }
-            Self::Create { .. } => {
+            Self::Create { .. } | Self::CreateBehind => {
                 truth.snapshots.insert("new".to_owned(), truth.active.clone());
                 truth.kept_variables.insert("new".to_owned(), truth.variables);
             }

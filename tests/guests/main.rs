@@ -10,6 +10,7 @@ mod clones;
 mod devices;
 mod e2e;
 mod firmware;
+mod memory;
 mod outrun;
 mod proxy;
 mod rebuild;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::bed::{Client, Daemon, Format, Guest, Node, Setup, Spec, images};
 use serde_json::Value;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
 
@@ -93,6 +94,7 @@ fn lose_and_rebuild() {
     assert!(report["notes"].to_string().contains("operations, events"), "{report:#}");
 
     daemon.restart();
+    daemon.wait_for_health("libvirt", ServingStatus::Serving);
     assert_eq!(without_operation(&list(&guest, &client)), without_operation(&before));
     assert_eq!(digests(&list(&guest, &client)), read);
     let comments = client.json(&["snapshot", "comment", &left]);
@@ -123,6 +125,7 @@ fn lose_and_rebuild() {
         "{told}"
     );
     daemon.restart();
+    daemon.wait_for_health("libvirt", ServingStatus::Serving);
     revert(&guest, &client, "root");
     assert!(daemon.is_running());
 }

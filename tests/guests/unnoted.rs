@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::bed::named::{assert_files, write};
-use crate::bed::{Client, Daemon, Format, Guest, Node, Spec, end, eventually, images, wait_until};
+use crate::bed::{Client, Daemon, Format, Guest, Node, Setup, Spec, end, eventually, images, wait_until};
 
 /// Its reservation and two overlays come first.
 const SWITCH: u64 = 3;
@@ -30,7 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn a_switch_that_libvirt_does_not_know_of() {
     Node::within(|node| {
         let guest = Guest::boot(&Spec::default());
-        let mut daemon = Daemon::start();
+        // libvirt captures memory with the disks.
+        let configuration = "background_captures = 'never'".to_owned();
+        let mut daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
         write(&guest, "first");
         what_was_written_last_is_in_the_vm(&guest, &mut daemon, node);
         a_vm_that_was_started_on_the_bases_needs_a_person(&guest, &mut daemon, node);

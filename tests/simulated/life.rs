@@ -7,7 +7,7 @@ use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{Operation, OperationId, Request, VmId};
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
-use vmsnap::plan::{self, LivePulls, MergePolicy};
+use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MergePolicy};
 
 use super::{Scene, ensure, places};
 
@@ -30,6 +30,7 @@ pub fn settings() -> Settings {
     Settings {
         places: places(),
         live_pulls: LivePulls::WhenSafe,
+        background_captures: BackgroundCaptures::WhenPossible,
         concurrent_merges: 4,
         merge_policy: MERGE_POLICY,
         concurrent_captures: 2,

@@ -322,6 +322,12 @@ impl Scene {
             }
             let wanted = &truth.snapshots[snapshot.name.as_str()];
             ensure(reads == *wanted, || format!("{} reads {reads:?}, not {wanted:?}", snapshot.name))?;
+            if let Some(memory) = &snapshot.memory {
+                let then = self.sim.kept_disks(&memory.path);
+                let is_of_then = then
+                    .is_some_and(|then| then.iter().all(|(disk, content)| reads[disk].content == *content));
+                ensure(is_of_then, || format!("the memory of {} is of another moment", snapshot.name))?;
+            }
         }
         let clones: BTreeSet<&str> = tree.clones.iter().map(|clone| clone.name.as_str()).collect();
         let wanted: BTreeSet<&str> = truth.clones.keys().map(String::as_str).collect();

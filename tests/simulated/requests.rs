@@ -23,6 +23,7 @@ impl Scene {
             quiesce,
             mount_points: Vec::new(),
             freeze_timeout_ms: 60_000,
+            max_pause_ms: None,
             disks: disks.iter().cloned().collect(),
         })
     }

@@ -106,7 +106,7 @@ impl Node {
             if self.dice.bool() {
                 self.write_block(vm, &disk);
             }
-            self.trace.push(format!("turn {}: {vm} ends, and {disk} wrote to {base:?}", self.turn));
+            self.trace.push(format!("turn {}: {vm} ends, and {disk} wrote to the base", self.turn));
             self.unseen_pivots.push(UnseenPivot { vm, disk, older: None, newer: base });
         }
         self.tally.unseen_pivots += 1;

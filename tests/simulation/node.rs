@@ -12,7 +12,7 @@ use vmsnap::host::sim::{Hold, SimHost};
 use vmsnap::host::{self, EmergencyThaw, Host, Link};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::{DiskTarget, OperationId, VmId};
-use vmsnap::ops::{Engine, thaw_guests};
+use vmsnap::ops::{Engine, OpsError, end_captures, thaw_guests};
 use vmsnap::store::Store;
 
 use crate::mishaps::Strike;
@@ -82,6 +82,10 @@ impl EmergencyThaw for NoDeadMan {
     fn thaw_now(&self, _: VmId, _: Duration) -> host::Result<bool> {
         Ok(false)
     }
+
+    fn resume_now(&self, _: VmId, _: Duration) -> host::Result<bool> {
+        Ok(false)
+    }
 }
 
 impl Node {
@@ -94,6 +98,8 @@ impl Node {
             sim.vm("web").disks(2).uefi().slow_capture(dice.u32(0..4)).build(),
             sim.vm("db").disk_over("vda", "/images/template").build(),
             sim.vm("mail")
+                .captures_behind_its_back()
+                .slow_capture(dice.u32(0..8))
                 .disk_over("vda", "/images/template")
                 .disk("vdb", vmsnap::model::vm::Format::Qcow2)
                 .build(),
@@ -266,8 +272,10 @@ impl Node {
     fn thaw_as_systemd_does(&mut self) {
         let runtime = runtime();
         let (host, store) = (self.host(), self.store.clone());
-        let thawing = runtime
-            .spawn(async move { thaw_guests(&host, &store, &settings().boot_id).await.map(|vms| vms.len()) });
+        let thawing = runtime.spawn(async move {
+            let left = end_captures(&host, &store).await?.len();
+            Ok::<_, OpsError>(left + thaw_guests(&host, &store, &settings().boot_id).await?.len())
+        });
         let thawed = runtime.block_on(async {
             while !thawing.is_finished() {
                 pass_time().await;

@@ -186,6 +186,7 @@ impl Node {
             };
             ensure(is_wanted, || format!("{vm} is {state:?}, and nobody wanted it"))?;
             self.tally.states_checked += u64::from(!truth.may_be_off && !truth.may_be_paused);
+            ensure(!self.sim.is_captured_behind(vm), || format!("nobody can migrate {vm} any more"))?;
             let is_frozen = self.sim.is_guest_frozen(vm);
             let by_somebody = self.oracle.vm(vm).is_frozen_by_somebody;
             ensure(!is_frozen || by_somebody, || format!("{vm} is frozen"))?;

@@ -309,6 +309,7 @@ impl Node {
             quiesce,
             mount_points: Vec::new(),
             freeze_timeout_ms: 60_000,
+            max_pause_ms: None,
             disks: [].into(),
         })
     }

@@ -68,9 +68,12 @@ pub(in crate::cli) struct CreateArgs {
     pub(in crate::cli) vm: String,
     /// The snapshot's name: letters, digits, '.', '_' and '-' [default: made from the time]
     pub(in crate::cli) name: Option<String>,
-    /// Capture memory, too. The guest is paused meanwhile
+    /// Capture memory, too. The guest runs on while it is written, where its host can do that
     #[arg(long)]
     pub(in crate::cli) memory: bool,
+    /// The longest that the guest may stand still for it; refused where that cannot be kept [default: as long as it takes]
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "memory")]
+    pub(in crate::cli) max_pause: Option<Duration>,
     /// Whether to freeze the guest's file systems [default: auto; off with --memory]
     #[arg(long, value_enum)]
     pub(in crate::cli) quiesce: Option<Quiesce>,

@@ -15,6 +15,7 @@ use qapi::qga::{
 use qapi::{Command, Execute};
 use serde::de::DeserializeOwned;
 
+use super::change;
 use super::connection::Connection;
 use super::lane::Lane;
 use super::monitor::{self, Reply};
@@ -59,6 +60,10 @@ impl GuestAgent for AgentLane {
 impl EmergencyThaw for AgentLane {
     fn thaw_now(&self, vm: VmId, deadline: Duration) -> Result<bool> {
         self.0.run_blocking(THAW, deadline + MARGIN, move |line| thaw_and_prove(line, vm, deadline / 2))
+    }
+
+    fn resume_now(&self, vm: VmId, deadline: Duration) -> Result<bool> {
+        self.0.run_blocking("the resume of the VM", deadline, move |line| change::resume_and_prove(line, vm))
     }
 }
 

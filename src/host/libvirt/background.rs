@@ -2,7 +2,7 @@
 //! header is there already.
 //!
 //! Decides how QEMU is asked, and which of what it tells is about our image. Leaves the pause and the resume around it to the
-//! caller. Must never leave the capability behind: the next migration of the VM would copy it, and both would run.
+//! caller. Must never leave the capability behind: nobody could migrate the VM any more, or worse.
 //!
 //! ```text
 //!   begin: [file given] -> [capability on] -> [migrate] -> changes kept apart --QEMU alone--> completed | failed
@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
+use virt::sys;
 
 use super::connection::Connection;
+use super::description::Description;
 use super::monitor::{self, Custom, ask};
 use super::refusal::{LibvirtSays, on_vm};
 use super::{ffi, vms};
@@ -50,14 +52,20 @@ const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// QEMU looks whether the kernel and the guest's memory allow it when it is switched on (`migrate_caps_check`).
 pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
     let domain = vms::lookup(line, vm)?;
-    match set_capability(&domain, vm, true) {
-        Ok(()) => set_capability(&domain, vm, false).map(|()| None),
+    if let Some(blocker) = monitor::version(&domain, vm)?.background_blocker() {
+        return Ok(Some(blocker));
+    }
+    let described = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_NONE)?)?;
+    if let Some(blocker) = described.background_blocker {
+        return Ok(Some(blocker));
+    }
+    let asked = set_capability(&domain, vm, true);
+    // Whatever came of it, it does not stay on.
+    let off = set_capability(&domain, vm, false).or_else(|_| set_capability(&domain, vm, false));
+    match asked {
+        Ok(()) => off.map(|()| None),
         Err(HostError::Refused { cause, .. }) => Ok(Some(cause.to_string())),
-        Err(error) => {
-            // Whatever came of it, it does not stay on.
-            let _ = set_capability(&domain, vm, false);
-            Err(error)
-        }
+        Err(error) => Err(error),
     }
 }
 
@@ -135,19 +143,22 @@ pub(super) fn end(line: &Connection, vm: VmId) -> Result<()> {
     end_on(&domain, vm)
 }
 
-/// Without our file what is under way is none of ours: it is given first, and taken back last.
+/// Our file is given first, and taken back last: without it what is under way is none of ours. But nobody wants the capability
+/// to stay on where nothing is.
 fn end_on(domain: &Domain, vm: VmId) -> Result<()> {
-    if given_files(domain, vm)?.is_empty() {
-        return Ok(());
-    }
+    let is_ours = !given_files(domain, vm)?.is_empty();
     let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
-    let is_on = |it: &Capability| it.capability == CAPABILITY && it.state;
-    // One that migrates without it is not ours either, and was begun before it could be switched on.
-    if capabilities.iter().any(is_on) {
+    let is_on = capabilities.iter().any(|it| it.capability == CAPABILITY && it.state);
+    if is_on && is_ours {
         cancel(domain, vm)?;
+    }
+    if is_on && !matches!(migration(domain, vm)?.judge(), Told::Active { .. }) {
         set_capability(domain, vm, false)?;
     }
-    run(domain, vm, "remove-fd", RemoveFile { fdset_id: FILE_SET })
+    if is_ours {
+        run(domain, vm, "remove-fd", RemoveFile { fdset_id: FILE_SET })?;
+    }
+    Ok(())
 }
 
 fn cancel(domain: &Domain, vm: VmId) -> Result<()> {

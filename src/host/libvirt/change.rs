@@ -159,6 +159,48 @@ pub(super) fn abort_memory_capture(line: &Connection, vm: VmId, image: &Path) ->
     ffi::abort_job(&domain).map_err(on_vm(vm, CALL))
 }
 
+/// See [`crate::host::Hypervisor::is_running`].
+///
+/// libvirt's own word is no answer: a pause that it was asked for may wait for its turn, and it says "running" until then.
+pub(super) fn is_running(line: &Connection, vm: VmId) -> Result<Option<bool>> {
+    let domain = vms::lookup(line, vm)?;
+    match monitor::is_running(&domain, vm) {
+        Ok(is_running) => Ok(Some(is_running)),
+        Err(_) if !vms::is_active(&domain, vm)? => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// See [`crate::host::EmergencyThaw::resume_now`]. One that stands still for an I/O error is not ours to resume.
+///
+/// As long as libvirt is at work on the VM it lets nothing through, and would hold up whoever asks: there are few threads for
+/// this, and other guests that wait for them.
+pub(super) fn resume_and_prove(line: &Connection, vm: VmId) -> Result<bool> {
+    let domain = match vms::lookup(line, vm) {
+        Err(HostError::NoSuchVm(_)) => return Ok(true),
+        found => found?,
+    };
+    if !vms::is_active(&domain, vm)? {
+        return Ok(true);
+    }
+    if ffi::is_at_work(&domain).map_err(on_vm(vm, "tell whether it is at work on the VM"))? {
+        return Ok(false);
+    }
+    if monitor::is_running(&domain, vm)? {
+        return Ok(true);
+    }
+    match vms::state(&domain, vm)? {
+        RunState::Paused(PauseReason::User | PauseReason::Snapshot) => {
+            domain.resume().map_err(on_vm(vm, "resume the VM"))?;
+            monitor::is_running(&domain, vm)
+        }
+        RunState::Paused(PauseReason::IoError | PauseReason::Other) | RunState::Off | RunState::Migrated => {
+            Ok(true)
+        }
+        RunState::Running | RunState::Unsettled => Ok(false),
+    }
+}
+
 /// See [`crate::host::Hypervisor::memory_progress`].
 ///
 /// Until libvirt has made the memory image, it lets no question through to the VM, and keeps one that came too early

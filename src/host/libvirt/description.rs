@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::firmware::{Variables, tpms, variables};
-use super::memory_blocker::memory_blocker;
+use super::memory_blocker::{background_blocker, memory_blocker};
 use super::shape;
 use crate::host::{HostError, Result};
 use crate::model::DiskTarget;
@@ -29,6 +29,8 @@ pub(super) struct Description {
     pub(super) memory_bytes: u64,
     pub(super) agent: AgentChannel,
     pub(super) memory_blocker: Option<String>,
+    /// What in it stands in the way of capturing memory while the guest runs.
+    pub(super) background_blocker: Option<String>,
     /// The file with the UEFI variables.
     pub(super) variables: Option<ImageRef>,
     pub(super) uncovered: Vec<Uncovered>,
@@ -90,6 +92,7 @@ impl Description {
             memory_bytes: memory_bytes(domain)?,
             agent: agent_channel(domain),
             memory_blocker: memory_blocker(domain),
+            background_blocker: background_blocker(domain),
             variables,
             uncovered,
             disks: disks(domain).map(read_disk).collect::<Result<_>>()?,

@@ -327,6 +327,14 @@ pub(super) fn full_disks(domain: &Domain) -> Result<Vec<String>, Error> {
     Ok(full)
 }
 
+/// Whether libvirt, or QEMU for it, is at work on a domain (`virDomainGetControlInfo`). Waits for nothing.
+pub(super) fn is_at_work(domain: &Domain) -> Result<bool, Error> {
+    let mut info = sys::virDomainControlInfo { state: 0, details: 0, stateTime: 0 };
+    // SAFETY: the domain outlives the call, which writes to the structure and keeps nothing.
+    succeeded(unsafe { sys::virDomainGetControlInfo(domain.as_ptr(), &raw mut info, 0) })?;
+    Ok(info.state != sys::VIR_DOMAIN_CONTROL_OK)
+}
+
 /// Passes a command on to QEMU, and an open file with it (`virDomainQemuMonitorCommandWithFiles`, since libvirt 8.2). Gives
 /// QEMU's answer.
 pub(super) fn monitor_command_with_file(

@@ -18,6 +18,25 @@ pub(super) fn memory_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
     children(domain, "devices").flat_map(|devices| devices.children()).find_map(device)
 }
 
+/// What stands in the way of capturing memory while the guest runs, in words: each write waits until the page that it goes to is
+/// written out.
+pub(super) fn background_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
+    let pages = children(domain, "memoryBacking")
+        .flat_map(|backing| children(backing, "hugepages"))
+        .flat_map(|huge| children(huge, "page"));
+    let is_huge = |page: &Node<'a, 'a>| {
+        let size = page.attribute("size").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+        // libvirt itself says it in KiB.
+        match page.attribute("unit") {
+            None | Some("KiB" | "k" | "K") => size >= 1 << 20,
+            Some("MiB" | "M") => size >= 1 << 10,
+            Some("GiB" | "G") => size >= 1,
+            Some(_) => false,
+        }
+    };
+    pages.into_iter().any(|page| is_huge(&page)).then(|| "its memory has pages of 1 GiB".to_owned())
+}
+
 fn device<'a>(device: Node<'a, 'a>) -> Option<String> {
     let kind = device.attribute("type");
     match device.tag_name().name() {
@@ -108,6 +127,23 @@ mod tests {
         device("<smartcard mode='host'/>", Some("a smart card reader that is passed through"));
         device("<crypto><backend model='vhostuser'/></crypto>", Some("a vhost-user crypto device"));
         check("<launchSecurity type='sev'/>", Some("encrypted guest memory (sev)"));
+    }
+
+    #[test]
+    fn pages_that_are_too_large() {
+        let check = |page: &str, expected: Option<&str>| {
+            let xml =
+                format!("<domain><memoryBacking><hugepages>{page}</hugepages></memoryBacking></domain>");
+            let document = roxmltree::Document::parse(&xml).unwrap();
+            assert_eq!(background_blocker(document.root_element()).as_deref(), expected, "{page}");
+        };
+        let huge = Some("its memory has pages of 1 GiB");
+        check("", None);
+        check("<page size='2048' unit='KiB'/>", None);
+        check("<page size='2048' unit='KiB'/><page size='1048576' unit='KiB'/>", huge);
+        check("<page size='1048576'/>", huge);
+        check("<page size='1' unit='GiB'/>", huge);
+        check("<page size='1024' unit='M'/>", huge);
     }
 
     #[test]

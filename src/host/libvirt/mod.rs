@@ -254,6 +254,11 @@ impl Hypervisor for Libvirt {
         self.change.run("the resume of the VM", self.deadlines.change, resume).await
     }
 
+    async fn is_running(&self, vm: VmId) -> Result<Option<bool>> {
+        let look = move |line: &_| change::is_running(line, vm);
+        self.look.run("the question whether the VM runs", self.deadlines.query, look).await
+    }
+
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
         let Some(image) = self.captures().get(&vm).cloned() else { return Ok(None) };
         let read = move |line: &_| change::memory_progress(line, vm, &image);

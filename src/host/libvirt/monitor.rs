@@ -106,6 +106,18 @@ impl Version {
     /// commit "block: Drop `detach_subchain` for `bdrv_replace_node`".
     const PULLS_SAFELY: Self = Self { major: 10, minor: 2, micro: 0 };
 
+    /// The first that leaves a paused VM paused in a background snapshot (commit "migration: preserve suspended for
+    /// `bg_migration`"). Since 8.2 it writes memory to an offset in a file (migration to `file:`), but lets the VM run.
+    const CAPTURES_PAUSED_VMS: Self = Self { major: 9, minor: 0, micro: 0 };
+
+    /// What stands in the way of a background capture, in words.
+    pub(super) fn background_blocker(self) -> Option<String> {
+        let Self { major, minor, micro } = self;
+        let words =
+            format!("QEMU {major}.{minor}.{micro} cannot capture the memory of a paused VM behind its back");
+        (self < Self::CAPTURES_PAUSED_VMS).then_some(words)
+    }
+
     /// What makes a pull dangerous, in words.
     pub(super) fn pull_blocker(self) -> Option<String> {
         let Self { major, minor, micro } = self;
@@ -199,6 +211,14 @@ mod tests {
         let processors: Vec<Processor> = serde_json::from_str(json).unwrap();
         assert_eq!(process_of("boot\n", &processors).unwrap(), ProcessId("boot/41".to_owned()));
         assert!(matches!(process_of("boot", &[]), Err(HostError::Malformed { .. })));
+    }
+
+    #[test]
+    fn which_qemu_captures_memory_in_the_background() {
+        let blocker = |major, minor| Version { major, minor, micro: 0 }.background_blocker();
+        let words = "QEMU 8.2.0 cannot capture the memory of a paused VM behind its back";
+        assert_eq!(blocker(8, 2).as_deref(), Some(words));
+        assert_eq!((blocker(9, 0), blocker(10, 0)), (None, None));
     }
 
     #[test]

@@ -167,9 +167,24 @@ impl GuestAgent for SimHost {
 
 impl EmergencyThaw for SimHost {
     fn thaw_now(&self, vm: VmId, deadline: Duration) -> Result<bool> {
-        match self.world().perform(Method::ThawNow, |world, _| world.thaw_and_prove(vm, deadline)) {
+        self.at_once(Method::ThawNow, deadline, |world| world.thaw_and_prove(vm, deadline))
+    }
+
+    fn resume_now(&self, vm: VmId, deadline: Duration) -> Result<bool> {
+        self.at_once(Method::ResumeNow, deadline, |world| world.resume_and_prove(vm))
+    }
+}
+
+impl SimHost {
+    /// A thread is never held up for longer than its deadline.
+    fn at_once(
+        &self,
+        method: Method,
+        deadline: Duration,
+        effect: impl FnOnce(&mut World) -> Result<bool>,
+    ) -> Result<bool> {
+        match self.world().perform(method, |world, _| effect(world)) {
             Answer::Given(result) => result,
-            // A thread is never held up for longer than its deadline.
             Answer::Late(..) | Answer::Never => Err(no_answer(deadline)),
         }
     }

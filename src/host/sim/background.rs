@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::{BackgroundCapture, HostError, Result};
 use super::fault::Extent;
 use super::files::{FileKind, MemoryFile, bad};
+use super::machine::Machine;
 use super::world::{World, refused};
 use crate::model::VmId;
 use crate::model::vm::{PauseReason, RunState};
@@ -17,7 +18,7 @@ pub(super) const NO_BACKGROUND: &str = "this QEMU cannot keep apart what a guest
 
 const CALL: &str = "capture memory";
 
-/// A background capture that nobody has ended yet. As long as there is one a migration would go wrong.
+/// A background capture that nobody has ended yet. As long as there is one the VM cannot be migrated.
 #[derive(Debug, Clone)]
 pub(super) struct Background {
     image: PathBuf,
@@ -53,7 +54,7 @@ impl World {
     /// See [`crate::host::Hypervisor::begin_background_capture`].
     pub(super) fn begin_background(&mut self, vm: VmId, image: &Path, extent: Extent) -> Result<()> {
         if self.live(vm, CALL)?.run_state == RunState::Running {
-            return Err(refused(CALL, "the VM runs"));
+            return Err(refused(CALL, "somebody has resumed the VM"));
         }
         if let Some(blocker) = self.background_blocker(vm)? {
             return Err(refused(CALL, blocker));
@@ -127,11 +128,27 @@ impl World {
         }
     }
 
-    /// Whoever migrates the VM now, or captures its memory, does so as a background snapshot, too: both copies run on.
+    /// Whoever captures the memory of the VM now does so as a background snapshot, too.
     pub(super) fn is_not_left_on(&mut self, vm: VmId, what: &str) {
         let live = self.machines.get(&vm).and_then(|machine| machine.live.as_ref());
         if live.is_some_and(|live| live.background.as_ref().is_some_and(|it| !it.is_active())) {
             self.violate(format!("VM {vm}: {what}, and a background capture was never ended"));
+        }
+    }
+
+    /// See [`crate::host::Hypervisor::is_running`].
+    pub(super) fn is_running(&mut self, vm: VmId) -> Result<Option<bool>> {
+        let live = self.machine(vm)?.live.as_ref();
+        Ok(live.map(|live| live.run_state == RunState::Running))
+    }
+
+    /// See [`crate::host::EmergencyThaw::resume_now`].
+    pub(super) fn resume_and_prove(&mut self, vm: VmId) -> Result<bool> {
+        let ours = RunState::Paused(PauseReason::User);
+        match self.machines.get(&vm).map(Machine::run_state) {
+            Some(run_state) if run_state == ours => self.resume(vm).map(|()| true),
+            Some(RunState::Unsettled) => Ok(false),
+            _ => Ok(true),
         }
     }
 

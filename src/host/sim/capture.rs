@@ -205,6 +205,11 @@ impl World {
         Ok(is_capturing)
     }
 
+    pub(super) fn is_captured(&self, vm: VmId) -> bool {
+        let live = self.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        live.is_some_and(|live| live.capture.is_some())
+    }
+
     pub(super) fn advance_capture(&mut self, vm: VmId) {
         let machine = self.machines.get_mut(&vm);
         let live = machine.and_then(|machine| machine.live.as_mut());

@@ -47,6 +47,7 @@ methods! {
     Undefine "undefine",
     Pause "pause",
     Resume "resume",
+    IsRunning "is_running",
     MemoryProgress "memory_progress",
     IsCapturing "is_capturing",
     AbortMemoryCapture "abort_memory_capture",
@@ -66,6 +67,7 @@ methods! {
     Thaw "thaw",
     IsFrozen "is_frozen",
     ThawNow "thaw_now",
+    ResumeNow "resume_now",
     CreateOverlay "create_overlay",
     Inspect "inspect",
     LiesOn "lies_on",
@@ -105,6 +107,7 @@ impl Method {
             | Self::Definition
             | Self::MemoryProgress
             | Self::IsCapturing
+            | Self::IsRunning
             | Self::BackgroundBlocker
             | Self::BackgroundCapture
             | Self::BlockJobs
@@ -121,8 +124,9 @@ impl Method {
             | Self::ReadsSame
             | Self::LastWritten
             | Self::MemoryImage
-            // It changes nothing that anybody reads.
-            | Self::SetBlockThreshold => true,
+            // They change nothing that anybody reads.
+            | Self::SetBlockThreshold
+            | Self::EndBackgroundCapture => true,
             Self::SwitchDisks
             | Self::PointDisks
             | Self::Start
@@ -133,7 +137,6 @@ impl Method {
             | Self::Resume
             | Self::AbortMemoryCapture
             | Self::BeginBackgroundCapture
-            | Self::EndBackgroundCapture
             | Self::BeginMemoryImage
             | Self::FinishMemoryImage
             | Self::StartCommit
@@ -144,6 +147,7 @@ impl Method {
             | Self::Freeze
             | Self::Thaw
             | Self::ThawNow
+            | Self::ResumeNow
             | Self::CreateOverlay
             | Self::Commit
             | Self::Rebase

@@ -163,6 +163,30 @@ impl SimHost {
         self.world().machines.get(&vm)?.live.as_ref().map(|live| live.memory)
     }
 
+    /// The VM's QEMU has learned to capture memory while the guest runs.
+    pub fn learns_to_capture_behind(&self, vm: VmId) {
+        self.change(|world| {
+            if let Some(machine) = world.machines.get_mut(&vm) {
+                machine.background_blocker = None;
+            }
+        });
+    }
+
+    /// Whether somebody has begun to capture its memory behind its guest's back, and nobody has ended that.
+    #[must_use]
+    pub fn is_captured_behind(&self, vm: VmId) -> bool {
+        let world = self.world();
+        let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        live.is_some_and(|live| live.background.is_some())
+    }
+
+    /// What the disks read in the moment of which a complete memory image is.
+    #[must_use]
+    pub fn kept_disks(&self, path: &Path) -> Option<BTreeMap<DiskTarget, Content>> {
+        let world = self.world();
+        world.files.memory(path).ok().filter(|file| file.is_complete).map(|file| file.disks.clone())
+    }
+
     /// What a complete memory image holds.
     #[must_use]
     pub fn kept_memory(&self, path: &Path) -> Option<GuestMemory> {

@@ -96,6 +96,10 @@ impl Hypervisor for SimHost {
         self.call(Method::Resume, effect).await
     }
 
+    async fn is_running(&self, vm: VmId) -> Result<Option<bool>> {
+        self.call(Method::IsRunning, |world, _| world.is_running(vm)).await
+    }
+
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {
         self.call(Method::MemoryProgress, |world, _| world.memory_progress(vm)).await
     }

@@ -205,6 +205,8 @@ impl World {
                 Mishap::VmStops(vm) => drop(self.stop(*vm)),
                 Mishap::VmStarts(vm) => drop(self.boot(*vm, false, Extent::Whole)),
                 Mishap::VmPauses(vm, reason) => self.set_run_state(*vm, RunState::Paused(*reason)),
+                // In the midst of a capture of its own libvirt refuses that.
+                Mishap::VmResumes(vm) if self.is_captured(*vm) => {}
                 Mishap::VmResumes(vm) => self.set_run_state(*vm, RunState::Running),
                 Mishap::VmKnownWrongly(vm) => self.know_wrongly(*vm),
                 Mishap::Agent(vm, behaviour) => self.set_agent(*vm, *behaviour),

@@ -23,6 +23,7 @@ use super::manifest::Manifests;
 use super::{Engine, Limits, OpsError};
 
 mod adopt;
+mod background;
 mod capture;
 mod clone;
 mod convergence;
@@ -38,7 +39,7 @@ mod switch_back;
 mod unnoted;
 mod variables;
 
-pub(super) use quiesce::{Thawed, prove_thaw};
+pub(super) use quiesce::{Thawed, prove};
 
 /// What a step may use.
 pub(super) struct Context<'a> {
@@ -239,6 +240,12 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::StartNewVm { vm, paused } => clone::start(context, *vm, *paused).await,
         Step::CreateOverlay(overlay) => images::create_overlay(context, overlay).await,
         Step::PrepareMemoryImage { path } => images::prepare_memory(context, path).await,
+        Step::BeginMemoryImage { snapshot, path } => background::begin_image(context, *snapshot, path).await,
+        Step::PauseVm { snapshot, timeout_ms } => pause::pause(context, *snapshot, *timeout_ms).await,
+        Step::CaptureMemory { path } => background::begin(context, path).await,
+        Step::ResumeVm => pause::resume_in_time(context).await,
+        Step::AwaitMemory { path } => background::await_end(context, path).await,
+        Step::FinishMemoryImage { path } => background::finish(context, path).await,
         Step::CopyVariables { from, to } => variables::copy(context, from, to).await,
         Step::RestoreVariables { from, to, .. } => variables::restore(context, from, to).await,
         Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
@@ -277,7 +284,12 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         Step::DefineVm(new) => clone::undefine(context, new.vm).await,
         Step::StartNewVm { vm, .. } => clone::stop(context, *vm).await,
         Step::CreateOverlay(overlay) => images::remove_unused(context, &overlay.path).await,
-        Step::PrepareMemoryImage { path } => images::remove_unused(context, path).await,
+        Step::PrepareMemoryImage { path } | Step::BeginMemoryImage { path, .. } => {
+            images::remove_unused(context, path).await
+        }
+        Step::PauseVm { .. } => pause::resume(context).await,
+        Step::CaptureMemory { .. } => background::undo_begin(context).await,
+        Step::AwaitMemory { .. } => background::undo_await(context).await,
         Step::CopyVariables { to, .. } => images::remove_unused(context, to).await,
         Step::RestoreVariables { to, before, .. } => match before {
             Some(before) => variables::restore(context, before, to).await,
@@ -302,6 +314,8 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         | Step::ReplaceImage { .. }
         | Step::FlattenImage { .. }
         | Step::ConfirmQuiesce
+        | Step::ResumeVm
+        | Step::FinishMemoryImage { .. }
         | Step::Merge(_)
         | Step::RemoveImages { .. }
         | Step::RemoveOrphan { .. }

@@ -12,8 +12,9 @@ use crate::model::operation::Reason;
 use crate::model::step::Freeze;
 use crate::model::vm::RunState;
 use crate::model::{Consistency, Failure, Finding, VmId, VmView};
-use crate::store::{FreezeLease, Store};
+use crate::store::{GuestLease, Standstill, Store};
 
+use super::pause::prove_resume;
 use super::{Context, Performed};
 
 /// The agent is asked a short question: it answers at once, or it does not answer.
@@ -33,10 +34,10 @@ pub(super) async fn freeze(context: &Context<'_>, freeze: &Freeze) -> Performed 
         Ok(true) => return cannot_freeze(freeze, "somebody else has frozen the guest".to_owned()),
         Err(error) => return cannot_freeze(freeze, tell(&error)),
     }
-    if let Err(error) = take_lease(context, freeze).await {
+    let timeout = Duration::from_millis(freeze.timeout_ms);
+    if let Err(error) = take_lease(context, Standstill::Frozen, timeout).await {
         return Performed::not_applied(error);
     }
-    let timeout = Duration::from_millis(freeze.timeout_ms);
     let frozen = context.host.agent.freeze(context.vm(), &freeze.mount_points, timeout).await;
     let reason = match frozen {
         Ok(count) if is_enough(freeze, count) => {
@@ -78,20 +79,25 @@ fn quiesce_failure(reason: String) -> Failure {
     }
 }
 
-async fn take_lease(context: &Context<'_>, freeze: &Freeze) -> crate::store::Result<()> {
+/// Before the guest is made to stand still.
+pub(super) async fn take_lease(
+    context: &Context<'_>,
+    standstill: Standstill,
+    timeout: Duration,
+) -> crate::store::Result<()> {
     let now = Timestamp::now().as_millisecond();
-    let timeout = i64::try_from(freeze.timeout_ms).unwrap_or(i64::MAX);
-    let lease = FreezeLease {
+    let deadline = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    let lease = GuestLease {
         vm: context.vm(),
         operation: context.operation.id,
+        standstill,
         boot_id: context.limits.boot_id.clone(),
         since_ms: now,
-        deadline_ms: now.saturating_add(timeout),
+        deadline_ms: now.saturating_add(deadline),
         is_thawed: false,
     };
     context.store.put_lease(lease).await?;
-    let timeout = Duration::from_millis(freeze.timeout_ms);
-    context.dead_man.arm(context.vm(), context.operation.id, timeout);
+    context.dead_man.arm(context.vm(), context.operation.id, standstill, timeout);
     Ok(())
 }
 
@@ -106,7 +112,7 @@ async fn give_back_lease(context: &Context<'_>) {
 
 /// What a thaw came to.
 pub(in crate::ops) enum Thawed {
-    /// The guest says that it is thawed, or it runs no more.
+    /// The guest goes on, as it says or as it is seen; or it runs no more.
     Proven {
         /// So many file systems were frozen until now.
         file_systems: u32,
@@ -115,8 +121,20 @@ pub(in crate::ops) enum Thawed {
     Unproven,
 }
 
+/// Lets a guest go on until it is seen to. Gives up after a few attempts.
+pub(in crate::ops) async fn prove(
+    host: &Host,
+    store: &Store,
+    lease: &GuestLease,
+) -> crate::host::Result<Thawed> {
+    match lease.standstill {
+        Standstill::Frozen => prove_thaw(host, store, lease.vm).await,
+        Standstill::Paused => prove_resume(host, store, lease.vm).await,
+    }
+}
+
 /// Thaws until the guest says that it is thawed. Gives up after a few attempts.
-pub(in crate::ops) async fn prove_thaw(host: &Host, store: &Store, vm: VmId) -> crate::host::Result<Thawed> {
+async fn prove_thaw(host: &Host, store: &Store, vm: VmId) -> crate::host::Result<Thawed> {
     let mut file_systems = 0;
     let mut last = Ok(Thawed::Unproven);
     for _ in 0..THAW_ATTEMPTS {
@@ -152,29 +170,40 @@ async fn has_migrated(store: &Store, view: &VmView) -> bool {
 
 /// The guest is thawed, proven; or it was never frozen by us.
 pub(super) async fn thaw(context: &Context<'_>) -> Performed {
+    let_go_on(context, Standstill::Frozen).await.0
+}
+
+/// The guest goes on, proven; or it does not stand still because of this operation. With the milliseconds for which it did.
+pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> (Performed, Option<f64>) {
     let lease = match context.store.lease(context.vm()).await {
-        Ok(Some(lease)) if lease.operation == context.operation.id => lease,
-        Ok(_) => return Performed::done(),
-        Err(error) => return Performed::unknown(error),
+        Ok(Some(lease)) if lease.operation == context.operation.id && lease.standstill == standstill => lease,
+        Ok(_) => return (Performed::done(), None),
+        Err(error) => return (Performed::unknown(error), None),
     };
-    let thawed = prove_thaw(context.host, context.store, context.vm()).await;
-    let file_systems = match thawed {
+    // Somebody else has let it go on: whoever stops it since is not us.
+    let has_gone_on = lease.is_thawed || !context.dead_man.watches(context.vm(), context.operation.id);
+    if standstill == Standstill::Paused && has_gone_on {
+        return match context.store.clear_lease(context.vm(), context.operation.id).await {
+            Ok(()) => (Performed::done(), None),
+            Err(error) => (Performed::unknown(error), None),
+        };
+    }
+    let file_systems = match prove(context.host, context.store, &lease).await {
         Ok(Thawed::Proven { file_systems }) => file_systems,
         Ok(Thawed::Unproven) => {
-            return Performed::unknown(quiesce_failure(
-                "the guest does not say that it is thawed".to_owned(),
-            ));
+            let failure = quiesce_failure("the guest does not say that it goes on".to_owned());
+            return (Performed::unknown(failure), None);
         }
-        Err(error) => return Performed::unknown(error),
+        Err(error) => return (Performed::unknown(error), None),
     };
     let after_ms = Timestamp::now().as_millisecond().saturating_sub(lease.since_ms).max(0);
     if let Err(error) = context.store.clear_lease(context.vm(), context.operation.id).await {
-        return Performed::unknown(error);
+        return (Performed::unknown(error), None);
     }
     context.dead_man.disarm(context.vm(), context.operation.id);
-    #[allow(clippy::cast_precision_loss, reason = "milliseconds of a freeze are few")]
+    #[allow(clippy::cast_precision_loss, reason = "milliseconds of a standstill are few")]
     let after_ms = after_ms as f64;
-    Performed::learned(vec![Finding::Thawed { file_systems, after_ms }])
+    (Performed::learned(vec![Finding::Thawed { file_systems, after_ms }]), Some(after_ms))
 }
 
 /// The file systems stood still until the thaw.

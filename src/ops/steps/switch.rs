@@ -8,7 +8,7 @@ use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
 use crate::model::vm::RunState;
 use crate::model::{DiskTarget, Failure, Finding, VmView};
 
-use super::pause::{Told, restore_run_state};
+use super::pause::{self, Told, restore_run_state};
 use super::unnoted::{self, Unsettled};
 use super::{Context, Performed, capture, images, leaves_something_under_way};
 
@@ -84,6 +84,7 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         }));
     }
     check_sizes(context, switch).await.map_err(Performed::not_applied)?;
+    pause::check_unbroken(context).map_err(Performed::not_applied)?;
     if switch.memory.is_some() {
         keep_definition(context).await?;
     }

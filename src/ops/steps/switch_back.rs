@@ -6,7 +6,7 @@ use crate::model::VmView;
 use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
-use super::pause::{Told, restore_run_state};
+use super::pause::{self, Told, restore_run_state};
 use super::switch::{may_be_saved_before_it, writes_to};
 use super::{Context, Performed, merge, quiesce, unnoted};
 
@@ -23,9 +23,10 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
             how: How::Commit { grandchildren: Vec::new() },
         })
         .collect();
-    // The guest may be frozen still, and nothing is lost by thawing it before what takes its time. If it cannot be proven
+    // The guest may stand still, and nothing is lost by letting it go on before what takes its time. If it cannot be proven
     // now, the step that froze it proves it when it is undone.
     let _ = quiesce::thaw(context).await;
+    let _ = pause::resume(context).await;
     let is_on_way_back = match context.store.is_on_way_back(context.operation.id).await {
         Ok(is_on_way_back) => is_on_way_back,
         Err(error) => return Performed::unknown(error),

@@ -322,6 +322,7 @@ fn what_a_snapshot_does_not_hold_is_told() {
             "not in the snapshot: the state of its TPM (tpm-crb)"
         ]
     );
+    paper.world.background_blocker = None;
     let with_memory = CreateSnapshot { kind: SnapshotKind::VmDisksAndMemory, ..named("two") };
     let with_memory = CreateSnapshot { quiesce: Quiesce::Off, ..with_memory };
     assert_eq!(paper.plan_create(&with_memory).unwrap().warnings, Vec::<String>::new());

@@ -72,12 +72,13 @@ async fn nothing_in_a_copy_goes_on_by_itself() {
         store.begin(open.clone(), None, Reservation::None).await.unwrap();
         store.save(open.clone()).await.unwrap();
     }
-    let lease = FreezeLease {
+    let lease = GuestLease {
         vm: VM,
         operation: forward.id,
         boot_id: "boot".to_owned(),
         since_ms: 0,
         deadline_ms: 1,
+        standstill: Standstill::Frozen,
         is_thawed: false,
     };
     store.put_lease(lease.clone()).await.unwrap();

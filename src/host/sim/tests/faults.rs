@@ -31,13 +31,14 @@ async fn check_switch(memory: Option<&str>, moment: Moment, mishap: Mishap, expe
 #[tokio::test]
 async fn before_midway_and_after_the_effect() {
     use Moment::{After, Before, Midway};
-    let error = || Mishap::Error(Complaint::Busy);
+    let error = || Mishap::Error(Complaint::Refused);
     let blind = || Mishap::Blind { looks: 0 };
     let down = || Mishap::LinkDown { calls: 1 };
-    check_switch(None, Before, error(), ("busy", VDA, VDA)).await;
-    check_switch(None, Midway, error(), ("busy", "/a", VDA)).await;
-    check_switch(None, After, error(), ("busy", "/a", "/a")).await;
-    check_switch(Some("/m"), Midway, error(), ("busy", VDA, VDA)).await;
+    check_switch(None, Before, error(), ("refused", VDA, VDA)).await;
+    check_switch(None, Midway, error(), ("refused", "/a", VDA)).await;
+    check_switch(None, After, error(), ("refused", "/a", "/a")).await;
+    check_switch(Some("/m"), Midway, error(), ("refused", VDA, VDA)).await;
+    check_switch(None, After, Mishap::Error(Complaint::Busy), ("busy", VDA, VDA)).await;
     check_switch(None, Before, blind(), ("timed out", VDA, VDA)).await;
     check_switch(None, After, blind(), ("timed out", "/a", "/a")).await;
     check_switch(None, Before, down(), ("unreachable", VDA, VDA)).await;

@@ -1,0 +1,175 @@
+//! Memory captured behind the guest's back: the VM stands still while its disks go over and QEMU begins to keep apart what the
+//! guest changes; its memory is written while it runs again.
+//!
+//! Decides when what was captured can be trusted. Leaves the switch between to `switch`, the pause to `pause`. Must never
+//! trust a capture whose beginning it has not seen: the guest may have run before it, and its memory would be newer than
+//! its disks. So it does not outlive the daemon either: whoever starts next ends what is under way.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::host::{BackgroundCapture, Definition, HostError};
+use crate::model::{Failure, Finding, Reason, SnapshotId};
+
+use super::super::board::Phase;
+use super::capture::is_cancelled;
+use super::images::remove_unused;
+use super::{Context, Performed, pause};
+
+/// Progress is asked for so often: the hypervisor has no event for it.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The image has everything but the memory.
+pub(super) async fn begin_image(context: &Context<'_>, snapshot: SnapshotId, path: &Path) -> Performed {
+    if !context.is_fresh {
+        let removed = remove_unused(context, path).await;
+        if !removed.is_done() {
+            return removed;
+        }
+    }
+    let definition = match context.host.hypervisor.definition(context.vm()).await {
+        Ok(definition) => definition,
+        Err(error) => return Performed::unknown(error),
+    };
+    if let Err(error) = context.store.keep_definition(snapshot, definition.0.clone()).await {
+        return Performed::unknown(error);
+    }
+    match context.host.images.begin_memory_image(path, &definition).await {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// A device may have come or gone since: memory is restored only over those that it had.
+pub(super) async fn check_definition(
+    context: &Context<'_>,
+    snapshot: SnapshotId,
+) -> std::result::Result<(), Performed> {
+    let kept = context.store.definition(snapshot).await.map_err(Performed::unknown)?;
+    let now = context.host.hypervisor.definition(context.vm()).await.map_err(Performed::unknown)?;
+    if kept.map(Definition).as_ref() == Some(&now) {
+        return Ok(());
+    }
+    let cause = "the VM's definition was changed meanwhile".into();
+    Err(Performed::not_applied(HostError::Refused { call: "capture memory", cause }))
+}
+
+/// What the guest changes from now on is kept apart.
+pub(super) async fn begin(context: &Context<'_>, path: &Path) -> Performed {
+    if !context.is_fresh {
+        // Whether the VM stood still when it began cannot be told any more.
+        let cause = "it is not known whether the VM stood still when it began".into();
+        return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
+    }
+    // That it stands still now is not enough: it may have run in between, and stopped for another reason.
+    if let Err(failure) = pause::check_unbroken(context) {
+        return give_up(context, failure).await;
+    }
+    if let Err(error) = context.host.hypervisor.begin_background_capture(context.vm(), path).await {
+        return give_up(context, error).await;
+    }
+    match pause::check_unbroken(context) {
+        Ok(()) => Performed::done(),
+        Err(failure) => give_up(context, failure).await,
+    }
+}
+
+/// Nothing is written any more, and the guest does not wait for what is done next.
+pub(super) async fn undo_begin(context: &Context<'_>) -> Performed {
+    let resumed = pause::resume(context).await;
+    match end(context).await {
+        Ok(()) => resumed,
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// Nothing is written any more.
+pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
+    match end(context).await {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// All of it is written.
+pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
+    loop {
+        match context.host.hypervisor.background_capture(context.vm(), path).await {
+            Ok(BackgroundCapture::Complete) => break,
+            Ok(BackgroundCapture::Active { done, total }) => {
+                context.reporter.progress(Phase::CaptureMemory, None, done, total);
+            }
+            Ok(BackgroundCapture::Failed(why)) => {
+                return give_up(context, HostError::Refused { call: "capture memory", cause: why.into() })
+                    .await;
+            }
+            Ok(BackgroundCapture::None) | Err(HostError::NoSuchVm(_)) => {
+                let cause = "it was ended, or the VM was".into();
+                return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
+            }
+            Err(error) => return Performed::unknown(error),
+        }
+        if is_cancelled(context) {
+            return give_up(context, cancelled()).await;
+        }
+        tokio::select! {
+            biased;
+            () = context.cancelled.cancelled() => {}
+            () = context.stopping.cancelled() => return Performed::Interrupted,
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+        }
+    }
+    match end(context).await {
+        Ok(()) => Performed::done(),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// The image is complete and durable.
+pub(super) async fn finish(context: &Context<'_>, path: &Path) -> Performed {
+    let images = &context.host.images;
+    if !context.is_fresh {
+        // It is called complete only once all of it is durable. What was not, nobody can make sure of any more: a file system
+        // tells of a lost write only once.
+        return match images.memory_image(path).await {
+            Ok(Some(_)) => match images.finish_memory_image(path).await {
+                Ok(bytes) => Performed::learned(vec![Finding::Memory { bytes }]),
+                Err(error) => Performed::unknown(error),
+            },
+            Ok(None) => {
+                let problem = "it is not known whether all of it was written".to_owned();
+                Performed::not_applied(HostError::BadImage { path: path.to_owned(), problem })
+            }
+            Err(error) => Performed::unknown(error),
+        };
+    }
+    match images.finish_memory_image(path).await {
+        Ok(bytes) => Performed::learned(vec![Finding::Memory { bytes }]),
+        Err(error @ HostError::TimedOut { .. }) => Performed::unknown(error),
+        Err(error) => Performed::not_applied(error),
+    }
+}
+
+/// Proof that there is nothing to be had: it is ended first.
+async fn give_up(context: &Context<'_>, failure: impl Into<Failure>) -> Performed {
+    match end(context).await {
+        Ok(()) => Performed::not_applied(failure),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+async fn end(context: &Context<'_>) -> crate::host::Result<()> {
+    match context.host.hypervisor.end_background_capture(context.vm()).await {
+        // It went with its process.
+        Err(HostError::NoSuchVm(_)) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn cancelled() -> Failure {
+    Failure {
+        reason: Reason::Cancelled,
+        message: "it was cancelled while memory was captured".to_owned(),
+        causes: Vec::new(),
+    }
+}

@@ -1,0 +1,73 @@
+//! Memory and disks of one instant, on a real guest that writes all the time.
+
+use std::time::Instant;
+
+use crate::bed::{Client, Daemon, Format, Guest, Progress, Setup, Spec, images, virsh};
+
+const TARGETS: [&str; 2] = ["vda", "vdb"];
+
+/// The number last written to the ring on an image that nobody writes to any more. See `tests/guest/writer.c`.
+fn last_in_ring(image: &std::path::Path, format: Format) -> u64 {
+    let content = images::Content::of(image, format);
+    // Its file system was not frozen.
+    content.replay_journal();
+    let ring = content.file("/ring").expect("the guest has written");
+    let number = |block: &[u8]| {
+        (block.starts_with(b"vmsnapRB")).then(|| u64::from_le_bytes(block[8..16].try_into().unwrap()))
+    };
+    ring.chunks(4096).filter_map(number).max().expect("a block is whole")
+}
+
+/// Where the writers go on after the snapshot is what its disks hold: neither is memory newer than they are, nor older.
+fn check(guest: &Guest, client: &Client, name: &str) {
+    let vm = guest.name();
+    let progress = Progress::listen(guest);
+    for target in TARGETS {
+        progress.wait_for_next(target);
+    }
+    let before: Vec<_> = guest.disks();
+    let created = client.json(&["snapshot", "create", vm, name, "--memory"]);
+    assert_eq!(created["snapshot"]["consistency"], "CONSISTENCY_MEMORY", "{created:#}");
+    for target in TARGETS {
+        progress.wait_for_next(target);
+    }
+    let format = |image: &std::path::Path| {
+        if image.extension().is_some_and(|ending| ending == "raw") { Format::Raw } else { Format::Qcow2 }
+    };
+    let held: Vec<u64> = before.iter().map(|(_, image)| last_in_ring(image, format(image))).collect();
+    client.json(&["snapshot", "revert", &format!("{vm}/{name}"), "--yes", "--then", "paused"]);
+    let moment = Instant::now();
+    virsh::run(&["resume", vm]);
+    for (target, held) in TARGETS.iter().zip(held) {
+        progress.wait_for_next(target);
+        let first = progress.first_since(target, moment).expect("it writes");
+        // The last write of then may be reported once more, or for the first time.
+        assert!((held..=held + 1).contains(&first), "{name}: {target} held {held} and goes on with {first}");
+    }
+    progress.assert_monotonic("vda");
+}
+
+/// As long as it is on nobody can migrate the VM: QEMU refuses what libvirt asks for ("Background-snapshot is not compatible
+/// with ..."), and libvirt says so two minutes later.
+fn is_capturing_on(guest: &Guest) -> bool {
+    let ask = r#"{"execute":"query-migrate-capabilities"}"#;
+    let answer = virsh::run(&["qemu-monitor-command", guest.name(), ask]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let is_on = |it: &serde_json::Value| it["capability"] == "background-snapshot" && it["state"] == true;
+    answer["return"].as_array().unwrap().iter().any(is_on)
+}
+
+#[test]
+fn memory_and_disks_are_of_one_instant() {
+    let guest = Guest::boot(&Spec { writers: true, ..Spec::default() });
+    let daemon = Daemon::start();
+    let client = daemon.client();
+    check(&guest, &client, "one");
+    check(&guest, &client, "two");
+    assert!(!is_capturing_on(&guest));
+    drop(daemon);
+    // And the other way, for hosts that cannot.
+    let configuration = "background_captures = 'never'".to_owned();
+    let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
+    check(&guest, &daemon.client(), "three");
+}

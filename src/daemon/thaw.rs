@@ -49,9 +49,8 @@ async fn thaw(config: &Config, store: &Store) -> Result<(), StartError> {
     let host = libvirt_host(config)?;
     let is_up = is_linked(&host).await;
     // None of them is held up by what becomes of another.
-    let unproven = thaw_guests(&host, store, &boot).await;
-    let slowed = free_guests(&host, store).await;
-    let captured = end_captures(&host, store).await;
+    let (unproven, slowed, captured) =
+        tokio::join!(thaw_guests(&host, store, &boot), free_guests(&host, store), end_captures(&host, store));
     let unproven = unproven.map_err(StartError::Thaw)?;
     let (slowed, captured) = (slowed.map_err(StartError::Thaw)?, captured.map_err(StartError::Thaw)?);
     if unproven.is_empty() {

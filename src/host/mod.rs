@@ -90,8 +90,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Lets the processors run on. Where a disk has failed it may take a second before they do: what failed is told before.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
-    /// Whether the processors run, as the process itself says once it has done what it was asked before. None without a process.
-    async fn is_running(&self, vm: VmId) -> Result<Option<bool>>;
+    /// What the processors do, as the process itself says once it has done what it was asked before. None without a process. Asks
+    /// about no other VM.
+    async fn process_state(&self, vm: VmId) -> Result<Option<RunState>>;
 
     /// Bytes of memory written and to be written, while a capture is under way.
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>>;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::SignedDuration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +23,7 @@ use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
 mod board;
+mod captures;
 mod check;
 mod clones;
 mod deadman;
@@ -51,11 +52,12 @@ mod throttle;
 mod volumes;
 
 pub use board::{Course, OperationView, Phase, Progress};
+pub use captures::{captured, end_captures};
 pub use check::{NodeCheck, is_unreadable};
 pub use elsewhere::Wait;
 pub use error::OpsError;
 pub use rebuild::gather;
-pub use recover::{captured, end_captures, thaw_guests};
+pub use recover::thaw_guests;
 pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
@@ -93,6 +95,8 @@ struct Inner {
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
     /// VMs that were seen to leave for another node, and not seen to run here since. The catalog keeps them, too.
     departed: Mutex<BTreeMap<VmId, Departure>>,
+    /// A capture of memory may have been left.
+    captures_left: Notify,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -155,6 +159,7 @@ impl Engine {
             waiting: Mutex::default(),
             differences: Mutex::default(),
             departed: Mutex::default(),
+            captures_left: Notify::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })))

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::host::{Host, HostError, Link};
-use crate::model::{Finding, Operation, OperationId, Step, VmId};
+use crate::host::{Host, Link};
+use crate::model::{Finding, OperationId, VmId};
 use crate::store::{GuestLease, Standstill, Store};
 
 use super::runner::Runner;
@@ -47,32 +47,6 @@ pub async fn thaw_guests(host: &Host, store: &Store, boot_id: &str) -> Result<Ve
     }
     noted?;
     Ok(unproven)
-}
-
-/// Ends the captures of memory that a daemon which is gone has left under way behind the guests' backs. The next start takes
-/// back what they were for. Gives the VMs that it cannot be said of.
-pub async fn end_captures(host: &Host, store: &Store) -> Result<BTreeSet<VmId>> {
-    let mut left = BTreeSet::new();
-    for vm in captured(&store.open_operations().await?) {
-        match host.hypervisor.end_background_capture(vm).await {
-            Ok(()) | Err(HostError::NoSuchVm(_)) => {}
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(%vm, error, "a capture of memory cannot be ended");
-                left.insert(vm);
-            }
-        }
-    }
-    Ok(left)
-}
-
-/// The VMs whose memory open operations may have begun to capture behind their guests' backs.
-#[must_use]
-pub fn captured(open: &[Operation]) -> BTreeSet<VmId> {
-    let captures = |operation: &&Operation| {
-        operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
-    };
-    open.iter().filter(captures).map(|operation| operation.vm).collect()
 }
 
 impl Engine {
@@ -138,35 +112,6 @@ impl Engine {
         Ok(count)
     }
 
-    /// A VM whose memory was captured behind its guest's back by an earlier life, and that no operation waits for any more, can be
-    /// migrated again: as long as nobody has ended the capture both copies would run.
-    ///
-    /// At each start, and whenever the hypervisor is back.
-    async fn end_captures_left(&self) {
-        let mut link = self.0.host.hypervisor.link();
-        while self.is_linked().await {
-            self.end_captures_once().await;
-            let down = link.wait_for(|link| *link != Link::Up);
-            tokio::select! {
-                biased;
-                () = self.0.stopping.cancelled() => return,
-                is_down = down => if is_down.is_err() { return },
-            }
-        }
-    }
-
-    async fn end_captures_once(&self) {
-        let Ok(vms) = self.0.host.hypervisor.vms().await else { return };
-        for vm in vms.into_iter().filter(|vm| vm.run_state.is_live()) {
-            // Whatever holds it ends its own.
-            let Ok(_permit) = self.enter(BTreeSet::from([vm.id]), OperationId::new()).await else { continue };
-            if let Err(error) = self.0.host.hypervisor.end_background_capture(vm.id).await {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(vm = %vm.id, error, "it cannot be seen whether a capture of memory was left");
-            }
-        }
-    }
-
     /// The earlier life may have ended before it could merge what it had let go.
     pub(super) async fn collapse_when_linked(&self, vm: VmId) {
         if let Some(runner) = self.begin_collapse(vm).await {
@@ -189,7 +134,7 @@ impl Engine {
     }
 
     /// True once the hypervisor can be reached; false if the daemon goes down first.
-    async fn is_linked(&self) -> bool {
+    pub(super) async fn is_linked(&self) -> bool {
         let mut link = self.0.host.hypervisor.link();
         tokio::select! {
             biased;

@@ -226,16 +226,23 @@ impl Runner {
         let freeze = position(|step| matches!(step, Step::Freeze(_) | Step::PauseVm { .. }));
         let thaw = position(|step| matches!(step, Step::Thaw | Step::ResumeVm));
         let findings = &self.operation.findings;
-        match (self.operation.cursor.turn(), freeze, thaw) {
-            (Some(Turn::Ensure(at)), Some(freeze), Some(thaw)) => at >= freeze && at <= thaw,
+        let (Some(turn), Some(freeze), Some(thaw)) = (self.operation.cursor.turn(), freeze, thaw) else {
+            return false;
+        };
+        if let Step::PauseVm { .. } = self.operation.steps[freeze] {
+            // What is still to come would only be taken back: the capture does not outlive the daemon.
+            let has_begun = !matches!(turn, Turn::Ensure(at) if at == freeze && self.is_fresh);
+            let (Turn::Ensure(at) | Turn::Undo(at)) = turn;
+            let is_watched = self.engine.0.dead_man.watches(self.operation.vm, self.operation.id);
+            return has_begun && at >= freeze && at <= thaw && is_watched;
+        }
+        match turn {
+            Turn::Ensure(at) => at >= freeze && at <= thaw,
             // A switch that is taken back after the thaw takes its time, and holds nothing.
-            (Some(Turn::Undo(at)), Some(freeze), Some(thaw)) => {
-                let is_paused = self.engine.0.dead_man.watches(self.operation.vm, self.operation.id)
-                    && matches!(self.operation.steps[freeze], Step::PauseVm { .. });
-                let is_frozen = is_paused || (findings.frozen.is_some() && findings.thawed.is_none());
+            Turn::Undo(at) => {
+                let is_frozen = findings.frozen.is_some() && findings.thawed.is_none();
                 at == freeze || (at > freeze && at <= thaw && is_frozen)
             }
-            (_, _, _) => false,
         }
     }
 
@@ -314,6 +321,7 @@ impl Runner {
                 Some(Command::Abandon) => {
                     self.operation.was_abandoned = self.operation.cursor.abandon();
                     self.mark_in_error().await;
+                    self.engine.0.captures_left.notify_one();
                     return true;
                 }
             }

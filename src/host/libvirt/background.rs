@@ -34,6 +34,7 @@ use crate::host::images::where_memory_goes;
 use crate::host::paths::plain;
 use crate::host::{BackgroundCapture, HostError, Result};
 use crate::model::VmId;
+use crate::model::vm::{PauseReason, RunState};
 
 /// The set of files that ours is in, of each QEMU. libvirt counts its own from zero.
 const FILE_SET: u32 = 0x7673_6e70;
@@ -81,9 +82,11 @@ pub(super) fn begin(line: &Connection, vm: VmId, image: &Path) -> Result<()> {
     begun
 }
 
-/// What it has changed since it was switched would be in its memory and not in its disks.
+/// What it has changed since it was switched would be in its memory and not in its disks. One that stands still for another reason
+/// than that it was asked to has run.
 fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
-    if monitor::is_running(domain, vm)? {
+    let is_paused = vms::state(domain, vm)? == RunState::Paused(PauseReason::User);
+    if !is_paused || monitor::is_running(domain, vm)? {
         let cause = "somebody has resumed the VM".into();
         return Err(HostError::Refused { call: "capture memory", cause });
     }

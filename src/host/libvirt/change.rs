@@ -159,13 +159,18 @@ pub(super) fn abort_memory_capture(line: &Connection, vm: VmId, image: &Path) ->
     ffi::abort_job(&domain).map_err(on_vm(vm, CALL))
 }
 
-/// See [`crate::host::Hypervisor::is_running`].
+/// See [`crate::host::Hypervisor::process_state`].
 ///
 /// libvirt's own word is no answer: a pause that it was asked for may wait for its turn, and it says "running" until then.
-pub(super) fn is_running(line: &Connection, vm: VmId) -> Result<Option<bool>> {
+pub(super) fn process_state(line: &Connection, vm: VmId) -> Result<Option<RunState>> {
     let domain = vms::lookup(line, vm)?;
     match monitor::is_running(&domain, vm) {
-        Ok(is_running) => Ok(Some(is_running)),
+        Ok(true) => Ok(Some(RunState::Running)),
+        Ok(false) => match vms::state(&domain, vm)? {
+            // It will be told of it.
+            RunState::Running => Ok(Some(RunState::Unsettled)),
+            state => Ok(Some(state)),
+        },
         Err(_) if !vms::is_active(&domain, vm)? => Ok(None),
         Err(error) => Err(error),
     }

@@ -254,8 +254,8 @@ impl Hypervisor for Libvirt {
         self.change.run("the resume of the VM", self.deadlines.change, resume).await
     }
 
-    async fn is_running(&self, vm: VmId) -> Result<Option<bool>> {
-        let look = move |line: &_| change::is_running(line, vm);
+    async fn process_state(&self, vm: VmId) -> Result<Option<RunState>> {
+        let look = move |line: &_| change::process_state(line, vm);
         self.look.run("the question whether the VM runs", self.deadlines.query, look).await
     }
 
@@ -295,7 +295,8 @@ impl Hypervisor for Libvirt {
 
     async fn end_background_capture(&self, vm: VmId) -> Result<()> {
         let end = move |line: &_| background::end(line, vm);
-        self.change.run("the end of the capture", self.deadlines.change, end).await
+        // It is asked of all VMs, and a QEMU that hangs is not to hold up what is done to the others.
+        self.power.run("the end of the capture", self.deadlines.change, end).await
     }
 
     async fn start_commit(&self, vm: VmId, commit: &Commit) -> Result<()> {

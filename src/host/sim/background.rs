@@ -53,7 +53,7 @@ impl World {
 
     /// See [`crate::host::Hypervisor::begin_background_capture`].
     pub(super) fn begin_background(&mut self, vm: VmId, image: &Path, extent: Extent) -> Result<()> {
-        if self.live(vm, CALL)?.run_state == RunState::Running {
+        if self.live(vm, CALL)?.run_state != RunState::Paused(PauseReason::User) {
             return Err(refused(CALL, "somebody has resumed the VM"));
         }
         if let Some(blocker) = self.background_blocker(vm)? {
@@ -136,10 +136,9 @@ impl World {
         }
     }
 
-    /// See [`crate::host::Hypervisor::is_running`].
-    pub(super) fn is_running(&mut self, vm: VmId) -> Result<Option<bool>> {
-        let live = self.machine(vm)?.live.as_ref();
-        Ok(live.map(|live| live.run_state == RunState::Running))
+    /// See [`crate::host::Hypervisor::process_state`].
+    pub(super) fn process_state(&mut self, vm: VmId) -> Result<Option<RunState>> {
+        Ok(self.machine(vm)?.live.as_ref().map(|live| live.run_state))
     }
 
     /// See [`crate::host::EmergencyThaw::resume_now`].

@@ -47,7 +47,7 @@ methods! {
     Undefine "undefine",
     Pause "pause",
     Resume "resume",
-    IsRunning "is_running",
+    ProcessState "process_state",
     MemoryProgress "memory_progress",
     IsCapturing "is_capturing",
     AbortMemoryCapture "abort_memory_capture",
@@ -107,7 +107,7 @@ impl Method {
             | Self::Definition
             | Self::MemoryProgress
             | Self::IsCapturing
-            | Self::IsRunning
+            | Self::ProcessState
             | Self::BackgroundBlocker
             | Self::BackgroundCapture
             | Self::BlockJobs

@@ -13,7 +13,7 @@ use super::SimHost;
 use super::capture::Switch;
 use super::fault::{Extent, Method};
 use crate::model::step::{ImageRef, NewVm};
-use crate::model::vm::BlockJob;
+use crate::model::vm::{BlockJob, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 #[async_trait]
@@ -96,8 +96,8 @@ impl Hypervisor for SimHost {
         self.call(Method::Resume, effect).await
     }
 
-    async fn is_running(&self, vm: VmId) -> Result<Option<bool>> {
-        self.call(Method::IsRunning, |world, _| world.is_running(vm)).await
+    async fn process_state(&self, vm: VmId) -> Result<Option<RunState>> {
+        self.call(Method::ProcessState, |world, _| world.process_state(vm)).await
     }
 
     async fn memory_progress(&self, vm: VmId) -> Result<Option<(u64, u64)>> {

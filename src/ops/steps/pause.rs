@@ -43,13 +43,11 @@ pub(super) async fn pause(context: &Context<'_>, snapshot: SnapshotId, timeout_m
         return Performed::not_applied(error);
     }
     let paused = context.host.hypervisor.pause(context.vm()).await;
-    match (context.run_state(context.vm()).await, paused) {
-        (Ok(Some(RunState::Paused(PauseReason::User))), _) => {
-            // Its time may have come before there was anything to end.
-            let left = timeout.saturating_sub(began.elapsed());
-            context.dead_man.arm(context.vm(), context.operation.id, Standstill::Paused, left);
-            Performed::done()
-        }
+    // Its time may have come before there was anything to end. Whatever is seen now, and if nothing is: somebody ends it.
+    let left = timeout.saturating_sub(began.elapsed());
+    context.dead_man.arm(context.vm(), context.operation.id, Standstill::Paused, left);
+    match (context.host.hypervisor.process_state(context.vm()).await, paused) {
+        (Ok(Some(RunState::Paused(PauseReason::User))), _) => Performed::done(),
         (_, Err(error)) | (Err(error), Ok(())) => Performed::unknown(error),
         (Ok(_), Ok(())) => {
             let cause = "somebody has resumed it at once, or it has ended".into();
@@ -81,6 +79,10 @@ pub(super) async fn resume_in_time(context: &Context<'_>) -> Performed {
     };
     #[allow(clippy::cast_precision_loss, reason = "milliseconds of a pause are few")]
     match paused {
+        None if resumed.is_done() => {
+            let cause = "it is not known how long the guest stood still".into();
+            Performed::not_applied(HostError::Refused { call: "capture memory", cause })
+        }
         Some(ms) if ms > *most as f64 => {
             let cause = format!("the guest stood still for {ms} ms, {most} were allowed").into();
             Performed::not_applied(HostError::Refused { call: "capture memory", cause })
@@ -109,9 +111,12 @@ pub(super) async fn resume(context: &Context<'_>) -> Performed {
 pub(super) async fn prove_resume(host: &Host, store: &Store, vm: VmId) -> Result<Thawed> {
     let mut last = Ok(Thawed::Unproven);
     for _ in 0..ATTEMPTS {
-        match host.hypervisor.is_running(vm).await {
-            Ok(Some(true)) => return Ok(Thawed::Proven { file_systems: 0 }),
-            Ok(None) | Err(HostError::NoSuchVm(_)) => {
+        match host.hypervisor.process_state(vm).await {
+            // One that stands still for an I/O error goes on when that is mended.
+            Ok(Some(RunState::Running | RunState::Paused(PauseReason::IoError | PauseReason::Other))) => {
+                return Ok(Thawed::Proven { file_systems: 0 });
+            }
+            Ok(None | Some(RunState::Off)) | Err(HostError::NoSuchVm(_)) => {
                 // Its guest went with it as it was.
                 let has_left = store.departures().await.is_ok_and(|all| all.iter().any(|it| it.vm == vm));
                 return if has_left {
@@ -120,31 +125,17 @@ pub(super) async fn prove_resume(host: &Host, store: &Store, vm: VmId) -> Result
                     Ok(Thawed::Proven { file_systems: 0 })
                 };
             }
-            Ok(Some(false)) => {}
-            Err(error) => {
-                last = Err(error);
-                continue;
-            }
-        }
-        let found = host.hypervisor.vms().await.map(|vms| vms.into_iter().find(|found| found.id == vm));
-        match found.map(|found| found.map(|found| found.run_state)) {
-            // One that stands still for an I/O error goes on when that is mended.
-            Ok(Some(RunState::Paused(PauseReason::IoError | PauseReason::Other))) => {
-                return Ok(Thawed::Proven { file_systems: 0 });
-            }
+            Ok(Some(RunState::Migrated)) => return Err(HostError::Migrated),
             Ok(Some(RunState::Paused(PauseReason::User | PauseReason::Snapshot))) => {
                 // What it answers is not what counts: the question after it does.
                 last = host.hypervisor.resume(vm).await.map(|()| Thawed::Unproven);
             }
-            Ok(Some(RunState::Migrated)) => return Err(HostError::Migrated),
-            Ok(None | Some(RunState::Running | RunState::Off | RunState::Unsettled)) => {
-                last = Ok(Thawed::Unproven);
-            }
+            Ok(Some(RunState::Unsettled)) => last = Ok(Thawed::Unproven),
             Err(error) => last = Err(error),
         }
     }
-    match host.hypervisor.is_running(vm).await {
-        Ok(Some(true)) => Ok(Thawed::Proven { file_systems: 0 }),
+    match host.hypervisor.process_state(vm).await {
+        Ok(Some(RunState::Running)) => Ok(Thawed::Proven { file_systems: 0 }),
         _ => last,
     }
 }

@@ -184,7 +184,8 @@ pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> 
     let has_gone_on = lease.is_thawed || !context.dead_man.watches(context.vm(), context.operation.id);
     if standstill == Standstill::Paused && has_gone_on {
         return match context.store.clear_lease(context.vm(), context.operation.id).await {
-            Ok(()) => (Performed::done(), None),
+            // At most so long.
+            Ok(()) => (Performed::done(), Some(since(&lease))),
             Err(error) => (Performed::unknown(error), None),
         };
     }
@@ -196,14 +197,18 @@ pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> 
         }
         Err(error) => return (Performed::unknown(error), None),
     };
-    let after_ms = Timestamp::now().as_millisecond().saturating_sub(lease.since_ms).max(0);
+    let after_ms = since(&lease);
     if let Err(error) = context.store.clear_lease(context.vm(), context.operation.id).await {
         return (Performed::unknown(error), None);
     }
     context.dead_man.disarm(context.vm(), context.operation.id);
-    #[allow(clippy::cast_precision_loss, reason = "milliseconds of a standstill are few")]
-    let after_ms = after_ms as f64;
     (Performed::learned(vec![Finding::Thawed { file_systems, after_ms }]), Some(after_ms))
+}
+
+/// Milliseconds.
+#[allow(clippy::cast_precision_loss, reason = "milliseconds of a standstill are few")]
+fn since(lease: &GuestLease) -> f64 {
+    Timestamp::now().as_millisecond().saturating_sub(lease.since_ms).max(0) as f64
 }
 
 /// The file systems stood still until the thaw.

@@ -1,0 +1,111 @@
+//! Captures of memory behind guests' backs that nobody waits for any more: as long as nobody has ended one its VM cannot be
+//! migrated.
+//!
+//! Decides which are left, and when to look again. Leaves those that an operation waits for to the operation.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use crate::host::{Host, HostError, Link};
+use crate::model::{Operation, OperationId, RunState, Step, VmId};
+use crate::store::Store;
+
+use super::{Engine, Result};
+
+/// What could not be looked at is looked at again so often: nothing tells when it would work.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Ends the captures of memory that a daemon which is gone has left under way behind the guests' backs. The next start takes
+/// back what they were for. Gives the VMs that it cannot be said of.
+pub async fn end_captures(host: &Host, store: &Store) -> Result<BTreeSet<VmId>> {
+    let asked = captured(&store.open_operations().await?).into_iter();
+    let asked = asked.map(|vm| async move { (vm, host.hypervisor.end_background_capture(vm).await) });
+    let (mut left, mut answers) = (BTreeSet::new(), asked.collect::<FuturesUnordered<_>>());
+    while let Some((vm, ended)) = answers.next().await {
+        match ended {
+            Ok(()) | Err(HostError::NoSuchVm(_)) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(%vm, error, "a capture of memory cannot be ended");
+                left.insert(vm);
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// The VMs whose memory open operations may have begun to capture behind their guests' backs.
+#[must_use]
+pub fn captured(open: &[Operation]) -> BTreeSet<VmId> {
+    let captures = |operation: &&Operation| {
+        operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
+    };
+    open.iter().filter(captures).map(|operation| operation.vm).collect()
+}
+
+impl Engine {
+    /// Ends what an earlier life has left, and what nobody waits for since: at each start, whenever the hypervisor is back, and when a person gives an operation up.
+    pub(super) async fn end_captures_left(&self) {
+        let mut link = self.0.host.hypervisor.link();
+        let mut left = None;
+        while self.is_linked().await {
+            left = self.end_captures_of(left).await;
+            let is_done = left.as_ref().is_some_and(BTreeSet::is_empty);
+            let again = async {
+                if is_done {
+                    self.0.captures_left.notified().await;
+                } else {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.0.stopping.cancelled() => return,
+                down = link.wait_for(|link| *link != Link::Up) => {
+                    if down.is_err() {
+                        return;
+                    }
+                    left = None;
+                }
+                () = again => {
+                    if is_done {
+                        left = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of these VMs, or of all. Gives those of which it cannot be said yet; None if it is not known which there are.
+    async fn end_captures_of(&self, vms: Option<BTreeSet<VmId>>) -> Option<BTreeSet<VmId>> {
+        let vms = if let Some(vms) = vms {
+            vms
+        } else {
+            let is_up = |run_state| matches!(run_state, RunState::Running | RunState::Paused(_));
+            let vms = self.0.host.hypervisor.vms().await.ok()?;
+            vms.into_iter().filter(|vm| is_up(vm.run_state)).map(|vm| vm.id).collect()
+        };
+        let mut left = BTreeSet::new();
+        for vm in vms {
+            if self.0.stopping.is_cancelled() {
+                break;
+            }
+            let Ok(_permit) = self.enter(BTreeSet::from([vm]), OperationId::new()).await else {
+                left.insert(vm);
+                continue;
+            };
+            match self.0.host.hypervisor.end_background_capture(vm).await {
+                Ok(()) | Err(HostError::NoSuchVm(_)) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(%vm, error, "it cannot be seen whether a capture of memory was left");
+                    left.insert(vm);
+                }
+            }
+        }
+        Some(left)
+    }
+}

@@ -55,7 +55,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "the intent to freeze is durable before the guest is asked",
         file: "src/ops/steps/quiesce.rs",
-        right: "    if let Err(error) = take_lease(context, freeze).await {\n        return Performed::not_applied(error);\n    }\n",
+        right: "    if let Err(error) = take_lease(context, Standstill::Frozen, timeout).await {\n        return Performed::not_applied(error);\n    }\n",
         wrong: "",
     },
     Mutant {

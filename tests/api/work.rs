@@ -1,7 +1,9 @@
 //! The main job through the contract: what one asks for is what one sees.
 
 use tonic::Code;
-use vmsnap::host::sim::{AgentBehaviour as Agent, SimHost};
+use vmsnap::host::sim::{
+    AgentBehaviour as Agent, Call, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger,
+};
 use vmsnap::model::vm::Uncovered;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::Quiesce::{Auto, Off, Required};
@@ -170,4 +172,26 @@ async fn consistency_is_told_as_it_was_obtained() {
     check(Agent::RefusesToFreeze, Required, Err("QUIESCE_FAILED")).await;
     check(Agent::ThawsByItself, Auto, Ok(v1::Consistency::Crash)).await;
     check(Agent::ThawsByItself, Required, Err("QUIESCE_FAILED")).await;
+}
+
+/// An answer that says no is no proof: all is looked at again, and the merge is under way.
+#[tokio::test]
+async fn a_merge_that_was_refused_and_has_begun() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).build();
+    let node = Node::start_with(sim, vm);
+    let write = |value| node.sim.guest_write(vm, &"vda".parse().unwrap(), 1, value).unwrap();
+    write(10);
+    node.take("one").await;
+    write(20);
+    node.take("two").await;
+    write(30);
+    let at = Trigger::Call(Call { method: Method::StartCommit, occurrence: 1 });
+    let mishap = Mishap::Error(Complaint::Refused);
+    node.sim.add_fault(Fault { at, moment: Moment::After, mishap });
+    succeed(&node, "snapshot delete web/one --yes").await;
+    assert_eq!(node.calls_of(Method::StartCommit), 1);
+    let held = node.snapshot("two").await.disks[0].path.clone();
+    assert_eq!(node.sim.read_image(held.as_ref()).unwrap().get(&1), Some(&20));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }

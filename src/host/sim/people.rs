@@ -35,9 +35,13 @@ impl SimHost {
         world.machines.get(&vm)?.live.as_ref()?.thresholds.get(&active.path).copied()
     }
 
-    /// Somebody resumes the VM.
+    /// Somebody resumes the VM. In the midst of a capture of its own libvirt refuses that.
     pub fn someone_resumes(&self, vm: VmId) {
-        self.change(|world| world.set_run_state(vm, RunState::Running));
+        self.change(|world| {
+            if !world.is_captured(vm) {
+                world.set_run_state(vm, RunState::Running);
+            }
+        });
     }
 
     /// The VM is in a state that nobody may touch: suspended by its guest, or on its way down.

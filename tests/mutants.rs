@@ -67,7 +67,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a capture of memory is ended once it is complete",
         file: "src/ops/steps/background.rs",
-        right: "    match end(context).await {\n        Ok(()) => Performed::done(),\n        Err(error) => Performed::unknown(error),\n    }\n}\n\n/// The image is complete and durable.",
+        right: "    ended(context, Performed::done()).await\n}\n\n/// The image is complete and durable.",
         wrong: "    Performed::done()\n}\n\n/// The image is complete and durable.",
     },
     Mutant {

@@ -290,6 +290,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// That somebody wanted it undone, in words.
+    #[must_use]
+    pub fn cancelled(message: &str) -> Self {
+        Self { reason: Reason::Cancelled, message: message.to_owned(), causes: Vec::new() }
+    }
+
     /// A failure with the chain of causes of `error`.
     #[must_use]
     pub fn new(reason: Reason, error: &(dyn std::error::Error + 'static)) -> Self {

@@ -207,11 +207,7 @@ impl Runner {
             self.operation.cancel_requested |= command == Command::Cancel;
         }
         if self.operation.cancel_requested && self.is_fresh && self.operation.cursor.turn_back() {
-            self.operation.failure = Some(Failure {
-                reason: Reason::Cancelled,
-                message: "the operation was cancelled".to_owned(),
-                causes: Vec::new(),
-            });
+            self.operation.failure = Some(Failure::cancelled("the operation was cancelled"));
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::host::{BackgroundCapture, Definition, HostError};
-use crate::model::{Failure, Finding, Reason, SnapshotId};
+use crate::model::{Failure, Finding, SnapshotId};
 
 use super::super::board::Phase;
 use super::capture::is_cancelled;
@@ -77,18 +77,12 @@ pub(super) async fn begin(context: &Context<'_>, path: &Path) -> Performed {
 /// Nothing is written any more, and the guest does not wait for what is done next.
 pub(super) async fn undo_begin(context: &Context<'_>) -> Performed {
     let resumed = pause::resume(context).await;
-    match end(context).await {
-        Ok(()) => resumed,
-        Err(error) => Performed::unknown(error),
-    }
+    ended(context, resumed).await
 }
 
 /// Nothing is written any more.
 pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
-    match end(context).await {
-        Ok(()) => Performed::done(),
-        Err(error) => Performed::unknown(error),
-    }
+    ended(context, Performed::done()).await
 }
 
 /// All of it is written.
@@ -110,7 +104,7 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
             Err(error) => return Performed::unknown(error),
         }
         if is_cancelled(context) {
-            return give_up(context, cancelled()).await;
+            return give_up(context, Failure::cancelled("it was cancelled while memory was captured")).await;
         }
         tokio::select! {
             biased;
@@ -119,10 +113,7 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
         }
     }
-    match end(context).await {
-        Ok(()) => Performed::done(),
-        Err(error) => Performed::unknown(error),
-    }
+    ended(context, Performed::done()).await
 }
 
 /// The image is complete and durable.
@@ -152,24 +143,14 @@ pub(super) async fn finish(context: &Context<'_>, path: &Path) -> Performed {
 
 /// Proof that there is nothing to be had: it is ended first.
 async fn give_up(context: &Context<'_>, failure: impl Into<Failure>) -> Performed {
-    match end(context).await {
-        Ok(()) => Performed::not_applied(failure),
-        Err(error) => Performed::unknown(error),
-    }
+    ended(context, Performed::not_applied(failure)).await
 }
 
-async fn end(context: &Context<'_>) -> crate::host::Result<()> {
+/// `then`, once nothing is written any more.
+async fn ended(context: &Context<'_>, then: Performed) -> Performed {
     match context.host.hypervisor.end_background_capture(context.vm()).await {
         // It went with its process.
-        Err(HostError::NoSuchVm(_)) => Ok(()),
-        ended => ended,
-    }
-}
-
-fn cancelled() -> Failure {
-    Failure {
-        reason: Reason::Cancelled,
-        message: "it was cancelled while memory was captured".to_owned(),
-        causes: Vec::new(),
+        Ok(()) | Err(HostError::NoSuchVm(_)) => then,
+        Err(error) => Performed::unknown(error),
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::host::{Definition, HostError, Result, StartFrom};
 use crate::model::step::{ImageRef, NewCopy, NewVm};
 use crate::model::vm::{Format, RunState};
-use crate::model::{DiskTarget, Failure, Reason, VmId};
+use crate::model::{DiskTarget, Failure, VmId};
 
 use super::super::board::Phase;
 use super::power::{COMES_UP, is_up, settle};
@@ -38,7 +38,7 @@ pub(super) async fn flatten(context: &Context<'_>, image: &ImageRef) -> Performe
         Ok(facts) if facts.backing.is_none() => return Performed::done(),
         // The last attempt was ended, and what it had left at work is gone by now.
         Ok(_) if context.operation.cancel_requested && is_let_go(context, image).await => {
-            return Performed::not_applied(cancelled());
+            return Performed::not_applied(Failure::cancelled("the operation was cancelled"));
         }
         Ok(_) => {}
         Err(error) => return Performed::unknown(error),
@@ -74,14 +74,6 @@ async fn is_let_go(context: &Context<'_>, image: &ImageRef) -> bool {
     false
 }
 
-fn cancelled() -> Failure {
-    Failure {
-        reason: Reason::Cancelled,
-        message: "the operation was cancelled".to_owned(),
-        causes: Vec::new(),
-    }
-}
-
 /// Shows how far it is. A wish to cancel, or the end of the daemon, ends it where it is.
 async fn see_through(
     context: &Context<'_>,
@@ -97,7 +89,9 @@ async fn see_through(
                 Ok(()) => Performed::done(),
                 Err(error) => Performed::unknown(error),
             },
-            () = context.cancelled.cancelled() => return Performed::not_applied(cancelled()),
+            () = context.cancelled.cancelled() => {
+                return Performed::not_applied(Failure::cancelled("the operation was cancelled"));
+            }
             () = context.stopping.cancelled() => return Performed::Interrupted,
             Ok(()) = progress.changed() => {
                 let (done, total) = *progress.borrow_and_update();

@@ -69,11 +69,9 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         restore_run_state(context, switch, Told::Nothing).await.map_err(Performed::unknown)?;
     }
     if switch.memory.is_some() && capture::is_cancelled(context) {
-        return Err(Performed::not_applied(Failure {
-            reason: Reason::Cancelled,
-            message: "it was cancelled before memory was captured".to_owned(),
-            causes: Vec::new(),
-        }));
+        return Err(Performed::not_applied(Failure::cancelled(
+            "it was cancelled before memory was captured",
+        )));
     }
     if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
     {

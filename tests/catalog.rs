@@ -232,7 +232,7 @@ fn one_whose_open_operations_or_leases_cannot_be_understood() {
     let state = State::new();
     state.sql("INSERT INTO lease (vm, body) VALUES ('x', '{')");
     for verb in [&[][..], &["thaw"]] {
-        state.check_told(verb, &["freeze lease that cannot be understood", "do: keep the files", "backup"]);
+        state.check_told(verb, &["a lease that cannot be understood", "do: keep the files", "backup"]);
     }
     state.sql("DELETE FROM lease; INSERT INTO operation VALUES ('x', 'x', '', 1, 0, '{')");
     state.check_told(&[], &["operation that cannot be understood", "do: keep the files", "backup"]);

@@ -36,6 +36,7 @@ mod hypervisor;
 mod images;
 mod job;
 mod load;
+mod looks;
 mod machine;
 mod people;
 mod power;

@@ -14,11 +14,17 @@ impl World {
     /// See [`crate::host::Hypervisor::observe`]. Looking costs time: what is under way moves on.
     pub(super) fn observe(&mut self, vm: VmId) -> Result<VmView> {
         let view = self.view(vm);
-        if let Some(machine) = self.machines.get_mut(&vm) {
-            machine.has_left_unseen = false;
-        }
+        self.be_seen(vm);
         self.advance(vm);
         view
+    }
+
+    fn be_seen(&mut self, vm: VmId) {
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        machine.has_left_unseen = false;
+        if machine.elsewhere.is_none() {
+            self.looks.see(vm);
+        }
     }
 
     fn view(&self, vm: VmId) -> Result<VmView> {
@@ -121,8 +127,8 @@ impl World {
             full_disks: machine.full_disks(),
         };
         let vms: Vec<VmSummary> = self.machines.iter().map(summary).collect();
-        self.machines.values_mut().for_each(|machine| machine.has_left_unseen = false);
         for vm in &vms {
+            self.be_seen(vm.id);
             self.end_what_is_not_up(vm.id);
         }
         vms

@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, watch};
 use super::super::{HostError, HostEvent, Link, Result};
 use super::fault::{Complaint, Extent, Fault, Hold, Method, Mishap, Moment, Script};
 use super::files::Files;
+use super::looks::Looks;
 use super::machine::{Live, Machine};
 use crate::model::step::ImageRef;
 use crate::model::vm::RunState;
@@ -46,6 +47,7 @@ pub(super) struct World {
     held_events: Option<Vec<HostEvent>>,
     /// VMs that were undefined and may come back.
     pub(super) away: BTreeMap<VmId, Machine>,
+    pub(super) looks: Looks,
 }
 
 /// What a call comes to.
@@ -75,6 +77,7 @@ impl World {
             pace: vec![1],
             held_events: None,
             away: BTreeMap::new(),
+            looks: Looks::default(),
         }
     }
 
@@ -98,6 +101,7 @@ impl World {
         effect: impl FnOnce(&mut Self, Extent) -> Result<T>,
     ) -> Answer<T> {
         let faults = self.script.begin(method);
+        self.looks.begin_call();
         self.meanwhile(&faults, |moment| moment != Moment::After);
         if let Some(error) = self.unheard(method) {
             return Answer::Given(Err(error));
@@ -341,10 +345,11 @@ impl World {
         self.end_what_is_not_up(vm);
     }
 
-    /// Nothing is done to a VM that runs on another node, or comes back from there. Who has looked before it left cannot know.
+    /// Nothing is done to a VM that runs on another node, or comes back from there. Who has looked before it left, and done
+    /// nothing in between, cannot know.
     pub(super) fn is_let_alone(&mut self, vm: VmId, what: &str) {
         let has_left = |machine: &Machine| machine.elsewhere.is_some() && !machine.has_left_unseen;
-        if self.machines.get(&vm).is_some_and(has_left) {
+        if self.machines.get(&vm).is_some_and(has_left) && !self.looks.has_just_seen(vm) {
             self.violate(format!("VM {vm} {what}, but runs on another node"));
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, clone, event, from_json, manifest, parse, snapshot, to_json};
+use super::{Prepared, Result, Store, clone, event, from_json, manifest, parse, snapshot, to_json};
 use crate::model::edit::EditRefusal;
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
@@ -21,7 +21,7 @@ impl Store {
     /// The VMs that have layers in the catalog.
     pub async fn vms(&self) -> Result<Vec<VmId>> {
         self.transact(|transaction| {
-            let mut statement = transaction.prepare("SELECT DISTINCT vm FROM layer")?;
+            let mut statement = transaction.prepare_cached("SELECT DISTINCT vm FROM layer")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|row| super::parse(&row?, "VM id")).collect()
         })
@@ -133,9 +133,9 @@ impl Store {
             let Some(reserved) = reserved.filter(|found| found.state == SnapshotState::Creating) else {
                 return Ok(());
             };
-            transaction.execute("DELETE FROM snapshot WHERE id = ?", [id.to_string()])?;
+            transaction.run("DELETE FROM snapshot WHERE id = ?", [id.to_string()])?;
             // It has none yet.
-            transaction.execute("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
+            transaction.run("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
             event::insert_all(transaction, of_snapshot(Some(&reserved), None, &cause))
         })
         .await
@@ -145,7 +145,7 @@ impl Store {
 pub(super) fn read_tree(transaction: &Transaction<'_>, vm: VmId) -> Result<LayerTree> {
     let key = vm.to_string();
     let current: Option<Option<String>> =
-        transaction.query_row("SELECT current FROM vm WHERE id = ?", [&key], |row| row.get(0)).optional()?;
+        transaction.row("SELECT current FROM vm WHERE id = ?", [&key], |row| row.get(0)).optional()?;
     let current = current.flatten().map(|id| parse(&id, "snapshot id")).transpose()?;
 
     let mut statement =
@@ -207,27 +207,27 @@ fn with_layers_at<'a>(
 /// Writes a tree. Snapshots that are as `before` are left as they are: a VM may have hundreds.
 pub(super) fn write_tree(transaction: &Transaction<'_>, before: &LayerTree, tree: &LayerTree) -> Result<()> {
     let key = tree.vm.to_string();
-    transaction.execute(
+    transaction.run(
         "INSERT INTO vm (id, current) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET current = ?2",
         params![key, tree.current.map(|id| id.to_string())],
     )?;
-    transaction.execute("DELETE FROM volume WHERE vm = ?", [&key])?;
+    transaction.run("DELETE FROM volume WHERE vm = ?", [&key])?;
     for volume in &tree.volumes {
-        transaction.execute(
+        transaction.run(
             "INSERT INTO volume (id, vm, target, active) VALUES (?, ?, ?, ?)",
             params![volume.id.to_string(), key, volume.target.as_str(), volume.active.to_string()],
         )?;
     }
-    transaction.execute("DELETE FROM layer WHERE vm = ?", [&key])?;
+    transaction.run("DELETE FROM layer WHERE vm = ?", [&key])?;
     for layer in tree.layers.values() {
         let path = layer.path.display().to_string();
-        transaction.execute(
+        transaction.run(
             "INSERT INTO layer (id, vm, path, body) VALUES (?, ?, ?, ?)",
             params![layer.id.to_string(), key, path, to_json(layer, "layer")?],
         )?;
     }
     let kept: Vec<String> = tree.snapshots.iter().map(|snapshot| snapshot.id.to_string()).collect();
-    transaction.execute(
+    transaction.run(
         "DELETE FROM snapshot WHERE vm = ?1 AND id NOT IN (SELECT value FROM json_each(?2))",
         params![key, to_json(&kept, "list of ids")?],
     )?;

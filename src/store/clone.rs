@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Result, Store, StoreError, event, from_json, to_json};
+use super::{Prepared, Result, Store, StoreError, event, from_json, to_json};
 use crate::model::event::{Cause, of_clone};
 use crate::model::{CloneState, ClonedVolume, Layer, LayerTree, VmId, VolumeId};
 
@@ -57,9 +57,9 @@ impl Store {
             for id in ids {
                 let reserved = read(transaction, id)?.filter(|clone| clone.state == CloneState::Creating);
                 if reserved.is_some() {
-                    transaction.execute("DELETE FROM clone WHERE id = ?", [id.to_string()])?;
+                    transaction.run("DELETE FROM clone WHERE id = ?", [id.to_string()])?;
                     // It has none yet.
-                    transaction.execute("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
+                    transaction.run("DELETE FROM manifest WHERE id = ?", [id.to_string()])?;
                     event::insert_all(transaction, of_clone(reserved.as_ref(), None, &cause))?;
                 }
             }
@@ -71,7 +71,7 @@ impl Store {
 
 /// Enters a clone that is being made. [`StoreError::VolumeNameTaken`] if its name is.
 pub(super) fn reserve(transaction: &Transaction<'_>, clone: &ClonedVolume) -> Result<()> {
-    let inserted = transaction.execute(
+    let inserted = transaction.run(
         "INSERT INTO clone (id, vm, name, body) VALUES (?, ?, ?, ?)",
         params![clone.id.to_string(), clone.vm.to_string(), clone.name.as_str(), to_json(clone, "clone")?],
     );
@@ -98,12 +98,10 @@ pub(super) fn write_of_vm(transaction: &Transaction<'_>, tree: &LayerTree) -> Re
             Some(clone) if *clone == before => {}
             Some(clone) => {
                 let body = to_json(clone, "clone")?;
-                transaction.execute(
-                    "UPDATE clone SET body = ?2 WHERE id = ?1",
-                    params![clone.id.to_string(), body],
-                )?;
+                transaction
+                    .run("UPDATE clone SET body = ?2 WHERE id = ?1", params![clone.id.to_string(), body])?;
             }
-            None => drop(transaction.execute("DELETE FROM clone WHERE id = ?", [before.id.to_string()])?),
+            None => drop(transaction.run("DELETE FROM clone WHERE id = ?", [before.id.to_string()])?),
         }
     }
     Ok(())
@@ -111,6 +109,6 @@ pub(super) fn write_of_vm(transaction: &Transaction<'_>, tree: &LayerTree) -> Re
 
 fn read(transaction: &Transaction<'_>, id: VolumeId) -> Result<Option<ClonedVolume>> {
     let sql = "SELECT body FROM clone WHERE id = ?";
-    let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
+    let body: Option<String> = transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?;
     body.map(|body| from_json(&body, "clone")).transpose()
 }

@@ -6,7 +6,7 @@
 use rusqlite::params;
 use uuid::Uuid;
 
-use super::{Result, Store, parse};
+use super::{Prepared, Result, Store, parse};
 use crate::model::VmId;
 
 /// A VM was seen to leave for another node.
@@ -22,7 +22,7 @@ impl Store {
     /// Makes a departure durable, in the place of any earlier one of the VM.
     pub async fn put_departure(&self, departure: Departure) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute(
+            transaction.run(
                 "INSERT INTO departure (vm, mark) VALUES (?1, ?2) ON CONFLICT (vm) DO UPDATE SET mark = ?2",
                 params![departure.vm.to_string(), departure.mark.to_string()],
             )?;
@@ -35,7 +35,7 @@ impl Store {
     /// must not hold up a start, which has guests to thaw.
     pub async fn departures(&self) -> Result<Vec<Departure>> {
         self.transact(|transaction| {
-            let mut statement = transaction.prepare("SELECT vm, mark FROM departure")?;
+            let mut statement = transaction.prepare_cached("SELECT vm, mark FROM departure")?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             let mut departures = Vec::new();
             for row in rows {
@@ -57,7 +57,7 @@ impl Store {
     pub async fn clear_departure(&self, departure: Departure) -> Result<()> {
         self.transact(move |transaction| {
             let key = params![departure.vm.to_string(), departure.mark.to_string()];
-            transaction.execute("DELETE FROM departure WHERE vm = ? AND mark = ?", key)?;
+            transaction.run("DELETE FROM departure WHERE vm = ? AND mark = ?", key)?;
             Ok(())
         })
         .await

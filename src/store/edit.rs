@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, event, from_json, snapshot, to_json};
+use super::{Prepared, Result, Store, event, from_json, snapshot, to_json};
 use crate::model::event::{Cause, of_comment, of_edit};
 use crate::model::{Comment, CommentId, Edit, Snapshot, SnapshotId};
 
@@ -52,7 +52,7 @@ impl Store {
             let Some(snapshot) = count(transaction, comment.snapshot, 1)? else { return Ok(None) };
             let cause = Cause { operation: None, actor: comment.author.clone(), at: comment.created_at };
             event::insert(transaction, &of_comment(&comment, true, &snapshot, &cause))?;
-            transaction.execute(
+            transaction.run(
                 "INSERT INTO comment (id, snapshot, body) VALUES (?, ?, ?)",
                 params![comment.id.to_string(), comment.snapshot.to_string(), to_json(&comment, "comment")?],
             )?;
@@ -72,11 +72,9 @@ impl Store {
     ) -> Result<(Vec<Comment>, u64)> {
         self.transact(move |transaction| {
             let snapshot = snapshot.to_string();
-            let total: i64 = transaction.query_row(
-                "SELECT count(*) FROM comment WHERE snapshot = ?",
-                [&snapshot],
-                |row| row.get(0),
-            )?;
+            let total: i64 =
+                transaction
+                    .row("SELECT count(*) FROM comment WHERE snapshot = ?", [&snapshot], |row| row.get(0))?;
             let mut statement = transaction.prepare_cached(
                 "SELECT body FROM comment WHERE snapshot = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
             )?;
@@ -95,7 +93,7 @@ impl Store {
                 return Ok(true);
             }
             let Some(comment) = read_comment(transaction, id)? else { return Ok(false) };
-            transaction.execute("DELETE FROM comment WHERE id = ?", [id.to_string()])?;
+            transaction.run("DELETE FROM comment WHERE id = ?", [id.to_string()])?;
             if let Some(snapshot) = count(transaction, comment.snapshot, -1)? {
                 event::insert(transaction, &of_comment(&comment, false, &snapshot, &cause))?;
             }
@@ -125,6 +123,6 @@ pub(super) fn read_comments(transaction: &Transaction<'_>, snapshot: SnapshotId)
 
 fn read_comment(transaction: &Transaction<'_>, id: CommentId) -> Result<Option<Comment>> {
     let sql = "SELECT body FROM comment WHERE id = ?";
-    let body: Option<String> = transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?;
+    let body: Option<String> = transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?;
     body.map(|body| from_json(&body, "comment")).transpose()
 }

@@ -5,7 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::conditions::Conditions;
-use super::{Result, Store, from_json, to_json};
+use super::{Prepared, Result, Store, from_json, to_json};
 use crate::model::event::{Event, EventKind, Severity};
 use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
 
@@ -117,10 +117,9 @@ fn read(
     limit: u32,
 ) -> Result<EventPage> {
     let newest = newest(transaction)?;
-    let oldest: Option<i64> =
-        transaction.query_row("SELECT min(sequence) FROM event", [], |row| row.get(0))?;
+    let oldest: Option<i64> = transaction.row("SELECT min(sequence) FROM event", [], |row| row.get(0))?;
     let mut wanted = conditions(filter)?;
-    let total: i64 = transaction.query_row(
+    let total: i64 = transaction.row(
         &format!("SELECT count(*) FROM event WHERE {}", wanted.text),
         params_from_iter(&wanted.values),
         |row| row.get(0),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Result, Store, parse};
+use super::{Prepared, Result, Store, parse};
 use crate::model::{SnapshotId, VmId};
 
 /// Snapshots that stay although their time has come are not due: held ones, and those that are not what they should be.
@@ -34,7 +34,7 @@ impl Store {
     pub async fn next_expiry(&self, now: Timestamp) -> Result<Option<Timestamp>> {
         self.transact(move |transaction| {
             let sql = "SELECT min(expires_at) FROM snapshot WHERE expires_at > ?";
-            let next: Option<i64> = transaction.query_row(sql, [now.as_millisecond()], |row| row.get(0))?;
+            let next: Option<i64> = transaction.row(sql, [now.as_millisecond()], |row| row.get(0))?;
             Ok(next.and_then(|next| Timestamp::from_millisecond(next).ok()))
         })
         .await

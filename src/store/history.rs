@@ -5,7 +5,7 @@
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::params;
 
-use super::{Result, Store};
+use super::{Prepared, Result, Store};
 
 impl Store {
     /// Lets go of what is over for longer than `kept`. A request that is repeated after that is a new one.
@@ -13,13 +13,13 @@ impl Store {
         let until = now.saturating_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
         self.transact(move |transaction| {
             let milliseconds = until.as_millisecond();
-            transaction.execute("DELETE FROM event WHERE created_at < ?", [milliseconds])?;
-            transaction.execute(
+            transaction.run("DELETE FROM event WHERE created_at < ?", [milliseconds])?;
+            transaction.run(
                 "DELETE FROM operation WHERE is_open = 0 AND created_at < ? AND body ->> 'ended_at' < ?",
                 params![milliseconds, until.to_string()],
             )?;
             // What an operation that is kept was asked for with still answers with it.
-            transaction.execute(
+            transaction.run(
                 "DELETE FROM request WHERE created_at < ? AND NOT EXISTS
                  (SELECT 1 FROM operation WHERE id = request.answer ->> 'operation')",
                 [milliseconds],

@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Result, Store, StoreError, clone, event, from_json, snapshot, to_json, way_back};
+use super::{Prepared, Result, Store, StoreError, clone, event, from_json, snapshot, to_json, way_back};
 use crate::model::event::{Cause, of_clone, of_expiry, of_operation, of_snapshot};
 use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
@@ -110,12 +110,12 @@ impl Store {
         self.read(move |transaction| {
             let vm = vm.map(|vm| vm.to_string());
             let before = before.map(|id| id.to_string());
-            let total: i64 = transaction.query_row(
+            let total: i64 = transaction.row(
                 "SELECT count(*) FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)",
                 params![vm, only_open],
                 |row| row.get(0),
             )?;
-            let mut statement = transaction.prepare(
+            let mut statement = transaction.prepare_cached(
                 "SELECT body FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)
                  AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
             )?;
@@ -140,14 +140,15 @@ fn begun_before(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Resu
 
 /// See [`Store::open_operations`].
 pub(super) fn read_open(transaction: &Transaction<'_>) -> Result<Vec<Operation>> {
-    let mut statement = transaction.prepare("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
+    let mut statement =
+        transaction.prepare_cached("SELECT body FROM operation WHERE is_open = 1 ORDER BY id")?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
     rows.map(|row| parsed(&row?)).collect()
 }
 
 fn read(transaction: &Transaction<'_>, id: OperationId) -> Result<Option<Operation>> {
     let body: Option<String> = transaction
-        .query_row("SELECT body FROM operation WHERE id = ?", [id.to_string()], |row| row.get(0))
+        .row("SELECT body FROM operation WHERE id = ?", [id.to_string()], |row| row.get(0))
         .optional()?;
     body.map(|body| parsed(&body)).transpose()
 }
@@ -163,7 +164,7 @@ pub(super) fn parsed(body: &str) -> Result<Operation> {
 }
 
 pub(super) fn write(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
-    transaction.execute(
+    transaction.run(
         "INSERT INTO operation (id, vm, snapshot, is_open, created_at, body) VALUES (?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET is_open = excluded.is_open, body = excluded.body",
         params![

@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
-use super::{Result, Store, from_json, to_json};
+use super::{Prepared, Result, Store, from_json, to_json};
 use crate::model::{OperationId, VmId};
 
 /// The promise to let a guest go on.
@@ -42,7 +42,7 @@ impl Store {
     /// Makes a lease durable.
     pub async fn put_lease(&self, lease: GuestLease) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute(
+            transaction.run(
                 "INSERT INTO lease (vm, body) VALUES (?1, ?2) ON CONFLICT (vm) DO UPDATE SET body = ?2",
                 params![lease.vm.to_string(), to_json(&lease, "lease")?],
             )?;
@@ -59,7 +59,7 @@ impl Store {
     /// All leases: guests that may stand still because of us.
     pub async fn leases(&self) -> Result<Vec<GuestLease>> {
         self.transact(|transaction| {
-            let mut statement = transaction.prepare("SELECT body FROM lease")?;
+            let mut statement = transaction.prepare_cached("SELECT body FROM lease")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|row| from_json(&row?, "lease")).collect()
         })
@@ -71,7 +71,7 @@ impl Store {
     pub async fn clear_lease(&self, vm: VmId, operation: OperationId) -> Result<()> {
         self.transact(move |transaction| {
             let sql = "DELETE FROM lease WHERE vm = ? AND body ->> 'operation' = ?";
-            transaction.execute(sql, [vm.to_string(), operation.to_string()])?;
+            transaction.run(sql, [vm.to_string(), operation.to_string()])?;
             Ok(())
         })
         .await

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
-use super::{Result, Store, StoreError, catalog, edit, from_json, parse, snapshot, to_json};
+use super::{Prepared, Result, Store, StoreError, catalog, edit, from_json, parse, snapshot, to_json};
 use crate::model::manifest::Manifest;
 use crate::model::{Layer, LayerId, LayerTree, SnapshotDisk, SnapshotId, SnapshotState, VmId};
 
@@ -86,7 +86,7 @@ impl Store {
         self.transact(move |transaction| {
             let places = to_json(&places, "list of paths")?;
             let sql = "UPDATE manifest SET places = ?2, checksum = '' WHERE id = ?1";
-            transaction.execute(sql, params![id.to_string(), places])?;
+            transaction.run(sql, params![id.to_string(), places])?;
             Ok(())
         })
         .await
@@ -105,9 +105,9 @@ impl Store {
                 written.map_or((Vec::new(), String::new()), |(path, sum)| (vec![path], sum));
             let (id, places) = (id.to_string(), to_json(&places, "list of paths")?);
             let sql = "UPDATE manifest SET settled = ?2, places = ?3, checksum = ?4 WHERE id = ?1";
-            transaction.execute(sql, params![id, mark, places, checksum])?;
+            transaction.run(sql, params![id, mark, places, checksum])?;
             if is_gone {
-                transaction.execute("DELETE FROM manifest WHERE id = ?1 AND mark = ?2", params![id, mark])?;
+                transaction.run("DELETE FROM manifest WHERE id = ?1 AND mark = ?2", params![id, mark])?;
             }
             Ok(())
         })

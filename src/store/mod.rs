@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::model::{EditRefusal, Reason, VolumeName};
@@ -265,7 +265,7 @@ impl Store {
     /// Whether the catalog can be written now.
     pub async fn probe(&self) -> Result<()> {
         self.transact(|transaction| {
-            transaction.execute("UPDATE probe SET at = at + 1", [])?;
+            transaction.run("UPDATE probe SET at = at + 1", [])?;
             Ok(())
         })
         .await
@@ -286,6 +286,35 @@ impl Catalog {
         transaction.commit()?;
         self.newest_event.send_if_modified(|known| std::mem::replace(known, newest) != newest);
         Ok(value)
+    }
+}
+
+/// Statements that stay prepared, for work of which it matters how long it takes: some is done while a guest stands still.
+trait Prepared {
+    /// Gives how many rows it has changed.
+    fn run(&self, sql: &str, parameters: impl Params) -> rusqlite::Result<usize>;
+
+    /// Gives the first row.
+    fn row<T>(
+        &self,
+        sql: &str,
+        parameters: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T>;
+}
+
+impl Prepared for Transaction<'_> {
+    fn run(&self, sql: &str, parameters: impl Params) -> rusqlite::Result<usize> {
+        self.prepare_cached(sql)?.execute(parameters)
+    }
+
+    fn row<T>(
+        &self,
+        sql: &str,
+        parameters: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.prepare_cached(sql)?.query_row(parameters, read)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
-use super::{Result, Store, from_json, to_json};
+use super::{Prepared, Result, Store, from_json, to_json};
 use crate::model::{DiskTarget, OperationId, ProcessId, VmId};
 
 /// A VM was asked to write to a base instead of a child: from then on either may hold what its guest wrote last.
@@ -29,7 +29,7 @@ impl Store {
     /// Makes a pivot that is about to be asked for durable.
     pub async fn put_pivot(&self, pivot: AskedPivot) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute(
+            transaction.run(
                 "INSERT INTO pivot (vm, disk, body) VALUES (?1, ?2, ?3)
                  ON CONFLICT (vm, disk) DO UPDATE SET body = ?3",
                 params![pivot.vm.to_string(), pivot.disk.as_str(), to_json(&pivot, "asked pivot")?],
@@ -43,7 +43,8 @@ impl Store {
     pub async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<AskedPivot>> {
         let disk = disk.clone();
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare("SELECT body FROM pivot WHERE vm = ? AND disk = ?")?;
+            let mut statement =
+                transaction.prepare_cached("SELECT body FROM pivot WHERE vm = ? AND disk = ?")?;
             let mut rows = statement.query(params![vm.to_string(), disk.as_str()])?;
             rows.next()?.map(|row| from_json(&row.get::<_, String>(0)?, "asked pivot")).transpose()
         })
@@ -53,7 +54,7 @@ impl Store {
     /// Those of all disks of a VM. While no operation is at work on it, each is one that nobody has seen the end of.
     pub async fn pivots(&self, vm: VmId) -> Result<Vec<AskedPivot>> {
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare("SELECT body FROM pivot WHERE vm = ?")?;
+            let mut statement = transaction.prepare_cached("SELECT body FROM pivot WHERE vm = ?")?;
             let rows = statement.query_map(params![vm.to_string()], |row| row.get::<_, String>(0))?;
             rows.map(|row| from_json(&row?, "asked pivot")).collect()
         })
@@ -64,7 +65,7 @@ impl Store {
     pub async fn clear_pivot(&self, vm: VmId, disk: DiskTarget) -> Result<()> {
         self.transact(move |transaction| {
             let key = params![vm.to_string(), disk.as_str()];
-            transaction.execute("DELETE FROM pivot WHERE vm = ? AND disk = ?", key)?;
+            transaction.run("DELETE FROM pivot WHERE vm = ? AND disk = ?", key)?;
             Ok(())
         })
         .await

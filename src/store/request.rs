@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Result, StoreError, from_json, to_json};
+use super::{Prepared, Result, StoreError, from_json, to_json};
 use crate::model::{CommentId, OperationId, SnapshotId};
 
 /// What makes a request the same request.
@@ -37,7 +37,7 @@ pub(super) enum Answer {
 pub(super) fn find(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Result<Option<Answer>> {
     let Some(key) = key else { return Ok(None) };
     let found: Option<(Vec<u8>, String)> = transaction
-        .query_row(
+        .row(
             "SELECT digest, answer FROM request WHERE principal = ? AND id = ?",
             params![key.principal, key.id],
             |row| Ok((row.get(0)?, row.get(1)?)),
@@ -54,7 +54,7 @@ pub(super) fn find(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> R
 pub(super) fn forget(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Result<()> {
     let Some(key) = key else { return Ok(()) };
     let sql = "DELETE FROM request WHERE principal = ? AND id = ?";
-    transaction.execute(sql, params![key.principal, key.id])?;
+    transaction.run(sql, params![key.principal, key.id])?;
     Ok(())
 }
 
@@ -66,7 +66,7 @@ pub(super) fn remember(
     at_ms: i64,
 ) -> Result<()> {
     let Some(key) = key else { return Ok(()) };
-    transaction.execute(
+    transaction.run(
         "INSERT INTO request (id, principal, digest, answer, created_at) VALUES (?, ?, ?, ?, ?)",
         params![key.id, key.principal, key.digest, to_json(&answer, "answer to a request")?, at_ms],
     )?;

@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
-use super::{Result, StoreError, from_json, manifest, to_json};
+use super::{Prepared, Result, StoreError, from_json, manifest, to_json};
 use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId};
 
 /// Enters a snapshot that is being made, with the definition that belongs to it.
@@ -99,7 +99,7 @@ pub(super) fn read_of_vm(transaction: &Transaction<'_>, vm: VmId) -> Result<Vec<
 /// The definition that was stored with a snapshot.
 pub(super) fn read_definition(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<String>> {
     let sql = "SELECT definition FROM snapshot JOIN snapshot_body ON snapshot = number WHERE id = ?";
-    Ok(transaction.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?)
+    Ok(transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?)
 }
 
 /// Keeps another definition with a snapshot. One that is not there is not made.
@@ -109,7 +109,7 @@ pub(super) fn write_definition(
     definition: &str,
 ) -> Result<()> {
     let sql = "UPDATE snapshot_body SET definition = ?2 WHERE snapshot = (SELECT number FROM snapshot WHERE id = ?1)";
-    transaction.execute(sql, params![id.to_string(), definition])?;
+    transaction.run(sql, params![id.to_string(), definition])?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
-use super::{Result, Store, from_json, to_json};
+use super::{Prepared, Result, Store, from_json, to_json};
 use crate::model::{DiskTarget, IoLimits, OperationId, VmId};
 
 /// The promise to let a guest write as before.
@@ -25,7 +25,7 @@ impl Store {
     /// Makes a throttle durable.
     pub async fn put_throttle(&self, throttle: Throttle) -> Result<()> {
         self.transact(move |transaction| {
-            transaction.execute(
+            transaction.run(
                 "INSERT INTO throttle (vm, disk, body) VALUES (?1, ?2, ?3)
                  ON CONFLICT (vm, disk) DO UPDATE SET body = ?3",
                 params![throttle.vm.to_string(), throttle.disk.as_str(), to_json(&throttle, "throttle")?],
@@ -44,7 +44,7 @@ impl Store {
     /// All throttles: guests whose writes may be slowed because of us.
     pub async fn throttles(&self) -> Result<Vec<Throttle>> {
         self.transact(|transaction| {
-            let mut statement = transaction.prepare("SELECT body FROM throttle")?;
+            let mut statement = transaction.prepare_cached("SELECT body FROM throttle")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             rows.map(|row| from_json(&row?, "throttle")).collect()
         })
@@ -55,7 +55,7 @@ impl Store {
     pub async fn clear_throttle(&self, vm: VmId, disk: DiskTarget) -> Result<()> {
         self.transact(move |transaction| {
             let key = params![vm.to_string(), disk.as_str()];
-            transaction.execute("DELETE FROM throttle WHERE vm = ? AND disk = ?", key)?;
+            transaction.run("DELETE FROM throttle WHERE vm = ? AND disk = ?", key)?;
             Ok(())
         })
         .await

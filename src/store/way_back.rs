@@ -2,7 +2,7 @@
 
 use rusqlite::{Transaction, params};
 
-use super::{Result, Store};
+use super::{Prepared, Result, Store};
 use crate::model::OperationId;
 
 impl Store {
@@ -11,7 +11,7 @@ impl Store {
     pub async fn enter_way_back(&self, operation: OperationId) -> Result<()> {
         self.transact(move |transaction| {
             let id = params![operation.to_string()];
-            transaction.execute("INSERT OR IGNORE INTO way_back (operation) VALUES (?)", id)?;
+            transaction.run("INSERT OR IGNORE INTO way_back (operation) VALUES (?)", id)?;
             Ok(())
         })
         .await
@@ -20,7 +20,7 @@ impl Store {
     /// Whether it does. From then on what its overlays hold says nothing of the switch any more.
     pub async fn is_on_way_back(&self, operation: OperationId) -> Result<bool> {
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare("SELECT 1 FROM way_back WHERE operation = ?")?;
+            let mut statement = transaction.prepare_cached("SELECT 1 FROM way_back WHERE operation = ?")?;
             Ok(statement.exists(params![operation.to_string()])?)
         })
         .await
@@ -29,6 +29,6 @@ impl Store {
 
 /// The operation has ended.
 pub(super) fn leave(transaction: &Transaction<'_>, operation: OperationId) -> Result<()> {
-    transaction.execute("DELETE FROM way_back WHERE operation = ?", params![operation.to_string()])?;
+    transaction.run("DELETE FROM way_back WHERE operation = ?", params![operation.to_string()])?;
     Ok(())
 }

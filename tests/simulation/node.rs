@@ -8,9 +8,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use jiff::SignedDuration;
 use tokio::runtime::{Builder, Runtime};
-use vmsnap::host::sim::{Hold, SimHost};
+use vmsnap::host::sim::{Hold, Method, SimHost, Trigger};
 use vmsnap::host::{self, EmergencyThaw, Host, Link};
 use vmsnap::model::step::ImageRef;
+use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, OperationId, VmId};
 use vmsnap::ops::{Engine, OpsError, end_captures, thaw_guests};
 use vmsnap::store::Store;
@@ -44,7 +45,9 @@ pub struct Node {
     /// Overlays that somebody has made by hand.
     pub by_hand: BTreeSet<PathBuf>,
     /// The call at which the daemon dies.
-    pub death: Option<usize>,
+    pub death: Option<Trigger>,
+    /// Methods that fail more often than others.
+    pub weaknesses: Vec<Method>,
     pub turn: u32,
     pub names: u32,
     /// So many calls are in the trace.
@@ -94,15 +97,14 @@ impl Node {
         let sim = SimHost::new();
         sim.set_job_notches(dice.u32(1..6));
         sim.set_pace((0..31).map(|_| dice.u8(0..4)).collect());
+        let weaknesses = weaknesses(&mut dice);
+        let mail = sim.vm("mail").captures_behind_its_back().slow_capture(dice.u32(0..8));
+        let mail = mail.disk_over("vda", "/images/template");
+        let mail = if dice.bool() { mail.disk("vdb", Format::Qcow2) } else { mail };
         let vms = vec![
             sim.vm("web").disks(2).uefi().slow_capture(dice.u32(0..4)).build(),
             sim.vm("db").disk_over("vda", "/images/template").build(),
-            sim.vm("mail")
-                .captures_behind_its_back()
-                .slow_capture(dice.u32(0..8))
-                .disk_over("vda", "/images/template")
-                .disk("vdb", vmsnap::model::vm::Format::Qcow2)
-                .build(),
+            mail.build(),
         ];
         let oracle = Oracle::new(&sim, &vms);
         let store = Store::in_memory().unwrap();
@@ -122,6 +124,7 @@ impl Node {
             new_vms: Vec::new(),
             by_hand: BTreeSet::new(),
             death: None,
+            weaknesses,
             turn: 0,
             names: 0,
             noted_calls: 0,
@@ -297,7 +300,12 @@ impl Node {
     }
 
     fn is_dead(&self) -> bool {
-        self.death.is_some_and(|call| self.sim.call_count() >= call)
+        match self.death {
+            None => false,
+            Some(Trigger::Number(number)) => self.sim.call_count() >= number,
+            Some(Trigger::Call(call)) => self.sim.next_call(call.method).occurrence > call.occurrence,
+            Some(Trigger::Each(_)) => unreachable!("nobody dies at each call"),
+        }
     }
 
     /// What is known of operations that have not ended, for people.
@@ -320,6 +328,13 @@ impl Node {
             .collect();
         format!("open: {states:#?}")
     }
+}
+
+/// None in half of the nodes; a few of what changes something in the others.
+fn weaknesses(dice: &mut Rng) -> Vec<Method> {
+    let acting: Vec<Method> = Method::ALL.iter().copied().filter(|method| !method.is_look()).collect();
+    let count = if dice.bool() { 3 } else { 0 };
+    (0..count).map(|_| acting[dice.usize(..acting.len())]).collect()
 }
 
 /// A runtime whose clock stands still.

@@ -23,6 +23,11 @@ macro_rules! methods {
             $($method,)*
         }
 
+        impl Method {
+            /// Each of them.
+            pub const ALL: &[Self] = &[$(Self::$method,)*];
+        }
+
         impl fmt::Display for Method {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(match self {
@@ -396,6 +401,11 @@ impl Script {
         self.calls.get(count..).unwrap_or_default().to_vec()
     }
 
+    /// The next call of a method.
+    pub(super) fn next(&self, method: Method) -> Call {
+        Call { method, occurrence: 1 + self.occurrences.get(&method).copied().unwrap_or_default() }
+    }
+
     /// How many calls there were.
     pub(super) fn count(&self) -> usize {
         self.calls.len()
@@ -403,9 +413,8 @@ impl Script {
 
     /// Counts a call. Gives the faults that strike it.
     pub(super) fn begin(&mut self, method: Method) -> Vec<Fault> {
-        let occurrence = self.occurrences.entry(method).or_default();
-        *occurrence += 1;
-        let call = Call { method, occurrence: *occurrence };
+        let call = self.next(method);
+        self.occurrences.insert(method, call.occurrence);
         self.calls.push(call);
         let number = self.calls.len();
         let strikes = |fault: &&Fault| match fault.at {

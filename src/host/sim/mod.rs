@@ -112,6 +112,12 @@ impl SimHost {
         self.world().script.calls_after(count)
     }
 
+    /// The next call of a method.
+    #[must_use]
+    pub fn next_call(&self, method: Method) -> Call {
+        self.world().script.next(method)
+    }
+
     /// How many there were.
     #[must_use]
     pub fn call_count(&self) -> usize {

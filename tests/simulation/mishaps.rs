@@ -21,15 +21,17 @@ pub struct Strike {
 impl Node {
     /// One of the next calls goes wrong, or something does at that moment.
     pub fn something_goes_wrong(&mut self) {
+        if let Some(at) = self.weak_call() {
+            self.tally.lies += 1;
+            let mishap = Mishap::Error(if self.dice.bool() { Complaint::Refused } else { self.complaint() });
+            return self.add_fault(at, Moment::After, mishap);
+        }
         let call = self.sim.call_count() + self.dice.usize(1..12);
-        let mut at = Trigger::Number(call);
+        let at = Trigger::Number(call);
         let moment = [Moment::Before, Moment::Midway, Moment::After][self.dice.usize(0..3)];
         let vm = *self.pick(&self.vms.clone()).unwrap();
         let mishap = match self.dice.choose_weighted(&[12, 3, 4, 3, 2, 2, 2, 1, 1, 2, 2, 2]) {
-            0 => {
-                at = self.weak_call().unwrap_or(at);
-                Mishap::Error(self.complaint())
-            }
+            0 => Mishap::Error(self.complaint()),
             1 => Mishap::Blind { looks: self.dice.u32(1..4) },
             2 => {
                 self.tally.broken_links += 1;
@@ -68,13 +70,17 @@ impl Node {
                 return;
             }
         };
+        self.add_fault(at, moment, mishap);
+    }
+
+    fn add_fault(&mut self, at: Trigger, moment: Moment, mishap: Mishap) {
         self.tally.faults += 1;
         self.trace.push(format!("turn {}: {mishap:?} {moment:?} {at:?}", self.turn));
         self.sim.add_fault(Fault { at, moment, mishap });
     }
 
-    /// The next call of a method that fails more often than others in this node: what is rare by chance, and matters, comes about
-    /// in some nodes often. None half of the time, and in nodes without a weakness.
+    /// The next call of a method that has its effect in this node, and says otherwise, more often than others: what is rare by
+    /// chance, and matters, comes about in some nodes often. None half of the time, and in nodes without a weakness.
     fn weak_call(&mut self) -> Option<Trigger> {
         if self.dice.bool() {
             return None;

@@ -34,6 +34,7 @@ tally! {
     drains: "daemons that were told to end",
     calls: "calls to the outside world",
     faults: "faults",
+    lies: "failures of what has happened, where they are frequent",
     full_disks: "full file systems",
     broken_links: "broken links to the hypervisor",
     held_events: "late events",

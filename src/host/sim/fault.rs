@@ -23,11 +23,6 @@ macro_rules! methods {
             $($method,)*
         }
 
-        impl Method {
-            /// Each of them.
-            pub const ALL: &[Self] = &[$(Self::$method,)*];
-        }
-
         impl fmt::Display for Method {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(match self {

@@ -145,7 +145,7 @@ async fn a_capture_that_goes_on_although_it_was_refused() {
 /// A VM whose memory is written while it runs.
 fn capable(notches: u32) -> Node {
     let sim = SimHost::new();
-    let vm = sim.vm("web").disks(2).captures_behind_its_back().slow_capture(notches).build();
+    let vm = sim.vm("web").disks(2).captures_behind_its_back(notches).build();
     Node::start_with(sim, vm)
 }
 

@@ -52,7 +52,7 @@ impl Node for Simulated {
     fn define(&self, disks: &[(&str, &ImageRef)]) -> VmId {
         let name = format!("vm-{}", self.vms.fetch_add(1, Ordering::Relaxed));
         let mut vm = self.sim.vm(&name).agent(AgentBehaviour::NoChannel).off();
-        vm = vm.captures_behind_its_back().slow_capture(2);
+        vm = vm.captures_behind_its_back(2);
         for (disk, image) in disks {
             vm = vm.image(disk, (*image).clone());
         }

@@ -83,7 +83,7 @@ impl Wish {
                 scene.keep("/images/mine".as_ref());
             }
             Self::AdoptMerge => sim.someone_pulls(scene.vm, &vdb()),
-            Self::CreateBehind => sim.learns_to_capture_behind(scene.vm),
+            Self::CreateBehind => sim.learns_to_capture_behind(scene.vm, 0),
             Self::RestoreDefinition => {
                 let tree = scene.tree();
                 let held = tree.snapshots[0].disks.iter().find(|disk| disk.target == vdb()).unwrap();

@@ -98,7 +98,8 @@ impl Node {
         sim.set_job_notches(dice.u32(1..6));
         sim.set_pace((0..31).map(|_| dice.u8(0..4)).collect());
         let weaknesses = weaknesses(&mut dice);
-        let mail = sim.vm("mail").captures_behind_its_back().slow_capture(dice.u32(0..8));
+        let notches = dice.u32(0..8);
+        let mail = sim.vm("mail").captures_behind_its_back(notches).slow_capture(notches);
         let mail = mail.disk_over("vda", "/images/template");
         let mail = if dice.bool() { mail.disk("vdb", Format::Qcow2) } else { mail };
         let vms = vec![

@@ -65,7 +65,7 @@ impl World {
         self.end_background(vm)?;
         let machine = self.machine(vm)?;
         let (bytes, notches, sources) =
-            (machine.memory_bytes, machine.capture_notches, machine.active_images());
+            (machine.memory_bytes, machine.background_notches, machine.active_images());
         let stage = if extent == Extent::Half {
             Stage::Prepared
         } else if self.files.free() < bytes {
@@ -110,6 +110,9 @@ impl World {
     }
 
     pub(super) fn advance_background(&mut self, vm: VmId) {
+        if self.storage_hangs {
+            return;
+        }
         let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
         let Some(background) = live.and_then(|live| live.background.as_mut()) else { return };
         if let Stage::Active { left, .. } = &mut background.stage {

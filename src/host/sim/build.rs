@@ -44,6 +44,7 @@ pub struct VmBuilder {
     other_files: Vec<PathBuf>,
     unnamed_disks: Vec<DiskTarget>,
     capture_notches: u32,
+    background_notches: u32,
     is_persistent: bool,
     run_state: RunState,
 }
@@ -65,6 +66,7 @@ impl VmBuilder {
             other_files: Vec::new(),
             unnamed_disks: Vec::new(),
             capture_notches: 0,
+            background_notches: 0,
             is_persistent: true,
             run_state: RunState::Running,
         }
@@ -188,13 +190,14 @@ impl VmBuilder {
         self
     }
 
-    /// Memory can be captured while the guest runs.
-    pub fn captures_behind_its_back(mut self) -> Self {
+    /// Memory can be captured while the guest runs. That takes so many looks.
+    pub fn captures_behind_its_back(mut self, notches: u32) -> Self {
         self.background_blocker = None;
+        self.background_notches = notches;
         self
     }
 
-    /// A capture of memory takes so many looks at its progress, instead of none.
+    /// A capture of memory by the hypervisor itself takes so many looks, instead of none.
     pub fn slow_capture(mut self, notches: u32) -> Self {
         self.capture_notches = notches;
         self
@@ -254,6 +257,7 @@ impl VmBuilder {
             has_left_unseen: false,
             is_known_to_have_left: false,
             capture_notches: self.capture_notches,
+            background_notches: self.background_notches,
             written: BTreeMap::new(),
         };
         let mut world = self.host.world();

@@ -163,11 +163,12 @@ impl SimHost {
         self.world().machines.get(&vm)?.live.as_ref().map(|live| live.memory)
     }
 
-    /// The VM's QEMU has learned to capture memory while the guest runs.
-    pub fn learns_to_capture_behind(&self, vm: VmId) {
+    /// The VM's QEMU has learned to capture memory while the guest runs. That takes so many looks.
+    pub fn learns_to_capture_behind(&self, vm: VmId, notches: u32) {
         self.change(|world| {
             if let Some(machine) = world.machines.get_mut(&vm) {
                 machine.background_blocker = None;
+                machine.background_notches = notches;
             }
         });
     }

@@ -53,8 +53,9 @@ pub(super) struct Machine {
     pub(super) has_left_unseen: bool,
     /// Whether the hypervisor knows of that: until it starts the VM, or starts anew itself.
     pub(super) is_known_to_have_left: bool,
-    /// How many looks a capture of memory takes.
+    /// How many looks a capture of memory takes: the hypervisor's own, and one while the guest runs.
     pub(super) capture_notches: u32,
+    pub(super) background_notches: u32,
     /// The newest of what the guest has written by itself.
     pub(super) written: BTreeMap<DiskTarget, Content>,
 }

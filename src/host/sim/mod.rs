@@ -155,7 +155,7 @@ impl SimHost {
         self.change(World::lose_events);
     }
 
-    /// From now on block jobs stand still, or go on again.
+    /// From now on block jobs and captures of memory behind guests' backs stand still, or go on again.
     pub fn set_storage_hangs(&self, hangs: bool) {
         self.change(|world| world.storage_hangs = hangs);
     }

@@ -255,6 +255,7 @@ impl World {
             has_left_unseen: false,
             is_known_to_have_left: false,
             capture_notches: 0,
+            background_notches: 0,
             written: BTreeMap::new(),
         };
         self.machines.insert(new.vm, machine);

@@ -1,5 +1,5 @@
-//! Merges that a guest outruns, or that stand still: seen, told, slowed, ended; and a guest that is never left slowed,
-//! whenever the daemon dies.
+//! Merges that a guest outruns, or that stand still, and captures of memory that do: seen, told, slowed, ended; and a guest that
+//! is never left slowed, whenever the daemon dies.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
@@ -11,7 +11,7 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger}
 use vmsnap::model::event::EventKind;
 use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{DiskTarget, OperationId, Quiesce, Reason};
+use vmsnap::model::{DiskTarget, OperationId, Quiesce, Reason, RunState};
 
 use simulated::{Life, Scene, Truth, ensure};
 
@@ -332,4 +332,30 @@ fn a_job_that_does_not_end_when_it_is_told_to() {
         };
         ends_stuck(prepare, |scene| scene.sim.set_storage_hangs(false), "still", aborts);
     }
+}
+
+/// Memory of which nothing is written any more: the guest, which waits for that as soon as it changes anything, does not wait.
+#[test]
+fn a_capture_that_stands_still() {
+    let scene = Scene::forkable();
+    scene.sim.learns_to_capture_behind(scene.vm, 3);
+    scene.sim.set_storage_hangs(true);
+    let before = scene.active();
+    let life = Life::start(&scene);
+    let id = life.begin(scene.create("one", Quiesce::Auto, true, &[]), || false).unwrap().unwrap();
+    let ended = life.run_watching(id, || {
+        // What it has switched it merges back.
+        if scene.calls_of(Method::EndBackgroundCapture) > 1 {
+            scene.sim.set_storage_hangs(false);
+        }
+        false
+    });
+    let ended = ended.unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Failed, "{ended:?}");
+    let failure = ended.failure.unwrap();
+    assert!(failure.causes.iter().any(|cause| cause.contains("nothing was written for 10 s")), "{failure:?}");
+    assert_eq!(scene.sim.run_state(scene.vm), Some(RunState::Running));
+    assert_eq!(scene.active(), before);
+    scene.sim.someone_migrates(scene.vm);
+    assert_eq!(scene.sim.violations(), Vec::<String>::new());
 }

@@ -104,8 +104,7 @@ pub enum StartError {
     },
     /// A migration may go wrong.
     #[error(
-        "the memory of {vms} may still be captured: {}; until the next start of vmsnapd ends that, do not migrate them: both \
-         copies would run",
+        "the memory of {vms} may still be captured: {}; until the next start of vmsnapd ends that, they cannot be migrated",
         why_captured(*.is_up)
     )]
     Captured {

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::host::{Host, HostError, Link};
-use crate::model::{Operation, OperationId, RunState, Step, VmId};
+use crate::model::{Operation, OperationId, Step, VmId};
 use crate::store::Store;
 
 use super::{Engine, Result};
@@ -47,7 +47,18 @@ pub fn captured(open: &[Operation]) -> BTreeSet<VmId> {
 }
 
 impl Engine {
-    /// Ends what an earlier life has left, and what nobody waits for since: at each start, whenever the hypervisor is back, and when a person gives an operation up.
+    /// Why a VM's memory cannot be captured while it runs. Who asks QEMU that begins what has to be ended: where that failed it is
+    /// looked for again.
+    pub(super) async fn background_blocker(&self, vm: VmId) -> Result<Option<String>> {
+        let asked = self.0.host.hypervisor.background_blocker(vm).await;
+        if asked.is_err() {
+            self.0.captures_left.notify_one();
+        }
+        Ok(asked?)
+    }
+
+    /// Ends what an earlier life has left, and what nobody waits for since: at each start, whenever the hypervisor is back, when a
+    /// person gives an operation up, and when it could not be asked whether a VM can do it.
     pub(super) async fn end_captures_left(&self) {
         let mut link = self.0.host.hypervisor.link();
         let mut left = None;
@@ -84,9 +95,8 @@ impl Engine {
         let vms = if let Some(vms) = vms {
             vms
         } else {
-            let is_up = |run_state| matches!(run_state, RunState::Running | RunState::Paused(_));
             let vms = self.0.host.hypervisor.vms().await.ok()?;
-            vms.into_iter().filter(|vm| is_up(vm.run_state)).map(|vm| vm.id).collect()
+            vms.into_iter().filter(|vm| vm.run_state.is_live()).map(|vm| vm.id).collect()
         };
         let mut left = BTreeSet::new();
         for vm in vms {

@@ -107,9 +107,7 @@ impl Engine {
                     && world.vm.run_state == RunState::Running =>
             {
                 world.background_blocker = match self.0.background_captures {
-                    BackgroundCaptures::WhenPossible => {
-                        self.0.host.hypervisor.background_blocker(world.vm.id).await?
-                    }
+                    BackgroundCaptures::WhenPossible => self.background_blocker(world.vm.id).await?,
                     BackgroundCaptures::Never => Some("the configuration of vmsnapd says so".to_owned()),
                 };
             }

@@ -1,12 +1,15 @@
 //! Captures of memory: cancelled, waiting for their turn, going on over a death of the daemon.
 
-use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
-use vmsnap::model::{RunState, VmId};
+use vmsnap::host::sim::{AgentBehaviour, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::model::vm::PauseReason;
+use vmsnap::model::{OperationId, RunState, VmId};
 use vmsnap::proto::v1;
+use vmsnap::store::{GuestLease, Standstill};
 
 use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, create};
 use super::stuck::cancel;
+use super::thaw::boot;
 
 /// The step that captures, of a VM with one disk: its reservation, an overlay and the memory image come first.
 const CAPTURE: u32 = 3;
@@ -204,6 +207,54 @@ async fn a_pause_that_takes_too_long() {
     assert_eq!(node.images(), files, "nothing is left over");
     assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
     assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// A pause does not tell whose it is: that the guest ran meanwhile shows in what it wrote.
+#[tokio::test]
+async fn somebody_lets_the_guest_run_within_the_pause() {
+    let node = capable(3);
+    let files = node.images();
+    let hold = node.hold(Method::SwitchDisks);
+    let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
+        hold.reached().await;
+        node.sim.someone_resumes(node.vm);
+        node.write(1, 20);
+        node.sim.someone_pauses(node.vm, PauseReason::User);
+        hold.release();
+    });
+    assert_eq!(created.code, 1, "{created:?}");
+    assert!(created.stderr.contains("somebody has resumed it, and paused it again"), "{created:?}");
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.images(), files, "nothing is left over");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// The lease of an operation that was given up, whose guest may still be frozen, is what will thaw it.
+#[tokio::test]
+async fn a_guest_that_may_still_be_frozen_is_not_paused() {
+    let node = capable(3);
+    let host = node.sim.host();
+    host.agent.freeze(node.vm, &[], PATIENCE).await.unwrap();
+    node.sim.set_agent(node.vm, AgentBehaviour::Hangs);
+    let earlier = GuestLease {
+        vm: node.vm,
+        operation: OperationId::new(),
+        standstill: Standstill::Frozen,
+        boot_id: boot(),
+        since_ms: 0,
+        deadline_ms: 0,
+        is_thawed: false,
+    };
+    node.store().put_lease(earlier.clone()).await.unwrap();
+    let refused = run(&node, "snapshot create web one --memory").await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains(&earlier.operation.to_string()), "{refused:?}");
+    assert_eq!(node.calls_of(Method::Pause), 0);
+    assert_eq!(node.store().leases().await.unwrap(), [earlier]);
+    node.sim.set_agent(node.vm, AgentBehaviour::Obeys);
+    succeed(&node, "snapshot create web one --memory").await;
+    assert!(!node.sim.is_guest_frozen(node.vm));
+    assert_eq!(node.store().leases().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use vmsnap::store::GuestLease;
 use super::node::{Node, PATIENCE, create};
 
 /// This boot of the node.
-fn boot() -> String {
+pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
 }
 

@@ -8,7 +8,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+use tokio::time::Instant;
+
 use crate::host::{BackgroundCapture, Definition, HostError};
+use crate::model::step::Step;
+use crate::model::vm::LastWritten;
 use crate::model::{Failure, Finding, SnapshotId};
 
 use super::super::board::Phase;
@@ -18,6 +23,10 @@ use super::{Context, Performed, pause};
 
 /// Progress is asked for so often: the hypervisor has no event for it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A guest that changes what is not saved yet waits until it is (Linux, userfaultfd write protection): as long as nothing is
+/// written, it stands still, whatever the hypervisor calls it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The image has everything but the memory.
 pub(super) async fn begin_image(context: &Context<'_>, snapshot: SnapshotId, path: &Path) -> Performed {
@@ -68,10 +77,31 @@ pub(super) async fn begin(context: &Context<'_>, path: &Path) -> Performed {
     if let Err(error) = context.host.hypervisor.begin_background_capture(context.vm(), path).await {
         return give_up(context, error).await;
     }
-    match pause::check_unbroken(context) {
+    let unbroken = match pause::check_unbroken(context) {
+        Ok(()) => check_unwritten(context).await,
+        broken => broken,
+    };
+    match unbroken {
         Ok(()) => Performed::done(),
         Err(failure) => give_up(context, failure).await,
     }
+}
+
+/// That the guest has written nothing since the switch: somebody may have resumed it and paused it again, and a pause does not
+/// tell whose it is. QEMU has brought to the image what was written when it stands still (`vm_stop`).
+async fn check_unwritten(context: &Context<'_>) -> std::result::Result<(), Failure> {
+    let disks = context.operation.steps.iter().find_map(|step| match step {
+        Step::SwitchDisks(switch) => Some(&switch.disks),
+        _ => None,
+    });
+    let looks = disks.into_iter().flatten().map(|disk| context.host.images.last_written(&disk.to));
+    let written = try_join_all(looks).await?;
+    if written.iter().all(|written| *written == LastWritten::Never) {
+        return Ok(());
+    }
+    let cause =
+        "the guest has written to its disks meanwhile: somebody has resumed it, and paused it again".into();
+    Err(HostError::Refused { call: "capture memory", cause }.into())
 }
 
 /// Nothing is written any more, and the guest does not wait for what is done next.
@@ -87,11 +117,26 @@ pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
 
 /// All of it is written.
 pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
+    let (mut written, mut since) = (0, Instant::now());
     loop {
         match context.host.hypervisor.background_capture(context.vm(), path).await {
             Ok(BackgroundCapture::Complete) => break,
             Ok(BackgroundCapture::Active { done, total }) => {
                 context.reporter.progress(Phase::CaptureMemory, None, done, total);
+                if done > written {
+                    (written, since) = (done, Instant::now());
+                }
+                if since.elapsed() >= PATIENCE {
+                    let cause = format!(
+                        "nothing was written for {} s, and the guest may stand still for it: is the storage slow?",
+                        PATIENCE.as_secs()
+                    );
+                    return give_up(
+                        context,
+                        HostError::Refused { call: "capture memory", cause: cause.into() },
+                    )
+                    .await;
+                }
             }
             Ok(BackgroundCapture::Failed(why)) => {
                 return give_up(context, HostError::Refused { call: "capture memory", cause: why.into() })

@@ -84,7 +84,8 @@ pub(super) async fn take_lease(
     context: &Context<'_>,
     standstill: Standstill,
     timeout: Duration,
-) -> crate::store::Result<()> {
+) -> std::result::Result<(), Failure> {
+    settle_earlier(context).await?;
     let now = Timestamp::now().as_millisecond();
     let deadline = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
     let lease = GuestLease {
@@ -99,6 +100,23 @@ pub(super) async fn take_lease(
     context.store.put_lease(lease).await?;
     context.dead_man.arm(context.vm(), context.operation.id, standstill, timeout);
     Ok(())
+}
+
+/// The lease of an operation that a person has given up while its guest gave no proof: whoever put another in its place would
+/// take that guest's thaw away.
+async fn settle_earlier(context: &Context<'_>) -> std::result::Result<(), Failure> {
+    let is_earlier = |lease: &GuestLease| lease.operation != context.operation.id && !lease.is_thawed;
+    let Some(earlier) = context.store.lease(context.vm()).await?.filter(is_earlier) else { return Ok(()) };
+    if let Ok(Thawed::Proven { .. }) = prove(context.host, context.store, &earlier).await {
+        context.store.clear_lease(earlier.vm, earlier.operation).await?;
+        context.dead_man.disarm(earlier.vm, earlier.operation);
+        return Ok(());
+    }
+    let cause = format!(
+        "it may still stand still because of operation {}, and gives no proof that it does not",
+        earlier.operation
+    );
+    Err(HostError::Refused { call: "let the guest stand still", cause: cause.into() }.into())
 }
 
 /// After an attempt to freeze that came to nothing. What cannot be proven now stays with the dead-man.

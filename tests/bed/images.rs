@@ -11,7 +11,7 @@ use super::scratch::Scratch;
 
 /// Runs a program; panics with its stderr if it fails. Gives its stdout.
 #[track_caller]
-pub(super) fn run(command: &mut Command) -> Vec<u8> {
+pub fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout

@@ -1,0 +1,80 @@
+//! What the daemon costs when nothing is asked of it.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::Effort;
+use super::arms::OURS;
+use super::bed::{Daemon, Disk, Format, Guest, Spec};
+use super::figure::{Case, Figure, Samples};
+
+/// What is counted is counted for so long.
+const WHILE: Duration = Duration::from_secs(10);
+/// Guests that are off: definitions, events and disks are there, and no work.
+const VMS: [usize; 3] = [0, 8, 32];
+
+pub fn figures(_: &Effort) -> Vec<Figure> {
+    let figure = |name, title, unit, note| Figure {
+        name,
+        title,
+        unit,
+        axis: "VMs",
+        cases: Vec::new(),
+        ours: OURS,
+        floor: None,
+        note,
+    };
+    let mut figures = [
+        figure(
+            "idle-memory",
+            "Resident memory of an idle daemon",
+            "MiB",
+            "`VmRSS`, ten seconds after its start.",
+        ),
+        figure(
+            "idle-wakeups",
+            "Wakeups of an idle daemon",
+            "per second",
+            "Voluntary context switches of all its threads, over ten seconds.",
+        ),
+    ];
+    for vms in VMS {
+        for (figure, value) in figures.iter_mut().zip(idle(vms)) {
+            let arms = vec![Samples { arm: OURS, blocks: vec![[value, value]] }];
+            #[allow(clippy::cast_precision_loss, reason = "a few VMs")]
+            figure.cases.push(Case { at: vms as f64, arms });
+        }
+    }
+    figures.into()
+}
+
+fn idle(vms: usize) -> [f64; 2] {
+    let spec = Spec { disks: vec![Disk::new(Format::Qcow2); 2], ..Spec::default() };
+    let first = (vms > 0).then(|| Guest::define(&spec));
+    let others: Vec<Guest> =
+        first.iter().flat_map(|first| (1..vms).map(|_| first.define_beside(&spec))).collect();
+    let daemon = Daemon::start();
+    sleep(WHILE);
+    let before = switches(daemon.id());
+    sleep(WHILE);
+    let wakeups = (switches(daemon.id()) - before) / WHILE.as_secs_f64();
+    let resident = number(&format!("/proc/{}/status", daemon.id()), "VmRSS:") / 1024.0;
+    drop(others);
+    [resident, wakeups]
+}
+
+fn switches(process: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let of = |thread: fs::DirEntry| {
+        number(&thread.path().join("status").display().to_string(), "voluntary_ctxt_switches:")
+    };
+    threads.map(|thread| of(thread.unwrap())).sum()
+}
+
+/// A number out of a file of `/proc`.
+fn number(path: &str, key: &str) -> f64 {
+    let text = fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}

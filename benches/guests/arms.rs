@@ -1,0 +1,86 @@
+//! What is done to a guest, by whom: `virsh` as a user types it, and the strongest script of it.
+//!
+//! Each gives the guest back as it was. Knows nothing of time.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::bed::{Guest, images, virsh};
+
+/// The arms, as they are named everywhere.
+pub const OURS: &str = "vmsnap";
+/// The same once more: what differs between the two is noise.
+pub const OURS_AGAIN: &str = "vmsnap again";
+pub const VIRSH: &str = "virsh";
+pub const SCRIPT: &str = "script";
+pub const FLOOR: &str = "freeze, thaw";
+
+/// The overlays that a tool is to switch a guest to.
+pub struct Overlays {
+    /// Target, active image, overlay.
+    disks: Vec<(String, PathBuf, PathBuf)>,
+}
+
+impl Overlays {
+    pub fn of(guest: &Guest) -> Self {
+        let overlay = |target: &str| guest.directory().join(format!("{target}.overlay"));
+        let disks = guest.disks().into_iter();
+        Self { disks: disks.map(|(target, image)| (target.clone(), image, overlay(&target))).collect() }
+    }
+
+    /// What the strongest script does ahead.
+    pub fn prepare(&self) {
+        for (_, image, overlay) in &self.disks {
+            let mut create = Command::new("qemu-img");
+            create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(image).arg(overlay);
+            images::run(&mut create);
+        }
+    }
+
+    /// For `virsh snapshot-create-as`.
+    pub fn options(&self) -> Vec<String> {
+        let option = |(target, _, overlay): &(String, PathBuf, PathBuf)| {
+            format!("--diskspec {target},snapshot=external,file={}", overlay.display())
+        };
+        self.disks.iter().map(option).collect()
+    }
+
+    /// Merges them back, one after the other.
+    pub fn merge(&self, guest: &Guest) {
+        for (target, image, overlay) in &self.disks {
+            let base = image.display().to_string();
+            guest.virsh("blockcommit", &[target, "--base", &base, "--active", "--pivot", "--wait"]);
+            fs::remove_file(overlay).unwrap();
+        }
+    }
+}
+
+/// One process and one connection for several commands, as the quickest user types them.
+pub fn at_once(commands: &[String]) {
+    virsh::run(&[&commands.join("; ")]);
+}
+
+/// A snapshot of the disks, quiesced.
+pub fn virsh_quiesced(guest: &Guest, overlays: &Overlays) {
+    let options = overlays.options().join(" ");
+    let name = guest.name();
+    at_once(&[format!("snapshot-create-as {name} --disk-only --quiesce --atomic --no-metadata {options}")]);
+}
+
+/// The same: overlays that are there, and no word more than needed while the guest is frozen.
+pub fn script_quiesced(guest: &Guest, overlays: &Overlays) {
+    let options = overlays.options().join(" ");
+    let name = guest.name();
+    at_once(&[
+        format!("domfsfreeze {name}"),
+        format!("snapshot-create-as {name} --disk-only --atomic --no-metadata --reuse-external {options}"),
+        format!("domfsthaw {name}"),
+    ]);
+}
+
+/// What no quiesced snapshot is without.
+pub fn freeze_and_thaw(guest: &Guest) {
+    let name = guest.name();
+    at_once(&[format!("domfsfreeze {name}"), format!("domfsthaw {name}")]);
+}

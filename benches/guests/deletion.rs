@@ -1,0 +1,127 @@
+//! How long the deletion of stacked snapshots takes, and what the guest feels of it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::Effort;
+use super::arms::{OURS, OURS_AGAIN, VIRSH};
+use super::bed::{Daemon, Disk, Format, Guest, Spec, virsh};
+use super::figure::{Case, Figure, Samples};
+use super::measure::{Arm, Felt, Measured, feel, in_turns};
+
+/// How many snapshots are stacked.
+const DEPTHS: [usize; 3] = [1, 2, 4];
+const DISKS: usize = 2;
+/// What the guest writes to each disk after each snapshot, in MiB.
+const WRITTEN: usize = 8;
+
+pub fn figures(effort: &Effort) -> Vec<Figure> {
+    let mut figures = [
+        Figure {
+            name: "deletion-wall",
+            title: "Deletion of stacked snapshots of two disks, the guest writing",
+            unit: "ms",
+            axis: "snapshots",
+            cases: Vec::new(),
+            ours: OURS,
+            floor: None,
+            note: "After each snapshot the guest has written the same 8 MiB to each disk. `virsh` merges layer by layer and disk by \
+                   disk (`blockcommit --wait`), from the oldest on; `vmsnap` all layers of all disks at once.",
+        },
+        Figure {
+            name: "deletion-stall",
+            title: "Write stall while snapshots are deleted",
+            unit: "ms",
+            axis: "snapshots",
+            cases: Vec::new(),
+            ours: OURS,
+            floor: None,
+            note: "The longest time in which one of the file systems completed no write.",
+        },
+    ];
+    for depth in DEPTHS {
+        for (figure, arms) in figures.iter_mut().zip(case(depth, effort.blocks)) {
+            #[allow(clippy::cast_precision_loss, reason = "a few snapshots")]
+            figure.cases.push(Case { at: depth as f64, arms });
+        }
+    }
+    figures.into()
+}
+
+fn case(depth: usize, blocks: usize) -> Vec<Vec<Samples>> {
+    let spec = Spec { disks: vec![Disk::new(Format::Qcow2); DISKS], writers: true, ..Spec::default() };
+    let guest = Guest::boot(&spec);
+    let daemon = Daemon::start();
+    let ours = || {
+        let (guest, daemon, client) = (&guest, daemon.id(), daemon.client());
+        move || {
+            let names: Vec<String> = (0..depth).map(|number| format!("bench{number}")).collect();
+            for name in &names {
+                client.json(&["snapshot", "create", guest.name(), name]);
+                write(guest);
+            }
+            let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}", guest.name())).collect();
+            let mut delete = vec!["snapshot", "delete", "--yes"];
+            delete.extend(paths.iter().map(String::as_str));
+            measured(&feel(guest, daemon, || drop(client.json(&delete))))
+        }
+    };
+    let by_hand = {
+        let (guest, daemon) = (&guest, daemon.id());
+        move || {
+            let before = guest.disks();
+            let layers = stack(guest, depth);
+            let felt = feel(guest, daemon, || merge_one_by_one(guest, &before, &layers));
+            layers.iter().flatten().for_each(|layer| fs::remove_file(layer).unwrap());
+            measured(&felt)
+        }
+    };
+    let mut all: [Arm<'_>; 3] =
+        [(OURS, Box::new(ours())), (OURS_AGAIN, Box::new(ours())), (VIRSH, Box::new(by_hand))];
+    in_turns(&format!("{depth} snapshots"), &mut all, blocks)
+}
+
+/// Makes snapshots, one upon the other, and lets the guest write after each. Gives the overlays of each, oldest first.
+fn stack(guest: &Guest, depth: usize) -> Vec<Vec<PathBuf>> {
+    let mut layers = Vec::new();
+    for number in 0..depth {
+        let overlay = |target: &str| guest.directory().join(format!("{target}.layer{number}"));
+        let mut command = vec!["snapshot-create-as".to_owned(), guest.name().to_owned()];
+        command.extend(["--disk-only", "--atomic", "--no-metadata"].map(str::to_owned));
+        let mut made = Vec::new();
+        for (target, _) in guest.disks() {
+            let path = overlay(&target);
+            command.extend([
+                "--diskspec".to_owned(),
+                format!("{target},snapshot=external,file={}", path.display()),
+            ]);
+            made.push(path);
+        }
+        virsh::run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        layers.push(made);
+        write(guest);
+    }
+    layers
+}
+
+/// As one types it: each snapshot by itself, and of it each disk.
+fn merge_one_by_one(guest: &Guest, bases: &[(String, PathBuf)], layers: &[Vec<PathBuf>]) {
+    for (number, overlays) in layers.iter().enumerate() {
+        let is_active = number + 1 == layers.len();
+        for ((target, base), top) in bases.iter().zip(overlays) {
+            let (base, top) = (base.display().to_string(), top.display().to_string());
+            let mut options = vec![target.as_str(), "--base", &base, "--wait"];
+            options.extend(if is_active { ["--active", "--pivot"] } else { ["--top", &top] });
+            guest.virsh("blockcommit", &options);
+        }
+    }
+}
+
+fn write(guest: &Guest) {
+    let each = "for disk in /mnt/*; do dd if=/run/written of=$disk/written bs=1M conv=fsync,notrunc 2>/dev/null; done";
+    guest.exec(&format!("[ -f /run/written ] || yes layer | head -c {WRITTEN}M > /run/written; {each}"));
+}
+
+fn measured(felt: &Felt) -> Measured {
+    vec![felt.wall, felt.stall]
+}

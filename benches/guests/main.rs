@@ -1,0 +1,54 @@
+//! What the guest notices of a snapshot, and how long it takes: `vmsnap` beside `virsh` as a user types it, and beside the
+//! strongest script of `virsh`, on real guests, in one run.
+//!
+//! `make bench`, or `cargo bench --bench guests -- PART OF A NAME` for some figures; `VMSNAP_BENCH_BLOCKS=n` for longer or
+//! shorter runs. The table and the plots are written where `VMSNAP_BENCH_OUT` says. Decides which figures there are. Leaves
+//! what is done to a guest to `arms`, what is measured to `measure`, what it means to `figure`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark stops where it fails")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what it finds is told")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark runs programs: it is the outside")]
+
+#[path = "../../tests/bed/mod.rs"]
+mod bed;
+
+mod agent;
+mod arms;
+mod deletion;
+mod figure;
+mod measure;
+mod memory;
+mod plot;
+mod report;
+mod stall;
+
+use std::path::PathBuf;
+
+use figure::Figure;
+
+/// Some figures by a name.
+type Part = (&'static str, fn(&Effort) -> Vec<Figure>);
+
+/// All runs of a case, each with all its arms, so many times there and back.
+struct Effort {
+    blocks: usize,
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let is_wanted =
+        |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
+    let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
+    let parts: [Part; 4] = [
+        ("stall", stall::figures),
+        ("memory", memory::figures),
+        ("deletion", deletion::figures),
+        ("agent", agent::figures),
+    ];
+    let figures: Vec<Figure> =
+        parts.iter().filter(is_wanted).flat_map(|(_, measure)| measure(&Effort { blocks })).collect();
+    let out = std::env::var_os("VMSNAP_BENCH_OUT")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    println!("{}", report::write(&figures, &out));
+    println!("bench: written to {}", out.display());
+}

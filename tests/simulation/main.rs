@@ -33,7 +33,7 @@ use tracing_subscriber::EnvFilter;
 const FAILURES: usize = 3;
 
 /// So many seeds in a run of all tests.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 400;
 
 #[test]
 fn seeds() {
@@ -67,7 +67,7 @@ fn seeds() {
 
 /// A run that never comes to what it is to try shows nothing.
 fn check_reach(seeds: &Range<u64>, tally: &Tally) {
-    if seeds.end - seeds.start < 500 {
+    if seeds.end - seeds.start < SEEDS {
         return;
     }
     for (what, count) in tally.counts() {

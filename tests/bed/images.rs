@@ -24,6 +24,17 @@ pub fn create(image: &Path, format: Format, size_mib: u64) {
     run(Command::new("qemu-img").args(["create", "-q", "-f", format.name()]).arg(image).arg(size));
 }
 
+/// Whether a qcow2 image has clusters of its own, whoever has it open.
+#[track_caller]
+pub fn has_data_of_its_own(image: &Path) -> bool {
+    let map = run(Command::new("qemu-img").args(["map", "-U", "-f", "qcow2", "--output=json"]).arg(image));
+    let map: Value = serde_json::from_slice(&map).expect("qemu-img gives JSON");
+    map.as_array()
+        .expect("a list of extents")
+        .iter()
+        .any(|extent| extent["depth"] == 0 && extent["present"] == true)
+}
+
 /// Fills the first MiB of a qcow2 image that no VM has open.
 #[track_caller]
 pub fn fill(image: &Path, byte: u8) {

@@ -70,4 +70,21 @@ fn memory_and_disks_are_of_one_instant() {
     let configuration = "background_captures = 'never'".to_owned();
     let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
     check(&guest, &daemon.client(), "three");
+    drop(daemon);
+    what_it_wrote_is_in_the_image_once_it_stands_still(&guest);
+}
+
+/// By which the daemon tells that nobody let a guest run within its pause.
+fn what_it_wrote_is_in_the_image_once_it_stands_still(guest: &Guest) {
+    let overlay = guest.directory().join("vda.over");
+    guest.virsh("suspend", &[]);
+    let disk = format!("vda,snapshot=external,file={}", overlay.display());
+    let others = ["--diskspec", "vdb,snapshot=no", "--disk-only", "--no-metadata"];
+    guest.virsh("snapshot-create-as", &[&["--diskspec", &disk], &others[..]].concat());
+    assert!(!images::has_data_of_its_own(&overlay));
+    let progress = Progress::listen(guest);
+    guest.virsh("resume", &[]);
+    progress.wait_for_next("vda");
+    guest.virsh("suspend", &[]);
+    assert!(images::has_data_of_its_own(&overlay));
 }

@@ -119,7 +119,10 @@ fn merge_one_by_one(guest: &Guest, bases: &[(String, PathBuf)], layers: &[Vec<Pa
 
 fn write(guest: &Guest) {
     let each = "for disk in /mnt/*; do dd if=/run/written of=$disk/written bs=1M conv=fsync,notrunc 2>/dev/null; done";
-    guest.exec(&format!("[ -f /run/written ] || yes layer | head -c {WRITTEN}M > /run/written; {each}"));
+    guest.exec(&format!(
+        "[ -f /run/written ] || yes layer | head -c {} > /run/written; {each}",
+        WRITTEN << 20
+    ));
 }
 
 fn measured(felt: &Felt) -> Measured {

@@ -54,7 +54,8 @@ fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {
     // Nothing that compresses to nothing: a page of zeros is no page.
     guest.exec(&format!(
         "mkdir /run/use && mount -t tmpfs -o size=100% use /run/use && \
-         yes vmsnap-benchmark | head -c {dirty}M > /run/use/it"
+         yes vmsnap-benchmark | head -c {} > /run/use/it",
+        u64::from(dirty) << 20
     ));
     let daemon = Daemon::start();
     let ours = || {

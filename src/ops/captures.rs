@@ -22,19 +22,21 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// back what they were for. Gives the VMs that it cannot be said of.
 pub async fn end_captures(host: &Host, store: &Store) -> Result<BTreeSet<VmId>> {
     let asked = captured(&store.open_operations().await?).into_iter();
-    let asked = asked.map(|vm| async move { (vm, host.hypervisor.end_background_capture(vm).await) });
-    let (mut left, mut answers) = (BTreeSet::new(), asked.collect::<FuturesUnordered<_>>());
-    while let Some((vm, ended)) = answers.next().await {
-        match ended {
-            Ok(()) | Err(HostError::NoSuchVm(_)) => {}
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(%vm, error, "a capture of memory cannot be ended");
-                left.insert(vm);
-            }
+    let asked = asked.map(|vm| async move { (vm, is_ended(host, vm).await) });
+    let answers: Vec<(VmId, bool)> = asked.collect::<FuturesUnordered<_>>().collect().await;
+    Ok(answers.into_iter().filter(|(_, is_ended)| !is_ended).map(|(vm, _)| vm).collect())
+}
+
+/// Ends what captures a VM's memory behind its guest's back. Whether nothing does any more; why that cannot be said is logged.
+async fn is_ended(host: &Host, vm: VmId) -> bool {
+    match host.hypervisor.end_background_capture(vm).await {
+        Ok(()) | Err(HostError::NoSuchVm(_)) => true,
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(%vm, error, "it cannot be seen whether a capture of memory was left");
+            false
         }
     }
-    Ok(left)
 }
 
 /// The VMs whose memory open operations may have begun to capture behind their guests' backs.
@@ -107,13 +109,8 @@ impl Engine {
                 left.insert(vm);
                 continue;
             };
-            match self.0.host.hypervisor.end_background_capture(vm).await {
-                Ok(()) | Err(HostError::NoSuchVm(_)) => {}
-                Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(%vm, error, "it cannot be seen whether a capture of memory was left");
-                    left.insert(vm);
-                }
+            if !is_ended(&self.0.host, vm).await {
+                left.insert(vm);
             }
         }
         Some(left)

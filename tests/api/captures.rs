@@ -229,6 +229,23 @@ async fn somebody_lets_the_guest_run_within_the_pause() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// To ask is to begin it: what a question without an answer has left is looked for.
+#[tokio::test]
+async fn a_question_that_may_have_left_a_capture() {
+    let node = capable(3);
+    let ended = async |count: usize| {
+        while node.calls_of(Method::EndBackgroundCapture) < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended(1)).await.expect("each start looks");
+    let mishap = Mishap::Error(Complaint::Busy);
+    node.sim.add_fault(Fault { at: Trigger::Each(Method::BackgroundBlocker), moment: Moment::After, mishap });
+    let refused = run(&node, "snapshot create web one --memory").await;
+    assert_ne!(refused.code, 0, "{refused:?}");
+    tokio::time::timeout(PATIENCE, ended(2)).await.expect("nobody looks for it");
+}
+
 /// The lease of an operation that was given up, whose guest may still be frozen, is what will thaw it.
 #[tokio::test]
 async fn a_guest_that_may_still_be_frozen_is_not_paused() {

@@ -4,18 +4,17 @@ use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::Effort;
 use super::arms::OURS;
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
-use super::figure::{Case, Figure, Samples};
+use super::figure::{self, Figure, Samples};
 
 /// What is counted is counted for so long.
 const WHILE: Duration = Duration::from_secs(10);
 /// Guests that are off: definitions, events and disks are there, and no work.
-const VMS: [usize; 3] = [0, 8, 32];
+const VMS: [u32; 3] = [0, 8, 32];
 
-pub fn figures(_: &Effort) -> Vec<Figure> {
-    let figure = |name, title, unit, note| Figure {
+pub fn figures(_: usize) -> Vec<Figure> {
+    let of = |name, title, unit, note| Figure {
         name,
         title,
         unit,
@@ -25,31 +24,27 @@ pub fn figures(_: &Effort) -> Vec<Figure> {
         floor: None,
         note,
     };
-    let mut figures = [
-        figure(
+    let figures = vec![
+        of(
             "idle-memory",
             "Resident memory of an idle daemon",
             "MiB",
             "`VmRSS`, ten seconds after its start.",
         ),
-        figure(
+        of(
             "idle-wakeups",
             "Wakeups of an idle daemon",
             "per second",
             "Voluntary context switches of all its threads, over ten seconds.",
         ),
     ];
-    for vms in VMS {
-        for (figure, value) in figures.iter_mut().zip(idle(vms)) {
-            let arms = vec![Samples { arm: OURS, blocks: vec![[value, value]] }];
-            #[allow(clippy::cast_precision_loss, reason = "a few VMs")]
-            figure.cases.push(Case { at: vms as f64, arms });
-        }
-    }
-    figures.into()
+    figure::measured(figures, &VMS, |vms| {
+        let samples = |value| vec![Samples { arm: OURS, blocks: vec![[value, value]] }];
+        idle(vms).map(samples).into()
+    })
 }
 
-fn idle(vms: usize) -> [f64; 2] {
+fn idle(vms: u32) -> [f64; 2] {
     let spec = Spec { disks: vec![Disk::new(Format::Qcow2); 2], ..Spec::default() };
     let first = (vms > 0).then(|| Guest::define(&spec));
     let others: Vec<Guest> =

@@ -3,20 +3,19 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::Effort;
 use super::arms::{OURS, OURS_AGAIN, VIRSH};
 use super::bed::{Daemon, Disk, Format, Guest, Spec, virsh};
-use super::figure::{Case, Figure, Samples};
+use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Felt, Measured, feel, in_turns};
 
 /// How many snapshots are stacked.
-const DEPTHS: [usize; 3] = [1, 2, 4];
+const DEPTHS: [u32; 3] = [1, 2, 4];
 const DISKS: usize = 2;
 /// What the guest writes to each disk after each snapshot, in MiB.
 const WRITTEN: usize = 8;
 
-pub fn figures(effort: &Effort) -> Vec<Figure> {
-    let mut figures = [
+pub fn figures(blocks: usize) -> Vec<Figure> {
+    let figures = vec![
         Figure {
             name: "deletion-wall",
             title: "Deletion of stacked snapshots of two disks, the guest writing",
@@ -39,16 +38,10 @@ pub fn figures(effort: &Effort) -> Vec<Figure> {
             note: "The longest time in which one of the file systems completed no write.",
         },
     ];
-    for depth in DEPTHS {
-        for (figure, arms) in figures.iter_mut().zip(case(depth, effort.blocks)) {
-            #[allow(clippy::cast_precision_loss, reason = "a few snapshots")]
-            figure.cases.push(Case { at: depth as f64, arms });
-        }
-    }
-    figures.into()
+    figure::measured(figures, &DEPTHS, |depth| case(depth, blocks))
 }
 
-fn case(depth: usize, blocks: usize) -> Vec<Vec<Samples>> {
+fn case(depth: u32, blocks: usize) -> Vec<Vec<Samples>> {
     let spec = Spec { disks: vec![Disk::new(Format::Qcow2); DISKS], writers: true, ..Spec::default() };
     let guest = Guest::boot(&spec);
     let daemon = Daemon::start();
@@ -82,7 +75,7 @@ fn case(depth: usize, blocks: usize) -> Vec<Vec<Samples>> {
 }
 
 /// Makes snapshots, one upon the other, and lets the guest write after each. Gives the overlays of each, oldest first.
-fn stack(guest: &Guest, depth: usize) -> Vec<Vec<PathBuf>> {
+fn stack(guest: &Guest, depth: u32) -> Vec<Vec<PathBuf>> {
     let mut layers = Vec::new();
     for number in 0..depth {
         let overlay = |target: &str| guest.directory().join(format!("{target}.layer{number}"));

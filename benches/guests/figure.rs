@@ -22,6 +22,20 @@ pub struct Figure {
     pub note: &'static str,
 }
 
+/// Measures a case at each place on the axis. What it gives goes to one figure each.
+pub fn measured(
+    mut figures: Vec<Figure>,
+    places: &[u32],
+    measure: impl Fn(u32) -> Vec<Vec<Samples>>,
+) -> Vec<Figure> {
+    for place in places {
+        for (figure, arms) in figures.iter_mut().zip(measure(*place)) {
+            figure.cases.push(Case { at: f64::from(*place), arms });
+        }
+    }
+    figures
+}
+
 /// One set of runs.
 pub struct Case {
     /// Where it is on the axis.

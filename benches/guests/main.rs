@@ -26,13 +26,8 @@ use std::path::PathBuf;
 
 use figure::Figure;
 
-/// Some figures by a name.
-type Part = (&'static str, fn(&Effort) -> Vec<Figure>);
-
-/// All runs of a case, each with all its arms, so many times there and back.
-struct Effort {
-    blocks: usize,
-}
+/// Some figures by a name. All arms of each case run so many times there and back.
+type Part = (&'static str, fn(usize) -> Vec<Figure>);
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
@@ -46,7 +41,7 @@ fn main() {
         ("agent", agent::figures),
     ];
     let figures: Vec<Figure> =
-        parts.iter().filter(is_wanted).flat_map(|(_, measure)| measure(&Effort { blocks })).collect();
+        parts.iter().filter(is_wanted).flat_map(|(_, measure)| measure(blocks)).collect();
     let out = std::env::var_os("VMSNAP_BENCH_OUT")
         .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     println!("{}", report::write(&figures, &out));

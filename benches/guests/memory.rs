@@ -2,10 +2,9 @@
 
 use std::fs;
 
-use super::Effort;
 use super::arms::{self, OURS, OURS_AGAIN, Overlays, VIRSH};
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
-use super::figure::{Case, Figure, Samples};
+use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Felt, Measured, feel, in_turns};
 
 /// `virsh` that captures while the guest runs, and copies again what that has changed.
@@ -16,8 +15,8 @@ const DIRTY: [u32; 3] = [128, 256, 1024];
 /// What the guest needs for itself.
 const OWN_MIB: u32 = 224;
 
-pub fn figures(effort: &Effort) -> Vec<Figure> {
-    let mut figures = [
+pub fn figures(blocks: usize) -> Vec<Figure> {
+    let figures = vec![
         Figure {
             name: "memory-pause",
             title: "Pause of the guest for a snapshot of its disks and memory",
@@ -39,12 +38,7 @@ pub fn figures(effort: &Effort) -> Vec<Figure> {
             note: "`vmsnap` ends once the image is on the disk (`fsync`); `virsh` does not wait for that.",
         },
     ];
-    for dirty in DIRTY {
-        for (figure, arms) in figures.iter_mut().zip(case(dirty, effort.blocks)) {
-            figure.cases.push(Case { at: f64::from(dirty), arms });
-        }
-    }
-    figures.into()
+    figure::measured(figures, &DIRTY, |dirty| case(dirty, blocks))
 }
 
 fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {

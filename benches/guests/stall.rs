@@ -1,15 +1,14 @@
 //! How long the guest's file systems stand still for a quiesced snapshot of its disks, and what the tools cost.
 
-use super::Effort;
 use super::arms::{self, FLOOR, OURS, OURS_AGAIN, Overlays, SCRIPT, VIRSH};
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
-use super::figure::{Case, Figure};
+use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Felt, Measured, feel, in_turns};
 
-const DISKS: [usize; 3] = [1, 4, 16];
+const DISKS: [u32; 3] = [1, 4, 16];
 
-pub fn figures(effort: &Effort) -> Vec<Figure> {
-    let mut figures = [
+pub fn figures(blocks: usize) -> Vec<Figure> {
+    let figures = vec![
         Figure {
             name: "write-stall",
             title: "Write stall of a quiesced snapshot of all disks",
@@ -43,18 +42,12 @@ pub fn figures(effort: &Effort) -> Vec<Figure> {
             note: "Of the programs that are run, and of `vmsnapd` with what it runs; without libvirtd and QEMU.",
         },
     ];
-    for disks in DISKS {
-        let taken = case(disks, effort.blocks);
-        for (figure, arms) in figures.iter_mut().zip(taken) {
-            #[allow(clippy::cast_precision_loss, reason = "a few disks")]
-            figure.cases.push(Case { at: disks as f64, arms });
-        }
-    }
-    figures.into()
+    figure::measured(figures, &DISKS, |disks| case(disks, blocks))
 }
 
-fn case(disks: usize, blocks: usize) -> Vec<Vec<super::figure::Samples>> {
-    let spec = Spec { disks: vec![Disk::new(Format::Qcow2); disks], writers: true, ..Spec::default() };
+fn case(disks: u32, blocks: usize) -> Vec<Vec<Samples>> {
+    let images = vec![Disk::new(Format::Qcow2); usize::try_from(disks).unwrap()];
+    let spec = Spec { disks: images, writers: true, ..Spec::default() };
     let guest = Guest::boot(&spec);
     let daemon = Daemon::start();
     let by_hand = |what: fn(&Guest, &Overlays), is_prepared: bool| {

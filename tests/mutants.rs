@@ -85,7 +85,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "what is done is journaled before anything more is",
         file: "src/ops/runner.rs",
-        right: "if !self.wait_for_link().await || !self.save().await {",
+        right: "if !self.wait_for_link().await || !self.journal(turn).await {",
         wrong: "if !self.wait_for_link().await {",
     },
     Mutant {

@@ -37,7 +37,8 @@ pub struct Cursor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum State {
-    /// All before `at` is done; `at` may have started.
+    /// All before `at` is done; `at` may have started. In a journal that was written ahead ([`super::window`]), any step of the
+    /// window up to `at` may or may not be done.
     Running {
         /// Index of the step.
         at: usize,

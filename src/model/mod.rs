@@ -21,6 +21,7 @@ pub mod snapshot;
 pub mod space;
 pub mod step;
 pub mod vm;
+pub mod window;
 
 pub use clone::{CloneMode, CloneState, ClonedVolume};
 pub use difference::{Difference, DifferenceAction, DifferenceKind};

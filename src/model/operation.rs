@@ -59,7 +59,7 @@ pub struct Operation {
     pub updated_at: Timestamp,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
-    /// Rises with every change that is journaled.
+    /// Rises with every change that is shown.
     pub generation: u64,
 }
 
@@ -273,7 +273,7 @@ impl Findings {
             (Some(_), _) => {
                 Consistency::Crash("the guest thawed by itself before the switch was over".to_owned())
             }
-            (None, _) => Consistency::Crash("the file systems were not frozen".to_owned()),
+            (None, _) => Consistency::Crash("it is not known that the file systems were frozen".to_owned()),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::model::{DiskTarget, Operation, OperationId};
 /// An operation as a watcher sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OperationView {
-    /// What the journal says.
+    /// What it is at.
     pub operation: Operation,
     /// What moves now.
     pub progress: Vec<Progress>,
@@ -133,7 +133,7 @@ impl Board {
 }
 
 impl Reporter {
-    /// Shows an operation whose state the journal has.
+    /// Shows an operation. The journal has its state, or has one that covers it ([`crate::model::window`]).
     pub(super) fn publish(&self, operation: &Operation) {
         self.view.send_replace(OperationView::of(operation.clone()));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   loop: turn = cursor.turn()          none when it has ended
-//!         journal(operation)            the intent is durable before the effect
+//!         journal(operation, turn)      the intent is durable before the effect
 //!         performed = perform(turn)     look; act; look again
 //!         cursor.record(turn, outcome)
 //! ```
@@ -36,6 +36,8 @@ pub(super) struct Runner {
     permit: Permit,
     /// Whether the present turn has never been tried, in this life or an earlier one.
     is_fresh: bool,
+    /// Whether the journal says already that what is done while the guest stands still is under way.
+    is_ahead: bool,
 }
 
 impl Runner {
@@ -43,7 +45,7 @@ impl Runner {
     pub(super) fn new(engine: Engine, operation: Operation, permit: Permit, is_fresh: bool) -> Self {
         let (reporter, commands) = engine.0.board.enter(&operation);
         engine.0.gate.tell();
-        Self { engine, operation, reporter, commands, permit, is_fresh }
+        Self { engine, operation, reporter, commands, permit, is_fresh, is_ahead: false }
     }
 
     /// With something that was learned before it runs.
@@ -86,7 +88,7 @@ impl Runner {
                 // What the last turn has learned is not to wait for the hypervisor.
                 self.save().await;
             }
-            if !self.wait_for_link().await || !self.save().await {
+            if !self.wait_for_link().await || !self.journal(turn).await {
                 return false;
             }
             self.take_turn(turn).await;
@@ -218,26 +220,25 @@ impl Runner {
 
     /// Whether the guest may be frozen or paused by this operation now.
     fn holds_freeze(&self) -> bool {
-        let position = |wanted: fn(&Step) -> bool| self.operation.steps.iter().position(wanted);
-        let freeze = position(|step| matches!(step, Step::Freeze(_) | Step::PauseVm { .. }));
-        let thaw = position(|step| matches!(step, Step::Thaw | Step::ResumeVm));
         let findings = &self.operation.findings;
-        let (Some(turn), Some(freeze), Some(thaw)) = (self.operation.cursor.turn(), freeze, thaw) else {
+        let (Some(turn), Some(window)) = (self.operation.cursor.turn(), self.operation.window()) else {
             return false;
         };
-        if let Step::PauseVm { .. } = self.operation.steps[freeze] {
+        let (Turn::Ensure(at) | Turn::Undo(at)) = turn;
+        let is_between = (window.first..=window.last).contains(&at);
+        if let Step::PauseVm { .. } = self.operation.steps[window.first] {
             // What is still to come would only be taken back: the capture does not outlive the daemon.
-            let has_begun = !matches!(turn, Turn::Ensure(at) if at == freeze && self.is_fresh);
-            let (Turn::Ensure(at) | Turn::Undo(at)) = turn;
-            let is_watched = self.engine.0.dead_man.watches(self.operation.vm, self.operation.id);
-            return has_begun && at >= freeze && at <= thaw && is_watched;
+            let has_begun = !(turn == Turn::Ensure(window.first) && self.is_fresh);
+            return has_begun
+                && is_between
+                && self.engine.0.dead_man.watches(self.operation.vm, self.operation.id);
         }
         match turn {
-            Turn::Ensure(at) => at >= freeze && at <= thaw,
+            Turn::Ensure(_) => is_between,
             // A switch that is taken back after the thaw takes its time, and holds nothing.
             Turn::Undo(at) => {
                 let is_frozen = findings.frozen.is_some() && findings.thawed.is_none();
-                at == freeze || (at > freeze && at <= thaw && is_frozen)
+                at == window.first || (is_between && is_frozen)
             }
         }
     }
@@ -258,14 +259,39 @@ impl Runner {
         *self.engine.0.host.hypervisor.link().borrow() == Link::Up
     }
 
+    /// Makes durable that a turn may have begun, and shows it. While a guest stands still that was said before, and nothing is
+    /// written: see [`crate::model::window`]. False as in [`Self::save`].
+    async fn journal(&mut self, turn: Turn) -> bool {
+        let window = self.operation.window().filter(|window| window.has(turn));
+        match window.filter(|_| self.is_fresh) {
+            Some(window) if turn == Turn::Ensure(window.first) => {
+                let is_saved = self.save_as(|operation| operation.ahead(window)).await;
+                self.is_ahead = is_saved;
+                is_saved
+            }
+            Some(_) if self.is_ahead => {
+                self.operation.generation += 1;
+                self.reporter.publish(&self.operation);
+                true
+            }
+            Some(_) | None => self.save().await,
+        }
+    }
+
     /// Makes the operation durable and shows it. If that fails it is tried again: nothing is done before. False if the
     /// daemon goes down first; see [`Self::wait_for_link`].
     async fn save(&mut self) -> bool {
+        self.is_ahead = false;
+        self.save_as(Operation::clone).await
+    }
+
+    /// [`Self::save`], of what `journaled` makes of it.
+    async fn save_as(&mut self, journaled: impl Fn(&Operation) -> Operation) -> bool {
         self.operation.generation += 1;
         self.operation.updated_at = Timestamp::now();
         let mut failures = 0;
         loop {
-            match self.engine.0.store.save(self.operation.clone()).await {
+            match self.engine.0.store.save(journaled(&self.operation)).await {
                 Ok(()) => break,
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;

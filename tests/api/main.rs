@@ -32,4 +32,5 @@ mod stuck;
 mod thaw;
 mod volumes;
 mod watch;
+mod window;
 mod work;

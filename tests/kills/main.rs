@@ -143,7 +143,7 @@ impl<'a> Field<'a> {
             all.into_iter().map(|guest| Worker::new(guest, dice.split(), &socket, &clones)).collect();
         let scene = Stage {
             node,
-            watch: watch::Watch::follow(state.join("catalog.db")),
+            watch: watch::Watch::follow(state.join("catalog.db"), dice.split()),
             daemon,
             thaws: thaw::ThawWatch::default(),
             vms,

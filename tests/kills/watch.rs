@@ -1,5 +1,6 @@
 //! Follows the daemon's journal, and strikes at a step: the journal has a step before it is carried out, and what it says
-//! when the daemon is dead is where the daemon was.
+//! when the daemon is dead is where the daemon was. While a guest stands still it says the last step of that, and nothing is
+//! written until the guest goes on: what is struck there is struck at any moment of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::bed::{Node, end};
+use crate::bed::{Dice, Node, end};
 
 /// After so long without the step that was hit least, any will do.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -19,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(1);
 /// While nobody aims.
 const IDLE: Duration = Duration::from_millis(20);
+/// The last steps of what is done while a guest stands still.
+const STANDING_STILL: [&str; 2] = ["switch disks", "capture memory"];
+/// So long, in milliseconds, a guest stands still here, more or less.
+const STANDS_STILL: usize = 300;
 
 /// What an operation is at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,11 +75,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn follow(catalog: PathBuf) -> Self {
+    pub fn follow(catalog: PathBuf, dice: Dice) -> Self {
         let (board, stop): (Arc<Mutex<Board>>, Arc<AtomicBool>) = (Arc::default(), Arc::default());
         let thread = {
             let (catalog, board, stop) = (catalog.clone(), Arc::clone(&board), Arc::clone(&stop));
-            std::thread::spawn(move || follow(&catalog, &board, &stop))
+            std::thread::spawn(move || follow(&catalog, &board, dice, &stop))
         };
         Self { catalog, board, stop, thread: Some(thread) }
     }
@@ -141,7 +146,7 @@ fn read(catalog: &Connection) -> rusqlite::Result<Vec<Open>> {
     rows.map(|row| Ok(open(&serde_json::from_str(&row?).expect("the journal is JSON")))).collect()
 }
 
-fn follow(catalog: &Path, board: &Mutex<Board>, stop: &AtomicBool) {
+fn follow(catalog: &Path, board: &Mutex<Board>, mut dice: Dice, stop: &AtomicBool) {
     let catalog = connect(catalog).expect("the catalog is there");
     let mut seen = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -152,7 +157,7 @@ fn follow(catalog: &Path, board: &Mutex<Board>, stop: &AtomicBool) {
             Ok(version) if version != seen => {
                 if let Ok(open) = read(&catalog) {
                     seen = version;
-                    board.lock().unwrap_or_else(PoisonError::into_inner).see(&open);
+                    board.lock().unwrap_or_else(PoisonError::into_inner).see(&open, &mut dice);
                 }
             }
             Ok(_) | Err(_) => sleep(if is_aimed { LOOK } else { IDLE }),
@@ -161,7 +166,7 @@ fn follow(catalog: &Path, board: &Mutex<Board>, stop: &AtomicBool) {
 }
 
 impl Board {
-    fn see(&mut self, all: &[Open]) {
+    fn see(&mut self, all: &[Open], dice: &mut Dice) {
         self.known.extend(all.iter().map(|open| open.phase.clone()));
         let Some(aim) = &self.aim else { return };
         let hits = |phase: &Phase| self.hits.get(&(aim.fault, phase.clone())).copied().unwrap_or(0);
@@ -171,6 +176,10 @@ impl Board {
             None => hits(&open.phase) <= least || aim.since.elapsed() >= PATIENCE,
         };
         let Some(open) = all.iter().find(is_worth_it) else { return };
+        if aim.victim != Victim::Nobody && STANDING_STILL.contains(&open.phase.step.as_str()) {
+            let moment = u64::try_from(dice.roll(STANDS_STILL)).expect("it fits");
+            sleep(Duration::from_millis(moment));
+        }
         match aim.victim {
             Victim::Process(process) => end(process),
             Victim::Qemu => match Node::qemu(&open.vm) {

@@ -58,6 +58,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// wrong.
     async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage>;
 
+    /// What the process of a VM writes to, as the process itself tells it; of the disks that it tells it of. Empty without a
+    /// process. Cheap: a guest may stand still meanwhile.
+    async fn written_images(&self, vm: VmId) -> Result<Vec<LiveImage>>;
+
     /// The VM's definition in the form that a later start from memory accepts, secrets included.
     async fn definition(&self, vm: VmId) -> Result<Definition>;
 
@@ -286,6 +290,17 @@ pub struct WrittenImage {
     pub stored: Option<ImageRef>,
     /// The process. None if there is none.
     pub process: Option<ProcessId>,
+}
+
+/// See [`Hypervisor::written_images`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveImage {
+    /// The disk.
+    pub disk: DiskTarget,
+    /// The active layer.
+    pub path: PathBuf,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
 }
 
 /// Bytes done and total of something long.

@@ -1,5 +1,6 @@
 //! VMs switched to other images, with memory and without.
 
+use vmsnap::host::LiveImage;
 use vmsnap::model::step::NewOverlay;
 use vmsnap::model::vm::{Format, PauseReason, RunState};
 
@@ -41,10 +42,17 @@ async fn check(node: &dyn Node, is: Is, disks: &[&str], with_memory: bool) {
     node.hypervisor().switch_disks(vm, &switch).await.unwrap();
 
     assert_eq!(node.view(vm).await.run_state, run_state);
+    let mut live = Vec::new();
     for (disk, base, over) in [("vda", &a, &over_a), ("vdb", &b, &over_b)] {
         let expected = if disks.contains(&disk) { paths(&[over, base]) } else { paths(&[base]) };
         assert_eq!(node.chain(vm, disk).await, expected, "{is:?} {disk}");
         assert_eq!(node.stored(vm, disk).await, expected.first().cloned(), "{is:?} {disk}");
+        let virtual_size = node.images().inspect(&base.path, base.format).await.unwrap().virtual_size;
+        live.extend((is != Is::Off).then(|| LiveImage {
+            disk: target(disk),
+            path: expected[0].clone(),
+            virtual_size,
+        }));
         let is_in_use = node.images().is_in_use(&base.path, base.format).await.unwrap();
         assert_eq!(is_in_use, is != Is::Off, "{is:?} {disk}");
         if is == Is::Running {
@@ -54,6 +62,9 @@ async fn check(node: &dyn Node, is: Is, disks: &[&str], with_memory: bool) {
             assert_eq!(node.read(over)[0], 2, "{disk}");
         }
     }
+    let mut written = node.hypervisor().written_images(vm).await.unwrap();
+    written.sort_by_key(|image| image.disk.clone());
+    assert_eq!(written, live, "{is:?}");
     if let Some(memory) = memory {
         assert!(node.images().memory_image(&memory).await.unwrap().is_some_and(|bytes| bytes > 0));
     }

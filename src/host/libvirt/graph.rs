@@ -47,9 +47,12 @@ fn yes() -> bool {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Image {
     filename: String,
     format: String,
+    #[serde(default)]
+    virtual_size: u64,
     #[serde(rename = "backing-image")]
     backing: Option<Box<Image>>,
 }
@@ -102,10 +105,11 @@ fn file_in(node: &serde_json::Value) -> Option<&str> {
     }
 }
 
-/// What QEMU writes to for the device that libvirt calls `alias`.
-pub(super) fn active_image(alias: &str, devices: &[BlockDevice]) -> Option<PathBuf> {
+/// What QEMU writes to for the device that libvirt calls `alias`, and its size in bytes as the guest sees it.
+pub(super) fn active_image(alias: &str, devices: &[BlockDevice]) -> Option<(PathBuf, u64)> {
     let device = devices.iter().find(|device| device.is_called(alias))?;
-    device.layers().next()?.path()
+    let image = device.layers().next()?;
+    Some((image.path()?, image.virtual_size))
 }
 
 /// Checks that QEMU reads disk `target` through `chain`. `same_file` tells whether two names are one file.
@@ -206,6 +210,15 @@ mod tests {
             Some("libvirt has a disk vda, and QEMU has no such device"),
         );
         check(VIRTIO, None, &[top], Some("libvirt has a disk vda, and QEMU has no such device"));
+    }
+
+    #[test]
+    fn what_is_written_to() {
+        let named =
+            VIRTIO.replace(r#""format":"qcow2","new"#, r#""format":"qcow2","virtual-size":4096,"new"#);
+        assert_ne!(named, VIRTIO);
+        let active = |alias| active_image(alias, &[device(&named)]);
+        assert_eq!((active("virtio-disk0"), active("virtio-disk1")), (Some(("/i/top".into(), 4096)), None));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::{
     About, BackgroundCapture, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor,
-    Link, Pull, Result, StartFrom, VmSummary, WrittenImage,
+    Link, LiveImage, Pull, Result, StartFrom, VmSummary, WrittenImage,
 };
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, PauseReason, RunState};
@@ -185,6 +185,11 @@ impl Hypervisor for Libvirt {
         let disk = disk.clone();
         let look = move |line: &_| observe::written_image(line, vm, &disk);
         self.look.run("the question for the written image", self.deadlines.query, look).await
+    }
+
+    async fn written_images(&self, vm: VmId) -> Result<Vec<LiveImage>> {
+        let look = move |line: &_| observe::written_images(line, vm);
+        self.look.run("the question for the written images", self.deadlines.query, look).await
     }
 
     async fn definition(&self, vm: VmId) -> Result<Definition> {

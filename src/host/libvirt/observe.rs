@@ -17,7 +17,7 @@ use super::jobs::jobs_of;
 use super::refusal::on_vm;
 use super::{monitor, vms};
 use crate::host::images::{open_image, qcow2};
-use crate::host::{HostError, Result, WrittenImage};
+use crate::host::{HostError, LiveImage, Result, WrittenImage};
 use crate::model::operation::causes;
 use crate::model::step::ImageRef;
 use crate::model::vm::{AgentChannel, Attachment, BlockJob, DiskSource, DiskView, RunState};
@@ -58,7 +58,7 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
         let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
         let alias = description.disk(target).and_then(|disk| disk.alias.clone());
         let devices = monitor::block_devices(&domain, vm)?;
-        let written = alias.and_then(|alias| active_image(&alias, &devices));
+        let written = alias.and_then(|alias| active_image(&alias, &devices)).map(|(path, _)| path);
         (written, Some(monitor::process(&domain, vm)?))
     } else {
         (None, None)
@@ -71,6 +71,21 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
         None
     };
     Ok(WrittenImage { live: written, stored, process })
+}
+
+/// See [`crate::host::Hypervisor::written_images`].
+pub(super) fn written_images(line: &Connection, vm: VmId) -> Result<Vec<LiveImage>> {
+    let domain = vms::lookup(line, vm)?;
+    if !vms::is_active(&domain, vm)? {
+        return Ok(Vec::new());
+    }
+    let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
+    let devices = monitor::block_devices(&domain, vm)?;
+    let written = description.disks.iter().filter_map(|disk| {
+        let (path, virtual_size) = active_image(disk.alias.as_deref()?, &devices)?;
+        Some(LiveImage { disk: disk.target.clone(), path, virtual_size })
+    });
+    Ok(written.collect())
 }
 
 /// The accounts are taken one after the other, and a block job can end in between. So a disagreement counts only when

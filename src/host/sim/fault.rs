@@ -38,6 +38,7 @@ methods! {
     Vms "vms",
     Observe "observe",
     WrittenImage "written_image",
+    WrittenImages "written_images",
     Definition "definition",
     SwitchDisks "switch_disks",
     PointDisks "point_disks",
@@ -104,6 +105,7 @@ impl Method {
             | Self::Vms
             | Self::Observe
             | Self::WrittenImage
+            | Self::WrittenImages
             | Self::Definition
             | Self::MemoryProgress
             | Self::IsCapturing

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use super::super::{
-    About, BackgroundCapture, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, Pull, Result,
-    StartFrom, VmSummary, WrittenImage,
+    About, BackgroundCapture, Commit, Definition, DiskSwitch, HostEvent, Hypervisor, Link, LiveImage, Pull,
+    Result, StartFrom, VmSummary, WrittenImage,
 };
 use super::SimHost;
 use super::capture::Switch;
@@ -37,6 +37,10 @@ impl Hypervisor for SimHost {
 
     async fn written_image(&self, vm: VmId, disk: &DiskTarget) -> Result<WrittenImage> {
         self.call(Method::WrittenImage, |world, _| world.written_image(vm, disk)).await
+    }
+
+    async fn written_images(&self, vm: VmId) -> Result<Vec<LiveImage>> {
+        self.call(Method::WrittenImages, |world, _| world.written_images(vm)).await
     }
 
     async fn definition(&self, vm: VmId) -> Result<Definition> {

@@ -2,7 +2,7 @@
 //!
 //! Decides what a look shows: the chains of the process, held against the headers; of a VM that is off, the headers.
 
-use super::super::{HostError, Result, VmSummary, WrittenImage};
+use super::super::{HostError, LiveImage, Result, VmSummary, WrittenImage};
 use super::files::bad;
 use super::machine::{Machine, SlotKind};
 use super::world::World;
@@ -98,6 +98,23 @@ impl World {
         let stored = machine.stored.get(disk).cloned();
         let process = machine.live.as_ref().map(|live| ProcessId(live.process.to_string()));
         Ok(WrittenImage { live, stored: stored.filter(|_| machine.is_persistent), process })
+    }
+
+    /// See [`crate::host::Hypervisor::written_images`]. Only what runs here is seen to be here.
+    pub(super) fn written_images(&mut self, vm: VmId) -> Result<Vec<LiveImage>> {
+        let machine = self.machine(vm)?;
+        let is_away = machine.elsewhere.is_some();
+        let chains = machine.live.as_ref().map(|live| live.chains.clone());
+        let Some(chains) = chains else { return Ok(Vec::new()) };
+        if !is_away {
+            self.looks.see(vm);
+        }
+        let active = chains.into_iter().filter_map(|(disk, chain)| Some((disk, chain.into_iter().next()?)));
+        let written = active.map(|(disk, image)| {
+            let virtual_size = self.files.image(&image.path)?.virtual_size;
+            Ok(LiveImage { disk, path: image.path, virtual_size })
+        });
+        written.collect()
     }
 
     /// The hypervisor died before it could note what it has changed.

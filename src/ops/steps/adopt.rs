@@ -5,7 +5,7 @@ use crate::model::{DifferenceAction, Failure, Request, ResolveDifference};
 use crate::plan;
 
 use super::super::OpsError;
-use super::switch::check_whole;
+use super::switch::{check_whole, confirm_noted};
 use super::{Context, Performed, stored};
 
 /// The catalog says so.
@@ -28,10 +28,13 @@ pub(super) async fn record(context: &Context<'_>, change: &CatalogChange) -> Per
             Step::SwitchDisks(switch) => Some(switch),
             _ => None,
         });
-        if let Some(switch) = switch
-            && let Err(performed) = check_whole(context, switch).await
-        {
-            return performed;
+        if let Some(switch) = switch {
+            if let Err(performed) = confirm_noted(context, switch).await {
+                return performed;
+            }
+            if let Err(performed) = check_whole(context, switch).await {
+                return performed;
+            }
         }
     }
     let findings = context.operation.findings.clone();

@@ -32,6 +32,7 @@ mod images;
 mod merge;
 mod pause;
 mod pivot;
+mod position;
 mod power;
 mod quiesce;
 mod switch;

@@ -9,7 +9,8 @@ use crate::model::step::{ImageRef, PointedDisk, Start};
 use crate::model::vm::{DiskSource, LastWritten, RunState};
 use crate::model::{DiskTarget, Outcome, VmId, VmView};
 
-use super::switch::{targets, writes_to};
+use super::position::writes_to;
+use super::switch::targets;
 use super::{Context, Performed, make_so};
 
 /// How long a start that somebody else has begun may take: as long as libvirt itself waits for QEMU's monitor, and more.

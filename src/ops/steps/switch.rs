@@ -6,9 +6,10 @@ use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
 use crate::model::vm::RunState;
-use crate::model::{DiskTarget, Failure, Finding, VmView};
+use crate::model::{DiskTarget, Failure, Finding, Findings};
 
 use super::pause::{self, Told, restore_run_state};
+use super::position::{Position, look, look_closely, look_quickly};
 use super::unnoted::{self, Unsettled};
 use super::{Context, Performed, capture, images, leaves_something_under_way};
 
@@ -30,11 +31,13 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
     if !context.is_fresh {
         capture::wait_for_earlier(context, switch).await?;
     }
-    // The first attempt may hold a frozen guest up, and nobody has asked for anything before it.
-    let seen = if context.is_fresh {
-        look(context, switch).await.map_err(Unsettled::Unseen)
-    } else {
-        look_closely(context, switch).await
+    // The first attempt may hold a guest up, and nobody has asked for anything before it.
+    let quick = if context.is_fresh { look_quickly(context, switch).await } else { None };
+    let sizes_fit = quick.is_some();
+    let seen = match quick {
+        Some(position) => Ok(position),
+        None if context.is_fresh => look(context, switch).await.map_err(Unsettled::Unseen),
+        None => look_closely(context, switch).await,
     };
     match seen {
         Ok(Position::Switched) => return Err(finish(context, switch, Told::Nothing, Vec::new()).await),
@@ -73,7 +76,8 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
             "it was cancelled before memory was captured",
         )));
     }
-    if let Some(reason) = context.operation.findings.crash_reason.clone().filter(|_| switch.quiesce_required)
+    if switch.quiesce_required
+        && let Some(reason) = not_frozen(context)
     {
         return Err(Performed::not_applied(Failure {
             reason: Reason::QuiesceFailed,
@@ -81,7 +85,9 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
             causes: vec![reason],
         }));
     }
-    check_sizes(context, switch).await.map_err(Performed::not_applied)?;
+    if !sizes_fit {
+        check_sizes(context, switch).await.map_err(Performed::not_applied)?;
+    }
     pause::check_unbroken(context).map_err(Performed::not_applied)?;
     if switch.memory.is_some() {
         keep_definition(context).await?;
@@ -101,7 +107,10 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
     let (seen, told) = match &called {
-        Ok(()) => (look(context, switch).await.map_err(Unsettled::Unseen), Told::Done),
+        Ok(()) => match look_quickly(context, switch).await {
+            Some(position) => (Ok(position), Told::Done),
+            None => (look(context, switch).await.map_err(Unsettled::Unseen), Told::Done),
+        },
         Err(error)
             if leaves_something_under_way(error) || may_still_capture(context, switch, error).await =>
         {
@@ -227,7 +236,9 @@ async fn finish(
     if let Err(error) = restore_run_state(context, switch, told).await {
         return Performed::unknown(error);
     }
-    if let Err(error) = unnoted::mend_definition(context, switch, told).await {
+    // A guest that stands still does not wait for a look that mostly finds nothing: see `confirm_noted`.
+    let may_wait = told == Told::Done && stands_still(context);
+    if !may_wait && let Err(error) = unnoted::mend_definition(context, switch, told).await {
         return Performed::unknown(error);
     }
     // Nobody can tell whether it was started before the switch or after it.
@@ -256,54 +267,30 @@ async fn finish(
     Performed::learned(findings)
 }
 
-/// What all disks of the VM write to; of one that is off, will.
-enum Position {
-    /// To what they wrote to before.
-    Before,
-    /// To what they wrote to before, or to what the VM's saved state names.
-    Saved,
-    /// To what they wrote to before; and the VM runs, which was off.
-    Started,
-    /// To the overlays.
-    Switched,
+/// Why the guest is not known to be frozen; None if it is. A journal that was written before the freeze says nothing of it.
+fn not_frozen(context: &Context<'_>) -> Option<String> {
+    let Findings { frozen, crash_reason, .. } = &context.operation.findings;
+    let is_unknown = || frozen.is_none().then(|| "vmsnapd was restarted meanwhile".to_owned());
+    crash_reason.clone().or_else(is_unknown)
 }
 
-async fn look(context: &Context<'_>, switch: &SwitchDisks) -> Result<Position> {
-    position(&context.look_at_vm().await?, switch)
+/// Whether the guest is made to stand still around the switch.
+fn stands_still(context: &Context<'_>) -> bool {
+    context.operation.window().is_some()
 }
 
-/// [`look`], where the switch may have been asked for before: the process that was asked may have ended since.
-async fn look_closely(
+/// Once the guest goes on: where it writes to the overlays its definition names them. Of one that is gone or elsewhere there is
+/// nothing to confirm, and what somebody has done to its disks since is not undone.
+pub(super) async fn confirm_noted(
     context: &Context<'_>,
     switch: &SwitchDisks,
-) -> std::result::Result<Position, Unsettled> {
-    unnoted::settle(context, switch).await?;
-    let view = context.look_at_vm().await?;
-    match position(&view, switch)? {
-        Position::Switched if view.has_managed_save => {
-            Err(Unsettled::Undecided(may_be_saved_before_it(&switch.disks[0], &view)))
-        }
-        position => Ok(position),
+) -> std::result::Result<(), Performed> {
+    if !stands_still(context) {
+        return Ok(());
     }
-}
-
-/// All at once or none. Anything between is nobody's plan.
-fn position(view: &VmView, switch: &SwitchDisks) -> Result<Position> {
-    let on_overlay = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.to)).count();
-    let on_base = switch.disks.iter().filter(|disk| writes_to(view, &disk.target, &disk.from)).count();
-    match (on_overlay, on_base) {
-        (all, 0) if all == switch.disks.len() => Ok(Position::Switched),
-        (0, all) if all == switch.disks.len() && view.has_managed_save => Ok(Position::Saved),
-        (0, all) if all == switch.disks.len() && was_started(view, switch) => Ok(Position::Started),
-        (0, all) if all == switch.disks.len() => Ok(Position::Before),
-        (_, _) => Err(HostError::Malformed {
-            what: "the VM's disks",
-            cause: format!(
-                "{on_overlay} of {} write to their overlays, {on_base} to their bases",
-                switch.disks.len()
-            )
-            .into(),
-        }),
+    match unnoted::settle_live(context, switch).await {
+        Ok(()) | Err(Unsettled::Unseen(HostError::NoSuchVm(_) | HostError::Migrated)) => Ok(()),
+        Err(unsettled) => Err(unsettled.into_performed()),
     }
 }
 
@@ -320,25 +307,6 @@ async fn may_still_capture(context: &Context<'_>, switch: &SwitchDisks, error: &
 /// What an earlier attempt has asked for may wait in the hypervisor until the VM is up.
 async fn may_be_under_way(context: &Context<'_>) -> bool {
     context.host.hypervisor.is_capturing(context.vm()).await.unwrap_or(true)
-}
-
-fn was_started(view: &VmView, switch: &SwitchDisks) -> bool {
-    switch.run_state == RunState::Off && view.run_state.is_live()
-}
-
-/// A saved state has a definition of its own: the one that libvirt believed in when it saved it.
-pub(super) fn may_be_saved_before_it(disk: &PointedDisk, view: &VmView) -> Failure {
-    let (name, from, to) = (&view.name, disk.from.path.display(), disk.to.path.display());
-    let problem = format!(
-        "the VM has a saved state, and libvirt may not have noted when it saved it that the VM writes to {to}: look with 'virsh \
-         managedsave-dumpxml {name}'. If that names {to}, start the VM; if it names {from}, remove the saved state with \
-         'virsh managedsave-remove {name}'. Then let the operation try again"
-    );
-    HostError::BadImage { path: disk.to.path.clone(), problem }.into()
-}
-
-pub(super) fn writes_to(view: &VmView, target: &DiskTarget, image: &ImageRef) -> bool {
-    view.disk(target).and_then(|disk| disk.active()).is_some_and(|active| active.path == image.path)
 }
 
 /// The disks with one of their two images.

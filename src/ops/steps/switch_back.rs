@@ -7,7 +7,7 @@ use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
 use super::pause::{self, Told, restore_run_state};
-use super::switch::{may_be_saved_before_it, writes_to};
+use super::position::{may_be_saved_before_it, writes_to};
 use super::{Context, Performed, merge, quiesce, unnoted};
 
 /// The VM writes to its former images again, with all that was written since; and does what it did.

@@ -77,6 +77,12 @@ pub enum Step {
         /// Where those from before are kept; None if there were none.
         before: Option<PathBuf>,
     },
+    /// What the guest has written so far is on the disk, as far as that goes within a few seconds: less is left to be done while
+    /// it stands still. Nothing depends on it.
+    FlushImages {
+        /// Absolute paths.
+        images: Vec<PathBuf>,
+    },
     /// The guest's file systems are frozen, or it is known why not. Undone: they are thawed.
     Freeze(Freeze),
     /// The VM writes to the overlays; all disks at one instant, memory with them if asked.

@@ -105,11 +105,15 @@ struct Inner {
 struct Limits {
     merges: Semaphore,
     captures: Semaphore,
+    flushes: Semaphore,
     backups: usize,
     merge_policy: MergePolicy,
     throttles: Throttles,
     boot_id: String,
 }
+
+/// Images that are written out at once ahead of freezes and pauses. Guests that stand still already wait for the same threads.
+const FLUSHES: usize = 2;
 
 /// What an engine is told when it is built.
 #[derive(Debug, Clone)]
@@ -146,6 +150,7 @@ impl Engine {
             limits: Limits {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),
+                flushes: Semaphore::new(FLUSHES),
                 backups: settings.backups,
                 merge_policy: settings.merge_policy,
                 throttles: Throttles::default(),

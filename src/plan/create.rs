@@ -50,6 +50,10 @@ pub fn create(
     steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay.clone())));
     steps.extend(memory.as_ref().map(Memory::prepare));
     steps.extend(variables.as_ref().and_then(|kept| variables::keep(world, kept)));
+    let pause = memory.as_ref().and_then(Memory::pause);
+    if pause.is_some() || matches!(freeze, Freezing::Do(_)) {
+        steps.push(Step::FlushImages { images: parts.iter().map(|part| part.from.path.clone()).collect() });
+    }
     let mut findings = Vec::new();
     let mut required = false;
     match &freeze {
@@ -64,7 +68,7 @@ pub fn create(
         // Whoever else has one would go on writing to what the snapshot holds.
         steps.extend(parts.iter().map(|part| Step::CheckUnwritten { image: part.from.clone() }));
     }
-    steps.extend(memory.as_ref().and_then(Memory::pause));
+    steps.extend(pause);
     let mut commit_point = steps.len();
     steps.push(Step::SwitchDisks(SwitchDisks {
         disks: parts.iter().map(Part::switch).collect(),

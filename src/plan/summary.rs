@@ -24,6 +24,7 @@ pub fn describe(step: &Step) -> String {
         Step::RestoreVariables { from, to, .. } => {
             format!("bring back UEFI variables {} from {}", to.display(), from.display())
         }
+        Step::FlushImages { .. } => "write out what the guest has written so far".to_owned(),
         Step::Freeze(freeze) => match freeze.mount_points.as_slice() {
             [] => "freeze the guest's file systems".to_owned(),
             mount_points => format!("freeze {} in the guest", mount_points.join(", ")),

@@ -296,6 +296,7 @@ fn outline(plan: &Plan) -> String {
         Step::FinishMemoryImage { .. } => "finish",
         Step::CopyVariables { .. } => "copy-variables",
         Step::RestoreVariables { .. } => "restore-variables",
+        Step::FlushImages { .. } => "flush",
         Step::Freeze(_) => "freeze",
         Step::SwitchDisks(_) => "switch",
         Step::Thaw => "thaw",
@@ -344,12 +345,12 @@ fn check_create(
 
 #[test]
 fn a_create_in_its_kinds() {
-    let auto = "reserve overlay overlay freeze switch! thaw record";
+    let auto = "reserve overlay overlay flush freeze switch! thaw record";
     check_create(|_| {}, |_| {}, Ok(auto));
     check_create(
         |_| {},
         |request| request.quiesce = Quiesce::Required,
-        Ok("reserve overlay overlay freeze switch thaw confirm! record"),
+        Ok("reserve overlay overlay flush freeze switch thaw confirm! record"),
     );
     let plain = "reserve overlay overlay switch! record";
     check_create(|_| {}, |request| request.quiesce = Quiesce::Off, Ok(plain));
@@ -358,9 +359,9 @@ fn a_create_in_its_kinds() {
     check_create(|paper| paper.world.vm.agent = AgentChannel::Absent, |_| {}, Ok(plain));
     check_create(|paper| paper.world.vm.run_state = RunState::Paused(PauseReason::User), |_| {}, Ok(plain));
     let one = |request: &mut CreateSnapshot| request.disks = BTreeSet::from(["vdb".parse().unwrap()]);
-    check_create(|_| {}, one, Ok("reserve overlay freeze switch! thaw record"));
+    check_create(|_| {}, one, Ok("reserve overlay flush freeze switch! thaw record"));
     let cdrom = |paper: &mut Paper| paper.disk("vdb").source = DiskSource::Excluded(ExcludedDisk::Cdrom);
-    check_create(cdrom, |_| {}, Ok("reserve overlay freeze switch! thaw record"));
+    check_create(cdrom, |_| {}, Ok("reserve overlay flush freeze switch! thaw record"));
 }
 
 #[test]

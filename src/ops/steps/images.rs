@@ -1,6 +1,7 @@
 //! Steps on files: overlays, memory images, removals.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::host::{HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
@@ -9,6 +10,9 @@ use crate::model::vm::Format;
 use super::super::OpsError;
 use super::super::readers::Readers;
 use super::{Context, Performed, make_so};
+
+/// Storage that takes longer has more to do than can be done ahead.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The overlay stands, and is the one that was meant.
 pub(super) async fn create_overlay(context: &Context<'_>, overlay: &NewOverlay) -> Performed {
@@ -38,6 +42,28 @@ async fn stands(context: &Context<'_>, overlay: &NewOverlay) -> Result<bool> {
         return Ok(true);
     };
     Err(HostError::BadImage { path: overlay.path.clone(), problem })
+}
+
+/// What was written to the images is on the disk, as far as that goes. What cannot be written is for QEMU to tell: a failure that
+/// one file descriptor is told of is told to the others, too (Linux, `errseq_t`).
+pub(super) async fn flush(context: &Context<'_>, images: &[PathBuf]) -> Performed {
+    let flushed = async {
+        let Ok(_turn) = context.limits.flushes.acquire().await else { return };
+        for image in images {
+            if let Err(error) = context.host.images.sync(image).await {
+                let error: &dyn std::error::Error = &error;
+                tracing::debug!(vm = %context.vm(), error, "an image was not flushed before its guest stands still");
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = flushed => {}
+        () = context.cancelled.cancelled() => {}
+        () = context.stopping.cancelled() => {}
+        () = tokio::time::sleep(FLUSHED_WITHIN) => {}
+    }
+    Performed::done()
 }
 
 /// Nothing stands where memory will be captured.

@@ -252,6 +252,7 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::CheckMemoryImage { path, bytes } => images::check_memory(context, path, *bytes).await,
         Step::RemoveImages { images } => images::remove(context, images).await,
         Step::RemoveOrphan { file } => images::remove_orphan(context, file).await,
+        Step::FlushImages { images } => images::flush(context, images).await,
         Step::Freeze(freeze) => quiesce::freeze(context, freeze).await,
         Step::Thaw => quiesce::thaw(context).await,
         Step::ConfirmQuiesce => quiesce::confirm(context),
@@ -314,6 +315,7 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         | Step::CheckUnwritten { .. }
         | Step::ReplaceImage { .. }
         | Step::FlattenImage { .. }
+        | Step::FlushImages { .. }
         | Step::ConfirmQuiesce
         | Step::ResumeVm
         | Step::FinishMemoryImage { .. }

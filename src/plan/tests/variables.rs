@@ -19,7 +19,7 @@ fn variables_are_kept_and_brought_back() {
     assert_eq!(plan.warnings, Vec::<String>::new());
     assert_eq!(
         outline(&plan),
-        "reserve overlay overlay copy-variables freeze switch! thaw record",
+        "reserve overlay overlay copy-variables flush freeze switch! thaw record",
         "before the freeze, so that it is no longer for it"
     );
     paper.carry_out(&plan);

@@ -68,7 +68,7 @@ fn switches(process: u32) -> f64 {
 }
 
 /// A number out of a file of `/proc`.
-fn number(path: &str, key: &str) -> f64 {
+pub fn number(path: &str, key: &str) -> f64 {
     let text = fs::read_to_string(path).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()

@@ -14,13 +14,16 @@ mod bed;
 
 mod agent;
 mod arms;
+mod catalog;
 mod deletion;
 mod figure;
 mod measure;
 mod memory;
+mod pauses;
 mod plot;
 mod report;
 mod stall;
+mod watchers;
 
 use std::path::PathBuf;
 
@@ -34,11 +37,13 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 4] = [
+    let parts: [Part; 6] = [
         ("stall", stall::figures),
         ("memory", memory::figures),
         ("deletion", deletion::figures),
         ("agent", agent::figures),
+        ("catalog", catalog::figures),
+        ("watchers", watchers::figures),
     ];
     let figures: Vec<Figure> =
         parts.iter().filter(is_wanted).flat_map(|(_, measure)| measure(blocks)).collect();

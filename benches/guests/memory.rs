@@ -6,6 +6,7 @@ use super::arms::{self, OURS, OURS_AGAIN, Overlays, VIRSH};
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
 use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Felt, Measured, feel, in_turns};
+use super::pauses::Pauses;
 
 /// `virsh` that captures while the guest runs, and copies again what that has changed.
 const LIVE: &str = "virsh --live";
@@ -25,7 +26,18 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             cases: Vec::new(),
             ours: OURS,
             floor: None,
-            note: "The longest time in which one of the two file systems completed no write, by the host's clock.",
+            note: "Its processors stood still for so long: from QEMU's event `STOP` to its `RESUME`, by its own clock.",
+        },
+        Figure {
+            name: "memory-stall",
+            title: "Write stall of a snapshot of disks and memory",
+            unit: "ms",
+            axis: "MiB of memory in use",
+            cases: Vec::new(),
+            ours: OURS,
+            floor: None,
+            note: "The longest time in which one of the two file systems completed no write, by the host's clock. Each write waits \
+                   for the storage, which memory is written to meanwhile.",
         },
         Figure {
             name: "memory-wall",
@@ -52,18 +64,23 @@ fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {
         u64::from(dirty) << 20
     ));
     let daemon = Daemon::start();
+    let pauses = Pauses::listen(&guest);
+    let felt = |what: &dyn Fn()| {
+        let mut felt = None;
+        let pause = pauses.of(|| felt = Some(feel(&guest, daemon.id(), what)));
+        measured(pause, &felt.unwrap())
+    };
     let ours = || {
-        let (guest, daemon, client) = (&guest, daemon.id(), daemon.client());
+        let (guest, client, felt) = (&guest, daemon.client(), &felt);
         move || {
             let vm = guest.name();
-            let felt =
-                feel(guest, daemon, || drop(client.json(&["snapshot", "create", vm, "bench", "--memory"])));
+            let measured = felt(&|| drop(client.json(&["snapshot", "create", vm, "bench", "--memory"])));
             client.json(&["snapshot", "delete", &format!("{vm}/bench"), "--yes"]);
-            measured(&felt)
+            measured
         }
     };
     let by_hand = |option: &'static str| {
-        let (guest, daemon) = (&guest, daemon.id());
+        let (guest, felt) = (&guest, &felt);
         move || {
             let overlays = Overlays::of(guest);
             let file = guest.directory().join("bench.memory");
@@ -73,10 +90,10 @@ fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {
                 file.display(),
                 overlays.options().join(" ")
             );
-            let felt = feel(guest, daemon, || arms::at_once(&[command]));
+            let measured = felt(&|| arms::at_once(std::slice::from_ref(&command)));
             overlays.merge(guest);
             fs::remove_file(file).unwrap();
-            measured(&felt)
+            measured
         }
     };
     let mut all: [Arm<'_>; 4] = [
@@ -88,6 +105,6 @@ fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {
     in_turns(&format!("{dirty} MiB"), &mut all, blocks)
 }
 
-fn measured(felt: &Felt) -> Measured {
-    vec![felt.stall, felt.wall]
+fn measured(pause: f64, felt: &Felt) -> Measured {
+    vec![pause, felt.stall, felt.wall]
 }

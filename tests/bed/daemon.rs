@@ -161,6 +161,11 @@ impl Daemon {
         wait_until(&format!("{part:?} is {status:?}"), START, || self.health(part) == status);
     }
 
+    /// A gRPC channel to it; None if it does not answer.
+    pub async fn connect(&self) -> Option<Channel> {
+        connect(self.socket()).await
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.process.as_ref().expect("vmsnapd runs").id()

@@ -3,12 +3,16 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
 use std::time::Duration;
 
 use super::bed::{Guest, eventually};
 
 /// Events come within milliseconds.
 const COME: Duration = Duration::from_secs(30);
+
+/// All that have happened have come after so long.
+const ON_THEIR_WAY: Duration = Duration::from_millis(300);
 
 /// An event and when it was, in seconds.
 type Event = (Kind, f64);
@@ -43,11 +47,12 @@ impl<'a> Pauses<'a> {
         let kept = Arc::clone(&events);
         std::thread::spawn(move || read(stdout, &kept));
         let pauses = Self { guest, virsh, events };
-        // It does not say when it has begun to listen.
+        // It does not say when it has begun to listen: to the second half of a pause, maybe.
         eventually("an event of QEMU", COME, || {
             pauses.guest.virsh("suspend", &[]);
             pauses.guest.virsh("resume", &[]);
-            pauses.since(0)
+            sleep(ON_THEIR_WAY);
+            pauses.events().last().copied().filter(|(kind, _)| *kind == Kind::Resume)
         });
         pauses
     }

@@ -10,6 +10,7 @@ use super::plot;
 
 /// Writes `performance.md` and a plot for each figure. Gives the page.
 pub fn write(figures: &[Figure], out: &Path) -> String {
+    fs::create_dir_all(out).unwrap();
     let mut page = String::new();
     for figure in figures {
         let plot = format!("{}.svg", figure.name);

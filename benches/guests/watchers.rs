@@ -35,7 +35,7 @@ fn case(watchers: u32, blocks: usize) -> Vec<Vec<Samples>> {
     let guest = Guest::define(&spec);
     let daemon = Daemon::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut run = || runtime.block_on(tell(&daemon, guest.name(), watchers));
+    let run = || runtime.block_on(tell(&daemon, guest.name(), watchers));
     let blocks = (0..blocks).map(|_| [run(), run()]).collect();
     vec![vec![Samples { arm: OURS, blocks }]]
 }

@@ -133,6 +133,26 @@ async fn a_freeze_that_lasts_too_long_is_ended() {
     assert_eq!(node.snapshot("one").await.consistency(), v1::Consistency::Crash);
 }
 
+/// It may have waited for its turn until its time was over: nobody has thawed what is frozen only then.
+#[tokio::test]
+async fn a_freeze_that_comes_too_late_is_ended() {
+    let node = Node::start();
+    let (freezing, switching) = (node.hold(Method::Freeze), node.hold(Method::SwitchDisks));
+    let freeze_timeout = Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 });
+    let request = v1::CreateSnapshotRequest { freeze_timeout, ..create("web", "one") };
+    let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
+    freezing.reached().await;
+    until_thawed(&node).await;
+    node.sim.host().agent.freeze(node.vm, &[], Duration::from_secs(5)).await.unwrap();
+    freezing.release();
+    switching.reached().await;
+    until_thawed(&node).await;
+    switching.release();
+    let ended = node.end_of(&begun.id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert_eq!(node.snapshot("one").await.consistency(), v1::Consistency::Crash);
+}
+
 /// The next life has the dead-man, too.
 #[tokio::test]
 async fn a_guest_that_the_next_start_cannot_thaw_is_thawed_later() {

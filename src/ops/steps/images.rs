@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::host::{HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
 use crate::model::vm::Format;
@@ -47,22 +49,30 @@ async fn stands(context: &Context<'_>, overlay: &NewOverlay) -> Result<bool> {
 /// What was written to the images is on the disk, as far as that goes. What cannot be written is for QEMU to tell: a failure that
 /// one file descriptor is told of is told to the others, too (Linux, `errseq_t`).
 pub(super) async fn flush(context: &Context<'_>, images: &[PathBuf]) -> Performed {
-    let flushed = async {
-        let Ok(_turn) = context.limits.flushes.acquire().await else { return };
+    let (engine, vm, images) = (context.engine.clone(), context.vm(), images.to_vec());
+    let is_over = CancellationToken::new();
+    let nobody_waits = is_over.clone().drop_guard();
+    // A task of its own: what has begun keeps its turn until it ends, whether anybody waits for it or not.
+    let flushed = context.engine.0.tasks.spawn(async move {
+        let Ok(_turn) = engine.0.limits.flushes.acquire().await else { return };
         for image in images {
-            if let Err(error) = context.host.images.sync(image).await {
+            if is_over.is_cancelled() {
+                return;
+            }
+            if let Err(error) = engine.0.host.images.sync(&image).await {
                 let error: &dyn std::error::Error = &error;
-                tracing::debug!(vm = %context.vm(), error, "an image was not flushed before its guest stands still");
+                tracing::debug!(%vm, error, "an image was not flushed before its guest stands still");
             }
         }
-    };
+    });
     tokio::select! {
         biased;
-        () = flushed => {}
+        _ = flushed => {}
         () = context.cancelled.cancelled() => {}
         () = context.stopping.cancelled() => {}
         () = tokio::time::sleep(FLUSHED_WITHIN) => {}
     }
+    drop(nobody_waits);
     Performed::done()
 }
 

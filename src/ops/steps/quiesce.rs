@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::host::{Host, HostError};
 use crate::model::operation::Reason;
@@ -34,11 +35,14 @@ pub(super) async fn freeze(context: &Context<'_>, freeze: &Freeze) -> Performed 
         Ok(true) => return cannot_freeze(freeze, "somebody else has frozen the guest".to_owned()),
         Err(error) => return cannot_freeze(freeze, tell(&error)),
     }
-    let timeout = Duration::from_millis(freeze.timeout_ms);
+    let (timeout, began) = (Duration::from_millis(freeze.timeout_ms), Instant::now());
     if let Err(error) = take_lease(context, Standstill::Frozen, timeout).await {
         return Performed::not_applied(error);
     }
     let frozen = context.host.agent.freeze(context.vm(), &freeze.mount_points, timeout).await;
+    // Its time may have come while this waited for its turn, before there was anything to end: whatever was told, somebody ends it.
+    let left = timeout.saturating_sub(began.elapsed());
+    context.dead_man.arm(context.vm(), context.operation.id, Standstill::Frozen, left);
     let reason = match frozen {
         Ok(count) if is_enough(freeze, count) => {
             return Performed::learned(vec![Finding::Frozen { file_systems: count }]);
@@ -199,11 +203,10 @@ pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> 
         Err(error) => return (Performed::unknown(error), None),
     };
     // Somebody else has let it go on: whoever stops it since is not us.
-    let has_gone_on = lease.is_thawed || !context.dead_man.watches(context.vm(), context.operation.id);
-    if standstill == Standstill::Paused && has_gone_on {
+    if lease.is_thawed || !context.dead_man.watches(context.vm(), context.operation.id) {
         return match context.store.clear_lease(context.vm(), context.operation.id).await {
             // At most so long.
-            Ok(()) => (Performed::done(), Some(since(&lease))),
+            Ok(()) => (Performed::learned(lost(standstill)), Some(since(&lease))),
             Err(error) => (Performed::unknown(error), None),
         };
     }
@@ -221,6 +224,16 @@ pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> 
     }
     context.dead_man.disarm(context.vm(), context.operation.id);
     (Performed::learned(vec![Finding::Thawed { file_systems, after_ms }]), Some(after_ms))
+}
+
+/// What it means that somebody else has let the guest go on.
+fn lost(standstill: Standstill) -> Vec<Finding> {
+    let reason =
+        || "the guest was thawed before the switch was known to be over: it took too long".to_owned();
+    match standstill {
+        Standstill::Frozen => vec![Finding::FreezeLost { reason: reason() }],
+        Standstill::Paused => Vec::new(),
+    }
 }
 
 /// Milliseconds.

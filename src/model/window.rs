@@ -48,8 +48,9 @@ impl Operation {
         let mut ahead = self.clone();
         ahead.cursor.state = OperationState::Running { at: window.intent };
         // Whoever goes on from there must not show less than what was shown meanwhile.
-        let turns = u64::try_from(window.last - window.first).expect("a plan has few steps");
-        ahead.generation += turns;
+        for _ in window.first..window.last {
+            ahead.generation += 1;
+        }
         ahead
     }
 }

@@ -14,16 +14,7 @@ const WHILE: Duration = Duration::from_secs(10);
 const VMS: [u32; 3] = [0, 8, 32];
 
 pub fn figures(_: usize) -> Vec<Figure> {
-    let of = |name, title, unit, note| Figure {
-        name,
-        title,
-        unit,
-        axis: "VMs",
-        cases: Vec::new(),
-        ours: OURS,
-        floor: None,
-        note,
-    };
+    let of = |name, title, unit, note| Figure::of_ours(name, title, unit, "VMs", note);
     let figures = vec![
         of(
             "idle-memory",

@@ -27,16 +27,7 @@ const VMS: u32 = 32;
 const PAGE: i32 = 100;
 
 pub fn figures(blocks: usize) -> Vec<Figure> {
-    let of = |name, title, unit, note| Figure {
-        name,
-        title,
-        unit,
-        axis: "snapshots",
-        cases: Vec::new(),
-        ours: OURS,
-        floor: None,
-        note,
-    };
+    let of = |name, title, unit, note| Figure::of_ours(name, title, unit, "snapshots", note);
     let figures = vec![
         of(
             "list-page",

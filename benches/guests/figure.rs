@@ -5,6 +5,8 @@
 
 use fastrand::Rng;
 
+use super::arms::OURS;
+
 /// What is measured of it, and in what unit.
 pub struct Figure {
     /// For a file and a heading.
@@ -20,6 +22,19 @@ pub struct Figure {
     pub floor: Option<&'static str>,
     /// What limits it, and how it was measured, in a sentence or two.
     pub note: &'static str,
+}
+
+impl Figure {
+    /// One of which there is no other arm: what our own costs.
+    pub fn of_ours(
+        name: &'static str,
+        title: &'static str,
+        unit: &'static str,
+        axis: &'static str,
+        note: &'static str,
+    ) -> Self {
+        Self { name, title, unit, axis, cases: Vec::new(), ours: OURS, floor: None, note }
+    }
 }
 
 /// Measures a case at each place on the axis. What it gives goes to one figure each.

@@ -16,17 +16,14 @@ use super::figure::{self, Figure, Samples};
 const WATCHERS: [u32; 3] = [10, 100, 500];
 
 pub fn figures(blocks: usize) -> Vec<Figure> {
-    let figure = Figure {
-        name: "watchers",
-        title: "The end of an operation, told to all who watch it",
-        unit: "ms",
-        axis: "watchers",
-        cases: Vec::new(),
-        ours: OURS,
-        floor: None,
-        note: "From the moment in which the first of them had it to the moment in which 99 of 100 had it; the watchers share the \
-               machine with the daemon. Each has a connection of its own: the daemon takes 512.",
-    };
+    let figure = Figure::of_ours(
+        "watchers",
+        "The end of an operation, told to all who watch it",
+        "ms",
+        "watchers",
+        "From the moment in which the first of them had it to the moment in which 99 of 100 had it; the watchers share the machine \
+         with the daemon. Each has a connection of its own: the daemon takes 512.",
+    );
     figure::measured(vec![figure], &WATCHERS, |watchers| case(watchers, blocks))
 }
 

@@ -42,6 +42,14 @@ impl Guest {
         Self::define_in(spec, Arc::clone(&self.slot))
     }
 
+    /// Defines and starts a guest while no other one runs.
+    #[track_caller]
+    pub fn boot_alone(spec: &Spec) -> Self {
+        let guest = Self::define_in(spec, Arc::new(Slot::take_all()));
+        guest.start();
+        guest
+    }
+
     #[track_caller]
     fn define_in(spec: &Spec, slot: Arc<Slot>) -> Self {
         let mut scratch = Scratch::new();

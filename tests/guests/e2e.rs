@@ -143,7 +143,7 @@ fn kill_at(daemon: &mut Daemon, arguments: &[&str], step: u64) -> Value {
 
 #[test]
 fn kills_during_create_revert_and_delete() {
-    let guest = Guest::boot(&Spec::default());
+    let guest = Guest::boot_alone(&Spec::default());
     let mut daemon = Daemon::start();
     let client = daemon.client();
     let vm = guest.name().to_owned();

@@ -47,6 +47,7 @@ async fn nothing_is_written_while_a_guest_stands_still() {
     let check = async |request, calls: &[Method], intent: fn(&Step) -> bool| {
         let node = node();
         let (_, said) = hold(&node, request, calls).await;
+        assert_eq!(node.calls_of(Method::Sync), 2, "both disks were written out before");
         assert!(said.windows(2).all(|pair| pair[0] == pair[1]), "{said:#?}");
         let Some(Turn::Ensure(at)) = said[0].cursor.turn() else { panic!("{said:#?}") };
         assert!(intent(&said[0].steps[at]), "{:?}", said[0].steps[at]);
@@ -57,6 +58,23 @@ async fn nothing_is_written_while_a_guest_stands_still() {
     .await;
     let calls = [Method::Pause, Method::SwitchDisks, Method::BeginBackgroundCapture, Method::Resume];
     check(with_memory(), &calls, |step| matches!(step, Step::CaptureMemory { .. })).await;
+}
+
+/// The journal says already that the disks may be switched, and nobody has been asked to freeze: nothing is switched for a snapshot
+/// that must be quiesced.
+#[tokio::test]
+async fn a_daemon_that_dies_before_it_freezes() {
+    let mut node = node();
+    let files = node.images();
+    let request = v1::CreateSnapshotRequest { quiesce: v1::Quiesce::Required.into(), ..quiesced() };
+    let (operation, _) = hold(&node, request, &[Method::IsFrozen]).await;
+    node.crash();
+    node.sim.reset_script();
+    node.restart();
+    let ended = node.end_of(&operation).await;
+    assert_eq!(ended.state(), v1::OperationState::Failed, "{ended:?}");
+    assert_eq!(ended.error.unwrap().reason(), v1::Reason::QuiesceFailed);
+    assert_eq!((node.calls_of(Method::SwitchDisks), node.images()), (0, files));
 }
 
 /// What came of it is what can be told without what was not written down.

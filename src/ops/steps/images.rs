@@ -59,7 +59,12 @@ pub(super) async fn flush(context: &Context<'_>, images: &[PathBuf]) -> Performe
             if is_over.is_cancelled() {
                 return;
             }
-            if let Err(error) = engine.0.host.images.sync(&image).await {
+            let synced = tokio::select! {
+                biased;
+                () = engine.0.stopping.cancelled() => return,
+                synced = engine.0.host.images.sync(&image) => synced,
+            };
+            if let Err(error) = synced {
                 let error: &dyn std::error::Error = &error;
                 tracing::debug!(%vm, error, "an image was not flushed before its guest stands still");
             }

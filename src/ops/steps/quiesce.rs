@@ -228,10 +228,11 @@ pub(super) async fn let_go_on(context: &Context<'_>, standstill: Standstill) -> 
 
 /// What it means that somebody else has let the guest go on.
 fn lost(standstill: Standstill) -> Vec<Finding> {
-    let reason =
-        || "the guest was thawed before the switch was known to be over: it took too long".to_owned();
     match standstill {
-        Standstill::Frozen => vec![Finding::FreezeLost { reason: reason() }],
+        Standstill::Frozen => vec![Finding::FreezeLost {
+            reason: "the guest was thawed before the switch was known to be over: it took too long"
+                .to_owned(),
+        }],
         Standstill::Paused => Vec::new(),
     }
 }

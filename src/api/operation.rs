@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::later::later;
+use super::snapshot::bandwidth;
 use super::watch::WatchStream;
 use super::{Answer, Api, convert, later, paging, status, watch};
 use crate::model::OperationId;
@@ -97,9 +98,19 @@ impl OperationService for Api {
         Ok(Response::new(v1::ResolveOperationResponse { operation: Some(convert::operation(&view)) }))
     }
 
+    async fn set_operation_bandwidth(
+        &self,
+        request: Request<v1::SetOperationBandwidthRequest>,
+    ) -> Answer<v1::SetOperationBandwidthResponse> {
+        let request = request.into_inner();
+        let id = parse(&request.operation_id)?;
+        let bandwidth = bandwidth(request.bandwidth_bytes_per_second);
+        let view = self.engine.limit(id, bandwidth).await.map_err(status::of)?;
+        Ok(Response::new(v1::SetOperationBandwidthResponse { operation: Some(convert::operation(&view)) }))
+    }
+
     later! {
         watch_operations(WatchOperationsRequest) -> Self::WatchOperationsStream;
-        set_operation_bandwidth(SetOperationBandwidthRequest) -> v1::SetOperationBandwidthResponse;
     }
 }
 

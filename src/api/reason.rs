@@ -79,6 +79,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::LimitReached => (v1::Reason::LimitReached, Code::ResourceExhausted),
         Reason::NotCancellable => (v1::Reason::OperationNotCancellable, Code::FailedPrecondition),
         Reason::NotStuck => (v1::Reason::OperationNotStuck, Code::FailedPrecondition),
+        Reason::NothingToLimit => (v1::Reason::NoBandwidthToSet, Code::FailedPrecondition),
         Reason::ResolutionNotOffered => (v1::Reason::ResolutionNotOffered, Code::FailedPrecondition),
         Reason::EtagMismatch => (v1::Reason::EtagMismatch, Code::Aborted),
         Reason::VmBusy => (v1::Reason::VmBusy, Code::Aborted),

@@ -21,7 +21,7 @@ pub(super) use volume::{
     VolumeSort, VolumeState, VolumeVerb,
 };
 
-use units::duration;
+use units::{bandwidth, duration};
 
 /// Snapshots of the VMs on a KVM hypervisor
 ///
@@ -277,6 +277,15 @@ pub(super) enum OpVerb {
         id: String,
         #[command(flatten)]
         sure: Sure,
+    },
+    /// Let an operation copy faster or slower from now on
+    Set {
+        /// Id
+        id: String,
+        /// Most bytes per second that are copied for each disk, as in 50M; 'none' for as many as there can be. A copy that
+        /// qemu-img has begun keeps its limit
+        #[arg(long, value_name = "BYTES", value_parser = bandwidth)]
+        bandwidth: u64,
     },
     /// Let a stuck operation try again, or give it up where it stands
     Resolve {

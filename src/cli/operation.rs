@@ -38,6 +38,16 @@ pub(super) async fn carry_out(session: &Session, verb: OpVerb) -> Result<u8, Fai
             // That it did not succeed is what was wanted; that it did means that the wish came too late.
             if done.state() == v1::OperationState::Failed { Ok(0) } else { Err(Failure::of_operation(&done)) }
         }
+        OpVerb::Set { id, bandwidth } => {
+            let request = v1::SetOperationBandwidthRequest {
+                operation_id: id,
+                bandwidth_bytes_per_second: bandwidth,
+                request_id: request_id(),
+            };
+            let answer = session.daemon.operations().set_operation_bandwidth(request).await?.into_inner();
+            show(session, &answer.operation.unwrap_or_default())?;
+            Ok(0)
+        }
         OpVerb::Resolve { id, way, comment, sure } => {
             if !sure.yes {
                 confirm(&format!("Resolve operation {id}?"))?;
@@ -116,6 +126,9 @@ fn details(operation: &v1::Operation) -> String {
         format!("state     {}", words::operation_state(operation.state())),
         format!("begun     {} by {}", words::time(operation.create_time), operation.created_by),
     ];
+    if operation.bandwidth_bytes_per_second > 0 {
+        lines.push(format!("limit     {}/s", words::size(operation.bandwidth_bytes_per_second)));
+    }
     for step in &operation.steps {
         let mark = if step.index == operation.commit_point { "  <- no way back from here" } else { "" };
         let number = step.index + 1;

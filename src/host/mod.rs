@@ -137,6 +137,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends an active commit that is ready: the VM writes to the base. [`HostError::NotReady`] if it is not.
     async fn pivot(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
 
+    /// Lets the block job of a disk copy so many bytes per second at most; None for no limit. Refused if there is none.
+    async fn limit_block_job(&self, vm: VmId, disk: &DiskTarget, bandwidth: Option<u64>) -> Result<()>;
+
     /// Ends the block job of a disk where it stands: the VM goes on with the layers that it had. None there is success.
     async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
 

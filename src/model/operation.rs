@@ -120,6 +120,29 @@ impl Operation {
         self.cursor.can_cancel() || self.captures_memory() || self.flattens_offline()
     }
 
+    /// The most that it copies for each disk, in bytes per second; None for no limit, or if it copies nothing.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<u64> {
+        self.steps.iter().find_map(Step::bandwidth).flatten()
+    }
+
+    /// Whether another limit would be of use: it goes forward, and what it copies is not being copied already by a program that
+    /// keeps the limit it was started with.
+    #[must_use]
+    pub fn can_limit(&self) -> bool {
+        let OperationState::Running { at } = self.cursor.state else { return false };
+        let is_open = |(step, place): (&Step, usize)| match step {
+            Step::CopyImage(_) => place > at,
+            step => place >= at && step.bandwidth().is_some(),
+        };
+        self.steps.iter().zip(0..).any(is_open)
+    }
+
+    /// Sets the limit on all that it copies.
+    pub fn limit(&mut self, bandwidth: Option<u64>) {
+        self.steps.iter_mut().filter_map(Step::bandwidth_mut).for_each(|limit| *limit = bandwidth);
+    }
+
     fn flattens_offline(&self) -> bool {
         matches!(self.commit_step(), Some(Step::FlattenImage { .. }))
     }
@@ -361,6 +384,7 @@ pub enum Reason {
     LimitReached,
     NotCancellable,
     NotStuck,
+    NothingToLimit,
     ResolutionNotOffered,
     HypervisorUnavailable,
     HypervisorRefused,

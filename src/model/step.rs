@@ -478,6 +478,29 @@ pub enum Survivor {
     Child,
 }
 
+impl Step {
+    /// The limit on what it copies for each disk, in bytes per second. None if it copies nothing that can be limited.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<Option<u64>> {
+        match self {
+            Self::Merge(MergeLayers { bandwidth, .. }) | Self::CopyImage(NewCopy { bandwidth, .. }) => {
+                Some(*bandwidth)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn bandwidth_mut(&mut self) -> Option<&mut Option<u64>> {
+        match self {
+            Self::Merge(MergeLayers { bandwidth, .. }) | Self::CopyImage(NewCopy { bandwidth, .. }) => {
+                Some(bandwidth)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl MergedLayers {
     /// The layers that go away, from above.
     pub fn gone(&self) -> impl Iterator<Item = &LayerId> {

@@ -436,6 +436,8 @@ pub struct BlockJob {
     pub total: u64,
     /// Whether the hypervisor says that it may pivot.
     pub ready: bool,
+    /// Most bytes per second that it copies; None for no limit.
+    pub bandwidth: Option<u64>,
 }
 
 /// What a block job does.

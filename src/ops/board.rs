@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::model::convergence::{Pace, Trend};
 use crate::model::{DiskTarget, Operation, OperationId};
+
+use super::Result;
 
 /// An operation as a watcher sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +64,7 @@ pub enum Phase {
 }
 
 /// What one can say to an operation under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Command {
     /// Turn back.
     Cancel,
@@ -70,6 +72,17 @@ pub(super) enum Command {
     Retry,
     /// Give up where it stands.
     Abandon,
+    /// Copy so many bytes per second at most.
+    Limit(Limit),
+}
+
+/// Another limit on what is copied.
+#[derive(Debug)]
+pub(super) struct Limit {
+    /// Bytes per second; None for no limit.
+    pub(super) bandwidth: Option<u64>,
+    /// Told once it is durable, or why it is not.
+    pub(super) told: oneshot::Sender<Result<()>>,
 }
 
 /// All operations under way.

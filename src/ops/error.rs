@@ -85,6 +85,9 @@ pub enum OpsError {
     /// It is not stuck.
     #[error("the operation is not stuck")]
     NotStuck,
+    /// It is not on its way to copy anything.
+    #[error("the operation copies nothing whose rate could be changed now")]
+    NothingToLimit,
     /// This way out is not open.
     #[error("the operation cannot be resolved that way")]
     ResolutionNotOffered,
@@ -114,6 +117,7 @@ impl OpsError {
             Self::NoSuchComment(_) => Reason::CommentNotFound,
             Self::NotCancellable => Reason::NotCancellable,
             Self::NotStuck => Reason::NotStuck,
+            Self::NothingToLimit => Reason::NothingToLimit,
             Self::ResolutionNotOffered => Reason::ResolutionNotOffered,
             Self::Draining => Reason::Draining,
         }
@@ -151,6 +155,9 @@ impl OpsError {
             Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comment'",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",
+            Self::NothingToLimit => {
+                "'vmsnap op show' tells what it does; a copy that qemu-img has begun keeps its limit to its end"
+            }
             Self::ResolutionNotOffered => "use one of the ways that 'vmsnap op show' offers",
             Self::Draining => "try again when vmsnapd is back",
         }

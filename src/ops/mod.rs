@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::SignedDuration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,7 +62,7 @@ pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
 
-use board::{Board, Command};
+use board::{Board, Command, Limit};
 use deadman::DeadMan;
 use gate::Gate;
 use growth::Touched;
@@ -344,6 +344,20 @@ impl Engine {
             // It fails when the runner has gone, and then the journal knows.
             let _ = watcher.wait_for(|now| now.revision > view.revision).await;
         }
+        self.operation(id).await
+    }
+
+    /// Lets an operation copy so many bytes per second at most, for each disk; None for no limit. It holds for what is copied now
+    /// and later, over restarts too, but for a copy that `qemu-img` has begun.
+    pub async fn limit(&self, id: OperationId, bandwidth: Option<u64>) -> Result<OperationView> {
+        if !self.operation(id).await?.operation.can_limit() {
+            return Err(OpsError::NothingToLimit);
+        }
+        let (told, answer) = oneshot::channel();
+        self.say(id, Command::Limit(Limit { bandwidth, told }), OpsError::NothingToLimit).await?;
+        let gone =
+            || if self.0.stopping.is_cancelled() { OpsError::Draining } else { OpsError::NothingToLimit };
+        answer.await.unwrap_or_else(|_| Err(gone()))?;
         self.operation(id).await
     }
 

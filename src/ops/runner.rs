@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::host::Link;
@@ -21,10 +21,10 @@ use crate::model::{
     Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
 };
 
-use super::Engine;
-use super::board::{Command, Reporter};
+use super::board::{Command, Limit, Reporter};
 use super::gate::Permit;
 use super::steps::{Context, Performed, perform};
+use super::{Engine, Inner, OpsError};
 
 /// An operation on its way.
 pub(super) struct Runner {
@@ -32,6 +32,8 @@ pub(super) struct Runner {
     operation: Operation,
     reporter: Reporter,
     commands: mpsc::Receiver<Command>,
+    /// The most bytes per second that it copies for each disk, as it is now.
+    bandwidth: watch::Sender<Option<u64>>,
     /// Holds the VM until the operation has ended.
     permit: Permit,
     /// Whether the present turn has never been tried, in this life or an earlier one.
@@ -45,7 +47,8 @@ impl Runner {
     pub(super) fn new(engine: Engine, operation: Operation, permit: Permit, is_fresh: bool) -> Self {
         let (reporter, commands) = engine.0.board.enter(&operation);
         engine.0.gate.tell();
-        Self { engine, operation, reporter, commands, permit, is_fresh, is_ahead: false }
+        let bandwidth = watch::Sender::new(operation.bandwidth());
+        Self { engine, operation, reporter, commands, bandwidth, permit, is_fresh, is_ahead: false }
     }
 
     /// With something that was learned before it runs.
@@ -77,7 +80,7 @@ impl Runner {
     /// Until there is none left to take. False if the daemon goes down first.
     async fn take_turns(&mut self) -> bool {
         loop {
-            self.take_commands();
+            self.take_commands().await;
             if self.may_stop() {
                 // What the last turn has learned cannot be seen again.
                 self.save().await;
@@ -146,6 +149,7 @@ impl Runner {
         // What is done while the guest may be frozen is not cut off: it would be begun anew, again and again.
         let never = CancellationToken::new();
         let stopping = if self.holds_freeze() { &never } else { &inner.stopping };
+        let mut limited = None;
         let performed = {
             let context = Context {
                 engine: &engine,
@@ -158,6 +162,7 @@ impl Runner {
                 reporter: &self.reporter,
                 operation: &self.operation,
                 is_fresh: self.is_fresh,
+                bandwidth: self.bandwidth.subscribe(),
                 cancelled: &cancelled,
                 stopping,
             };
@@ -166,14 +171,22 @@ impl Runner {
                 tokio::select! {
                     biased;
                     performed = &mut turn => break performed,
-                    Some(command) = self.commands.recv() => {
-                        if command == Command::Cancel {
-                            cancelled.cancel();
+                    Some(command) = self.commands.recv() => match command {
+                        Command::Cancel => cancelled.cancel(),
+                        Command::Limit(limit) if self.is_ahead => refuse(limit),
+                        Command::Limit(limit) => {
+                            let mut operation = limited.take().unwrap_or_else(|| self.operation.clone());
+                            take_limit(inner, (&self.reporter, &self.bandwidth), &mut operation, limit).await;
+                            limited = Some(operation);
                         }
+                        Command::Retry | Command::Abandon => {}
                     }
                 }
             }
         };
+        if let Some(limited) = limited {
+            self.operation = limited;
+        }
         self.operation.cancel_requested |= cancelled.is_cancelled();
         let Performed::Seen { outcome, findings, failure } = performed else {
             self.is_fresh = false;
@@ -204,9 +217,17 @@ impl Runner {
     }
 
     /// A wish to cancel is granted between turns, as long as the commit step has not been tried.
-    fn take_commands(&mut self) {
+    async fn take_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
-            self.operation.cancel_requested |= command == Command::Cancel;
+            match command {
+                Command::Cancel => self.operation.cancel_requested = true,
+                Command::Limit(limit) if self.is_ahead => refuse(limit),
+                Command::Limit(limit) => {
+                    let shown = (&self.reporter, &self.bandwidth);
+                    take_limit(&self.engine.0, shown, &mut self.operation, limit).await;
+                }
+                Command::Retry | Command::Abandon => {}
+            }
         }
         if self.operation.cancel_requested && self.is_fresh && self.operation.cursor.turn_back() {
             self.operation.failure = Some(Failure::cancelled("the operation was cancelled"));
@@ -335,6 +356,7 @@ impl Runner {
             match command {
                 None => return false,
                 Some(Command::Cancel) => {}
+                Some(Command::Limit(limit)) => refuse(limit),
                 Some(Command::Retry) => {
                     self.operation.cursor.retry();
                     self.is_fresh = false;
@@ -382,4 +404,31 @@ impl Runner {
             | OperationState::Stuck { direction: Direction::Forward | Direction::Back, .. } => {}
         }
     }
+}
+
+/// The limit is durable before anything keeps to it. What cannot be written down is not taken.
+async fn take_limit(
+    engine: &Inner,
+    (reporter, bandwidth): (&Reporter, &watch::Sender<Option<u64>>),
+    operation: &mut Operation,
+    limit: Limit,
+) {
+    let before = operation.bandwidth();
+    operation.limit(limit.bandwidth);
+    operation.generation += 1;
+    operation.updated_at = Timestamp::now();
+    let saved = engine.store.save(operation.clone()).await;
+    if saved.is_ok() {
+        bandwidth.send_replace(limit.bandwidth);
+        reporter.publish(operation);
+    } else {
+        operation.limit(before);
+    }
+    // Nobody may wait for it any more.
+    let _ = limit.told.send(saved.map_err(OpsError::from));
+}
+
+/// While a guest stands still the journal is ahead of the operation, and stays so.
+fn refuse(limit: Limit) {
+    let _ = limit.told.send(Err(OpsError::NothingToLimit));
 }

@@ -238,7 +238,7 @@ mod tests {
     }
 
     pub(super) fn job(kind: BlockJobKind, ready: bool) -> BlockJob {
-        BlockJob { kind, done: 5, total: 5, ready }
+        BlockJob { kind, done: 5, total: 5, ready, bandwidth: None }
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]

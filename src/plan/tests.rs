@@ -396,7 +396,8 @@ fn a_create_that_is_refused() {
     );
     refuse(
         |paper| {
-            let job = BlockJob { kind: BlockJobKind::Other, done: 0, total: 1, ready: false };
+            let job =
+                BlockJob { kind: BlockJobKind::Other, done: 0, total: 1, ready: false, bandwidth: None };
             paper.disk("vda").block_job = Some(job);
         },
         |_| {},

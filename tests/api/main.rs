@@ -8,6 +8,7 @@
 mod adoption;
 mod backup;
 mod bad_requests;
+mod bandwidth;
 mod captures;
 mod check;
 mod client;

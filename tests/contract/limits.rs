@@ -1,7 +1,7 @@
 //! What a merge that the guest outruns needs of a node: limits on a disk that can be seen, set and taken back, and block
 //! jobs that can be ended.
 
-use vmsnap::host::HostError;
+use vmsnap::host::{Commit, HostError};
 use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
 use vmsnap::model::vm::RunState;
 use vmsnap::model::{DiskTarget, VmId};
@@ -92,7 +92,26 @@ async fn a_job_that_is_ended(node: &dyn Node) {
     expect(&node.hypervisor().abort_block_job(VmId(uuid::Uuid::from_u128(1)), &vda).await, "no such vm");
 }
 
+/// It is told with the job, and changed while that runs; it goes with the job.
+async fn a_job_whose_limit_is_changed(node: &dyn Node) {
+    let layers = node.layers(&["base", "top"]).await;
+    let [base, top] = &layers[..] else { unreachable!() };
+    let vm = node.running(top).await;
+    let vda = target("vda");
+    expect(&node.hypervisor().limit_block_job(vm, &vda, Some(1 << 20)).await, "refused");
+    let limited = Commit { bandwidth: Some(64 << 10), ..commit(top, base, true) };
+    node.hypervisor().start_commit(vm, &limited).await.unwrap();
+    assert_eq!(node.job(vm).await.unwrap().bandwidth, Some(64 << 10));
+    for bandwidth in [Some((3 << 20) + 1), None] {
+        node.hypervisor().limit_block_job(vm, &vda, bandwidth).await.unwrap();
+        assert_eq!(node.job(vm).await.unwrap().bandwidth, bandwidth);
+    }
+    node.hypervisor().abort_block_job(vm, &vda).await.unwrap();
+    expect(&node.hypervisor().limit_block_job(vm, &vda, None).await, "refused");
+}
+
 over_both_nodes! {
+    a_job_whose_limit_is_changed
     limits_on_a_disk
     a_job_that_is_ended
 }

@@ -41,7 +41,7 @@ pub(in crate::api) fn operation(view: &OperationView) -> v1::Operation {
         update_time: Some(timestamp(operation.updated_at)),
         end_time: operation.ended_at.map(timestamp),
         created_by: operation.created_by.clone(),
-        ..v1::Operation::default()
+        bandwidth_bytes_per_second: operation.bandwidth().unwrap_or(0),
     }
 }
 

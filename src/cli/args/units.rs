@@ -38,6 +38,17 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "it is too much".to_owned())
 }
 
+/// A limit on bytes per second, at least one of them: `50M`. None is `none`, and 0 here.
+pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => match bytes(text)? {
+            0 => Err("it is 'none', or more than 0".to_owned()),
+            limit => Ok(limit),
+        },
+    }
+}
+
 pub(super) fn property(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("it is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))

@@ -178,14 +178,24 @@ pub(super) fn block_pull(
     succeeded(done)
 }
 
-/// The block job of a disk, if it has one (`virDomainGetBlockJobInfo`).
+/// Limits a block job to so many bytes per second; 0 for no limit (`virDomainBlockJobSetSpeed`).
+pub(super) fn block_job_set_speed(domain: &Domain, disk: &CStr, bandwidth: u64) -> Result<(), Error> {
+    let flags = sys::VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES;
+    // SAFETY: the domain and the string outlive the call, which keeps neither.
+    let done = unsafe { sys::virDomainBlockJobSetSpeed(domain.as_ptr(), disk.as_ptr(), bandwidth, flags) };
+    succeeded(done)
+}
+
+/// The block job of a disk, if it has one, with its limit in bytes per second (`virDomainGetBlockJobInfo`).
 pub(super) fn block_job_info(
     domain: &Domain,
     disk: &CStr,
 ) -> Result<Option<sys::virDomainBlockJobInfo>, Error> {
     let mut info = sys::virDomainBlockJobInfo { type_: 0, bandwidth: 0, cur: 0, end: 0 };
+    let flags = sys::VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES;
     // SAFETY: the domain and the string outlive the call; `info` is a whole struct of the library's own layout.
-    let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) };
+    let found =
+        unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, flags) };
     match found {
         0 => Ok(None),
         1.. => Ok(Some(info)),

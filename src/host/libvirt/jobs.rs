@@ -63,7 +63,8 @@ fn block_job(info: &sys::virDomainBlockJobInfo, mirror: Option<Mirror>) -> Block
         Some(mirror) => mirror.is_ready,
         None => kind == BlockJobKind::ActiveCommit && info.end > 0 && info.cur == info.end,
     };
-    BlockJob { kind, done: info.cur, total: info.end, ready }
+    let bandwidth = Some(info.bandwidth).filter(|bandwidth| *bandwidth > 0);
+    BlockJob { kind, done: info.cur, total: info.end, ready, bandwidth }
 }
 
 /// See [`crate::host::Hypervisor::start_commit`].
@@ -120,6 +121,13 @@ pub(super) fn pivot(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<()
     )
 }
 
+/// See [`crate::host::Hypervisor::limit_block_job`].
+pub(super) fn limit(line: &Connection, vm: VmId, disk: &DiskTarget, bandwidth: Option<u64>) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    ffi::block_job_set_speed(&domain, &c_text(disk.as_str())?, bandwidth.unwrap_or(0))
+        .map_err(on_vm(vm, "limit the block job"))
+}
+
 /// See [`crate::host::Hypervisor::abort_block_job`].
 pub(super) fn abort(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
@@ -145,8 +153,8 @@ mod tests {
     #[test]
     fn jobs() {
         let check = |type_: u32, (cur, end), mirror, kind, ready| {
-            let info = sys::virDomainBlockJobInfo { type_: type_.cast_signed(), bandwidth: 0, cur, end };
-            let expected = BlockJob { kind, done: cur, total: end, ready };
+            let info = sys::virDomainBlockJobInfo { type_: type_.cast_signed(), bandwidth: 7, cur, end };
+            let expected = BlockJob { kind, done: cur, total: end, ready, bandwidth: Some(7) };
             assert_eq!(block_job(&info, mirror), expected, "{type_} {cur} {end}");
         };
         let active = sys::VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT;

@@ -327,6 +327,12 @@ impl Hypervisor for Libvirt {
         self.change.run("the pivot", self.deadlines.change, pivot).await
     }
 
+    async fn limit_block_job(&self, vm: VmId, disk: &DiskTarget, bandwidth: Option<u64>) -> Result<()> {
+        let disk = disk.clone();
+        let limit = move |line: &_| jobs::limit(line, vm, &disk, bandwidth);
+        self.change.run("another limit on the block job", self.deadlines.change, limit).await
+    }
+
     async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         let disk = disk.clone();
         let abort = move |line: &_| jobs::abort(line, vm, &disk);

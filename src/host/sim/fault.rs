@@ -60,6 +60,7 @@ methods! {
     StartPull "start_pull",
     BlockJobs "block_jobs",
     Pivot "pivot",
+    LimitBlockJob "limit_block_job",
     AbortBlockJob "abort_block_job",
     IoLimits "io_limits",
     SetIoLimits "set_io_limits",
@@ -144,6 +145,7 @@ impl Method {
             | Self::StartCommit
             | Self::StartPull
             | Self::Pivot
+            | Self::LimitBlockJob
             | Self::AbortBlockJob
             | Self::SetIoLimits
             | Self::Freeze

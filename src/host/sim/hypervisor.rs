@@ -160,6 +160,10 @@ impl Hypervisor for SimHost {
         self.call(Method::Pivot, |world, extent: Extent| world.pivot(vm, disk, extent)).await
     }
 
+    async fn limit_block_job(&self, vm: VmId, disk: &DiskTarget, bandwidth: Option<u64>) -> Result<()> {
+        self.call(Method::LimitBlockJob, |world, _| world.limit_block_job(vm, disk, bandwidth)).await
+    }
+
     async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         self.call(Method::AbortBlockJob, |world, _| world.abort_block_job(vm, disk)).await
     }

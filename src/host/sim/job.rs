@@ -36,6 +36,8 @@ pub(super) struct Job {
     /// Blocks that are copied in one notch.
     blocks_per_notch: usize,
     is_ready: bool,
+    /// As it was told. Its pace is the notches'.
+    bandwidth: Option<u64>,
 }
 
 /// What a job does.
@@ -52,9 +54,14 @@ enum Work {
 }
 
 impl Job {
-    fn new(work: Work, top: PathBuf, pending: BTreeSet<u64>, notches: u32) -> Self {
+    fn new(
+        work: Work,
+        top: PathBuf,
+        pending: BTreeSet<u64>,
+        (notches, bandwidth): (u32, Option<u64>),
+    ) -> Self {
         let blocks_per_notch = pending.len().div_ceil(notches.max(1) as usize).max(1);
-        Self { work, top, pending, copied: 0, blocks_per_notch, is_ready: false }
+        Self { work, top, pending, copied: 0, blocks_per_notch, is_ready: false, bandwidth }
     }
 
     /// The image that it writes to.
@@ -72,7 +79,7 @@ impl Job {
             Work::Pull { .. } => BlockJobKind::Pull,
         };
         let total = (self.copied + self.pending.len() as u64) * BLOCK;
-        BlockJob { kind, done: self.copied * BLOCK, total, ready: self.is_ready }
+        BlockJob { kind, done: self.copied * BLOCK, total, ready: self.is_ready, bandwidth: self.bandwidth }
     }
 
     /// The guest has written a block of the top. True if the base must get it at once.
@@ -115,7 +122,7 @@ impl World {
         let base = self.files.image_mut(&commit.base)?;
         base.virtual_size = base.virtual_size.max(size);
         let work = Work::Commit { is_active: commit.is_active, base: commit.base.clone() };
-        let job = Job::new(work, commit.top.clone(), pending, notches);
+        let job = Job::new(work, commit.top.clone(), pending, (notches, commit.bandwidth));
         self.live(vm, CALL)?.jobs.insert(commit.disk.clone(), job);
         Ok(())
     }
@@ -140,7 +147,12 @@ impl World {
         }
         let own = &self.files.image(&top.path)?.blocks;
         pending.retain(|block| !own.contains_key(block));
-        let job = Job::new(Work::Pull { below: pull.below.clone() }, top.path.clone(), pending, notches);
+        let job = Job::new(
+            Work::Pull { below: pull.below.clone() },
+            top.path.clone(),
+            pending,
+            (notches, pull.bandwidth),
+        );
         self.live(vm, CALL)?.jobs.insert(pull.disk.clone(), job);
         Ok(())
     }
@@ -302,6 +314,19 @@ impl World {
             self.store_if_named(vm, disk, &top, base_image);
         }
         self.drop_job(vm, disk);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::limit_block_job`].
+    pub(super) fn limit_block_job(
+        &mut self,
+        vm: VmId,
+        disk: &DiskTarget,
+        bandwidth: Option<u64>,
+    ) -> Result<()> {
+        const CALL: &str = "limit the block job";
+        let job = self.live(vm, CALL)?.jobs.get_mut(disk);
+        job.ok_or_else(|| refused(CALL, "the disk has no block job"))?.bandwidth = bandwidth;
         Ok(())
     }
 

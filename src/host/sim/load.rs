@@ -5,9 +5,10 @@
 
 use super::SimHost;
 use super::files::{BLOCK, Content};
+use super::job::Job;
 use super::world::{World, refused};
 use crate::host::Result;
-use crate::model::{DiskTarget, IoLimits, VmId};
+use crate::model::{BlockJob, DiskTarget, IoLimits, VmId};
 
 /// A look costs a quarter of a second of the guest's time.
 const NOTCHES_PER_SECOND: u64 = 4;
@@ -134,9 +135,15 @@ impl SimHost {
     /// Whether a block job has the disk.
     #[must_use]
     pub fn has_block_job(&self, vm: VmId, disk: &DiskTarget) -> bool {
+        self.block_job_of(vm, disk).is_some()
+    }
+
+    /// The block job of a disk. Nothing moves because it is looked at so.
+    #[must_use]
+    pub fn block_job_of(&self, vm: VmId, disk: &DiskTarget) -> Option<BlockJob> {
         let world = self.world();
-        let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref());
-        live.is_some_and(|live| live.jobs.contains_key(disk))
+        let live = world.machines.get(&vm).and_then(|machine| machine.live.as_ref())?;
+        live.jobs.get(disk).map(Job::view)
     }
 
     /// Somebody limits a disk of a running VM, the group included.

@@ -33,6 +33,8 @@ pub(super) struct Watch<'a> {
     not_before: Duration,
     /// It is not tried to end the job before this time has passed.
     not_ended_before: Duration,
+    /// It is not tried to give the job another limit before this time has passed.
+    not_limited_before: Duration,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
     /// It was told that there is no headway.
@@ -66,7 +68,7 @@ enum NoHeadway {
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(context: &'a Context<'a>, merge: &'a Merge, bandwidth: Option<u64>) -> Self {
+    pub(super) fn new(context: &'a Context<'a>, merge: &'a Merge) -> Self {
         let configured = context.limits.merge_policy;
         let deadline = context.operation.request.merge_deadline().unwrap_or(configured.deadline);
         let policy = MergePolicy { deadline, ..configured };
@@ -75,11 +77,12 @@ impl<'a> Watch<'a> {
             merge,
             policy,
             since: Instant::now(),
-            tracker: Tracker::new(policy.window(bandwidth)),
+            tracker: Tracker::new(policy.window(context.bandwidth())),
             writes: Writes::Free,
             may_have_slowed: false,
             not_before: Duration::ZERO,
             not_ended_before: Duration::ZERO,
+            not_limited_before: Duration::ZERO,
             not_slowed: None,
             is_told: false,
         }
@@ -88,6 +91,7 @@ impl<'a> Watch<'a> {
     /// Takes in what is seen of the block job, tells of it, and does what has to be done. An error if the job was ended,
     /// because it never would have by itself.
     pub(super) async fn look(&mut self, job: &BlockJob) -> Result<(), Failure> {
+        self.limit(job).await;
         self.tracker.take(Sample { at: self.since.elapsed(), done: job.done, total: job.total });
         self.show(job);
         self.tell_trend().await;
@@ -111,6 +115,25 @@ impl<'a> Watch<'a> {
     /// Whether the guest's writes may be slowed now.
     pub(super) fn may_have_slowed(&self) -> bool {
         self.may_have_slowed
+    }
+
+    /// The job copies as fast as it may: somebody has set another limit meanwhile, or did in a life that ended before the job
+    /// had it.
+    async fn limit(&mut self, job: &BlockJob) {
+        let bandwidth = self.context.bandwidth();
+        if job.bandwidth == bandwidth || self.since.elapsed() < self.not_limited_before {
+            return;
+        }
+        let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
+        match hypervisor.limit_block_job(self.context.vm(), disk, bandwidth).await {
+            // How it goes at the old rate says nothing of the new one.
+            Ok(()) => self.tracker = Tracker::new(self.policy.window(bandwidth)),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(operation = %self.context.operation.id, %disk, error, "the block job keeps its limit");
+                self.not_limited_before = self.since.elapsed() + self.policy.patience;
+            }
+        }
     }
 
     fn show(&self, job: &BlockJob) {

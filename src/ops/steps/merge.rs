@@ -57,7 +57,7 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
         let failure = Failure::new(error.reason(), &error);
         return if context.is_fresh { Performed::not_applied(failure) } else { Performed::unknown(failure) };
     }
-    let all = join_all(layers.merges.iter().map(|merge| carry_out(context, merge, layers.bandwidth))).await;
+    let all = join_all(layers.merges.iter().map(|merge| carry_out(context, merge))).await;
     let mut untouched = 0;
     let (mut failure, mut given_up) = (None, None);
     for merged in all {
@@ -83,10 +83,10 @@ pub(super) async fn merge(context: &Context<'_>, layers: &MergeLayers) -> Perfor
     }
 }
 
-async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>) -> Merged {
+async fn carry_out(context: &Context<'_>, merge: &Merge) -> Merged {
     let _followed = context.limits.throttles.follow(context.vm(), &merge.target);
-    let mut watch = Watch::new(context, merge, bandwidth);
-    let merged = follow(context, merge, bandwidth, &mut watch).await;
+    let mut watch = Watch::new(context, merge);
+    let merged = follow(context, merge, &mut watch).await;
     if !watch.may_have_slowed() {
         return merged;
     }
@@ -97,12 +97,7 @@ async fn carry_out(context: &Context<'_>, merge: &Merge, bandwidth: Option<u64>)
     }
 }
 
-async fn follow(
-    context: &Context<'_>,
-    merge: &Merge,
-    bandwidth: Option<u64>,
-    watch: &mut Watch<'_>,
-) -> Merged {
+async fn follow(context: &Context<'_>, merge: &Merge, watch: &mut Watch<'_>) -> Merged {
     let mut events = context.host.hypervisor.events();
     let mut course = match Asked::load(context, merge).await {
         Ok(asked) => Course { has_begun: asked.is_pending(), asked, ..Course::default() },
@@ -138,7 +133,7 @@ async fn follow(
                         return Merged::GivenUp(saved(merge));
                     }
                     Next::Saved => return Merged::Untouched(saved(merge)),
-                    next => course.step(context, merge, bandwidth, (next, &seen), &mut events).await,
+                    next => course.step(context, merge, (next, &seen), &mut events).await,
                 }
             }
             Err(HostError::Busy(_)) if !has_settled && context.operation.of_vm().is_some() => {
@@ -198,7 +193,6 @@ impl Course {
         &mut self,
         context: &Context<'_>,
         merge: &Merge,
-        bandwidth: Option<u64>,
         (next, seen): (Next, &Seen),
         events: &mut broadcast::Receiver<HostEvent>,
     ) -> std::result::Result<bool, OpsError> {
@@ -208,7 +202,7 @@ impl Course {
                 return Ok(true);
             }
             Next::StartCommit { is_active } => {
-                self.start_commit(context, merge, bandwidth, is_active, seen).await?;
+                self.start_commit(context, merge, is_active, seen).await?;
             }
             Next::Wait => {
                 self.has_begun = true;
@@ -235,7 +229,7 @@ impl Course {
             Next::StartPull { below } => {
                 self.check_not_started(merge)?;
                 let below = below.map(|below| below.path);
-                let pull = Pull { disk: merge.target.clone(), below, bandwidth };
+                let pull = Pull { disk: merge.target.clone(), below, bandwidth: context.bandwidth() };
                 let started = context.host.hypervisor.start_pull(context.vm(), &pull).await;
                 self.take_in_start(context, merge, seen, started).await?;
             }
@@ -286,7 +280,6 @@ impl Course {
         &mut self,
         context: &Context<'_>,
         merge: &Merge,
-        bandwidth: Option<u64>,
         is_active: bool,
         seen: &Seen,
     ) -> Result<()> {
@@ -296,7 +289,7 @@ impl Course {
             top: merge.child.path.clone(),
             base: merge.base.path.clone(),
             is_active,
-            bandwidth,
+            bandwidth: context.bandwidth(),
         };
         let started = context.host.hypervisor.start_commit(context.vm(), &commit).await;
         self.take_in_start(context, merge, seen, started).await

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::path::Path;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, HostError, Result as HostResult};
@@ -56,6 +57,8 @@ pub(super) struct Context<'a> {
     pub(super) operation: &'a Operation,
     /// Whether this turn has never been tried before, in this life of the process or an earlier one.
     pub(super) is_fresh: bool,
+    /// The most bytes per second that are copied for each disk; it may change at any time.
+    pub(super) bandwidth: watch::Receiver<Option<u64>>,
     /// Somebody wants the operation undone.
     pub(super) cancelled: &'a CancellationToken,
     /// The daemon is going down.
@@ -65,6 +68,11 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     fn vm(&self) -> VmId {
         self.operation.vm
+    }
+
+    /// The most bytes per second that may be copied for each disk now.
+    fn bandwidth(&self) -> Option<u64> {
+        *self.bandwidth.borrow()
     }
 
     /// The VM as it is. An error if it went to another node: what is done to its disks from here would be done under it.

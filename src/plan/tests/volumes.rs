@@ -162,7 +162,8 @@ fn nothing_is_made_of_what_somebody_merged() {
 fn nothing_is_made_of_what_somebody_is_merging() {
     let job = |kind| {
         move |paper: &mut Paper, _: [PathBuf; 3]| {
-            paper.disk("vda").block_job = Some(BlockJob { kind, done: 0, total: 1, ready: false });
+            paper.disk("vda").block_job =
+                Some(BlockJob { kind, done: 0, total: 1, ready: false, bandwidth: None });
         }
     };
     let busy = "a block job is running on disk vda";

@@ -23,7 +23,7 @@ use crate::model::{
 
 use super::board::{Command, Limit, Reporter};
 use super::gate::Permit;
-use super::steps::{Context, Performed, perform};
+use super::steps::{Context, Performed, SeenBefore, perform};
 use super::{Engine, Inner, OpsError};
 
 /// An operation on its way.
@@ -34,6 +34,7 @@ pub(super) struct Runner {
     commands: mpsc::Receiver<Command>,
     /// The most bytes per second that it copies for each disk, as it is now.
     bandwidth: watch::Sender<Option<u64>>,
+    seen_before: SeenBefore,
     /// Holds the VM until the operation has ended.
     permit: Permit,
     /// Whether the present turn has never been tried, in this life or an earlier one.
@@ -48,7 +49,17 @@ impl Runner {
         let (reporter, commands) = engine.0.board.enter(&operation);
         engine.0.gate.tell();
         let bandwidth = watch::Sender::new(operation.bandwidth());
-        Self { engine, operation, reporter, commands, bandwidth, permit, is_fresh, is_ahead: false }
+        Self {
+            engine,
+            operation,
+            reporter,
+            commands,
+            bandwidth,
+            seen_before: SeenBefore::default(),
+            permit,
+            is_fresh,
+            is_ahead: false,
+        }
     }
 
     /// With something that was learned before it runs.
@@ -163,6 +174,7 @@ impl Runner {
                 operation: &self.operation,
                 is_fresh: self.is_fresh,
                 bandwidth: self.bandwidth.subscribe(),
+                seen_before: &self.seen_before,
                 cancelled: &cancelled,
                 stopping,
             };

@@ -326,8 +326,14 @@ fn deleting_a_large_overlay_shows_progress_while_the_guest_writes() {
     guest.start_writer("vdb");
     progress.wait_for_next("vdb");
 
+    // It would take hours so.
+    let id = begin(&client, &["snapshot", "delete", &format!("{vm}/one"), "--yes", "--bandwidth", "64KiB"]);
+    eventually("the merge has begun", END, || {
+        let operation = operation(&client, &id);
+        operation["progress"].as_array().is_some_and(|moving| !moving.is_empty()).then_some(())
+    });
     // Unlimited, a fast machine may copy all of it between two looks.
-    let id = begin(&client, &["snapshot", "delete", &format!("{vm}/one"), "--yes", "--bandwidth", "128MiB"]);
+    client.json(&["op", "set", &id, "--bandwidth", "128MiB"]);
     let mut seen: Vec<u64> = Vec::new();
     eventually("the deletion ends", END, || {
         let operation = operation(&client, &id);

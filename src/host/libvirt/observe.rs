@@ -76,11 +76,13 @@ pub(super) fn written_image(line: &Connection, vm: VmId, target: &DiskTarget) ->
 /// See [`crate::host::Hypervisor::written_images`].
 pub(super) fn written_images(line: &Connection, vm: VmId) -> Result<Vec<LiveImage>> {
     let domain = vms::lookup(line, vm)?;
-    if !vms::is_active(&domain, vm)? {
-        return Ok(Vec::new());
-    }
     let description = Description::read(&vms::xml(&domain, vm, 0)?)?;
-    let devices = monitor::block_devices(&domain, vm)?;
+    // A guest may stand still meanwhile: whether there is a process is asked only where none answers.
+    let devices = match monitor::block_devices(&domain, vm) {
+        Ok(devices) => devices,
+        Err(_) if !vms::is_active(&domain, vm)? => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
     let written = description.disks.iter().filter_map(|disk| {
         let (path, virtual_size) = active_image(disk.alias.as_deref()?, &devices)?;
         Some(LiveImage { disk: disk.target.clone(), path, virtual_size })

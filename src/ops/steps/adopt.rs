@@ -5,7 +5,7 @@ use crate::model::{DifferenceAction, Failure, Request, ResolveDifference};
 use crate::plan;
 
 use super::super::OpsError;
-use super::switch::{check_whole, confirm_noted};
+use super::switch::{check_whole, confirm};
 use super::{Context, Performed, stored};
 
 /// The catalog says so.
@@ -29,7 +29,7 @@ pub(super) async fn record(context: &Context<'_>, change: &CatalogChange) -> Per
             _ => None,
         });
         if let Some(switch) = switch {
-            if let Err(performed) = confirm_noted(context, switch).await {
+            if let Err(performed) = confirm(context, switch).await {
                 return performed;
             }
             if let Err(performed) = check_whole(context, switch).await {

@@ -41,6 +41,7 @@ mod switch_back;
 mod unnoted;
 mod variables;
 
+pub(super) use position::SeenBefore;
 pub(super) use quiesce::{Thawed, prove};
 
 /// What a step may use.
@@ -59,6 +60,8 @@ pub(super) struct Context<'a> {
     pub(super) is_fresh: bool,
     /// The most bytes per second that are copied for each disk; it may change at any time.
     pub(super) bandwidth: watch::Receiver<Option<u64>>,
+    /// What was seen ahead of its switch, in this life.
+    pub(super) seen_before: &'a SeenBefore,
     /// Somebody wants the operation undone.
     pub(super) cancelled: &'a CancellationToken,
     /// The daemon is going down.

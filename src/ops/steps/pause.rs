@@ -14,7 +14,7 @@ use crate::model::{CreateSnapshot, Failure, Finding, Outcome, Request, SnapshotI
 use crate::store::{Standstill, Store};
 
 use super::quiesce::{Thawed, let_go_on, take_lease};
-use super::{Context, Performed, background};
+use super::{Context, Performed, background, position};
 
 /// So often one resume is tried before somebody else goes on with it.
 const ATTEMPTS: u32 = 3;
@@ -39,6 +39,7 @@ pub(super) async fn pause(context: &Context<'_>, snapshot: SnapshotId, timeout_m
         Err(error) => return Performed::unknown(error),
     }
     let (timeout, began) = (Duration::from_millis(timeout_ms), Instant::now());
+    position::look_ahead(context).await;
     if let Err(error) = take_lease(context, Standstill::Paused, timeout).await {
         return Performed::not_applied(error);
     }

@@ -2,6 +2,11 @@
 //!
 //! Decides which look tells it. Leaves what follows to `switch`. Must never take what one of several disks does for what all do.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::host::{HostError, LiveImage, Result};
 use crate::model::step::{ImageRef, PointedDisk, Step, SwitchDisks};
 use crate::model::vm::RunState;
@@ -20,6 +25,37 @@ pub(super) enum Position {
     Started,
     /// To the overlays.
     Switched,
+}
+
+/// When it was last seen, shortly ahead of a switch, that all disks write to what they are to be switched from.
+#[derive(Default)]
+pub(in crate::ops) struct SeenBefore(Mutex<Option<Instant>>);
+
+/// Nobody plugs disks while a guest is being frozen; one who does needs longer than this, mostly.
+const RECENT: Duration = Duration::from_secs(1);
+
+impl SeenBefore {
+    fn note(&self, at: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// Whether it was just now. It is told once: whoever asks again has to look.
+    pub(super) fn is_recent(&self) -> bool {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        seen.is_some_and(|at| at.elapsed() < RECENT)
+    }
+}
+
+/// Looks while the guest goes on, so that it does not wait for it once it stands still.
+pub(super) async fn look_ahead(context: &Context<'_>) {
+    let switch = context.operation.steps.iter().find_map(|step| match step {
+        Step::SwitchDisks(switch) => Some(switch),
+        _ => None,
+    });
+    let (Some(switch), at) = (switch, Instant::now()) else { return };
+    if let Some(Position::Before) = look_quickly(context, switch).await {
+        context.seen_before.note(at);
+    }
 }
 
 pub(super) async fn look(context: &Context<'_>, switch: &SwitchDisks) -> Result<Position> {

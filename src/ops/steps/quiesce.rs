@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::host::{Host, HostError};
+use crate::host::{Host, HostError, Result as HostResult};
 use crate::model::operation::Reason;
 use crate::model::step::Freeze;
 use crate::model::vm::RunState;
@@ -16,7 +16,7 @@ use crate::model::{Consistency, Failure, Finding, VmId, VmView};
 use crate::store::{GuestLease, Standstill, Store};
 
 use super::pause::prove_resume;
-use super::{Context, Performed};
+use super::{Context, Performed, position};
 
 /// The agent is asked a short question: it answers at once, or it does not answer.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub(super) async fn freeze(context: &Context<'_>, freeze: &Freeze) -> Performed 
     if let Err(error) = take_lease(context, Standstill::Frozen, timeout).await {
         return Performed::not_applied(error);
     }
-    let frozen = context.host.agent.freeze(context.vm(), &freeze.mount_points, timeout).await;
+    let frozen = freeze_and_look(context, freeze, timeout).await;
     // Its time may have come while this waited for its turn, before there was anything to end: whatever was told, somebody ends it.
     let left = timeout.saturating_sub(began.elapsed());
     context.dead_man.arm(context.vm(), context.operation.id, Standstill::Frozen, left);
@@ -52,6 +52,16 @@ pub(super) async fn freeze(context: &Context<'_>, freeze: &Freeze) -> Performed 
     };
     give_back_lease(context).await;
     cannot_freeze(freeze, reason)
+}
+
+/// The guest is being frozen, and meanwhile it is looked at what its disks write to. It does not wait for that look.
+async fn freeze_and_look(context: &Context<'_>, freeze: &Freeze, timeout: Duration) -> HostResult<u32> {
+    let mut freezing = context.host.agent.freeze(context.vm(), &freeze.mount_points, timeout);
+    tokio::select! {
+        biased;
+        frozen = &mut freezing => frozen,
+        () = position::look_ahead(context) => freezing.await,
+    }
 }
 
 fn is_enough(freeze: &Freeze, count: u32) -> bool {

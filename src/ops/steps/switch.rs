@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::host::{DiskSwitch, HostError, Result};
+use crate::host::{DiskSwitch, HostError, LiveImage, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
 use crate::model::vm::RunState;
@@ -32,8 +32,14 @@ async fn prepare(context: &Context<'_>, switch: &SwitchDisks) -> std::result::Re
         capture::wait_for_earlier(context, switch).await?;
     }
     // The first attempt may hold a guest up, and nobody has asked for anything before it.
-    let quick = if context.is_fresh { look_quickly(context, switch).await } else { None };
-    let sizes_fit = quick.is_some();
+    let ahead = (context.is_fresh && context.seen_before.is_recent()).then_some(Position::Before);
+    let is_ahead = ahead.is_some();
+    let quick = match ahead {
+        None if context.is_fresh => look_quickly(context, switch).await,
+        ahead => ahead,
+    };
+    // What was seen ahead may have been resized since; the images tell that without the hypervisor.
+    let sizes_fit = quick.is_some() && !is_ahead;
     let seen = match quick {
         Some(position) => Ok(position),
         None if context.is_fresh => look(context, switch).await.map_err(Unsettled::Unseen),
@@ -106,6 +112,10 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
+    if called.is_ok() && switch.memory.is_none() && stands_still(context) {
+        // A guest does not stand still for a look that finds what was told: see `confirm`.
+        return Performed::done();
+    }
     let (seen, told) = match &called {
         Ok(()) => match look_quickly(context, switch).await {
             Some(position) => (Ok(position), Told::Done),
@@ -236,7 +246,7 @@ async fn finish(
     if let Err(error) = restore_run_state(context, switch, told).await {
         return Performed::unknown(error);
     }
-    // A guest that stands still does not wait for a look that mostly finds nothing: see `confirm_noted`.
+    // A guest that stands still does not wait for a look that mostly finds nothing: see `confirm`.
     let may_wait = told == Told::Done && stands_still(context);
     if !may_wait && let Err(error) = unnoted::mend_definition(context, switch, told).await {
         return Performed::unknown(error);
@@ -279,9 +289,10 @@ fn stands_still(context: &Context<'_>) -> bool {
     context.operation.window().is_some()
 }
 
-/// Once the guest goes on: where it writes to the overlays its definition names them. Of one that is gone or elsewhere there is
-/// nothing to confirm, and what somebody has done to its disks since is not undone.
-pub(super) async fn confirm_noted(
+/// Once the guest goes on: it does not write to what the snapshot holds, and where it writes to the overlays its definition names
+/// them. Of one that is gone or elsewhere there is nothing to confirm, and what somebody has done to its disks since is not
+/// undone.
+pub(super) async fn confirm(
     context: &Context<'_>,
     switch: &SwitchDisks,
 ) -> std::result::Result<(), Performed> {
@@ -289,9 +300,24 @@ pub(super) async fn confirm_noted(
         return Ok(());
     }
     match unnoted::settle_live(context, switch).await {
-        Ok(()) | Err(Unsettled::Unseen(HostError::NoSuchVm(_) | HostError::Migrated)) => Ok(()),
-        Err(unsettled) => Err(unsettled.into_performed()),
+        Ok(()) => {}
+        Err(Unsettled::Unseen(HostError::NoSuchVm(_) | HostError::Migrated)) => return Ok(()),
+        Err(unsettled) => return Err(unsettled.into_performed()),
     }
+    match context.host.hypervisor.written_images(context.vm()).await {
+        Ok(written) => check_effect(switch, &written),
+        Err(HostError::NoSuchVm(_)) => Ok(()),
+        Err(error) => Err(Performed::unknown(error)),
+    }
+}
+
+/// That a switch which was said to be done is: the guest stood still, and nobody has looked at once.
+fn check_effect(switch: &SwitchDisks, written: &[LiveImage]) -> std::result::Result<(), Performed> {
+    let is_before =
+        |disk: &&PointedDisk| written.iter().any(|it| it.disk == disk.target && it.path == disk.from.path);
+    let Some(disk) = switch.disks.iter().find(is_before) else { return Ok(()) };
+    let cause = format!("disk {} writes to {}", disk.target, disk.from.path.display()).into();
+    Err(Performed::unknown(HostError::Malformed { what: "a switch that claims success", cause }))
 }
 
 /// Whether memory may be captured on, whatever the hypervisor has answered. To be asked before the disks are looked at: what

@@ -14,7 +14,7 @@ const WHILE: Duration = Duration::from_secs(10);
 const VMS: [u32; 3] = [0, 8, 32];
 
 pub fn figures(_: usize) -> Vec<Figure> {
-    let of = |name, title, unit, note| Figure::of_ours(name, title, unit, "VMs", note);
+    let of = |name, title, unit, note| Figure::plain(name, title, unit, "VMs", note);
     let figures = vec![
         of(
             "idle-memory",
@@ -30,7 +30,7 @@ pub fn figures(_: usize) -> Vec<Figure> {
         ),
     ];
     figure::measured(figures, &VMS, |vms| {
-        let samples = |value| vec![Samples { arm: OURS, blocks: vec![[value, value]] }];
+        let samples = |value| vec![Samples::once(OURS, value)];
         idle(vms).map(samples).into()
     })
 }

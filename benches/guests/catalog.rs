@@ -27,7 +27,7 @@ const VMS: u32 = 32;
 const PAGE: i32 = 100;
 
 pub fn figures(blocks: usize) -> Vec<Figure> {
-    let of = |name, title, unit, note| Figure::of_ours(name, title, unit, "snapshots", note);
+    let of = |name, title, unit, note| Figure::plain(name, title, unit, "snapshots", note);
     let figures = vec![
         of(
             "list-page",
@@ -76,10 +76,7 @@ fn case(snapshots: u32, blocks: usize) -> Vec<Vec<Samples>> {
     });
     let pairs = pages.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
     let resident = number(&format!("/proc/{}/status", daemon.id()), "VmRSS:") / 1024.0;
-    vec![
-        vec![Samples { arm: OURS, blocks: pairs }],
-        vec![Samples { arm: OURS, blocks: vec![[resident, resident]] }],
-    ]
+    vec![vec![Samples { arm: OURS, blocks: pairs }], vec![Samples::once(OURS, resident)]]
 }
 
 /// Puts a catalog with so many snapshots in the place of the daemon's.

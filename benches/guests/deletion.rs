@@ -22,7 +22,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             unit: "ms",
             axis: "snapshots",
             cases: Vec::new(),
-            ours: OURS,
+            against: Some(OURS),
             floor: None,
             note: "After each snapshot the guest has written the same 8 MiB to each disk. `virsh` merges layer by layer and disk by \
                    disk (`blockcommit --wait`), from the oldest on; `vmsnap` all layers of all disks at once.",
@@ -33,7 +33,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             unit: "ms",
             axis: "snapshots",
             cases: Vec::new(),
-            ours: OURS,
+            against: Some(OURS),
             floor: None,
             note: "The longest time in which one of the file systems completed no write.",
         },

@@ -5,8 +5,6 @@
 
 use fastrand::Rng;
 
-use super::arms::OURS;
-
 /// What is measured of it, and in what unit.
 pub struct Figure {
     /// For a file and a heading.
@@ -16,8 +14,8 @@ pub struct Figure {
     /// What the cases differ in.
     pub axis: &'static str,
     pub cases: Vec<Case>,
-    /// The arm that the others are held against.
-    pub ours: &'static str,
+    /// The arm that the others are held against, if they are.
+    pub against: Option<&'static str>,
     /// The arm that nobody can be better than, if there is one.
     pub floor: Option<&'static str>,
     /// What limits it, and how it was measured, in a sentence or two.
@@ -25,15 +23,15 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// One of which there is no other arm: what our own costs.
-    pub fn of_ours(
+    /// One whose arms are not held against one another: each stands for itself.
+    pub fn plain(
         name: &'static str,
         title: &'static str,
         unit: &'static str,
         axis: &'static str,
         note: &'static str,
     ) -> Self {
-        Self { name, title, unit, axis, cases: Vec::new(), ours: OURS, floor: None, note }
+        Self { name, title, unit, axis, cases: Vec::new(), against: None, floor: None, note }
     }
 }
 
@@ -67,6 +65,11 @@ pub struct Samples {
 }
 
 impl Samples {
+    /// What was looked at once only.
+    pub fn once(arm: &'static str, value: f64) -> Self {
+        Self { arm, blocks: vec![[value, value]] }
+    }
+
     /// The middle one of all runs.
     pub fn median(&self) -> f64 {
         median(self.blocks.iter().flatten().copied().collect())
@@ -112,7 +115,8 @@ fn interval(logs: &[f64]) -> Ratio {
     Ratio { median: median(logs.to_vec()).exp(), low: at(25), high: at(975) }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one, or what is halfway between the two in the middle.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     if values.len().is_multiple_of(2) { f64::midpoint(values[half - 1], values[half]) } else { values[half] }

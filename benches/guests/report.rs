@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::arms::OURS_AGAIN;
-use super::figure::{Case, Figure, Ratio, Samples};
+use super::figure::{Figure, Ratio, Samples};
 use super::plot;
 
 /// Writes `performance.md` and a plot for each figure. Gives the page.
@@ -24,32 +24,44 @@ pub fn write(figures: &[Figure], out: &Path) -> String {
 }
 
 fn table(page: &mut String, figure: &Figure) {
-    let arms: Vec<&str> = figure.cases[0].arms.iter().map(|samples| samples.arm).collect();
+    let pairs = pairs(figure);
     let mut head = vec![figure.axis.to_owned()];
-    head.extend(arms.iter().map(|arm| format!("{arm}, {}", figure.unit)));
-    let others: Vec<&str> =
-        arms.iter().copied().filter(|arm| *arm != figure.ours && Some(*arm) != figure.floor).collect();
-    head.extend(others.iter().map(|arm| format!("{arm} / {}", figure.ours)));
+    head.extend(figure.cases[0].arms.iter().map(|samples| format!("{}, {}", samples.arm, figure.unit)));
+    head.extend(pairs.iter().map(|(arm, against)| format!("{arm} / {against}")));
     if figure.floor.is_some() {
-        let peers = others.iter().filter(|arm| **arm != OURS_AGAIN);
-        head.extend(peers.map(|arm| format!("the same above the floor, {arm}")));
+        head.extend(peers(&pairs).map(|(arm, _)| format!("the same above the floor, {arm}")));
     }
     row(page, &head);
     row(page, &vec!["---".to_owned(); head.len()]);
     for case in &figure.cases {
         let mut cells = vec![format!("{}", case.at)];
-        cells.extend(case.arms.iter().map(Samples::median).map(|median| format!("{median:.1}")));
-        cells.extend(others.iter().map(|arm| told(case.ratio(arm, figure.ours))));
+        cells.extend(case.arms.iter().map(Samples::median).map(number));
+        cells.extend(pairs.iter().map(|(arm, against)| told(case.ratio(arm, against))));
         if figure.floor.is_some() {
-            cells.extend(above(case, figure, &others));
+            let above = |(arm, against): &Pair| told(case.ratio_above(arm, against, figure.floor));
+            cells.extend(peers(&pairs).map(above));
         }
         row(page, &cells);
     }
 }
 
-fn above(case: &Case, figure: &Figure, others: &[&str]) -> Vec<String> {
-    let peers = others.iter().filter(|arm| **arm != OURS_AGAIN);
-    peers.map(|arm| told(case.ratio_above(arm, figure.ours, figure.floor))).collect()
+/// An arm, and the one that it is held against.
+type Pair = (&'static str, &'static str);
+
+fn pairs(figure: &Figure) -> Vec<Pair> {
+    let arms = figure.cases[0].arms.iter().map(|samples| samples.arm);
+    let others = arms.filter(|arm| Some(*arm) != figure.against && Some(*arm) != figure.floor);
+    others.filter_map(|arm| Some((arm, figure.against?))).collect()
+}
+
+/// What the second run of our own is above a floor says nothing more.
+fn peers(pairs: &[Pair]) -> impl Iterator<Item = &Pair> {
+    pairs.iter().filter(|(arm, _)| *arm != OURS_AGAIN)
+}
+
+/// Of small ones a digit more counts.
+fn number(value: f64) -> String {
+    if value < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
 }
 
 fn told(ratio: Option<Ratio>) -> String {

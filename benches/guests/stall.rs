@@ -15,7 +15,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             unit: "ms",
             axis: "disks",
             cases: Vec::new(),
-            ours: OURS,
+            against: Some(OURS),
             floor: Some(FLOOR),
             note: "The longest time in which one of the file systems completed no write, by the host's clock. Nobody is quicker \
                    than a freeze and its thaw alone.",
@@ -26,7 +26,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             unit: "ms",
             axis: "disks",
             cases: Vec::new(),
-            ours: OURS,
+            against: Some(OURS),
             floor: Some(FLOOR),
             note: "With the start of the program. `script` has its overlays before that; `vmsnap` makes its own, and they, the \
                    journal and the catalog are on the disk at the end.",
@@ -37,7 +37,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             unit: "ms",
             axis: "disks",
             cases: Vec::new(),
-            ours: OURS,
+            against: Some(OURS),
             floor: None,
             note: "Of the programs that are run, and of `vmsnapd` with what it runs; without libvirtd and QEMU.",
         },

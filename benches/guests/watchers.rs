@@ -16,7 +16,7 @@ use super::figure::{self, Figure, Samples};
 const WATCHERS: [u32; 3] = [10, 100, 500];
 
 pub fn figures(blocks: usize) -> Vec<Figure> {
-    let figure = Figure::of_ours(
+    let figure = Figure::plain(
         "watchers",
         "The end of an operation, told to all who watch it",
         "ms",

@@ -17,6 +17,7 @@ mod arms;
 mod catalog;
 mod deletion;
 mod figure;
+mod floors;
 mod measure;
 mod memory;
 mod pauses;
@@ -37,7 +38,8 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 6] = [
+    let parts: [Part; 7] = [
+        ("floors", floors::figures),
         ("stall", stall::figures),
         ("memory", memory::figures),
         ("deletion", deletion::figures),

@@ -8,6 +8,8 @@ use super::arms::OURS;
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
 use super::figure::{self, Figure, Samples};
 
+/// Of what it holds, the pages that no file has.
+const ANONYMOUS: &str = "vmsnap, anonymous";
 /// What is counted is counted for so long.
 const WHILE: Duration = Duration::from_secs(10);
 /// Guests that are off: definitions, events and disks are there, and no work.
@@ -20,7 +22,8 @@ pub fn figures(_: usize) -> Vec<Figure> {
             "idle-memory",
             "Resident memory of an idle daemon",
             "MiB",
-            "`VmRSS`, ten seconds after its start.",
+            "`VmRSS`, twenty seconds after its start. Of that, what is its own alone is `RssAnon`; the rest are pages of programs \
+             and libraries, which the page cache has in any case.",
         ),
         of(
             "idle-wakeups",
@@ -29,13 +32,10 @@ pub fn figures(_: usize) -> Vec<Figure> {
             "Voluntary context switches of all its threads, over ten seconds.",
         ),
     ];
-    figure::measured(figures, &VMS, |vms| {
-        let samples = |value| vec![Samples::once(OURS, value)];
-        idle(vms).map(samples).into()
-    })
+    figure::measured(figures, &VMS, idle)
 }
 
-fn idle(vms: u32) -> [f64; 2] {
+fn idle(vms: u32) -> Vec<Vec<Samples>> {
     let spec = Spec { disks: vec![Disk::new(Format::Qcow2); 2], ..Spec::default() };
     let first = (vms > 0).then(|| Guest::define(&spec));
     let others: Vec<Guest> =
@@ -45,9 +45,15 @@ fn idle(vms: u32) -> [f64; 2] {
     let before = switches(daemon.id());
     sleep(WHILE);
     let wakeups = (switches(daemon.id()) - before) / WHILE.as_secs_f64();
-    let resident = number(&format!("/proc/{}/status", daemon.id()), "VmRSS:") / 1024.0;
+    let resident = resident(daemon.id());
     drop(others);
-    [resident, wakeups]
+    vec![resident, vec![Samples::once(OURS, wakeups)]]
+}
+
+/// What a process holds in memory, in MiB: all, and what is its own alone.
+pub fn resident(process: u32) -> Vec<Samples> {
+    let mib = |key| number(&format!("/proc/{process}/status"), key) / 1024.0;
+    vec![Samples::once(OURS, mib("VmRSS:")), Samples::once(ANONYMOUS, mib("RssAnon:"))]
 }
 
 fn switches(process: u32) -> f64 {
@@ -59,7 +65,7 @@ fn switches(process: u32) -> f64 {
 }
 
 /// A number out of a file of `/proc`.
-pub fn number(path: &str, key: &str) -> f64 {
+fn number(path: &str, key: &str) -> f64 {
     let text = fs::read_to_string(path).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()

@@ -24,7 +24,12 @@ pub struct Overlays {
 
 impl Overlays {
     pub fn of(guest: &Guest) -> Self {
-        let overlay = |target: &str| guest.directory().join(format!("{target}.overlay"));
+        Self::named(guest, "overlay")
+    }
+
+    /// Whose files end in something else.
+    pub fn named(guest: &Guest, ending: &str) -> Self {
+        let overlay = |target: &str| guest.directory().join(format!("{target}.{ending}"));
         let disks = guest.disks().into_iter();
         Self { disks: disks.map(|(target, image)| (target.clone(), image, overlay(&target))).collect() }
     }
@@ -44,6 +49,19 @@ impl Overlays {
             format!("--diskspec {target},snapshot=external,file={}", overlay.display())
         };
         self.disks.iter().map(option).collect()
+    }
+
+    /// A definition of the guest as it was before, with them in the place of its images.
+    pub fn put_into(&self, definition: &str) -> String {
+        let source = |path: &PathBuf| format!("<source file='{}'", path.display());
+        let put = |definition: String, (_, image, overlay): &(String, PathBuf, PathBuf)| {
+            assert!(definition.contains(&source(image)), "{definition}");
+            definition.replace(&source(image), &source(overlay))
+        };
+        // It says of the images that nothing is under them.
+        let definition = definition.replace("<backingStore/>", "");
+        assert!(!definition.contains("<backingStore"), "{definition}");
+        self.disks.iter().fold(definition, put)
     }
 
     /// Merges them back, one after the other.

@@ -23,6 +23,7 @@ mod memory;
 mod pauses;
 mod plot;
 mod report;
+mod restore;
 mod stall;
 mod watchers;
 
@@ -38,10 +39,11 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 7] = [
+    let parts: [Part; 8] = [
         ("floors", floors::figures),
         ("stall", stall::figures),
         ("memory", memory::figures),
+        ("restore", restore::figures),
         ("deletion", deletion::figures),
         ("agent", agent::figures),
         ("catalog", catalog::figures),

@@ -1,4 +1,4 @@
-//! How long the deletion of stacked snapshots takes, and what the guest feels of it.
+//! How long a deletion takes, by how many snapshots are stacked and by how many disks they have, and what the guest feels of it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,41 +8,56 @@ use super::bed::{Daemon, Disk, Format, Guest, Spec, virsh};
 use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Felt, Measured, feel, in_turns};
 
-/// How many snapshots are stacked.
+/// How many snapshots are stacked, and on how many disks.
 const DEPTHS: [u32; 3] = [1, 2, 4];
-const DISKS: usize = 2;
+const DISKS_OF_A_STACK: u32 = 2;
+/// How many disks a single snapshot has.
+const DISKS: [u32; 4] = [1, 2, 4, 8];
 /// What the guest writes to each disk after each snapshot, in MiB.
 const WRITTEN: usize = 8;
 
-pub fn figures(blocks: usize) -> Vec<Figure> {
+const STALL: &str = "The longest time in which one of the file systems completed no write.";
+
+pub fn by_depth(blocks: usize) -> Vec<Figure> {
     let figures = vec![
-        Figure {
-            name: "deletion-wall",
-            title: "Deletion of stacked snapshots of two disks, the guest writing",
-            unit: "ms",
-            axis: "snapshots",
-            cases: Vec::new(),
-            against: Some(OURS),
-            floor: None,
-            note: "After each snapshot the guest has written the same 8 MiB to each disk. `virsh` merges layer by layer and disk by \
-                   disk (`blockcommit --wait`), from the oldest on; `vmsnap` all layers of all disks at once.",
-        },
-        Figure {
-            name: "deletion-stall",
-            title: "Write stall while snapshots are deleted",
-            unit: "ms",
-            axis: "snapshots",
-            cases: Vec::new(),
-            against: Some(OURS),
-            floor: None,
-            note: "The longest time in which one of the file systems completed no write.",
-        },
+        figure(
+            "deletion-wall",
+            "Deletion of stacked snapshots of two disks, the guest writing",
+            "snapshots",
+            "After each snapshot the guest has written the same 8 MiB to each disk. `virsh` merges layer by layer and disk by \
+             disk (`blockcommit --wait`), from the oldest on; `vmsnap` all layers of all disks at once.",
+        ),
+        figure("deletion-stall", "Write stall while stacked snapshots are deleted", "snapshots", STALL),
     ];
-    figure::measured(figures, &DEPTHS, |depth| case(depth, blocks))
+    figure::measured(figures, &DEPTHS, |depth| case(DISKS_OF_A_STACK, depth, blocks))
 }
 
-fn case(depth: u32, blocks: usize) -> Vec<Vec<Samples>> {
-    let spec = Spec { disks: vec![Disk::new(Format::Qcow2); DISKS], writers: true, ..Spec::default() };
+pub fn by_disks(blocks: usize) -> Vec<Figure> {
+    let figures = vec![
+        figure(
+            "deletion-disks-wall",
+            "Deletion of a snapshot of several disks, the guest writing",
+            "disks",
+            "The guest has written 8 MiB to each disk since. `virsh` merges disk by disk (`blockcommit --wait`), `vmsnap` all at \
+             once.",
+        ),
+        figure(
+            "deletion-disks-stall",
+            "Write stall while a snapshot of several disks is deleted",
+            "disks",
+            STALL,
+        ),
+    ];
+    figure::measured(figures, &DISKS, |disks| case(disks, 1, blocks))
+}
+
+fn figure(name: &'static str, title: &'static str, axis: &'static str, note: &'static str) -> Figure {
+    Figure { name, title, unit: "ms", axis, cases: Vec::new(), against: Some(OURS), floor: None, note }
+}
+
+fn case(disks: u32, depth: u32, blocks: usize) -> Vec<Vec<Samples>> {
+    let images = vec![Disk::new(Format::Qcow2); usize::try_from(disks).unwrap()];
+    let spec = Spec { disks: images, writers: true, ..Spec::default() };
     let guest = Guest::boot(&spec);
     let daemon = Daemon::start();
     let ours = || {
@@ -71,7 +86,7 @@ fn case(depth: u32, blocks: usize) -> Vec<Vec<Samples>> {
     };
     let mut all: [Arm<'_>; 3] =
         [(OURS, Box::new(ours())), (OURS_AGAIN, Box::new(ours())), (VIRSH, Box::new(by_hand))];
-    in_turns(&format!("{depth} snapshots"), &mut all, blocks)
+    in_turns(&format!("{depth} snapshots of {disks} disks"), &mut all, blocks)
 }
 
 /// Makes snapshots, one upon the other, and lets the guest write after each. Gives the overlays of each, oldest first.

@@ -39,12 +39,13 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 8] = [
+    let parts: [Part; 9] = [
         ("floors", floors::figures),
         ("stall", stall::figures),
         ("memory", memory::figures),
         ("restore", restore::figures),
-        ("deletion", deletion::figures),
+        ("deletion-depth", deletion::by_depth),
+        ("deletion-disks", deletion::by_disks),
         ("agent", agent::figures),
         ("catalog", catalog::figures),
         ("watchers", watchers::figures),

@@ -16,6 +16,9 @@ pub const VIRSH: &str = "virsh";
 pub const SCRIPT: &str = "script";
 pub const FLOOR: &str = "freeze, thaw";
 
+/// The clusters of an overlay if nobody says otherwise.
+pub const DEFAULT: &str = "cluster_size=64k";
+
 /// The overlays that a tool is to switch a guest to.
 pub struct Overlays {
     /// Target, active image, overlay.
@@ -36,10 +39,15 @@ impl Overlays {
 
     /// What the strongest script does ahead.
     pub fn prepare(&self) {
+        self.prepare_as(DEFAULT);
+    }
+
+    /// The same with other options of `qemu-img create`.
+    pub fn prepare_as(&self, options: &str) {
         for (_, image, overlay) in &self.disks {
             let mut create = Command::new("qemu-img");
-            create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(image).arg(overlay);
-            images::run(&mut create);
+            create.args(["create", "-q", "-f", "qcow2", "-o", options, "-F", "qcow2", "-b"]);
+            images::run(create.arg(image).arg(overlay));
         }
     }
 
@@ -88,13 +96,19 @@ pub fn virsh_quiesced(guest: &Guest, overlays: &Overlays) {
 
 /// The same: overlays that are there, and no word more than needed while the guest is frozen.
 pub fn script_quiesced(guest: &Guest, overlays: &Overlays) {
+    let name = guest.name();
+    at_once(&[format!("domfsfreeze {name}"), to_prepared(guest, overlays), format!("domfsthaw {name}")]);
+}
+
+/// Switches a guest to overlays that are there, and leaves its file systems alone.
+pub fn switch(guest: &Guest, overlays: &Overlays) {
+    at_once(&[to_prepared(guest, overlays)]);
+}
+
+fn to_prepared(guest: &Guest, overlays: &Overlays) -> String {
     let options = overlays.options().join(" ");
     let name = guest.name();
-    at_once(&[
-        format!("domfsfreeze {name}"),
-        format!("snapshot-create-as {name} --disk-only --atomic --no-metadata --reuse-external {options}"),
-        format!("domfsthaw {name}"),
-    ]);
+    format!("snapshot-create-as {name} --disk-only --atomic --no-metadata --reuse-external {options}")
 }
 
 /// What no quiesced snapshot is without.

@@ -17,6 +17,7 @@ mod arms;
 mod catalog;
 mod deletion;
 mod figure;
+mod first_writes;
 mod floors;
 mod measure;
 mod memory;
@@ -39,9 +40,10 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 9] = [
+    let parts: [Part; 10] = [
         ("floors", floors::figures),
         ("stall", stall::figures),
+        ("first-writes", first_writes::figures),
         ("memory", memory::figures),
         ("restore", restore::figures),
         ("deletion-depth", deletion::by_depth),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::watch;
-use vmsnap::host::images::{HostImages, ImageDeadlines};
+use vmsnap::host::images::{Geometry, HostImages, ImageDeadlines};
 use vmsnap::host::{HostError, Images};
 use vmsnap::model::step::{DoomedImage, ImageRef, NewOverlay};
 use vmsnap::model::vm::{Backing, FileIdentity, Format, LastWritten};
@@ -26,7 +26,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let images = HostImages::new(ImageDeadlines::default()).unwrap();
+        let images = HostImages::new(ImageDeadlines::default(), Geometry::default()).unwrap();
         Self { images, directory: tempfile::tempdir().unwrap() }
     }
 
@@ -123,6 +123,52 @@ async fn an_overlay() {
     }
 }
 
+/// Our own overlays are to QEMU what its own are, of any size and in any geometry, before and after it has written to them.
+#[tokio::test]
+async fn overlays_that_qemu_checks_and_writes_to() {
+    const KIB: u64 = 1 << 10;
+    let told = |image: &Path| {
+        let info = run("qemu-img", &["info", "-f", "qcow2", "--output=json", text(image)]);
+        let mut info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        for other in ["filename", "actual-size", "children"] {
+            info.as_object_mut().unwrap().remove(other);
+        }
+        info
+    };
+    let check = async |size: u64, cluster: u64, has_subclusters: bool| {
+        let geometry = Geometry::new(cluster, has_subclusters).unwrap();
+        let bed = Bed { images: HostImages::new(ImageDeadlines::default(), geometry).unwrap(), ..Bed::new() };
+        let base = ImageRef { path: bed.path("base"), format: Format::Qcow2 };
+        run("qemu-img", &["create", "-q", "-f", "qcow2", text(&base.path), &size.to_string()]);
+        qemu_io(&base, "write -P 5 0 512");
+        let wanted = NewOverlay { virtual_size: size, ..bed.wanted("ours", &base) };
+        bed.images.create_overlay(&wanted).await.unwrap();
+        let (ours, theirs) = (wanted.path, bed.path("theirs"));
+        let subclusters = if has_subclusters { "on" } else { "off" };
+        let options = format!("cluster_size={cluster},extended_l2={subclusters}");
+        let over = ["-b", text(&base.path), "-F", "qcow2", "-o", &options];
+        run("qemu-img", &[&["create", "-q", "-f", "qcow2"], &over[..], &[text(&theirs)]].concat());
+        assert_eq!(told(&ours), told(&theirs));
+        let is_whole = || run("qemu-img", &["check", "-f", "qcow2", text(&ours)]);
+        let checked = is_whole();
+        assert!(checked.contains("No errors were found"), "{size} {cluster}: {checked}");
+        let ours = ImageRef { path: ours.clone(), format: Format::Qcow2 };
+        qemu_io(&ours, "read -P 5 0 512");
+        let last = size - 512;
+        qemu_io(&ours, &format!("write -P 7 {last} 512"));
+        qemu_io(&ours, &format!("read -P 7 {last} 512"));
+        let checked = is_whole();
+        assert!(checked.contains("No errors were found"), "{size} {cluster}, written: {checked}");
+    };
+    for (cluster, has_subclusters) in
+        [(64 * KIB, false), (16 * KIB, true), (128 * KIB, true), (2048 * KIB, false)]
+    {
+        for size in [512, SIZE, (1 << 40) + 512, 32 << 40] {
+            check(size, cluster, has_subclusters).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_overlay_that_cannot_be_made_leaves_nothing() {
     let bed = Bed::new();
@@ -140,7 +186,7 @@ async fn an_overlay_that_cannot_be_made_leaves_nothing() {
     let error = bed.images.create_overlay(&nowhere).await.unwrap_err();
     assert!(matches!(error, HostError::NoSuchImage(_)), "{error:?}");
 
-    // QEMU rounds the size up, so the overlay is not the one asked for.
+    // QEMU counts in sectors.
     let mut crooked = bed.wanted("crooked", &base);
     crooked.virtual_size = SIZE + 1;
     let error = bed.images.create_overlay(&crooked).await.unwrap_err();
@@ -254,7 +300,9 @@ async fn a_merge_that_takes_too_long() {
     let base = bed.image("base", Format::Raw);
     let top = bed.overlay("top", &base).await;
     qemu_io(&top, "write -P 6 0 64M");
-    let impatient = HostImages::new(ImageDeadlines { commit: Duration::ZERO, ..Default::default() }).unwrap();
+    let impatient =
+        HostImages::new(ImageDeadlines { commit: Duration::ZERO, ..Default::default() }, Geometry::default())
+            .unwrap();
     let (progress, _) = watch::channel((0, 0));
     let late = impatient.commit(&[top.clone(), base.clone()], &progress).await;
     assert!(matches!(late, Err(HostError::TimedOut { .. })), "{late:?}");

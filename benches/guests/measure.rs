@@ -3,7 +3,8 @@
 //! Decides the order: there and back within a block, so that what drifts strikes all arms alike, and another order in each.
 
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -11,6 +12,9 @@ use nix::sys::time::TimeValLike;
 
 use super::bed::{Guest, Progress};
 use super::figure::Samples;
+
+/// After a run before the next one is timed.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// What one run of an arm came to, one number for each figure.
 pub type Measured = Vec<f64>;
@@ -60,6 +64,8 @@ pub fn feel(guest: &Guest, daemon: u32, what: impl FnOnce()) -> Felt {
             progress.wait_for_next(target);
         }
     };
+    // What came before may have a sequel: a daemon looks at what it has changed.
+    sleep(SETTLED);
     wait();
     let before = processor(daemon);
     let from = Instant::now();

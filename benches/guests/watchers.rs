@@ -16,7 +16,7 @@ use super::figure::{self, Figure, Samples};
 
 const WATCHERS: [u32; 3] = [10, 100, 1000];
 /// So many share a connection, as those within one program would. The daemon takes no more than 64 calls on one.
-const SHARED: usize = 50;
+const SHARED: usize = 25;
 /// With so many the operation goes on until all watch it.
 const DISKS: usize = 16;
 
@@ -27,8 +27,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
         "ms",
         "watchers",
         "From the moment in which the first of them had it to the moment in which 99 of 100 had it; the watchers share the machine \
-         with the daemon, and up to 50 of them a connection. The operation is a snapshot of a VM with 16 disks that is off. Each is \
-         told something at most every 100 ms, by its own time: that much later it may have the end.",
+         with the daemon, and up to 25 of them a connection. The operation is a snapshot of a VM with 16 disks that is off.",
     );
     figure::measured(vec![figure], &WATCHERS, |watchers| case(watchers, blocks))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -92,27 +93,30 @@ impl Watch {
         }
         let stopping = self.engine.draining();
         let Some(mut watcher) = watcher else { return };
+        let mut shown = Instant::now();
         loop {
-            tokio::select! {
-                changed = watcher.changed() => {
-                    let view = watcher.borrow_and_update().clone();
-                    if self.show(&view).await.is_none() || is_over(&view) {
-                        return;
-                    }
-                    if changed.is_err() {
-                        break;
-                    }
-                }
+            let has_gone = tokio::select! {
+                changed = watcher.changed() => changed.is_err(),
                 () = tokio::time::sleep(self.heartbeat) => {
                     let heartbeat = v1::Heartbeat { server_time: Some(convert::timestamp(Timestamp::now())) };
                     if self.send(Update::Heartbeat(heartbeat)).await.is_none() {
                         return;
                     }
+                    continue;
                 }
                 () = stopping.cancelled() => break,
                 () = self.sender.closed() => return,
+            };
+            // The end waits for nobody.
+            let _ = tokio::time::timeout_at(shown + PACE, watcher.wait_for(is_over)).await;
+            let view = watcher.borrow_and_update().clone();
+            if self.show(&view).await.is_none() || is_over(&view) {
+                return;
             }
-            tokio::time::sleep(PACE).await;
+            if has_gone {
+                break;
+            }
+            shown = Instant::now();
         }
         // The runner has gone: with the daemon, if the operation has not ended.
         if let Ok(view) = self.engine.operation(present.operation.id).await

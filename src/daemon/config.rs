@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
+use crate::host::images::Geometry;
 use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy};
 
 /// Everything that can be set. Every default works unset.
@@ -26,6 +27,12 @@ pub struct Config {
     pub image_directories: Vec<PathBuf>,
     /// Where overlays over block devices go. Unset: such disks are refused.
     pub overlay_directory: Option<PathBuf>,
+    /// KiB in which new overlays are mapped: a power of two between 16 and 2048. A guest's first write to one of these pieces
+    /// copies all of it.
+    pub overlay_cluster_kib: u64,
+    /// Whether new overlays map each of these pieces in 32 parts (`extended_l2`): a first write copies only one of them, and the
+    /// tables have twice the size.
+    pub overlay_subclusters: bool,
     /// Bytes to leave free wherever we write.
     pub reserve_bytes: u64,
     /// Warn when a file system that running VMs' disks grow on has fewer bytes free: of a small one at most a tenth.
@@ -69,6 +76,8 @@ impl Default for Config {
             memory_directory: None,
             image_directories: vec!["/var/lib/libvirt/images".into()],
             overlay_directory: None,
+            overlay_cluster_kib: 64,
+            overlay_subclusters: false,
             reserve_bytes: 256 << 20,
             space_warning_bytes: 16 << 30,
             libvirt_uri: "qemu:///system".to_owned(),
@@ -202,7 +211,18 @@ impl Config {
                 });
             }
         }
+        self.overlays()?;
         self.mode().map(drop)
+    }
+
+    /// In how large pieces new overlays are mapped.
+    pub fn overlays(&self) -> Result<Geometry, ConfigError> {
+        let geometry = self.overlay_cluster_kib.checked_mul(1024);
+        let geometry = geometry.and_then(|cluster| Geometry::new(cluster, self.overlay_subclusters));
+        geometry.ok_or_else(|| ConfigError::BadValue {
+            key: "overlay_cluster_kib",
+            problem: format!("{} is no power of two between 16 and 2048", self.overlay_cluster_kib),
+        })
     }
 
     /// The mode of the socket file.
@@ -267,6 +287,15 @@ mod tests {
         check("merge_slowest_writes = 0", Ok(|config| config.merge_policy().slowest_writes == 0));
         check("merge_patience_seconds = 0", Err("merge_patience_seconds: at least one second"));
         check("merge_deadline_seconds = 0", Err("merge_deadline_seconds: at least one second"));
+        check("", Ok(|config| config.overlays().is_ok_and(|geometry| geometry == Geometry::default())));
+        check(
+            "overlay_cluster_kib = 128\noverlay_subclusters = true",
+            Ok(|config| config.overlays().is_ok()),
+        );
+        check(
+            "overlay_cluster_kib = 8",
+            Err("overlay_cluster_kib: 8 is no power of two between 16 and 2048"),
+        );
         check("concurrent_merges = 0", Err("concurrent_merges: 0 is not between 1 and 64"));
     }
 
@@ -285,6 +314,8 @@ state_directory = "/var/lib/vmsnapd"
 memory_directory = "/m"
 image_directories = ["/var/lib/libvirt/images", "/srv"]
 overlay_directory = "/o"
+overlay_cluster_kib = 64
+overlay_subclusters = false
 reserve_bytes = 268435456
 libvirt_uri = "qemu:///system"
 live_pulls = "when_safe"

@@ -32,7 +32,7 @@ mod places;
 pub(super) use places::Call;
 
 /// Most connections at once: some for every VM that a node can have, in some tens of MiB.
-const MOST: usize = 512;
+const MOST: usize = 1024;
 
 /// How long a client may take nothing of what is written to it: a client that lives reads, whatever its user does. The
 /// keepalive of HTTP/2 does not end such a connection: its last word cannot be written either.

@@ -231,7 +231,7 @@ pub(super) fn libvirt_host(config: &Config) -> Result<Host, StartError> {
     Ok(Host {
         hypervisor: Arc::clone(&libvirt) as _,
         agent: Arc::clone(&libvirt) as _,
-        images: HostImages::new(ImageDeadlines::default()).map_err(StartError::Host)?,
+        images: HostImages::new(ImageDeadlines::default(), config.overlays()?).map_err(StartError::Host)?,
         emergency: libvirt.emergency(),
     })
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use uuid::Uuid;
-use vmsnap::host::images::{HostImages, ImageDeadlines};
+use vmsnap::host::images::{Geometry, HostImages, ImageDeadlines};
 use vmsnap::host::libvirt::{Deadlines, Libvirt};
 use vmsnap::host::{GuestAgent, HostEvent, Hypervisor, Images, Link};
 use vmsnap::model::VmId;
@@ -46,7 +46,7 @@ impl Real {
         let mut link = libvirt.link();
         let is_up = link.wait_for(|link| *link == Link::Up);
         tokio::time::timeout(PATIENCE, is_up).await.expect("libvirtd answers").unwrap();
-        let images = HostImages::new(ImageDeadlines::default()).unwrap();
+        let images = HostImages::new(ImageDeadlines::default(), Geometry::default()).unwrap();
         Some(Self { libvirt, images, directory, vms: Mutex::new(Vec::new()) })
     }
 }

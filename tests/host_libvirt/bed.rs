@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
-use vmsnap::host::images::{HostImages, ImageDeadlines};
+use vmsnap::host::images::{Geometry, HostImages, ImageDeadlines};
 use vmsnap::host::libvirt::{Deadlines, Libvirt};
 use vmsnap::host::{DiskSwitch, HostEvent, Hypervisor, Images, Link};
 use vmsnap::model::step::{ImageRef, NewOverlay};
@@ -44,7 +44,7 @@ impl Bed {
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
         let libvirt = Libvirt::connect(URI, Deadlines::default()).unwrap();
         is_up(&mut libvirt.link()).await;
-        let images = HostImages::new(ImageDeadlines::default()).unwrap();
+        let images = HostImages::new(ImageDeadlines::default(), Geometry::default()).unwrap();
         Some(Self { libvirt, images, directory })
     }
 

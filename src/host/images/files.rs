@@ -114,14 +114,13 @@ pub(super) fn backing(header: &qcow2::Header, path: &Path) -> Result<Option<Back
     Ok(Some(Backing { path: backing, format }))
 }
 
-/// Makes a file that only its owner may read, and that was not there. Gives which file it is.
-pub(super) fn create_new(path: &Path) -> Result<FileIdentity> {
+/// Makes a file that only its owner may read, and that was not there. Gives it, to be written, and its directory.
+pub(super) fn create_new(path: &Path) -> Result<(File, OwnedFd)> {
     let (directory, name) = directory_of(path)?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     let file = openat(&directory, name, flags, mode).map_err(failed_errno("create", path))?;
-    let metadata = File::from(file).metadata().map_err(failed("look at", path))?;
-    Ok(identity(&metadata))
+    Ok((File::from(file), directory))
 }
 
 /// Removes a regular file, if it is the one meant. None there is success.

@@ -2,14 +2,13 @@
 //!
 //! Decides whether a capture was finished. The last letters of the magic are written only at the end, by libvirt and here.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 
-use super::files::{bad, directory_of, failed, failed_errno, open_image, sync_directory};
+use super::files::{bad, create_new, failed, open_image, sync_directory};
 use crate::host::{HostError, Result};
 
 /// 16 bytes of magic and 19 numbers of 32 bits, in the byte order of the host.
@@ -30,10 +29,7 @@ const PAGE: usize = 4096;
 /// Makes a memory image that has everything but the memory, durable and unfinished.
 pub(super) fn begin(path: &Path, definition: &str) -> Result<()> {
     let content = beginning(definition).map_err(|problem| bad(path, problem))?;
-    let (directory, name) = directory_of(path)?;
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
-    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-    let file = File::from(openat(&directory, name, flags, mode).map_err(failed_errno("create", path))?);
+    let (file, directory) = create_new(path)?;
     file.write_all_at(&content, 0).map_err(failed("write", path))?;
     file.sync_all().map_err(failed("sync", path))?;
     sync_directory(directory, path)

@@ -32,6 +32,7 @@ mod users;
 
 pub use files::open_image;
 pub(super) use memory::where_memory_goes;
+pub use qcow2::Geometry;
 
 use qemu_img::QemuImg;
 
@@ -68,13 +69,14 @@ pub struct HostImages {
     workers: Workers,
     qemu_img: QemuImg,
     deadlines: ImageDeadlines,
+    overlays: Geometry,
 }
 
 impl HostImages {
     /// Looks up `qemu-img` once, at its fixed places. An error names the program that is missing.
-    pub fn new(deadlines: ImageDeadlines) -> Result<Arc<Self>> {
+    pub fn new(deadlines: ImageDeadlines, overlays: Geometry) -> Result<Arc<Self>> {
         let workers = Workers::start("image-files", FILE_THREADS);
-        Ok(Arc::new(Self { workers, qemu_img: QemuImg::find()?, deadlines }))
+        Ok(Arc::new(Self { workers, qemu_img: QemuImg::find()?, deadlines, overlays }))
     }
 
     async fn on_files<T: Send + 'static>(
@@ -99,22 +101,8 @@ impl HostImages {
 #[async_trait]
 impl Images for HostImages {
     async fn create_overlay(&self, overlay: &NewOverlay) -> Result<()> {
-        let reserved = self.on_path("the creation of a file", &overlay.path, files::create_new).await?;
-        let made = self.qemu_img.create(&self.workers, overlay, self.deadlines.header).await;
-        let checked = match made {
-            Ok(()) => {
-                let overlay = overlay.clone();
-                self.on_files("the check of an overlay", move || overlay::finish(&overlay, reserved)).await
-            }
-            Err(error) => Err(error),
-        };
-        if checked.is_err() {
-            // Whoever asked looks again, and may find it: this only keeps the directory clean.
-            let debris = DoomedImage { path: overlay.path.clone(), identity: Some(reserved) };
-            let removed = self.remove(&debris).await;
-            tracing::debug!(path = %overlay.path.display(), ?removed, "an overlay was not completed");
-        }
-        checked
+        let (overlay, geometry) = (overlay.clone(), self.overlays);
+        self.on_files("the creation of an overlay", move || overlay::make(&overlay, geometry)).await
     }
 
     async fn inspect(&self, path: &Path, format: Format) -> Result<ImageFacts> {
@@ -170,7 +158,8 @@ impl Images for HostImages {
     }
 
     async fn copy(&self, copy: &NewCopy, progress: &ByteProgress) -> Result<()> {
-        self.on_path("the creation of a file", &copy.path, files::create_new).await?;
+        let create = |path: &Path| files::create_new(path).map(|_| ());
+        self.on_path("the creation of a file", &copy.path, create).await?;
         let source = copy.source.clone();
         let look = move || files::inspect(&source.path, source.format).map(|facts| facts.virtual_size);
         let bytes = self.on_files("a look at an image", look).await?;

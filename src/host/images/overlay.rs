@@ -1,40 +1,47 @@
-//! Overlays, checked by our own reader after `qemu-img` has written them.
+//! Overlays: made, without a process for each, and looked at.
 //!
-//! Decides that an overlay is the one asked for. Neither libvirt nor QEMU checks this when it plugs one in: a wrong
-//! size or backing name would show at the next cold start only. Every function here blocks.
+//! Decides when one is whole, and that an image lies on the one that is meant. Neither libvirt nor QEMU checks this when it
+//! plugs one in: a wrong size or backing name would show at the next cold start only. Every function here blocks.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::files::{backing, bad, identity, open_image, sync, usable_header};
-use super::qcow2;
+use super::files::{
+    backing, bad, create_new, failed, identity, open_image, remove, sync_directory, usable_header,
+};
+use super::qcow2::{self, Empty, Geometry};
 use crate::host::paths::plain;
 use crate::host::{HostError, Result};
-use crate::model::step::{ImageRef, NewOverlay};
-use crate::model::vm::{FileIdentity, Format};
+use crate::model::step::{DoomedImage, ImageRef, NewOverlay};
+use crate::model::vm::Format;
 
-/// Checks a new overlay and makes it durable. `reserved` is the file that was made for it.
-pub(super) fn finish(overlay: &NewOverlay, reserved: FileIdentity) -> Result<()> {
+/// Makes an overlay that holds nothing, durably. What stands there is left alone. The backing file is not opened.
+pub(super) fn make(overlay: &NewOverlay, geometry: Geometry) -> Result<()> {
     let path = &overlay.path;
-    let file = open_image(path)?;
-    let found = file.metadata().map_err(super::files::failed("look at", path))?;
-    if identity(&found) != reserved {
-        return Err(bad(path, "another file stands there now".to_owned()));
+    let backing = (plain(&overlay.backing_path)?, overlay.backing_format.as_str());
+    let empty = qcow2::empty(overlay.virtual_size, backing, geometry);
+    let empty = empty.map_err(|problem| bad(path, problem.to_string()))?;
+    let (file, directory) = create_new(path)?;
+    let made = fill(&file, &empty, path).and_then(|()| sync_directory(directory, path));
+    if made.is_err() {
+        // Whoever asked looks again, and may find it: this only keeps the directory clean.
+        let identity = file.metadata().ok().as_ref().map(identity);
+        let removed = remove(&DoomedImage { path: path.clone(), identity });
+        tracing::debug!(path = %path.display(), ?removed, "an overlay was not completed");
     }
-    let header = usable_header(&file, path)?;
-    if header.version != 3 {
-        return Err(bad(path, format!("it has version {} of the format, not 3", header.version)));
+    made
+}
+
+/// The header comes last: what has one is whole, whatever happens in between.
+fn fill(file: &File, empty: &Empty, path: &Path) -> Result<()> {
+    file.set_len(empty.length).map_err(failed("write", path))?;
+    for (at, bytes) in &empty.tables {
+        file.write_all_at(bytes, *at).map_err(failed("write", path))?;
     }
-    if header.virtual_size != overlay.virtual_size {
-        return Err(bad(path, format!("its size is {}, not {}", header.virtual_size, overlay.virtual_size)));
-    }
-    let expected = ImageRef { path: overlay.backing_path.clone(), format: overlay.backing_format };
-    check_backing(&ImageRef { path: path.clone(), format: Format::Qcow2 }, &header, &expected)?;
-    if !qcow2::is_empty(&file, &header).map_err(|error| error.at(path))? {
-        return Err(bad(path, "it is not empty".to_owned()));
-    }
-    drop(file);
-    sync(path)
+    file.sync_all().map_err(failed("sync", path))?;
+    file.write_all_at(&empty.header, 0).map_err(failed("write", path))?;
+    file.sync_all().map_err(failed("sync", path))
 }
 
 /// Checks that an image lies on nothing, and has the size that it should have.

@@ -1,4 +1,4 @@
-//! The header of a qcow2 image, read by ourselves.
+//! The header of a qcow2 image, read by ourselves; and an empty image, made so.
 //!
 //! Decides which headers are well formed and what they say. Opens nothing but what it is given, follows no name, and
 //! reads a bounded number of bytes: the bytes may be a guest's.
@@ -8,6 +8,10 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+pub use empty::{Empty, Geometry, Impossible, empty};
+
+mod empty;
 
 /// `QFI\xfb`.
 const MAGIC: u32 = 0x5146_49fb;

@@ -15,7 +15,7 @@ use super::program::{Output, Program};
 use crate::host::paths::plain;
 use crate::host::workers::Workers;
 use crate::host::{ByteProgress, HostError, Result};
-use crate::model::step::{ImageRef, NewCopy, NewOverlay};
+use crate::model::step::{ImageRef, NewCopy};
 
 /// The program, found once.
 #[derive(Debug)]
@@ -25,32 +25,6 @@ impl QemuImg {
     /// Looks it up at its fixed places.
     pub(super) fn find() -> Result<Self> {
         Program::find("qemu-img").map(Self)
-    }
-
-    /// Writes an empty overlay into a file that exists. The backing file is not opened: its size is given.
-    pub(super) async fn create(
-        &self,
-        workers: &Workers,
-        overlay: &NewOverlay,
-        deadline: Duration,
-    ) -> Result<()> {
-        let size = overlay.virtual_size.to_string();
-        let arguments = [
-            "create",
-            "-q",
-            "-u",
-            "-f",
-            "qcow2",
-            "-o",
-            "compat=1.1,lazy_refcounts=off,preallocation=off",
-            "-b",
-            plain(&overlay.backing_path)?,
-            "-F",
-            overlay.backing_format.as_str(),
-            plain(&overlay.path)?,
-            &size,
-        ];
-        self.0.run(workers, &arguments, deadline, Output::Ignored, &overlay.path).await
     }
 
     /// Merges `top` into `base`. `top` keeps its content: only the base is written.

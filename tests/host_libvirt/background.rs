@@ -22,8 +22,8 @@ fn is_on(vm: &Vm) -> bool {
     found.is_some_and(|it| it["state"] == true)
 }
 
-/// A daemon that was started meanwhile sees it, and whoever ends it leaves nothing behind: the VM can be saved, by libvirt, as
-/// if there had never been one.
+/// A daemon that was started meanwhile sees it, and ends it once nobody waits for it any more. It leaves nothing behind: the VM can
+/// be saved, by libvirt, as if there had never been one.
 #[tokio::test]
 async fn another_daemon_ends_it() {
     let Some(bed) = Bed::new().await else { return };
@@ -42,19 +42,24 @@ async fn another_daemon_ends_it() {
     let image = bed.path("memory");
     let definition = bed.libvirt.definition(vm.id).await.unwrap();
     bed.images.begin_memory_image(&image, &definition).await.unwrap();
-    bed.libvirt.pause(vm.id).await.unwrap();
-    bed.libvirt.begin_background_capture(vm.id, &image).await.unwrap();
-    bed.libvirt.resume(vm.id).await.unwrap();
+    let [first, other] = [(), ()].map(|()| Libvirt::connect(URI, Deadlines::default()).unwrap());
+    for libvirt in [&first, &other] {
+        in_time(libvirt.link().wait_for(|link| *link == Link::Up)).await.unwrap();
+    }
+    first.pause(vm.id).await.unwrap();
+    first.begin_background_capture(vm.id, &image).await.unwrap();
+    first.resume(vm.id).await.unwrap();
     assert!(is_on(&vm));
 
-    let other = Libvirt::connect(URI, Deadlines::default()).unwrap();
-    in_time(other.link().wait_for(|link| *link == Link::Up)).await.unwrap();
     assert_ne!(other.background_capture(vm.id, &image).await.unwrap(), BackgroundCapture::None);
     assert_eq!(
         other.background_capture(vm.id, &bed.path("other")).await.unwrap(),
         BackgroundCapture::None,
         "that is another image"
     );
+    other.end_background_capture(vm.id).await.unwrap();
+    assert!(is_on(&vm), "somebody waits for it");
+    drop(first);
     other.end_background_capture(vm.id).await.unwrap();
     assert!(!is_on(&vm));
     assert_eq!(ask(&vm, "query-fdsets").as_array().map(Vec::len), Some(0), "QEMU keeps no file of ours");

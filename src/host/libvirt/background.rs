@@ -11,6 +11,7 @@
 //!
 //! libvirt has no job of this: it takes the events of a migration that it has not asked for as none of its own. QEMU gets
 //! an open file, so that it is confined as it was. Only one begun by [`begin`] has that file: by its name in QEMU it is known.
+//! Whoever has begun it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
 
 use std::ffi::CString;
 use std::fs::OpenOptions;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 use virt::sys;
 
+use super::awaited::Awaited;
 use super::connection::Connection;
 use super::description::Description;
 use super::monitor::{self, Custom, ask};
@@ -71,13 +73,15 @@ pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
 }
 
 /// See [`crate::host::Hypervisor::begin_background_capture`].
-pub(super) fn begin(line: &Connection, vm: VmId, image: &Path) -> Result<()> {
+pub(super) fn begin(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
     check_paused(&domain, vm)?;
-    end_on(&domain, vm)?;
+    if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
+        return Err(HostError::Busy("another process captures the VM's memory".into()));
+    }
     let begun = begin_on(&domain, vm, image).and_then(|()| check_paused(&domain, vm));
     if begun.is_err() {
-        end_on(&domain, vm)?;
+        end_on(&domain, awaited, vm)?;
     }
     begun
 }
@@ -138,18 +142,26 @@ pub(super) fn look(line: &Connection, vm: VmId, image: &Path) -> Result<Backgrou
 }
 
 /// See [`crate::host::Hypervisor::end_background_capture`].
-pub(super) fn end(line: &Connection, vm: VmId) -> Result<()> {
-    let domain = vms::lookup(line, vm)?;
-    if !vms::is_active(&domain, vm)? {
-        return Ok(());
+pub(super) fn end(line: &Connection, awaited: &Awaited, vm: VmId) -> Result<()> {
+    let ended = vms::lookup(line, vm).and_then(|domain| {
+        // What another one waits for it ends, or whoever finds it after that one's death.
+        if vms::is_active(&domain, vm)? { end_on(&domain, awaited, vm).map(drop) } else { Ok(()) }
+    });
+    if matches!(ended, Ok(()) | Err(HostError::NoSuchVm(_))) {
+        awaited.wait_no_more(vm);
     }
-    end_on(&domain, vm)
+    ended
 }
 
 /// Our file is given first, and taken back last: without it what is under way is none of ours. But nobody wants the capability
-/// to stay on where nothing is.
-fn end_on(domain: &Domain, vm: VmId) -> Result<()> {
-    let is_ours = !given_files(domain, vm)?.is_empty();
+/// to stay on where nothing is. False if another process waits for it: then nothing was done.
+fn end_on(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<bool> {
+    let files = given_files(domain, vm)?;
+    let images = files.iter().filter_map(|file| file.opaque.as_deref()).map(Path::new);
+    if awaited.by_others(vm, images) {
+        return Ok(false);
+    }
+    let is_ours = !files.is_empty();
     let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
     let is_on = capabilities.iter().any(|it| it.capability == CAPABILITY && it.state);
     if is_on && is_ours {
@@ -161,7 +173,7 @@ fn end_on(domain: &Domain, vm: VmId) -> Result<()> {
     if is_ours {
         run(domain, vm, "remove-fd", RemoveFile { fdset_id: FILE_SET })?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn cancel(domain: &Domain, vm: VmId) -> Result<()> {

@@ -31,6 +31,7 @@ use crate::model::vm::{BlockJob, PauseReason, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
 
 mod agent;
+mod awaited;
 mod background;
 mod chain;
 mod change;
@@ -58,6 +59,7 @@ mod vms;
 pub use agent::AgentLane;
 pub use deadlines::Deadlines;
 
+use awaited::Awaited;
 use connection::{Watch, start_lines};
 use lane::Lane;
 use observe::{BETWEEN_LOOKS, Doubt, Looked};
@@ -82,6 +84,7 @@ pub struct Libvirt {
     deadlines: Deadlines,
     /// The memory images that are being written for us.
     captures: Mutex<HashMap<VmId, PathBuf>>,
+    awaited: Arc<Awaited>,
     /// Held by whoever reads a definition and writes it: of two at once one would undo the other.
     definitions: Arc<Mutex<()>>,
     _watch: Watch,
@@ -113,6 +116,7 @@ impl Libvirt {
             link,
             deadlines,
             captures: Mutex::new(HashMap::new()),
+            awaited: Arc::default(),
             definitions: Arc::default(),
             _watch: watch,
         }))
@@ -288,7 +292,8 @@ impl Hypervisor for Libvirt {
 
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         let image = image.to_owned();
-        let begin = move |line: &_| background::begin(line, vm, &image);
+        let awaited = Arc::clone(&self.awaited);
+        let begin = move |line: &_| background::begin(line, &awaited, vm, &image);
         self.change.run("the beginning of the capture", self.deadlines.change, begin).await
     }
 
@@ -299,7 +304,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn end_background_capture(&self, vm: VmId) -> Result<()> {
-        let end = move |line: &_| background::end(line, vm);
+        let awaited = Arc::clone(&self.awaited);
+        let end = move |line: &_| background::end(line, &awaited, vm);
         // It is asked of all VMs, and a QEMU that hangs is not to hold up what is done to the others.
         self.power.run("the end of the capture", self.deadlines.change, end).await
     }

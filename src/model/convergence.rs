@@ -102,6 +102,12 @@ impl Tracker {
         self.samples.clear();
     }
 
+    /// The same, over another window.
+    pub fn restart_with(&mut self, window: Duration) {
+        self.window = window;
+        self.restart();
+    }
+
     /// How it goes.
     #[must_use]
     pub fn trend(&self) -> Trend {

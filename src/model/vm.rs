@@ -370,6 +370,17 @@ pub struct ImageFacts {
     pub length: u64,
     /// Whether the name is a symbolic link.
     pub is_link: bool,
+    /// In what pieces it takes space; None for a raw one.
+    pub pieces: Option<Pieces>,
+}
+
+/// In what pieces a qcow2 image takes space, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pieces {
+    /// A cluster: what the first write to any part of it takes.
+    pub cluster: u64,
+    /// The smallest part of it that may hold something by itself, and take space on the host.
+    pub smallest: u64,
 }
 
 impl ImageFacts {

@@ -110,6 +110,8 @@ impl Runner {
     }
 
     async fn end(mut self) {
+        // Whoever still says something is told that it comes too late.
+        self.commands = mpsc::channel(1).1;
         // Before the end is durable: what was written to has to be looked at, even if the daemon dies now.
         self.engine.remember(&self.operation).await;
         // Those that could not be written before.
@@ -185,7 +187,7 @@ impl Runner {
                     performed = &mut turn => break performed,
                     Some(command) = self.commands.recv() => match command {
                         Command::Cancel => cancelled.cancel(),
-                        Command::Limit(limit) if self.is_ahead => refuse(limit),
+                        Command::Limit(limit) if self.is_ahead || !self.operation.can_limit() => refuse(limit),
                         Command::Limit(limit) => {
                             let mut operation = limited.take().unwrap_or_else(|| self.operation.clone());
                             take_limit(inner, (&self.reporter, &self.bandwidth), &mut operation, limit).await;
@@ -233,7 +235,7 @@ impl Runner {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Cancel => self.operation.cancel_requested = true,
-                Command::Limit(limit) if self.is_ahead => refuse(limit),
+                Command::Limit(limit) if self.is_ahead || !self.operation.can_limit() => refuse(limit),
                 Command::Limit(limit) => {
                     let shown = (&self.reporter, &self.bandwidth);
                     take_limit(&self.engine.0, shown, &mut self.operation, limit).await;
@@ -440,7 +442,7 @@ async fn take_limit(
     let _ = limit.told.send(saved.map_err(OpsError::from));
 }
 
-/// While a guest stands still the journal is ahead of the operation, and stays so.
+/// It copies nothing, or nothing any more. And while a guest stands still the journal is ahead of the operation, and stays so.
 fn refuse(limit: Limit) {
     let _ = limit.told.send(Err(OpsError::NothingToLimit));
 }

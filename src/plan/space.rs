@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::step::{ImageRef, Merge};
 use crate::model::vm::{ChainImage, Format, PauseReason};
-use crate::model::{RunState, Space, VmView};
+use crate::model::{ImageFacts, RunState, Space, VmView};
 
 use super::{Places, Refusal, World, directory_of};
 
@@ -118,10 +118,19 @@ impl Run {
         Self { layers, survivor: image.clone() }
     }
 
-    /// What the others take now.
+    /// What the others take now. In larger pieces it takes more, up to all of the disk.
     pub(super) fn held(&self, world: &World) -> u64 {
+        let facts = |layer: &ImageRef| world.images.get(&layer.path);
+        let cluster = facts(&self.survivor).and_then(|facts| facts.pieces).map(|pieces| pieces.cluster);
+        let held = |facts: &ImageFacts| match (cluster, facts.pieces) {
+            (Some(cluster), Some(pieces)) if cluster > pieces.smallest => {
+                let larger = facts.allocated.saturating_mul(cluster.div_ceil(pieces.smallest));
+                larger.min(facts.allocated.max(facts.virtual_size))
+            }
+            _ => facts.allocated,
+        };
         let others = self.layers.iter().filter(|layer| layer.path != self.survivor.path);
-        others.filter_map(|layer| world.images.get(&layer.path)).map(|facts| facts.allocated).sum()
+        others.filter_map(facts).map(held).sum()
     }
 
     /// The survivor alone; all together as they lie; and all with the survivor on top.

@@ -113,6 +113,7 @@ impl Paper {
             identity,
             length: 1 << 20,
             is_link: false,
+            pieces: None,
         };
         self.world.images.insert(path.to_owned(), facts);
     }

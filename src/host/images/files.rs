@@ -53,17 +53,17 @@ pub(super) fn inspect(path: &Path, format: Format) -> Result<ImageFacts> {
     let metadata = file.metadata().map_err(failed("look at", path))?;
     let bytes = size(&mut file, &metadata).map_err(failed("look at", path))?;
     let allocated = if metadata.is_file() { metadata.blocks() * 512 } else { bytes };
-    let (virtual_size, backing) = match format {
+    let (virtual_size, backing, pieces) = match format {
         // QEMU rounds up to a sector.
-        Format::Raw => (bytes.next_multiple_of(512), None),
+        Format::Raw => (bytes.next_multiple_of(512), None, None),
         Format::Qcow2 => {
             let header = usable_header(&file, path)?;
-            (header.virtual_size, backing(&header, path)?)
+            (header.virtual_size, backing(&header, path)?, Some(header.pieces()))
         }
     };
     let is_link = path.symlink_metadata().map_err(failed("look at", path))?.is_symlink();
     let identity = identity(&metadata);
-    Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: bytes, is_link })
+    Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: bytes, is_link, pieces })
 }
 
 /// When an image was written to last.

@@ -24,10 +24,11 @@ pub(super) fn make(overlay: &NewOverlay, geometry: Geometry) -> Result<()> {
     let empty = empty.map_err(|problem| bad(path, problem.to_string()))?;
     let (file, directory) = create_new(path)?;
     let made = fill(&file, &empty, path).and_then(|()| sync_directory(directory, path));
-    if made.is_err() {
+    if made.is_err()
+        && let Ok(made) = file.metadata()
+    {
         // Whoever asked looks again, and may find it: this only keeps the directory clean.
-        let identity = file.metadata().ok().as_ref().map(identity);
-        let removed = remove(&DoomedImage { path: path.clone(), identity });
+        let removed = remove(&DoomedImage { path: path.clone(), identity: Some(identity(&made)) });
         tracing::debug!(path = %path.display(), ?removed, "an overlay was not completed");
     }
     made

@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::model::vm::Pieces;
+
 pub use empty::{Empty, Geometry, Impossible, empty};
 
 mod empty;
@@ -69,6 +71,17 @@ pub struct Header {
     pub l1_offset: u64,
     /// Its number of entries, of eight bytes each.
     pub l1_entries: u32,
+    /// Whether each cluster is mapped in 32 parts.
+    pub has_subclusters: bool,
+}
+
+impl Header {
+    /// In what pieces the image takes space.
+    #[must_use]
+    pub fn pieces(&self) -> Pieces {
+        let cluster = 1 << self.cluster_bits;
+        Pieces { cluster, smallest: if self.has_subclusters { cluster / 32 } else { cluster } }
+    }
 }
 
 #[cfg(test)]
@@ -88,6 +101,7 @@ impl Header {
             is_dirty: false,
             l1_offset: 0x30000,
             l1_entries: 2,
+            has_subclusters: false,
         }
     }
 }
@@ -159,6 +173,7 @@ pub fn read_header(file: &impl FileExt) -> Result<Header, HeaderError> {
         is_dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
         l1_offset,
         l1_entries,
+        has_subclusters: incompatible & INCOMPATIBLE_EXTENDED_L2 != 0,
     })
 }
 

@@ -345,7 +345,16 @@ impl Files {
             (Format::Raw, _) => (allocated, None),
         };
         let (identity, is_link) = (file.identity, file.is_link);
-        Ok(ImageFacts { format, virtual_size, allocated, backing, identity, length: allocated, is_link })
+        Ok(ImageFacts {
+            format,
+            virtual_size,
+            allocated,
+            backing,
+            identity,
+            length: allocated,
+            is_link,
+            pieces: None,
+        })
     }
 
     /// All files are in one file system.

@@ -33,7 +33,9 @@ pub(super) struct Watch<'a> {
     not_before: Duration,
     /// It is not tried to end the job before this time has passed.
     not_ended_before: Duration,
-    /// It is not tried to give the job another limit before this time has passed.
+    /// The limit that the job has been given; None before it was seen.
+    limited: Option<Option<u64>>,
+    /// It is not tried to give it another before this time has passed.
     not_limited_before: Duration,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
@@ -82,6 +84,7 @@ impl<'a> Watch<'a> {
             may_have_slowed: false,
             not_before: Duration::ZERO,
             not_ended_before: Duration::ZERO,
+            limited: None,
             not_limited_before: Duration::ZERO,
             not_slowed: None,
             is_told: false,
@@ -118,16 +121,23 @@ impl<'a> Watch<'a> {
     }
 
     /// The job copies as fast as it may: somebody has set another limit meanwhile, or did in a life that ended before the job
-    /// had it.
+    /// had it. What a person has given the job by hand since then it keeps.
     async fn limit(&mut self, job: &BlockJob) {
         let bandwidth = self.context.bandwidth();
-        if job.bandwidth == bandwidth || self.since.elapsed() < self.not_limited_before {
+        if self.limited == Some(bandwidth) || self.since.elapsed() < self.not_limited_before {
+            return;
+        }
+        if job.bandwidth == bandwidth {
+            self.limited = Some(bandwidth);
             return;
         }
         let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
         match hypervisor.limit_block_job(self.context.vm(), disk, bandwidth).await {
-            // How it goes at the old rate says nothing of the new one.
-            Ok(()) => self.tracker = Tracker::new(self.policy.window(bandwidth)),
+            Ok(()) => {
+                self.limited = Some(bandwidth);
+                // How it goes at the old rate says nothing of the new one.
+                self.tracker.restart_with(self.policy.window(bandwidth));
+            }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(operation = %self.context.operation.id, %disk, error, "the block job keeps its limit");

@@ -38,8 +38,8 @@ pub(super) async fn pause(context: &Context<'_>, snapshot: SnapshotId, timeout_m
         }
         Err(error) => return Performed::unknown(error),
     }
-    let (timeout, began) = (Duration::from_millis(timeout_ms), Instant::now());
     position::look_ahead(context).await;
+    let (timeout, began) = (Duration::from_millis(timeout_ms), Instant::now());
     if let Err(error) = take_lease(context, Standstill::Paused, timeout).await {
         return Performed::not_applied(error);
     }

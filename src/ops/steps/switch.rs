@@ -2,11 +2,11 @@
 
 use tokio::time::Instant;
 
-use crate::host::{DiskSwitch, HostError, LiveImage, Result};
+use crate::host::{DiskSwitch, HostError, Result};
 use crate::model::operation::Reason;
 use crate::model::step::{ImageRef, PointedDisk, SwitchDisks};
-use crate::model::vm::RunState;
-use crate::model::{DiskTarget, Failure, Finding, Findings};
+use crate::model::vm::{DiskView, RunState};
+use crate::model::{DiskTarget, Failure, Finding, Findings, VmView};
 
 use super::pause::{self, Told, restore_run_state};
 use super::position::{Position, look, look_closely, look_quickly};
@@ -112,7 +112,8 @@ async fn ask(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
     let began = Instant::now();
     let called = call(context, switch).await;
     let elapsed_ms = began.elapsed().as_secs_f64() * 1000.0;
-    if called.is_ok() && switch.memory.is_none() && stands_still(context) {
+    let may_wait = called.is_ok() && switch.memory.is_none() && stands_still(context);
+    if may_wait && still_runs(context).await {
         // A guest does not stand still for a look that finds what was told: see `confirm`.
         return Performed::done();
     }
@@ -289,8 +290,13 @@ fn stands_still(context: &Context<'_>) -> bool {
     context.operation.window().is_some()
 }
 
-/// Once the guest goes on: it does not write to what the snapshot holds, and where it writes to the overlays its definition names
-/// them. Of one that is gone or elsewhere there is nothing to confirm, and what somebody has done to its disks since is not
+/// Of a VM that ended or left while it was asked for the switch, the definition alone was changed, and that is called success, too.
+async fn still_runs(context: &Context<'_>) -> bool {
+    let state = context.host.hypervisor.process_state(context.vm()).await;
+    state.is_ok_and(|state| state.is_some_and(RunState::is_live))
+}
+
+/// Once the guest goes on: it writes to the overlays, which lie on what the snapshot holds, and its definition names them. Of one that is gone or elsewhere there is nothing to confirm, and what somebody has done to its disks since is not
 /// undone.
 pub(super) async fn confirm(
     context: &Context<'_>,
@@ -304,20 +310,40 @@ pub(super) async fn confirm(
         Err(Unsettled::Unseen(HostError::NoSuchVm(_) | HostError::Migrated)) => return Ok(()),
         Err(unsettled) => return Err(unsettled.into_performed()),
     }
-    match context.host.hypervisor.written_images(context.vm()).await {
-        Ok(written) => check_effect(switch, &written),
-        Err(HostError::NoSuchVm(_)) => Ok(()),
+    match context.look_at_vm().await {
+        Ok(view) if view.run_state.is_live() => check_effect(switch, &view).map_err(Performed::unknown),
+        Ok(_) | Err(HostError::NoSuchVm(_) | HostError::Migrated) => Ok(()),
         Err(error) => Err(Performed::unknown(error)),
     }
 }
 
-/// That a switch which was said to be done is: the guest stood still, and nobody has looked at once.
-fn check_effect(switch: &SwitchDisks, written: &[LiveImage]) -> std::result::Result<(), Performed> {
-    let is_before =
-        |disk: &&PointedDisk| written.iter().any(|it| it.disk == disk.target && it.path == disk.from.path);
-    let Some(disk) = switch.disks.iter().find(is_before) else { return Ok(()) };
-    let cause = format!("disk {} writes to {}", disk.target, disk.from.path.display()).into();
-    Err(Performed::unknown(HostError::Malformed { what: "a switch that claims success", cause }))
+/// That a switch which was said to be done is, and as it was meant: the guest stood still, and nobody has looked at once.
+fn check_effect(switch: &SwitchDisks, view: &VmView) -> Result<()> {
+    const WHAT: &str = "a switch that claims success";
+    for disk in &switch.disks {
+        let chain = view.disk(&disk.target).map(DiskView::chain).unwrap_or_default();
+        let mut paths = chain.iter().map(|image| &image.path);
+        let cause = if paths.any(|path| *path == disk.to.path) {
+            match paths.next() {
+                Some(below) if *below != disk.from.path => {
+                    format!(
+                        "{} lies on {}, not on {}",
+                        disk.to.path.display(),
+                        below.display(),
+                        disk.from.path.display()
+                    )
+                }
+                Some(_) | None => continue,
+            }
+        } else if chain.first().is_some_and(|active| active.path == disk.from.path) {
+            format!("disk {} writes to {}", disk.target, disk.from.path.display())
+        } else {
+            // Somebody has done something else to it since.
+            continue;
+        };
+        return Err(HostError::Malformed { what: WHAT, cause: cause.into() });
+    }
+    Ok(())
 }
 
 /// Whether memory may be captured on, whatever the hypervisor has answered. To be asked before the disks are looked at: what

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::Space;
+use crate::model::vm::Pieces;
 
 const MIB: u64 = 1 << 20;
 
@@ -81,6 +82,22 @@ fn what_is_there_already_needs_no_new_room() {
         let refused = "a merge needs 9437184 bytes in /images, which has 8388608 bytes free";
         check(8, 0, measured, Err(refused));
     }
+}
+
+#[test]
+fn small_pieces_take_more_room_in_a_layer_of_large_ones() {
+    let check = |smallest: u64, fits: bool| {
+        let (mut paper, [base, top]) = tight(9 * MIB);
+        for (path, smallest, mib) in [(&base, 64 << 10, 20), (&top, smallest, 1)] {
+            let facts = paper.world.images.get_mut(path).unwrap();
+            facts.pieces = Some(Pieces { cluster: 64 << 10, smallest });
+            facts.allocated = mib * MIB;
+        }
+        assert_eq!(paper.plan_delete("one").is_ok(), fits, "{smallest}");
+    };
+    check(64 << 10, true);
+    check(8 << 10, true);
+    check(4 << 10, false);
 }
 
 #[test]

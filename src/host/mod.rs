@@ -272,6 +272,9 @@ pub trait Images: Send + Sync + 'static {
     /// that is complete already stays as it is; one that has no memory is an error.
     async fn finish_memory_image(&self, path: &Path) -> Result<u64>;
 
+    /// Begins to write to the disk what was written to a file that grows, and does not keep it in memory. Nothing rests on it.
+    async fn write_behind(&self, path: &Path) -> Result<()>;
+
     /// Makes a file and its directory entry durable.
     async fn sync(&self, path: &Path) -> Result<()>;
 }

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, open, openat, posix_fadvise};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -153,6 +153,13 @@ pub(super) fn sync(path: &Path) -> Result<()> {
     open_image(path)?.sync_all().map_err(failed("sync", path))?;
     let (directory, _) = directory_of(path)?;
     sync_directory(directory, path)
+}
+
+/// See [`crate::host::Images::write_behind`]. Of pages that are not written yet, Linux begins the writing (`generic_fadvise`).
+pub(super) fn write_behind(path: &Path) -> Result<()> {
+    let file = open_image(path)?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .map_err(failed_errno("write to the disk", path))
 }
 
 /// Bytes that an unprivileged writer finds free.

@@ -67,6 +67,8 @@ impl Default for ImageDeadlines {
 #[derive(Debug)]
 pub struct HostImages {
     workers: Workers,
+    /// For what nothing waits for, and what may take as long as it likes.
+    behind: Workers,
     qemu_img: QemuImg,
     deadlines: ImageDeadlines,
     overlays: Geometry,
@@ -76,7 +78,8 @@ impl HostImages {
     /// Looks up `qemu-img` once, at its fixed places. An error names the program that is missing.
     pub fn new(deadlines: ImageDeadlines, overlays: Geometry) -> Result<Arc<Self>> {
         let workers = Workers::start("image-files", FILE_THREADS);
-        Ok(Arc::new(Self { workers, qemu_img: QemuImg::find()?, deadlines, overlays }))
+        let behind = Workers::start("image-behind", 1);
+        Ok(Arc::new(Self { workers, behind, qemu_img: QemuImg::find()?, deadlines, overlays }))
     }
 
     async fn on_files<T: Send + 'static>(
@@ -273,6 +276,12 @@ impl Images for HostImages {
         // It is synced, and may be as large as the memory of the node.
         let finish = move || memory::finish(&path);
         self.workers.run("the end of a memory image", self.deadlines.commit, finish).await
+    }
+
+    async fn write_behind(&self, path: &Path) -> Result<()> {
+        let path = path.to_owned();
+        let write = move || files::write_behind(&path);
+        self.behind.run("the writing of a file to the disk", self.deadlines.commit, write).await
     }
 
     async fn sync(&self, path: &Path) -> Result<()> {

@@ -94,6 +94,7 @@ methods! {
     MemoryImage "memory_image",
     BeginMemoryImage "begin_memory_image",
     FinishMemoryImage "finish_memory_image",
+    WriteBehind "write_behind",
     Sync "sync",
 }
 
@@ -129,6 +130,7 @@ impl Method {
             | Self::MemoryImage
             // They change nothing that anybody reads.
             | Self::SetBlockThreshold
+            | Self::WriteBehind
             | Self::EndBackgroundCapture => true,
             Self::SwitchDisks
             | Self::PointDisks

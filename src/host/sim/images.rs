@@ -387,6 +387,10 @@ impl Images for SimHost {
         self.call(Method::FinishMemoryImage, |world, _| world.files.finish_memory(path)).await
     }
 
+    async fn write_behind(&self, path: &Path) -> Result<()> {
+        self.call(Method::WriteBehind, |world, _| world.files.get(path).map(|_| ())).await
+    }
+
     async fn sync(&self, path: &Path) -> Result<()> {
         self.call(Method::Sync, |world, _| world.files.get(path).map(|_| ())).await
     }

@@ -8,10 +8,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Fuse, FusedFuture, try_join_all};
 use tokio::time::Instant;
 
-use crate::host::{BackgroundCapture, Definition, HostError};
+use crate::host::{BackgroundCapture, Definition, HostError, Result};
 use crate::model::step::Step;
 use crate::model::vm::LastWritten;
 use crate::model::{Failure, Finding, SnapshotId};
@@ -118,7 +119,12 @@ pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
 /// All of it is written.
 pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
     let (mut written, mut since) = (0, Instant::now());
+    // What was captured goes to the disk meanwhile: left to the end it would stand before the guest's own writes all at once.
+    let mut behind = context.host.images.write_behind(path).fuse();
     loop {
+        if behind.is_terminated() {
+            behind = context.host.images.write_behind(path).fuse();
+        }
         match context.host.hypervisor.background_capture(context.vm(), path).await {
             Ok(BackgroundCapture::Complete) => break,
             Ok(BackgroundCapture::Active { done, total }) => {
@@ -155,10 +161,25 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
             biased;
             () = context.cancelled.cancelled() => {}
             () = context.stopping.cancelled() => return Performed::Interrupted,
-            () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+            () = breath(&mut behind) => {}
         }
     }
     ended(context, Performed::done()).await
+}
+
+/// Until it is time to look again. What is written meanwhile is not waited for: storage that hangs is for the look to find.
+async fn breath(behind: &mut Fuse<BoxFuture<'_, Result<()>>>) {
+    let mut time = std::pin::pin!(tokio::time::sleep(PROGRESS_INTERVAL));
+    let begun = tokio::select! {
+        biased;
+        () = &mut time => return,
+        begun = behind => begun,
+    };
+    if let Err(error) = begun {
+        let error: &dyn std::error::Error = &error;
+        tracing::debug!(error, "what was captured so far is not being written to the disk yet");
+    }
+    time.await;
 }
 
 /// The image is complete and durable.

@@ -8,12 +8,15 @@ use super::arms::OURS_AGAIN;
 use super::figure::{Figure, Ratio, Samples};
 use super::plot;
 
+/// Where the plots are, beside the page.
+const PLOTS: &str = "performance";
+
 /// Writes `performance.md` and a plot for each figure. Gives the page.
 pub fn write(figures: &[Figure], out: &Path) -> String {
-    fs::create_dir_all(out).unwrap();
+    fs::create_dir_all(out.join(PLOTS)).unwrap();
     let mut page = String::new();
     for figure in figures {
-        let plot = format!("{}.svg", figure.name);
+        let plot = format!("{PLOTS}/{}.svg", figure.name);
         plot::draw(figure, &out.join(&plot));
         writeln!(page, "### {}\n\n{}\n\n![{}]({plot})\n", figure.title, figure.note, figure.title).unwrap();
         table(&mut page, figure);

@@ -1,10 +1,8 @@
 //! Many who watch one operation: each has to learn of its end, and how much later than the first.
 
-use std::iter::repeat_n;
 use std::time::Instant;
 
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
@@ -15,8 +13,6 @@ use super::bed::{Daemon, Disk, Format, Guest, Spec};
 use super::figure::{self, Figure, Samples};
 
 const WATCHERS: [u32; 3] = [10, 100, 1000];
-/// So many share a connection, as those within one program would. The daemon takes no more than 64 calls on one.
-const SHARED: usize = 25;
 /// With so many the operation goes on until all watch it.
 const DISKS: usize = 16;
 
@@ -27,7 +23,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
         "ms",
         "watchers",
         "From the moment in which the first of them had it to the moment in which 99 of 100 had it; the watchers share the machine \
-         with the daemon, and up to 25 of them a connection. The operation is a snapshot of a VM with 16 disks that is off.",
+         with the daemon, each with a connection of its own. The operation is a snapshot of a VM with 16 disks that is off.",
     );
     figure::measured(vec![figure], &WATCHERS, |watchers| case(watchers, blocks))
 }
@@ -44,7 +40,10 @@ fn case(watchers: u32, blocks: usize) -> Vec<Vec<Samples>> {
 
 /// Milliseconds.
 async fn tell(daemon: &Daemon, vm: &str, watchers: u32) -> f64 {
-    let channels = channels(daemon, usize::try_from(watchers).unwrap()).await;
+    let mut channels = Vec::new();
+    for _ in 0..watchers {
+        channels.push(daemon.connect().await.unwrap());
+    }
     let mut snapshots = SnapshotServiceClient::new(daemon.connect().await.unwrap());
     let request = v1::CreateSnapshotRequest { vm: vm.to_owned(), ..Default::default() };
     let begun = snapshots.create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
@@ -73,14 +72,4 @@ async fn tell(daemon: &Daemon, vm: &str, watchers: u32) -> f64 {
     told.sort();
     let nearly_all = told[(told.len() * 99).div_ceil(100) - 1];
     nearly_all.duration_since(told[0]).as_secs_f64() * 1e3
-}
-
-/// One for each of so many watchers.
-async fn channels(daemon: &Daemon, watchers: usize) -> Vec<Channel> {
-    let mut channels = Vec::new();
-    while channels.len() < watchers {
-        let connection = daemon.connect().await.unwrap();
-        channels.extend(repeat_n(connection, SHARED.min(watchers - channels.len())));
-    }
-    channels
 }

@@ -14,9 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Calls that may be open beside one of each connection, answers that were not taken yet among them. A watch that nobody
-/// reads holds about half a MiB: 400 KiB in `h2`, which tonic does not let us change, and what was read for it. So many let a
-/// thousand watch one operation over some tens of connections.
-pub(super) const SHARED_CALLS: usize = 1024;
+/// reads holds about half a MiB: 400 KiB in `h2`, which tonic does not let us change, and what was read for it.
+pub(super) const SHARED_CALLS: usize = 128;
 
 /// How long a connection may take to its first call. Clients make it at once; this is for a machine that hardly moves.
 pub(super) const FIRST_CALL: Duration = Duration::from_secs(10);

@@ -58,7 +58,7 @@ pub(super) fn inspect(path: &Path, format: Format) -> Result<ImageFacts> {
         Format::Raw => (bytes.next_multiple_of(512), None, None),
         Format::Qcow2 => {
             let header = usable_header(&file, path)?;
-            (header.virtual_size, backing(&header, path)?, Some(header.pieces()))
+            (header.virtual_size, backing(&header, path)?, Some(header.pieces))
         }
     };
     let is_link = path.symlink_metadata().map_err(failed("look at", path))?.is_symlink();

@@ -71,17 +71,8 @@ pub struct Header {
     pub l1_offset: u64,
     /// Its number of entries, of eight bytes each.
     pub l1_entries: u32,
-    /// Whether each cluster is mapped in 32 parts.
-    pub has_subclusters: bool,
-}
-
-impl Header {
-    /// In what pieces the image takes space.
-    #[must_use]
-    pub fn pieces(&self) -> Pieces {
-        let cluster = 1 << self.cluster_bits;
-        Pieces { cluster, smallest: if self.has_subclusters { cluster / 32 } else { cluster } }
-    }
+    /// In what pieces it takes space.
+    pub pieces: Pieces,
 }
 
 #[cfg(test)]
@@ -101,7 +92,7 @@ impl Header {
             is_dirty: false,
             l1_offset: 0x30000,
             l1_entries: 2,
-            has_subclusters: false,
+            pieces: Pieces { cluster: 1 << 16, smallest: 1 << 16 },
         }
     }
 }
@@ -173,8 +164,12 @@ pub fn read_header(file: &impl FileExt) -> Result<Header, HeaderError> {
         is_dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
         l1_offset,
         l1_entries,
-        has_subclusters: incompatible & INCOMPATIBLE_EXTENDED_L2 != 0,
+        pieces: pieces(first_cluster, incompatible & INCOMPATIBLE_EXTENDED_L2 != 0),
     })
+}
+
+fn pieces(cluster: u64, has_subclusters: bool) -> Pieces {
+    Pieces { cluster, smallest: if has_subclusters { cluster / 32 } else { cluster } }
 }
 
 /// Whether no guest cluster is allocated: the first level table is all zeros.

@@ -33,14 +33,22 @@ pub(super) struct Watch<'a> {
     not_before: Duration,
     /// It is not tried to end the job before this time has passed.
     not_ended_before: Duration,
-    /// The limit that the job has been given; None before it was seen.
-    limited: Option<Option<u64>>,
+    given: Given,
     /// It is not tried to give it another before this time has passed.
     not_limited_before: Duration,
     /// Why the guest could not be slowed.
     not_slowed: Option<OpsError>,
     /// It was told that there is no headway.
     is_told: bool,
+}
+
+/// The limit that the block job is known to have had from us.
+#[derive(Debug, PartialEq, Eq)]
+enum Given {
+    /// It was not seen yet.
+    Nothing,
+    /// So many bytes per second, or as many as there can be.
+    Limit(Option<u64>),
 }
 
 /// Why a merge was ended.
@@ -84,7 +92,7 @@ impl<'a> Watch<'a> {
             may_have_slowed: false,
             not_before: Duration::ZERO,
             not_ended_before: Duration::ZERO,
-            limited: None,
+            given: Given::Nothing,
             not_limited_before: Duration::ZERO,
             not_slowed: None,
             is_told: false,
@@ -124,17 +132,17 @@ impl<'a> Watch<'a> {
     /// had it. What a person has given the job by hand since then it keeps.
     async fn limit(&mut self, job: &BlockJob) {
         let bandwidth = self.context.bandwidth();
-        if self.limited == Some(bandwidth) || self.since.elapsed() < self.not_limited_before {
+        if self.given == Given::Limit(bandwidth) || self.since.elapsed() < self.not_limited_before {
             return;
         }
         if job.bandwidth == bandwidth {
-            self.limited = Some(bandwidth);
+            self.given = Given::Limit(bandwidth);
             return;
         }
         let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
         match hypervisor.limit_block_job(self.context.vm(), disk, bandwidth).await {
             Ok(()) => {
-                self.limited = Some(bandwidth);
+                self.given = Given::Limit(bandwidth);
                 // How it goes at the old rate says nothing of the new one.
                 self.tracker.restart_with(self.policy.window(bandwidth));
             }

@@ -100,7 +100,7 @@ fn what_a_header_says() {
     check(|image| image.u64(72, 2), |header| header.is_corrupt = true);
     check(|image| image.u64(72, 4), |header| header.has_data_file = true);
     check(|image| image.u64(72, 8), |_| {});
-    check(|image| image.u64(72, 8 | 16), |header| header.has_subclusters = true);
+    check(|image| image.u64(72, 8 | 16), |header| header.pieces.smallest = 2048);
     check(|image| image.u32(104, EXTENSION_END), |header| header.backing_format = None);
     check(
         |image| image.extension(104, 0x1234, b"any").extension(120, EXTENSION_BACKING_FORMAT, b"qcow2"),

@@ -76,12 +76,14 @@ pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
 pub(super) fn begin(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
     check_paused(&domain, vm)?;
+    let memory_at = where_memory_goes(image)?;
     if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
         return Err(HostError::Busy("another process captures the VM's memory".into()));
     }
-    let begun = begin_on(&domain, vm, image).and_then(|()| check_paused(&domain, vm));
+    let begun = begin_on(&domain, vm, (image, memory_at)).and_then(|()| check_paused(&domain, vm));
     if begun.is_err() {
         end_on(&domain, awaited, vm)?;
+        awaited.wait_no_more(vm);
     }
     begun
 }
@@ -97,8 +99,7 @@ fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
     Ok(())
 }
 
-fn begin_on(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
-    let memory_at = where_memory_goes(image)?;
+fn begin_on(domain: &Domain, vm: VmId, (image, memory_at): (&Path, u64)) -> Result<()> {
     give_file(domain, vm, image)?;
     set_capability(domain, vm, true)?;
     let uri = format!("file:/dev/fdset/{FILE_SET},offset={memory_at}");

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -158,7 +158,7 @@ impl Unseen {
     /// The guest writes a file after it.
     fn by(daemon: &mut Daemon, node: &Node, guest: &Guest, snapshot: &str, file: &str) -> Self {
         let vm = guest.name();
-        let operation = die_before_the_switch(daemon, node, vm, snapshot);
+        let operation = die_before_the_switch(daemon, node, guest, snapshot);
         let overlays = overlays(guest);
         switch_by_hand(vm, &overlays);
         write(guest, file);
@@ -174,24 +174,46 @@ impl Unseen {
 
 /// Begins a snapshot, and kills the daemon when its journal is at the switch. libvirtd stands still by then, so the switch
 /// was not asked for. Gives the operation.
-fn die_before_the_switch(daemon: &mut Daemon, node: &Node, vm: &str, name: &str) -> String {
+fn die_before_the_switch(daemon: &mut Daemon, node: &Node, vm: &Guest, name: &str) -> String {
     let (client, libvirtd) = (daemon.client(), Pid::from_raw(node.libvirtd().unwrap().try_into().unwrap()));
+    let disks = vm.disks();
     for _ in 0..TRIES {
-        let begun = client.json(&["snapshot", "create", vm, name, "--quiesce", "off", "--no-wait"]);
+        let create = ["snapshot", "create", vm.name(), name, "--quiesce", "off", "--no-wait"];
+        // The overlays are made without libvirt.
+        let (begun, standstill) = std::thread::scope(|scope| {
+            let before = made(vm).len();
+            let standstill = scope.spawn(move || {
+                wait_until_busily(|| made(vm).len() > before);
+                Standstill::of(libvirtd)
+            });
+            (client.json(&create), standstill.join().unwrap())
+        });
         let id = begun["operation"]["id"].as_str().unwrap().to_owned();
-        // The overlays are made by qemu-img, without libvirt.
-        let standstill = Standstill::of(libvirtd);
         let at = eventually("the switch is to come", PATIENCE, || step(&client, &id, SWITCH));
         if at == SWITCH {
             daemon.kill();
-            return id;
+            drop(standstill);
+            if vm.disks() == disks {
+                return id;
+            }
+            daemon.restart();
+        } else {
+            drop(standstill);
         }
         // It was too late.
-        drop(standstill);
         wait_until("the snapshot is there", PATIENCE, || has_ended(&client, &id).is_some());
-        client.json(&["snapshot", "delete", "--vm", vm, name, "--yes"]);
+        client.json(&["snapshot", "delete", "--vm", vm.name(), name, "--yes"]);
     }
     panic!("the daemon was faster {TRIES} times");
+}
+
+/// What comes after it is a matter of milliseconds.
+fn wait_until_busily(holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "no overlay is made");
+        std::thread::yield_now();
+    }
 }
 
 /// A process that stands still.
@@ -229,14 +251,18 @@ fn show(client: &Client, id: &str) -> Option<Value> {
 
 /// Each disk with the overlay that was made for it.
 fn overlays(guest: &Guest) -> Vec<(String, PathBuf)> {
-    let entries = fs::read_dir(guest.directory()).unwrap().map(|entry| entry.unwrap().path());
-    let made: Vec<PathBuf> = entries.filter(|path| is_ours(path)).collect();
+    let made = made(guest);
     let of = |base: &Path| {
         let lies_on_it =
             |path: &&PathBuf| images::chain(path, Format::Qcow2).get(1).is_some_and(|b| b == base);
         made.iter().find(lies_on_it).unwrap_or_else(|| panic!("nothing lies on {}", base.display())).clone()
     };
     guest.disks().into_iter().map(|(target, base)| (target, of(&base))).collect()
+}
+
+fn made(guest: &Guest) -> Vec<PathBuf> {
+    let entries = fs::read_dir(guest.directory()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| is_ours(path)).collect()
 }
 
 fn is_ours(path: &Path) -> bool {

@@ -67,8 +67,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a capture of memory is ended once it is complete",
         file: "src/ops/steps/background.rs",
-        right: "    ended(context, Performed::done()).await\n}\n\n/// The image is complete and durable.",
-        wrong: "    Performed::done()\n}\n\n/// The image is complete and durable.",
+        right: "        }\n    }\n    ended(context, Performed::done()).await\n}\n",
+        wrong: "        }\n    }\n    Performed::done()\n}\n",
     },
     Mutant {
         rule: "a guest that gives no answer is not proven thawed",

@@ -1,4 +1,4 @@
-//! Merges that a guest outruns, or that stand still, and captures of memory that do: seen, told, slowed, ended; and a guest that
+//! Merges that a guest outruns, that stand still, or that a guest waits for, and captures of memory that do: seen, told, slowed, ended; and a guest that
 //! is never left slowed, whenever the daemon dies.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
@@ -6,8 +6,9 @@
 mod simulated;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger, Waits};
 use vmsnap::model::event::EventKind;
 use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
 use vmsnap::model::operation::OperationState;
@@ -151,6 +152,79 @@ fn a_guest_whose_disks_share_their_limits() {
         scene.sim.someone_limits(scene.vm, &vda(), shared);
     };
     ends_stuck(share, |scene| scene.sim.guest_calms_down(scene.vm), "outrun", 1);
+}
+
+/// A long merge of a guest that writes nothing, and waits for what it reads the longer the faster is copied.
+fn set_up_waiting() -> (Scene, Truth) {
+    let (scene, mut truth) = set_up();
+    scene.sim.guest_calms_down(scene.vm);
+    for block in 100..900 {
+        scene.write(block, block);
+    }
+    truth.active = scene.active();
+    scene.sim.set_job_notches(1000);
+    let millis = Duration::from_millis;
+    scene.sim.guest_waits(scene.vm, &vda(), Waits { calm: millis(5), busy: millis(50), slowly: 120_000 });
+    (scene, truth)
+}
+
+#[test]
+fn a_merge_that_lets_its_guest_wait_is_held_back() {
+    let (scene, truth) = set_up_waiting();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let mut limits = Vec::new();
+    let watch = || {
+        limits.extend(scene.sim.block_job_of(scene.vm, &vda()).map(|job| job.bandwidth));
+        false
+    };
+    let ended = life.run_watching(id, watch).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
+    limits.dedup();
+    // Half of what it copied, half of that, as the guest waits still, and a quarter more now that it does not.
+    let [None, Some(half), Some(less), Some(more), ..] = limits[..] else { panic!("{limits:?}") };
+    assert!(half > 120_000 && less == half / 2 && more == less + less / 4, "{limits:?}");
+    verify_merged(&scene, &truth).unwrap();
+}
+
+/// What a person has given the job by hand it keeps, held back or not.
+#[test]
+fn a_merge_whose_speed_somebody_has_set_is_let_alone() {
+    let (scene, truth) = set_up_waiting();
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let bandwidth = || scene.sim.block_job_of(scene.vm, &vda()).and_then(|job| job.bandwidth);
+    assert!(life.run(id, || bandwidth().is_some()).is_none(), "it is held back");
+    let theirs = Some(1 << 30);
+    scene.sim.someone_limits_job(scene.vm, &vda(), theirs);
+    let mut limits = Vec::new();
+    let watch = || {
+        limits.extend(scene.sim.block_job_of(scene.vm, &vda()).map(|job| job.bandwidth));
+        false
+    };
+    let ended = life.run_watching(id, watch).unwrap();
+    limits.dedup();
+    assert_eq!((ended.cursor.state, limits), (OperationState::Succeeded, vec![theirs]));
+    verify_merged(&scene, &truth).unwrap();
+}
+
+/// The next life knows nothing of it, and begins anew.
+#[test]
+fn a_merge_that_was_held_back_when_the_daemon_died_is_let_go() {
+    let (scene, truth) = set_up_waiting();
+    let bandwidth = || scene.sim.block_job_of(scene.vm, &vda()).and_then(|job| job.bandwidth);
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    assert!(life.run(id, || bandwidth().is_some()).is_none());
+    drop(life);
+    let waits = Waits { calm: Duration::ZERO, busy: Duration::ZERO, slowly: 0 };
+    scene.sim.guest_waits(scene.vm, &vda(), waits);
+    let life = Life::start(&scene);
+    assert!(life.run(id, || bandwidth().is_none()).is_none());
+    assert!(scene.sim.has_block_job(scene.vm, &vda()), "it is not over yet");
+    let ended = life.run(id, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded);
+    verify_merged(&scene, &truth).unwrap();
 }
 
 #[test]

@@ -131,8 +131,8 @@ struct Display {
 struct Shown {
     step: u32,
     state: v1::OperationState,
-    /// How merges stand that do not go as they should, and what the guest's writes are slowed to.
-    merges: Vec<(v1::Convergence, u64)>,
+    /// How merges stand that do not go as they should, what the guest's writes are slowed to, and whether they are held back.
+    merges: Vec<(v1::Convergence, u64, bool)>,
 }
 
 enum Mode {
@@ -162,7 +162,10 @@ impl Display {
             step: operation.current_step,
             state: operation.state(),
             merges: slow
-                .map(|progress| (progress.convergence(), progress.writes_limited_to_bytes_per_second))
+                .map(|progress| {
+                    let is_held = progress.held_to_bytes_per_second > 0;
+                    (progress.convergence(), progress.writes_limited_to_bytes_per_second, is_held)
+                })
                 .collect(),
         };
         let is_new = self.shown.as_ref() != Some(&now);

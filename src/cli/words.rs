@@ -22,7 +22,7 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// How a merge stands against the writes of the guest, where that is worth a word.
+/// How a merge stands against the guest, where that is worth a word.
 pub(super) fn convergence(progress: &v1::Progress) -> Option<String> {
     let (disk, limit) = (&progress.disk, progress.writes_limited_to_bytes_per_second);
     let slowed = || format!("the guest's writes are slowed to {}/s", size(limit));
@@ -38,8 +38,20 @@ pub(super) fn convergence(progress: &v1::Progress) -> Option<String> {
         v1::Convergence::Gaining | v1::Convergence::Unspecified if limit > 0 => {
             Some(format!("{disk}: {}", slowed()))
         }
-        v1::Convergence::Gaining | v1::Convergence::Unspecified => None,
+        v1::Convergence::Gaining | v1::Convergence::Unspecified => held(progress),
     }
+}
+
+/// How slowly a merge copies for the guest's sake.
+fn held(progress: &v1::Progress) -> Option<String> {
+    let limit = Some(progress.held_to_bytes_per_second).filter(|limit| *limit > 0)?;
+    let wait = progress.guest_wait.and_then(|wait| std::time::Duration::try_from(wait).ok());
+    let wait = wait.map(|wait| format!(": its requests take {} ms", wait.as_millis())).unwrap_or_default();
+    Some(format!(
+        "{}: at most {}/s are copied, so that the guest does not wait{wait}",
+        progress.disk,
+        size(limit)
+    ))
 }
 
 /// How long ago, in its largest unit.
@@ -179,6 +191,25 @@ mod tests {
         check(v1::Convergence::Gaining, 2 << 20, Some("vda: the guest's writes are slowed to 2.0 MiB/s"));
         check(v1::Convergence::Gaining, 0, None);
         check(v1::Convergence::Unspecified, 0, None);
+    }
+
+    #[test]
+    fn a_merge_held_back() {
+        let check = |limit, wait: Option<prost_types::Duration>, expected: Option<&str>| {
+            let progress = v1::Progress {
+                disk: "vda".to_owned(),
+                held_to_bytes_per_second: limit,
+                guest_wait: wait,
+                ..v1::Progress::default()
+            };
+            assert_eq!(convergence(&progress).as_deref(), expected);
+        };
+        let wait = prost_types::Duration { seconds: 0, nanos: 45_600_000 };
+        check(0, Some(wait), None);
+        check(32 << 20, None, Some("vda: at most 32.0 MiB/s are copied, so that the guest does not wait"));
+        let both =
+            "vda: at most 32.0 MiB/s are copied, so that the guest does not wait: its requests take 45 ms";
+        check(32 << 20, Some(wait), Some(both));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::host::images::Geometry;
-use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy};
+use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy, SpeedPolicy};
 
 /// Everything that can be set. Every default works unset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -55,6 +55,11 @@ pub struct Config {
     pub merge_deadline_seconds: u64,
     /// The writes of no guest are slowed below so many bytes per second for a merge. 0: no guest is slowed.
     pub merge_slowest_writes: u64,
+    /// Milliseconds: a merge copies slower while a guest's request to the disk takes longer than this, on average. 0: it does
+    /// not.
+    pub merge_longest_wait_milliseconds: u64,
+    /// No merge copies slower than so many bytes per second for that reason: at least 1 MiB.
+    pub merge_slowest_copy: u64,
     /// Memory captures at once.
     pub concurrent_captures: usize,
     /// Backups of the catalog that are kept: of more than these, the oldest go.
@@ -87,6 +92,8 @@ impl Default for Config {
             merge_patience_seconds: 30,
             merge_deadline_seconds: 60 * 60,
             merge_slowest_writes: 1 << 20,
+            merge_longest_wait_milliseconds: 30,
+            merge_slowest_copy: 16 << 20,
             concurrent_captures: 2,
             catalog_backups: 14,
             event_days: 90,
@@ -162,6 +169,15 @@ impl Config {
         }
     }
 
+    /// When merges are held back for the guest.
+    #[must_use]
+    pub fn speed_policy(&self) -> SpeedPolicy {
+        SpeedPolicy {
+            longest_wait: Duration::from_millis(self.merge_longest_wait_milliseconds),
+            slowest: self.merge_slowest_copy,
+        }
+    }
+
     /// How long events are kept.
     #[must_use]
     pub fn event_retention(&self) -> SignedDuration {
@@ -200,6 +216,11 @@ impl Config {
             if value == 0 {
                 return Err(ConfigError::BadValue { key, problem: "at least one second".to_owned() });
             }
+        }
+        // A limited block job copies 16 MiB at once: slower than this it would seem to stand still.
+        if self.merge_slowest_copy < 1 << 20 {
+            let problem = "at least 1048576, which is 1 MiB per second".to_owned();
+            return Err(ConfigError::BadValue { key: "merge_slowest_copy", problem });
         }
         for (key, value) in
             [("concurrent_merges", self.concurrent_merges), ("concurrent_captures", self.concurrent_captures)]
@@ -285,6 +306,14 @@ mod tests {
         check("socket_mode = \"0999\"", Err("is not an octal file mode"));
         check("catalog_backups = 0", Err("catalog_backups: at least one"));
         check("merge_slowest_writes = 0", Ok(|config| config.merge_policy().slowest_writes == 0));
+        check(
+            "merge_longest_wait_milliseconds = 0",
+            Ok(|config| config.speed_policy().longest_wait.is_zero()),
+        );
+        check(
+            "merge_slowest_copy = 1000",
+            Err("merge_slowest_copy: at least 1048576, which is 1 MiB per second"),
+        );
         check("merge_patience_seconds = 0", Err("merge_patience_seconds: at least one second"));
         check("merge_deadline_seconds = 0", Err("merge_deadline_seconds: at least one second"));
         check("", Ok(|config| config.overlays().is_ok_and(|geometry| geometry == Geometry::default())));

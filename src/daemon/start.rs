@@ -312,6 +312,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
         background_captures: config.background_captures,
         concurrent_merges: config.concurrent_merges,
         merge_policy: config.merge_policy(),
+        speed_policy: config.speed_policy(),
         concurrent_captures: config.concurrent_captures,
         backups: config.catalog_backups,
         boot_id: boot_id()?,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
+use crate::model::served::Served;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, LastWritten, RunState};
 use crate::model::{DiskTarget, IoLimits, ProcessId, Space, VmId, VmView};
@@ -142,6 +143,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Ends the block job of a disk where it stands: the VM goes on with the layers that it had. None there is success.
     async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()>;
+
+    /// What a disk has served its guest since the VM's process began; None as for [`Hypervisor::io_limits`].
+    async fn served(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<Served>>;
 
     /// What the process of a VM may read from a disk and write to it. None if it is off, or has no such disk.
     async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>>;

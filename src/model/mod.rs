@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod operation;
 pub mod rebuilt;
 pub mod request;
+pub mod served;
 pub mod snapshot;
 pub mod space;
 pub mod step;

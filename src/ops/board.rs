@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -50,6 +51,10 @@ pub struct Course {
     pub pace: Pace,
     /// Bytes per second that the guest's writes are slowed to.
     pub slowed_to: Option<u64>,
+    /// Bytes per second that the block job is held to, so that the guest does not wait too long for its disk.
+    pub held_to: Option<u64>,
+    /// How long a request of the guest takes, as far as it is known.
+    pub wait: Option<Duration>,
 }
 
 /// What is going on.

@@ -18,7 +18,7 @@ use crate::model::vm::Format;
 use crate::model::{
     Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
-use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy, Places};
+use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy, Places, SpeedPolicy};
 use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
@@ -108,6 +108,7 @@ struct Limits {
     flushes: Semaphore,
     backups: usize,
     merge_policy: MergePolicy,
+    speed_policy: SpeedPolicy,
     throttles: Throttles,
     boot_id: String,
 }
@@ -128,6 +129,8 @@ pub struct Settings {
     pub concurrent_merges: usize,
     /// How long merges may be outrun by guests.
     pub merge_policy: MergePolicy,
+    /// When merges are held back for the guest.
+    pub speed_policy: SpeedPolicy,
     /// Memory captures at once.
     pub concurrent_captures: usize,
     /// Backups of the catalog that are kept.
@@ -153,6 +156,7 @@ impl Engine {
                 flushes: Semaphore::new(FLUSHES),
                 backups: settings.backups,
                 merge_policy: settings.merge_policy,
+                speed_policy: settings.speed_policy,
                 throttles: Throttles::default(),
                 boot_id: settings.boot_id,
             },

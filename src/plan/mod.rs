@@ -36,6 +36,7 @@ mod reserve;
 mod resolve;
 mod revert;
 mod space;
+pub mod speed;
 mod summary;
 pub mod switch;
 mod take;
@@ -61,6 +62,7 @@ pub use refusal::Refusal;
 pub use resolve::{actions, check_adoption, is_adopted, resolve};
 pub use revert::{is_whole, revert, revert_volume};
 pub use space::{grows, is_low, low_water, next_threshold, resume};
+pub use speed::SpeedPolicy;
 pub use summary::describe;
 pub use take::take_from_snapshot;
 

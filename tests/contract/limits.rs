@@ -62,6 +62,30 @@ async fn limits_on_a_disk(node: &dyn Node) {
     assert!(matches!(seen, Err(HostError::NoSuchVm(_))), "{seen:?}");
 }
 
+/// Counters of the process: they are there as long as it is, and never go back.
+async fn what_a_disk_has_served(node: &dyn Node) {
+    let layers = node.layers(&["base", "top"]).await;
+    let [base, top] = &layers[..] else { unreachable!() };
+    let vm = node.running(top).await;
+    let vda = target("vda");
+    let served = async || node.hypervisor().served(vm, &vda).await.unwrap();
+    let before = served().await.unwrap();
+    assert!(node.hypervisor().served(vm, &target("vdx")).await.unwrap().is_none());
+    // What a block job copies is none of the guest's requests.
+    node.hypervisor().start_commit(vm, &commit(top, base, true)).await.unwrap();
+    let mut events = node.hypervisor().events();
+    while !node.job(vm).await.is_some_and(|job| job.ready) {
+        node.job_moves(&mut events, vm).await;
+    }
+    let after = served().await.unwrap();
+    assert_eq!(after.writes, before.writes);
+    assert!(after.reads.count >= before.reads.count && after.flushes.count >= before.flushes.count);
+    node.hypervisor().stop(vm).await.unwrap();
+    assert_eq!(served().await, None);
+    let nobody = VmId(uuid::Uuid::from_u128(1));
+    expect(&node.hypervisor().served(nobody, &vda).await, "no such vm");
+}
+
 /// The VM goes on with the layers that it has, and the same merge can be begun anew.
 async fn a_job_that_is_ended(node: &dyn Node) {
     let layers = node.layers(&["base", "middle", "top"]).await;
@@ -113,5 +137,6 @@ async fn a_job_whose_limit_is_changed(node: &dyn Node) {
 over_both_nodes! {
     a_job_whose_limit_is_changed
     limits_on_a_disk
+    what_a_disk_has_served
     a_job_that_is_ended
 }

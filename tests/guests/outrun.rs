@@ -113,6 +113,41 @@ fn a_guest_that_outruns_its_merge_is_slowed() {
     assert!(daemon.is_running());
 }
 
+/// Its requests take longer than a millisecond here, whatever is copied: it is tried whether slower copies help.
+#[test]
+fn a_merge_that_a_guest_waits_for_is_held_back() {
+    let guest =
+        Guest::boot(&Spec { disks: vec![Disk { format: Format::Qcow2, size_mib: 256 }], ..Spec::default() });
+    let configuration = "merge_longest_wait_milliseconds = 1\nmerge_slowest_copy = 1048576".to_owned();
+    let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
+    let client = daemon.client();
+    client.json(&["snapshot", "create", guest.name(), "one"]);
+    guest.exec(
+        "dd if=/dev/urandom of=/mnt/vda/bulk bs=1M count=96 && sync && sha256sum /mnt/vda/bulk > /run/calmed",
+    );
+    let again = "while [ ! -e /run/calm ]; do echo $((count += 1)) > /mnt/vda/count && sync; done";
+    guest.exec(&format!("({again}) > /dev/null 2>&1 &"));
+    let id = begin(&guest, &client, &[]);
+    // Below what was asked for.
+    let shown = eventually("it is held back", PATIENCE, || {
+        let shown = client.json(&["op", "show", &id]);
+        let progress = shown["operation"]["progress"].as_array()?.first()?.clone();
+        let held_to: u64 = progress["held_to_bytes_per_second"].as_str()?.parse().ok()?;
+        (1..4 << 20).contains(&held_to).then_some(progress)
+    });
+    assert!(shown["guest_wait"].as_str().is_some(), "{shown}");
+    let job = guest.virsh("blockjob", &["vda", "--info", "--raw"]);
+    let bandwidth = job.lines().find_map(|line| line.trim().strip_prefix("bandwidth=")).unwrap();
+    assert!((1..4 << 20).contains(&bandwidth.parse().unwrap()), "{job}");
+    client.run(&["op", "set", &id, "--bandwidth", "none"]);
+    let done = client.json(&["op", "watch", &id]);
+    assert_eq!(done["operation"]["state"], "OPERATION_STATE_SUCCEEDED", "{done}");
+    let written = calm(&guest);
+    assert_eq!(guest.exec("echo 3 > /proc/sys/vm/drop_caches; sha256sum /mnt/vda/bulk"), written);
+    assert_eq!(images::chain(&guest.image("vda"), Format::Qcow2).len(), 1);
+    guest.shutdown();
+}
+
 /// No guest is slowed here: at its deadline the merge is ended, and goes on when the guest is calm and a person says so.
 #[test]
 fn a_merge_without_headway_is_ended() {

@@ -7,7 +7,7 @@ use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{Operation, OperationId, Request, VmId};
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
-use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MergePolicy};
+use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MergePolicy, SpeedPolicy};
 
 use super::{Scene, ensure, places};
 
@@ -25,6 +25,10 @@ pub const MERGE_POLICY: MergePolicy = MergePolicy {
     slowest_writes: BLOCK / 8,
 };
 
+/// What a guest may wait for a disk, and the least that is copied meanwhile.
+pub const SPEED_POLICY: SpeedPolicy =
+    SpeedPolicy { longest_wait: Duration::from_millis(30), slowest: BLOCK / 8 };
+
 /// What every engine of a simulation is told.
 pub fn settings() -> Settings {
     Settings {
@@ -33,6 +37,7 @@ pub fn settings() -> Settings {
         background_captures: BackgroundCaptures::WhenPossible,
         concurrent_merges: 4,
         merge_policy: MERGE_POLICY,
+        speed_policy: SPEED_POLICY,
         concurrent_captures: 2,
         backups: 2,
         boot_id: "boot".to_owned(),

@@ -219,6 +219,8 @@ fn progress_of(progress: &Progress, has_ended: bool) -> v1::Progress {
             .into(),
         write_bytes_per_second: progress.course.map_or(0, |course| course.pace.written),
         writes_limited_to_bytes_per_second: progress.course.and_then(|course| course.slowed_to).unwrap_or(0),
+        held_to_bytes_per_second: progress.course.and_then(|course| course.held_to).unwrap_or(0),
+        guest_wait: progress.course.and_then(|course| course.wait).and_then(|wait| wait.try_into().ok()),
     }
 }
 

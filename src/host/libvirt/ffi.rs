@@ -215,14 +215,28 @@ pub(super) fn block_job_abort(
 }
 
 /// The I/O limits of a disk, by name; text and numbers (`virDomainGetBlockIoTune`).
-pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Tune)>, Error> {
+pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Value)>, Error> {
     let flags = sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_TYPED_PARAM_STRING_OKAY;
+    typed_parameters(|parameters, count| {
+        // SAFETY: the domain and the string outlive the call; the array is null, or has room for `count` parameters.
+        unsafe { sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), parameters, count, flags) }
+    })
+}
+
+/// What a disk of a running domain has served, by name; numbers (`virDomainBlockStatsFlags`). Asks QEMU.
+pub(super) fn block_stats(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Value)>, Error> {
+    typed_parameters(|parameters, count| {
+        // SAFETY: as for the limits.
+        unsafe { sys::virDomainBlockStatsFlags(domain.as_ptr(), disk.as_ptr(), parameters, count, 0) }
+    })
+}
+
+/// What one of the calls gives that fill an array of the caller's, and without one only count.
+fn typed_parameters(
+    call: impl Fn(sys::virTypedParameterPtr, *mut c_int) -> c_int,
+) -> Result<Vec<(String, Value)>, Error> {
     let mut count: c_int = 0;
-    // SAFETY: the domain and the string outlive the call; without an array it only counts.
-    let counted = unsafe {
-        sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), ptr::null_mut(), &raw mut count, flags)
-    };
-    succeeded(counted)?;
+    succeeded(call(ptr::null_mut(), &raw mut count))?;
     let room = usize::try_from(count).unwrap_or(0);
     if room == 0 {
         return Ok(Vec::new());
@@ -230,42 +244,34 @@ pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String,
     // SAFETY: a typed parameter is plain data, and zeros are a valid one: an empty name and no value.
     let empty: sys::virTypedParameter = unsafe { std::mem::zeroed() };
     let mut parameters = vec![empty; room];
-    // SAFETY: the array has room for `count` parameters, and outlives the call.
-    let read = unsafe {
-        sys::virDomainGetBlockIoTune(
-            domain.as_ptr(),
-            disk.as_ptr(),
-            parameters.as_mut_ptr(),
-            &raw mut count,
-            flags,
-        )
-    };
-    succeeded(read)?;
+    succeeded(call(parameters.as_mut_ptr(), &raw mut count))?;
     // Never more than there is room for, whatever it says.
     parameters.truncate(usize::try_from(count).unwrap_or(0));
-    let found = parameters.iter().filter_map(tune).collect();
+    let found = parameters.iter().filter_map(value).collect();
     let filled = c_int::try_from(parameters.len()).expect("it was a c_int when it was told");
     // SAFETY: these parameters were filled by libvirt, which allocated their strings; none is used again.
     unsafe { sys::virTypedParamsClear(parameters.as_mut_ptr(), filled) };
     Ok(found)
 }
 
-/// The value of an I/O limit.
+/// The value of a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Tune {
-    /// A limit.
+pub(super) enum Value {
+    /// A limit, or a counter.
     Number(u64),
-    /// The name of a group; empty for none.
+    /// The name of a group of disks; empty for none.
     Text(String),
 }
 
-/// None for a kind of value that no limit has today.
-fn tune(parameter: &sys::virTypedParameter) -> Option<(String, Tune)> {
+/// None for a kind of value that nothing we ask for has today, and for a counter that is not kept.
+fn value(parameter: &sys::virTypedParameter) -> Option<(String, Value)> {
     // SAFETY: libvirt ends the name within its array.
     let name = unsafe { CStr::from_ptr(parameter.field.as_ptr()) }.to_string_lossy().into_owned();
     let value = match u32::try_from(parameter.type_) {
         // SAFETY: the type says that this is the member that was written.
-        Ok(sys::VIR_TYPED_PARAM_ULLONG) => Tune::Number(unsafe { parameter.value.ul }),
+        Ok(sys::VIR_TYPED_PARAM_ULLONG) => Value::Number(unsafe { parameter.value.ul }),
+        // SAFETY: as above.
+        Ok(sys::VIR_TYPED_PARAM_LLONG) => Value::Number(u64::try_from(unsafe { parameter.value.l }).ok()?),
         Ok(sys::VIR_TYPED_PARAM_STRING) => {
             // SAFETY: as above.
             let text = unsafe { parameter.value.s };
@@ -273,7 +279,7 @@ fn tune(parameter: &sys::virTypedParameter) -> Option<(String, Tune)> {
                 return None;
             }
             // SAFETY: libvirt's string, ended by NUL, not freed before the parameters are cleared.
-            Tune::Text(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+            Value::Text(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         }
         Ok(_) | Err(_) => return None,
     };

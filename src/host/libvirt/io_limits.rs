@@ -6,11 +6,11 @@
 
 use std::ffi::CStr;
 
-use virt::error::ErrorNumber;
+use virt::error::{Error, ErrorNumber};
 use virt::sys;
 
 use super::connection::Connection;
-use super::ffi::{self, Tune};
+use super::ffi::{self, Value};
 use super::jobs::c_text;
 use super::refusal::on_vm;
 use super::vms;
@@ -58,27 +58,37 @@ pub(super) fn read(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<Opt
     if !vms::is_active(&domain, vm)? {
         return Ok(None);
     }
-    let tunes = match ffi::block_io_tune(&domain, &c_text(disk.as_str())?) {
-        Ok(tunes) => tunes,
-        // "disk 'vda' was not found in the domain config", or the process has just gone.
-        Err(error) if matches!(error.code(), ErrorNumber::InvalidArg | ErrorNumber::OperationInvalid) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(on_vm(vm, "tell the I/O limits")(error)),
-    };
+    let told = ffi::block_io_tune(&domain, &c_text(disk.as_str())?);
+    let Some(tunes) = of_live_disk(vm, "tell the I/O limits", told)? else { return Ok(None) };
     let mut limits = IoLimits::default();
     for (name, value) in tunes {
         match value {
-            Tune::Number(number) => {
+            Value::Number(number) => {
                 if let Some(place) = place_of(&mut limits, &name) {
                     *place = number;
                 }
             }
             // QEMU names the group of a disk that shares its limits with none after the device's path.
-            Tune::Text(group) => limits.group = Some(group).filter(|name| is_shared(name)),
+            Value::Text(group) => limits.group = Some(group).filter(|name| is_shared(name)),
         }
     }
     Ok(Some(limits))
+}
+
+/// None if the disk, or the process, is not there.
+pub(super) fn of_live_disk<T>(
+    vm: VmId,
+    call: &'static str,
+    told: std::result::Result<T, Error>,
+) -> Result<Option<T>> {
+    match told {
+        Ok(told) => Ok(Some(told)),
+        // "disk 'vda' was not found in the domain config", or the process has just gone.
+        Err(error) if matches!(error.code(), ErrorNumber::InvalidArg | ErrorNumber::OperationInvalid) => {
+            Ok(None)
+        }
+        Err(error) => Err(on_vm(vm, call)(error)),
+    }
 }
 
 /// See [`crate::host::Hypervisor::set_io_limits`].

@@ -26,6 +26,7 @@ use super::{
     About, BackgroundCapture, Commit, Definition, DiskSwitch, GuestAgent, HostError, HostEvent, Hypervisor,
     Link, LiveImage, Pull, Result, StartFrom, VmSummary, WrittenImage,
 };
+use crate::model::served::Served;
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, PauseReason, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
@@ -52,6 +53,7 @@ mod monitor;
 mod new_vm;
 mod observe;
 mod refusal;
+mod served;
 mod shape;
 mod snapshot_xml;
 mod vms;
@@ -343,6 +345,12 @@ impl Hypervisor for Libvirt {
         let disk = disk.clone();
         let abort = move |line: &_| jobs::abort(line, vm, &disk);
         self.change.run("the end of the block job", self.deadlines.change, abort).await
+    }
+
+    async fn served(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<Served>> {
+        let disk = disk.clone();
+        let read = move |line: &_| served::read(line, vm, &disk);
+        self.look.run("the question for what a disk has served", self.deadlines.query, read).await
     }
 
     async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>> {

@@ -62,6 +62,7 @@ methods! {
     Pivot "pivot",
     LimitBlockJob "limit_block_job",
     AbortBlockJob "abort_block_job",
+    Served "served",
     IoLimits "io_limits",
     SetIoLimits "set_io_limits",
     SetBlockThreshold "set_block_threshold",
@@ -115,6 +116,7 @@ impl Method {
             | Self::BackgroundBlocker
             | Self::BackgroundCapture
             | Self::BlockJobs
+            | Self::Served
             | Self::IoLimits
             | Self::IsFrozen
             | Self::Inspect

@@ -12,6 +12,7 @@ use super::super::{
 use super::SimHost;
 use super::capture::Switch;
 use super::fault::{Extent, Method};
+use crate::model::served::Served;
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, RunState};
 use crate::model::{DiskTarget, IoLimits, VmId, VmView};
@@ -166,6 +167,10 @@ impl Hypervisor for SimHost {
 
     async fn abort_block_job(&self, vm: VmId, disk: &DiskTarget) -> Result<()> {
         self.call(Method::AbortBlockJob, |world, _| world.abort_block_job(vm, disk)).await
+    }
+
+    async fn served(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<Served>> {
+        self.call(Method::Served, |world, _| world.served(vm, disk)).await
     }
 
     async fn io_limits(&self, vm: VmId, disk: &DiskTarget) -> Result<Option<IoLimits>> {

@@ -146,6 +146,11 @@ impl SimHost {
         live.jobs.get(disk).map(Job::view)
     }
 
+    /// Somebody limits the block job of a disk (`virsh blockjob --bandwidth`).
+    pub fn someone_limits_job(&self, vm: VmId, disk: &DiskTarget, bandwidth: Option<u64>) {
+        self.change(|world| drop(world.limit_block_job(vm, disk, bandwidth)));
+    }
+
     /// Somebody limits a disk of a running VM, the group included.
     pub fn someone_limits(&self, vm: VmId, disk: &DiskTarget, limits: IoLimits) {
         self.change(|world| {

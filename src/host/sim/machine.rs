@@ -14,6 +14,8 @@ use super::capture::Capture;
 use super::files::{Content, MemoryFile};
 use super::job::Job;
 use super::load::Load;
+use super::served::Waits;
+use crate::model::served::Served;
 use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, PauseReason, RefusedDisk, RunState, Uncovered};
 use crate::model::{DiskTarget, IoLimits, VmId};
@@ -93,6 +95,8 @@ pub(super) struct Live {
     pub(super) loads: BTreeMap<DiskTarget, Load>,
     /// What it may read and write; a disk that is not here is not limited.
     pub(super) limits: BTreeMap<DiskTarget, IoLimits>,
+    /// What the guest asks for by itself, and what it was served.
+    pub(super) served: BTreeMap<DiskTarget, (Waits, Served)>,
     /// The writes that found no space, by disk: they are tried again when the VM goes on.
     pub(super) stalled: BTreeMap<DiskTarget, (u64, u64)>,
     /// The lengths that are to be told of, by image.

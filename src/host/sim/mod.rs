@@ -40,6 +40,7 @@ mod looks;
 mod machine;
 mod people;
 mod power;
+mod served;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -51,6 +52,7 @@ pub use fault::{Call, Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
 pub use files::{BLOCK, Content, GARBAGE};
 pub use guest::GuestError;
 pub use machine::GuestMemory;
+pub use served::Waits;
 
 use fault::Extent;
 use world::{Answer, World};

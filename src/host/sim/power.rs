@@ -95,6 +95,7 @@ impl World {
             frozen: BTreeSet::new(),
             jobs: BTreeMap::new(),
             loads: BTreeMap::new(),
+            served: BTreeMap::new(),
             limits: BTreeMap::new(),
             capture: None,
             background: None,

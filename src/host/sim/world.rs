@@ -339,6 +339,7 @@ impl World {
     /// A notch of progress for everything that is under way on a VM.
     pub(super) fn advance(&mut self, vm: VmId) {
         self.advance_load(vm);
+        self.advance_served(vm);
         self.advance_jobs(vm);
         self.advance_capture(vm);
         self.advance_background(vm);

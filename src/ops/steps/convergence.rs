@@ -1,7 +1,8 @@
-//! Keeps an eye on one merge under way: whether it gains on the guest's writes, what is told of that, and what is done.
+//! Keeps an eye on one merge under way: whether it gains on the guest's writes, and how long the guest waits for it; what is
+//! told of that, and what is done.
 //!
-//! Decides nothing of that: `model::convergence` judges, `plan::convergence` says what to do. Leaves how a guest is slowed
-//! to `throttle`.
+//! Decides nothing of that: `model::convergence` judges, `plan::convergence` says what to do; `plan::speed`, how fast it may
+//! copy. Leaves how a guest is slowed to `throttle`.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::model::{BlockJob, Failure, Reason};
 use crate::ops::OpsError;
 use crate::plan::MergePolicy;
 use crate::plan::convergence::{Move, Writes, next};
+use crate::plan::speed::{Glance, Speed};
 
 use super::super::board::{Course, Phase};
 use super::Context;
@@ -26,6 +28,7 @@ pub(super) struct Watch<'a> {
     policy: MergePolicy,
     since: Instant,
     tracker: Tracker,
+    speed: Speed,
     writes: Writes,
     /// It was tried to slow the guest: that may have happened even if it failed.
     may_have_slowed: bool,
@@ -43,12 +46,17 @@ pub(super) struct Watch<'a> {
 }
 
 /// The limit that the block job is known to have had from us.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
     /// It was not seen yet.
     Nothing,
     /// So many bytes per second, or as many as there can be.
-    Limit(Option<u64>),
+    Limit {
+        /// What it has.
+        to: Option<u64>,
+        /// What was asked for; it is held back below that for the guest.
+        asked: Option<u64>,
+    },
 }
 
 /// Why a merge was ended.
@@ -88,6 +96,7 @@ impl<'a> Watch<'a> {
             policy,
             since: Instant::now(),
             tracker: Tracker::new(policy.window(context.bandwidth())),
+            speed: Speed::new(context.limits.speed_policy),
             writes: Writes::Free,
             may_have_slowed: false,
             not_before: Duration::ZERO,
@@ -102,6 +111,7 @@ impl<'a> Watch<'a> {
     /// Takes in what is seen of the block job, tells of it, and does what has to be done. An error if the job was ended,
     /// because it never would have by itself.
     pub(super) async fn look(&mut self, job: &BlockJob) -> Result<(), Failure> {
+        self.glance(job).await;
         self.limit(job).await;
         self.tracker.take(Sample { at: self.since.elapsed(), done: job.done, total: job.total });
         self.show(job);
@@ -128,23 +138,56 @@ impl<'a> Watch<'a> {
         self.may_have_slowed
     }
 
-    /// The job copies as fast as it may: somebody has set another limit meanwhile, or did in a life that ended before the job
-    /// had it. What a person has given the job by hand since then it keeps.
-    async fn limit(&mut self, job: &BlockJob) {
-        let bandwidth = self.context.bandwidth();
-        if self.given == Given::Limit(bandwidth) || self.since.elapsed() < self.not_limited_before {
-            return;
-        }
-        if job.bandwidth == bandwidth {
-            self.given = Given::Limit(bandwidth);
+    /// How long the guest waits for the disk, as often as that tells anything. Where it cannot be asked nobody is held back
+    /// further.
+    async fn glance(&mut self, job: &BlockJob) {
+        let at = self.since.elapsed();
+        if job.ready || !self.speed.wants(at) {
             return;
         }
         let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
-        match hypervisor.limit_block_job(self.context.vm(), disk, bandwidth).await {
+        match hypervisor.served(self.context.vm(), disk).await {
+            Ok(Some(served)) => {
+                let glance = Glance { at, done: job.done, total: job.total, served };
+                self.speed.take(glance, self.tracker.trend());
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::debug!(operation = %self.context.operation.id, %disk, error, "how long the guest waits is not known");
+            }
+        }
+    }
+
+    /// The job copies as fast as it may: the guest waits too long for it, or no more; somebody has set another limit meanwhile,
+    /// or did in a life that ended before the job had it. What a person has given the job by hand since then it keeps.
+    async fn limit(&mut self, job: &BlockJob) {
+        let asked = self.context.bandwidth();
+        let to = [asked, self.speed.limit()].into_iter().flatten().min();
+        let given = Given::Limit { to, asked };
+        match self.given {
+            Given::Limit { to, asked: before } if job.bandwidth != to && before == asked => {
+                return self.speed.let_alone();
+            }
+            before if before == given => return,
+            Given::Nothing | Given::Limit { .. } => {}
+        }
+        if self.since.elapsed() < self.not_limited_before {
+            return;
+        }
+        if job.bandwidth == to {
+            self.given = given;
+            return;
+        }
+        let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
+        match hypervisor.limit_block_job(self.context.vm(), disk, to).await {
             Ok(()) => {
-                self.given = Given::Limit(bandwidth);
-                // How it goes at the old rate says nothing of the new one.
-                self.tracker.restart_with(self.policy.window(bandwidth));
+                // How it goes at the old rate says nothing of the new one. Held back for the guest it is judged on: it was not
+                // held below what the guest writes, and a limit of each second would put off each judgement.
+                if !matches!(self.given, Given::Limit { asked: before, .. } if before == asked) {
+                    self.tracker.restart_with(self.policy.window(asked));
+                }
+                self.given = given;
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
@@ -161,7 +204,8 @@ impl<'a> Watch<'a> {
             Writes::AtMost(limit) => Some(limit),
             Writes::Free | Writes::NotToBeSlowed => None,
         };
-        self.context.reporter.converges(&self.merge.target, Course { trend, pace, slowed_to });
+        let (held_to, wait) = (self.speed.limit(), self.speed.wait());
+        self.context.reporter.converges(&self.merge.target, Course { trend, pace, slowed_to, held_to, wait });
     }
 
     async fn tell_trend(&mut self) {

@@ -1,0 +1,327 @@
+//! How fast a merge may copy for its guest not to notice: slower while the guest waits long for the disk, faster again when it
+//! does not.
+//!
+//! Decides from samples alone, which carry their own times. Leaves to `convergence` what is done about a guest that writes more
+//! than is copied: a merge that loses is never held back.
+//!
+//! ```text
+//!         the guest waits too long          it still does
+//!   free ------------------------> held ------------------> held to half of it, never below the floor
+//!    ^                             | | ^ |
+//!    |  as fast as before          | | | | it waits less than half of that, or hardly asks for anything
+//!    +-----------------------------+ | +-+ held to a quarter more
+//!    |                               |
+//!    |  no better at an eighth of the speed, or the guest writes more than is copied
+//!    +-- resting <-------------------+
+//! ```
+//! How long a guest waits on a quiet disk nobody knows beforehand. So it is tried: where slower copies do not let it wait
+//! less, the copies are not what it waits for.
+
+use std::time::Duration;
+
+use crate::model::convergence::Trend;
+use crate::model::served::Served;
+
+/// When merges are held back. An operator says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpeedPolicy {
+    /// A merge is held back while a request of the guest takes longer than this. Zero: none is.
+    pub longest_wait: Duration,
+    /// No merge is held back below this, in bytes per second.
+    pub slowest: u64,
+}
+
+/// A merge and its guest at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Glance {
+    /// Since any moment that is the same for all.
+    pub at: Duration,
+    /// Bytes copied.
+    pub done: u64,
+    /// Bytes to be copied in all, as far as known then.
+    pub total: u64,
+    /// What the disk has served its guest.
+    pub served: Served,
+}
+
+/// How fast a merge may copy.
+#[derive(Debug, Clone)]
+pub struct Speed {
+    policy: SpeedPolicy,
+    state: State,
+    /// Where the present window began.
+    begin: Option<Glance>,
+    /// When a glance was last taken in.
+    last: Duration,
+    wait: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    /// It is not held back before this time.
+    Resting {
+        until: Duration,
+    },
+    Held {
+        /// To so many bytes per second.
+        to: u64,
+        /// What it copied while it was free.
+        free: u64,
+        /// How long the guest waited then.
+        waited: Duration,
+    },
+    /// Somebody else has said how fast: what it was held to stays, if it was.
+    LetAlone {
+        to: Option<u64>,
+    },
+}
+
+/// A window is no shorter than this, ...
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// ... and so many requests tell enough; after this time fewer do, and none say that the guest asks for nothing.
+const REQUESTS: u64 = 8;
+const LONG_WINDOW: Duration = Duration::from_secs(5);
+
+/// A limited block job copies so many bytes at once and then pauses (QEMU, `DEFAULT_MIRROR_BUF_SIZE`): two of these are a window,
+/// too, unless that is far too long.
+const BURST: u64 = 16 << 20;
+const LONGEST_WINDOW: Duration = Duration::from_secs(30);
+
+/// What did not help is not tried again for so long.
+const REST: Duration = Duration::from_secs(60);
+
+/// Slower copies have to show by this part of the speed.
+const TRIED_DOWN_TO: u64 = 8;
+
+impl Speed {
+    /// As fast as it can be.
+    #[must_use]
+    pub fn new(policy: SpeedPolicy) -> Self {
+        Self { policy, state: State::Free, begin: None, last: Duration::ZERO, wait: None }
+    }
+
+    /// Most bytes per second; None for no limit.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        match self.state {
+            State::Free | State::Resting { .. } => None,
+            State::Held { to, .. } => Some(to),
+            State::LetAlone { to } => to,
+        }
+    }
+
+    /// How long a request of the guest took in the last window, as far as it is known.
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        self.wait
+    }
+
+    /// Whether a glance at this time could tell anything.
+    #[must_use]
+    pub fn wants(&self, at: Duration) -> bool {
+        if self.policy.longest_wait.is_zero() || matches!(self.state, State::LetAlone { .. }) {
+            return false;
+        }
+        let Some(begin) = self.begin else { return true };
+        at.saturating_sub(begin.at) >= self.window() && at.saturating_sub(self.last) >= WINDOW
+    }
+
+    /// Takes a glance in; none is older than the one before. `trend` is how the merge stands against the guest's writes.
+    pub fn take(&mut self, now: Glance, trend: Trend) {
+        if !self.wants(now.at) {
+            return;
+        }
+        self.last = now.at;
+        let Some(begin) = self.begin else {
+            self.begin = Some(now);
+            return;
+        };
+        let time = now.at.saturating_sub(begin.at);
+        if now.served.count_since(&begin.served) < REQUESTS && time < LONG_WINDOW {
+            return;
+        }
+        self.wait = now.served.wait_since(&begin.served);
+        let rate = |from: u64, to: u64| {
+            let millis = time.as_millis().max(1);
+            u64::try_from(u128::from(to.saturating_sub(from)) * 1000 / millis).unwrap_or(u64::MAX)
+        };
+        // What the guest writes has to be copied, too, and twice as fast.
+        let floor = self.policy.slowest.max(rate(begin.total, now.total).saturating_mul(2));
+        self.state = self.next(now.at, trend, rate(begin.done, now.done), floor);
+        self.begin = Some(now);
+    }
+
+    /// Somebody else has said how fast the merge may copy: it is not held back any more than it is.
+    pub fn let_alone(&mut self) {
+        self.state = State::LetAlone { to: self.limit() };
+    }
+
+    fn next(&self, at: Duration, trend: Trend, copied: u64, floor: u64) -> State {
+        let resting = State::Resting { until: at + REST };
+        let too_long = self.wait.filter(|wait| *wait > self.policy.longest_wait);
+        match (self.state, too_long) {
+            (State::Resting { until }, _) if at < until => self.state,
+            (State::Free | State::Resting { .. }, None) => State::Free,
+            (State::Free | State::Resting { .. }, Some(_)) if trend == Trend::Behind || copied <= floor => {
+                State::Free
+            }
+            (State::Free | State::Resting { .. }, Some(waited)) => {
+                State::Held { to: (copied / 2).max(floor), free: copied, waited }
+            }
+            (State::Held { .. }, _) if trend == Trend::Behind => resting,
+            (State::Held { to, free, waited }, Some(wait)) => {
+                let is_tried = to <= free / TRIED_DOWN_TO || to <= floor;
+                // A quarter of it has to be gone.
+                if is_tried && wait > waited / 4 * 3 {
+                    return resting;
+                }
+                State::Held { to: (to / 2).max(floor), free, waited }
+            }
+            (State::Held { to, free, waited }, None) => {
+                if self.wait.is_some_and(|wait| wait > self.policy.longest_wait / 2) {
+                    return State::Held { to: to.max(floor), free, waited };
+                }
+                let raised = to.saturating_add(to / 4).max(floor);
+                if raised >= free { State::Free } else { State::Held { to: raised, free, waited } }
+            }
+            (State::LetAlone { .. }, _) => self.state,
+        }
+    }
+
+    fn window(&self) -> Duration {
+        let bursts = self.limit().map(|limit| Duration::from_millis(2000 * BURST / limit.max(1)));
+        WINDOW.max(bursts.unwrap_or_default().min(LONGEST_WINDOW))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::served::Requests;
+
+    const MB: u64 = 1 << 20;
+    const POLICY: SpeedPolicy = SpeedPolicy { longest_wait: Duration::from_millis(30), slowest: 16 * MB };
+
+    /// A disk whose guest sends ten requests a second, each of which takes as long as the speed of the merge says.
+    struct Disk {
+        speed: Speed,
+        at: u64,
+        glance: Glance,
+    }
+
+    impl Disk {
+        fn new(policy: SpeedPolicy) -> Self {
+            let glance = Glance { at: Duration::ZERO, done: 0, total: 1 << 40, served: Served::default() };
+            let mut speed = Speed::new(policy);
+            speed.take(glance, Trend::Unknown);
+            Self { speed, at: 0, glance }
+        }
+
+        /// Lets seconds pass: the merge copies 400 MiB in each, or what it is held to; the guest writes `written`.
+        fn pass(&mut self, seconds: u64, trend: Trend, written: u64, wait: impl Fn(u64) -> Option<u64>) {
+            for _ in 0..seconds {
+                let copied = self.speed.limit().unwrap_or(u64::MAX).min(400 * MB);
+                self.at += 1;
+                self.glance.at = Duration::from_secs(self.at);
+                self.glance.done += copied;
+                self.glance.total += written;
+                if let Some(wait) = wait(copied) {
+                    let flushes = &mut self.glance.served.flushes;
+                    *flushes = Requests {
+                        count: flushes.count + 10,
+                        time: flushes.time + Duration::from_millis(10 * wait),
+                    };
+                }
+                self.speed.take(self.glance, trend);
+            }
+        }
+    }
+
+    const GAINING: Trend = Trend::Gaining { left: Duration::from_secs(9) };
+
+    #[track_caller]
+    fn check(
+        seconds: u64,
+        trend: Trend,
+        written: u64,
+        wait: impl Fn(u64) -> Option<u64>,
+        expected: Option<u64>,
+    ) {
+        let mut disk = Disk::new(POLICY);
+        disk.pass(seconds, trend, written, wait);
+        assert_eq!(disk.speed.limit(), expected.map(|mb| mb * MB));
+    }
+
+    #[test]
+    fn speeds() {
+        check(30, GAINING, 0, |_| Some(30), None);
+        check(30, GAINING, 0, |_| None, None);
+        check(1, GAINING, 0, |_| Some(31), Some(200));
+        // The more is copied the longer it waits: it is held to what lets it wait a little.
+        let by_speed = |copied| Some(copied / (4 * MB));
+        check(2, GAINING, 0, by_speed, Some(100));
+        check(60, GAINING, 0, by_speed, Some(100));
+        // Never below the floor, if that is better than nothing.
+        check(60, GAINING, 0, |copied| Some(31 + copied / (4 * MB)), Some(16));
+        // Nothing helps.
+        check(10, GAINING, 0, |_| Some(100), None);
+        check(59, GAINING, 0, |_| Some(100), None);
+        // The guest writes much: what it writes is copied twice as fast.
+        check(1, GAINING, 150 * MB, |_| Some(31), Some(300));
+        check(1, GAINING, 300 * MB, |_| Some(31), None);
+        // A merge that loses goes as fast as it can.
+        check(30, Trend::Behind, 0, |_| Some(100), None);
+    }
+
+    #[test]
+    fn a_merge_is_let_go_again() {
+        let mut disk = Disk::new(POLICY);
+        disk.pass(1, GAINING, 0, |_| Some(31));
+        let held = disk.speed.limit();
+        disk.pass(1, GAINING, 0, |_| Some(20));
+        assert_eq!(disk.speed.limit(), held, "neither too long nor short");
+        assert_eq!(disk.speed.wait(), Some(Duration::from_millis(20)));
+        disk.pass(1, GAINING, 0, |_| Some(15));
+        assert_eq!(disk.speed.limit(), Some(250 * MB));
+        // The guest asks for nothing: after five seconds that is known.
+        disk.pass(20, GAINING, 0, |_| None);
+        assert_eq!(disk.speed.limit(), None);
+        disk.pass(1, GAINING, 0, |_| Some(31));
+        disk.pass(1, Trend::Behind, 0, |_| Some(31));
+        assert_eq!(disk.speed.limit(), None, "it loses");
+        disk.pass(59, GAINING, 0, |_| Some(31));
+        assert_eq!(disk.speed.limit(), None, "and rests");
+        disk.pass(1, GAINING, 0, |_| Some(31));
+        assert_eq!(disk.speed.limit(), held);
+        disk.speed.let_alone();
+        disk.pass(99, GAINING, 0, |_| Some(1));
+        assert_eq!(disk.speed.limit(), held, "somebody else has said how fast");
+    }
+
+    #[test]
+    fn no_merge_is_held_back_where_nobody_wants_it() {
+        let mut disk = Disk::new(SpeedPolicy { longest_wait: Duration::ZERO, ..POLICY });
+        disk.pass(30, GAINING, 0, |copied| Some(copied / MB));
+        assert_eq!(disk.speed.limit(), None);
+        assert!(!disk.speed.wants(Duration::MAX));
+    }
+
+    proptest! {
+        /// Whatever a guest waits for and writes, its merge copies no slower than the floor.
+        #[test]
+        fn no_merge_is_held_below_the_floor(
+            course in prop::collection::vec((0_u64..200, 0..300 * MB, 0..3_u8), 1..200),
+        ) {
+            let mut disk = Disk::new(POLICY);
+            for (wait, written, trend) in course {
+                let trend = [Trend::Unknown, GAINING, Trend::Behind][usize::from(trend)];
+                disk.pass(2, trend, written, |_| Some(wait));
+                prop_assert!(disk.speed.limit().is_none_or(|limit| limit >= POLICY.slowest));
+            }
+        }
+    }
+}

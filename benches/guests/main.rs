@@ -21,6 +21,7 @@ mod first_writes;
 mod floors;
 mod measure;
 mod memory;
+mod merge;
 mod pauses;
 mod plot;
 mod report;
@@ -40,7 +41,7 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 10] = [
+    let parts: [Part; 11] = [
         ("floors", floors::figures),
         ("stall", stall::figures),
         ("first-writes", first_writes::figures),
@@ -48,6 +49,7 @@ fn main() {
         ("restore", restore::figures),
         ("deletion-depth", deletion::by_depth),
         ("deletion-disks", deletion::by_disks),
+        ("merge", merge::figures),
         ("agent", agent::figures),
         ("catalog", catalog::figures),
         ("watchers", watchers::figures),

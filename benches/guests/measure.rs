@@ -48,6 +48,8 @@ pub fn in_turns(case: &str, arms: &mut [Arm<'_>], blocks: usize) -> Vec<Vec<Samp
 pub struct Felt {
     /// The longest time in which one of the file systems completed no write, by the host's clock.
     pub stall: f64,
+    /// The mean time of such a write, of the file system where it was longest.
+    pub per_write: f64,
     /// From the call to its end.
     pub wall: f64,
     /// Processor time of the programs that were run, and of the daemon.
@@ -76,7 +78,10 @@ pub fn feel(guest: &Guest, daemon: u32, what: impl FnOnce()) -> Felt {
     let until = Instant::now();
     let stalls = targets.iter().map(|target| progress.longest_stall(target, from, until));
     let stall = stalls.max().unwrap_or_default().as_secs_f64() * 1e3;
-    Felt { stall, wall, processor }
+    let fewest = targets.iter().map(|target| progress.writes(target, from, until)).min().unwrap_or_default();
+    #[allow(clippy::cast_precision_loss, reason = "a number of writes")]
+    let per_write = (until - from).as_secs_f64() * 1e3 / fewest.max(1) as f64;
+    Felt { stall, per_write, wall, processor }
 }
 
 /// Milliseconds of a process with all its threads, and of all programs that were run here and have ended.

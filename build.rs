@@ -1,7 +1,7 @@
 //! Generates the gRPC code from `proto/`, without a protoc binary.
 //!
-//! The descriptor set is written beside the code, with its comments: the daemon serves it by reflection, and the
-//! client prints JSON by it.
+//! The descriptor set is written beside the code, with its comments: the daemon serves it by reflection. The client prints
+//! JSON by the messages alone: reading all the rest would take it most of its time.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file_descriptor_set();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("vmsnap_descriptor.bin"), descriptors.encode_to_vec())?;
+    let mut messages = descriptors.clone();
+    for file in &mut messages.file {
+        file.source_code_info = None;
+        file.service.clear();
+    }
+    fs::write(out.join("vmsnap_messages.bin"), messages.encode_to_vec())?;
 
     // Ordered maps: one request encodes to one sequence of bytes, by which a repetition is recognised.
     tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;

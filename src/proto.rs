@@ -9,6 +9,9 @@ pub use generated::vmsnap::{controller, v1};
 /// `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vmsnap_descriptor.bin"));
 
+/// The messages of these files, and nothing else of them.
+pub const MESSAGE_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vmsnap_messages.bin"));
+
 // The modules must nest as the packages do: code of one package reaches another by `super`.
 #[allow(
     missing_docs,

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use clap::CommandFactory;
 use prost::Message;
@@ -10,7 +11,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use super::args::{Args, Format, Global};
 use super::failure::{Failure, exit};
 use super::table::Table;
-use crate::proto::DESCRIPTOR_SET;
+use crate::proto::MESSAGE_SET;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +84,8 @@ impl Output {
 
 /// A message in the JSON mapping of protobuf, with the field names of the protos; every field is there, so that scripts need not guess.
 fn value<M: Message>(message: &M, name: &str) -> Result<serde_json::Value, Failure> {
-    let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| unprintable(&error))?;
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    let pool = POOL.get_or_init(|| DescriptorPool::decode(MESSAGE_SET).expect("the build has written it"));
     let descriptor = pool.get_message_by_name(&format!("vmsnap.v1.{name}"));
     let descriptor = descriptor.ok_or_else(|| unprintable(&format!("the contract has no message {name}")))?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice());

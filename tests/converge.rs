@@ -168,6 +168,15 @@ fn set_up_waiting() -> (Scene, Truth) {
     (scene, truth)
 }
 
+/// What each merge may copy at first, in bytes per second: more than these disks ever do.
+const START: u64 = 64 << 20;
+
+/// Whether the merge copies less than it could.
+fn is_held(scene: &Scene) -> bool {
+    let job = scene.sim.block_job_of(scene.vm, &vda());
+    job.and_then(|job| job.bandwidth).is_some_and(|bandwidth| bandwidth < START)
+}
+
 #[test]
 fn a_merge_that_lets_its_guest_wait_is_held_back() {
     let (scene, truth) = set_up_waiting();
@@ -182,7 +191,7 @@ fn a_merge_that_lets_its_guest_wait_is_held_back() {
     assert_eq!(ended.cursor.state, OperationState::Succeeded, "{ended:?}");
     limits.dedup();
     // Half of what it copied, half of that, as the guest waits still, and a quarter more now that it does not.
-    let [None, Some(half), Some(less), Some(more), ..] = limits[..] else { panic!("{limits:?}") };
+    let [Some(START), Some(half), Some(less), Some(more), ..] = limits[..] else { panic!("{limits:?}") };
     assert!(half > 120_000 && less == half / 2 && more == less + less / 4, "{limits:?}");
     verify_merged(&scene, &truth).unwrap();
 }
@@ -193,8 +202,7 @@ fn a_merge_whose_speed_somebody_has_set_is_let_alone() {
     let (scene, truth) = set_up_waiting();
     let life = Life::start(&scene);
     let id = begin(&life, &scene);
-    let bandwidth = || scene.sim.block_job_of(scene.vm, &vda()).and_then(|job| job.bandwidth);
-    assert!(life.run(id, || bandwidth().is_some()).is_none(), "it is held back");
+    assert!(life.run(id, || is_held(&scene)).is_none());
     let theirs = Some(1 << 30);
     scene.sim.someone_limits_job(scene.vm, &vda(), theirs);
     let mut limits = Vec::new();
@@ -208,19 +216,37 @@ fn a_merge_whose_speed_somebody_has_set_is_let_alone() {
     verify_merged(&scene, &truth).unwrap();
 }
 
+/// No answer came when it was held back, and then it was: that is no limit of somebody else.
+#[test]
+fn a_merge_that_is_held_back_late_is_let_go() {
+    let (scene, truth) = set_up_waiting();
+    let call = Call { method: Method::LimitBlockJob, occurrence: 1 };
+    let mishap = Mishap::Error(Complaint::TimedOut);
+    scene.sim.add_fault(Fault { at: Trigger::Call(call), moment: Moment::After, mishap });
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    assert!(life.run(id, || is_held(&scene)).is_none());
+    let waits = Waits { calm: Duration::ZERO, busy: Duration::ZERO, slowly: 0 };
+    scene.sim.guest_waits(scene.vm, &vda(), waits);
+    assert!(life.run(id, || !is_held(&scene)).is_none());
+    assert!(scene.sim.has_block_job(scene.vm, &vda()), "it is not over yet");
+    let ended = life.run(id, || false).unwrap();
+    assert_eq!(ended.cursor.state, OperationState::Succeeded);
+    verify_merged(&scene, &truth).unwrap();
+}
+
 /// The next life knows nothing of it, and begins anew.
 #[test]
 fn a_merge_that_was_held_back_when_the_daemon_died_is_let_go() {
     let (scene, truth) = set_up_waiting();
-    let bandwidth = || scene.sim.block_job_of(scene.vm, &vda()).and_then(|job| job.bandwidth);
     let life = Life::start(&scene);
     let id = begin(&life, &scene);
-    assert!(life.run(id, || bandwidth().is_some()).is_none());
+    assert!(life.run(id, || is_held(&scene)).is_none());
     drop(life);
     let waits = Waits { calm: Duration::ZERO, busy: Duration::ZERO, slowly: 0 };
     scene.sim.guest_waits(scene.vm, &vda(), waits);
     let life = Life::start(&scene);
-    assert!(life.run(id, || bandwidth().is_none()).is_none());
+    assert!(life.run(id, || !is_held(&scene)).is_none());
     assert!(scene.sim.has_block_job(scene.vm, &vda()), "it is not over yet");
     let ended = life.run(id, || false).unwrap();
     assert_eq!(ended.cursor.state, OperationState::Succeeded);

@@ -1,21 +1,26 @@
-//! How fast a merge may copy for its guest not to notice: slower while the guest waits long for the disk, faster again when it
-//! does not.
+//! How fast a merge may copy for its guest not to notice: slowly at first, faster as long as the guest does not wait long for
+//! the disk, slower when it does.
 //!
 //! Decides from samples alone, which carry their own times. Leaves to `convergence` what is done about a guest that writes more
 //! than is copied: a merge that loses is never held back.
 //!
 //! ```text
-//!         the guest waits too long          it still does
-//!   free ------------------------> held ------------------> held to half of it, never below the floor
-//!    ^                             | | ^ |
-//!    |  as fast as before          | | | | it waits less than half of that, or hardly asks for anything
-//!    +-----------------------------+ | +-+ held to a quarter more
-//!    |                               |
-//!    |  no better at an eighth of the speed, or the guest writes more than is copied
-//!    +-- resting <-------------------+
+//!            no long waits: twice as fast
+//!             +------+
+//!             v      |      it copies less than it may
+//!        starting ---+-----------------------------------> free --+
+//!         ^   |                                             ^     |
+//!         |   +---- the guest waits too long ----> held <---|-----+
+//!         |                                        | ^ |    |
+//!         |          it still does: half of it, ---+ | |    |  as fast as before
+//!         |          never below the floor           | |    |
+//!         |                                          | +----+
+//!         |   hardly any waits: a quarter more ------+ |
+//!         +--------------------------------------------+
+//!            no better at an eighth: so long it waits anyway, and twice that is too long
+//!
+//!   all but what somebody else has limited: loses to the guest --> resting, as fast as it can --> free
 //! ```
-//! How long a guest waits on a quiet disk nobody knows beforehand. So it is tried: where slower copies do not let it wait
-//! less, the copies are not what it waits for.
 
 use std::time::Duration;
 
@@ -51,6 +56,8 @@ pub struct Speed {
     state: State,
     /// Where the present window began.
     begin: Option<Glance>,
+    /// How long the guest waits however little is copied, if that is too long already.
+    usual: Option<Duration>,
     /// When a glance was last taken in.
     last: Duration,
     wait: Option<Duration>,
@@ -58,6 +65,10 @@ pub struct Speed {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// Held to so many bytes per second, to see what the guest makes of it.
+    Starting {
+        to: u64,
+    },
     Free,
     /// It is not held back before this time.
     Resting {
@@ -66,7 +77,7 @@ enum State {
     Held {
         /// To so many bytes per second.
         to: u64,
-        /// What it copied while it was free.
+        /// What it copied when the guest waited too long.
         free: u64,
         /// How long the guest waited then.
         waited: Duration,
@@ -76,6 +87,9 @@ enum State {
         to: Option<u64>,
     },
 }
+
+/// A merge begins with this, in bytes per second: less than any storage notices.
+const START: u64 = 64 << 20;
 
 /// A window is no shorter than this, ...
 const WINDOW: Duration = Duration::from_secs(1);
@@ -96,10 +110,12 @@ const REST: Duration = Duration::from_secs(60);
 const TRIED_DOWN_TO: u64 = 8;
 
 impl Speed {
-    /// As fast as it can be.
+    /// Of a merge that begins.
     #[must_use]
     pub fn new(policy: SpeedPolicy) -> Self {
-        Self { policy, state: State::Free, begin: None, last: Duration::ZERO, wait: None }
+        let to = START.max(policy.slowest);
+        let state = if policy.longest_wait.is_zero() { State::Free } else { State::Starting { to } };
+        Self { policy, state, begin: None, usual: None, last: Duration::ZERO, wait: None }
     }
 
     /// Most bytes per second; None for no limit.
@@ -107,7 +123,7 @@ impl Speed {
     pub fn limit(&self) -> Option<u64> {
         match self.state {
             State::Free | State::Resting { .. } => None,
-            State::Held { to, .. } => Some(to),
+            State::Starting { to } | State::Held { to, .. } => Some(to),
             State::LetAlone { to } => to,
         }
     }
@@ -139,7 +155,12 @@ impl Speed {
             return;
         };
         let time = now.at.saturating_sub(begin.at);
-        if now.served.count_since(&begin.served) < REQUESTS && time < LONG_WINDOW {
+        // At first it need not be certain that the guest asks for nothing: there is little to lose.
+        let few = match self.state {
+            State::Starting { .. } => 1..REQUESTS,
+            _ => 0..REQUESTS,
+        };
+        if few.contains(&now.served.count_since(&begin.served)) && time < LONG_WINDOW {
             return;
         }
         self.wait = now.served.wait_since(&begin.served);
@@ -149,7 +170,10 @@ impl Speed {
         };
         // What the guest writes has to be copied, too, and twice as fast.
         let floor = self.policy.slowest.max(rate(begin.total, now.total).saturating_mul(2));
-        self.state = self.next(now.at, trend, rate(begin.done, now.done), floor);
+        if self.wait.is_none_or(|wait| wait <= self.policy.longest_wait) {
+            self.usual = None;
+        }
+        self.step(now.at, trend, rate(begin.done, now.done), floor);
         self.begin = Some(now);
     }
 
@@ -158,36 +182,44 @@ impl Speed {
         self.state = State::LetAlone { to: self.limit() };
     }
 
-    fn next(&self, at: Duration, trend: Trend, copied: u64, floor: u64) -> State {
-        let resting = State::Resting { until: at + REST };
-        let too_long = self.wait.filter(|wait| *wait > self.policy.longest_wait);
-        match (self.state, too_long) {
-            (State::Resting { until }, _) if at < until => self.state,
+    fn longest_wait(&self) -> Duration {
+        self.policy.longest_wait.max(self.usual.unwrap_or_default() * 2)
+    }
+
+    /// What comes of a window in which so many bytes per second were copied.
+    fn step(&mut self, at: Duration, trend: Trend, copied: u64, floor: u64) {
+        let longest = self.longest_wait();
+        let too_long = self.wait.filter(|wait| *wait > longest);
+        self.state = match (self.state, too_long) {
+            (State::LetAlone { .. }, _) => return,
+            (State::Resting { until }, _) if at < until => return,
+            _ if trend == Trend::Behind => State::Resting { until: at + REST },
             (State::Free | State::Resting { .. }, None) => State::Free,
-            (State::Free | State::Resting { .. }, Some(_)) if trend == Trend::Behind || copied <= floor => {
-                State::Free
+            (State::Starting { to }, None) if copied < to / 2 => State::Free,
+            (State::Starting { to }, None) => State::Starting { to: to.saturating_mul(2) },
+            (State::Free | State::Resting { .. }, Some(_)) if copied <= floor => State::Free,
+            (State::Starting { .. } | State::Free | State::Resting { .. }, Some(waited)) => {
+                State::Held { to: (copied / 2).max(floor), free: copied.max(floor), waited }
             }
-            (State::Free | State::Resting { .. }, Some(waited)) => {
-                State::Held { to: (copied / 2).max(floor), free: copied, waited }
-            }
-            (State::Held { .. }, _) if trend == Trend::Behind => resting,
             (State::Held { to, free, waited }, Some(wait)) => {
                 let is_tried = to <= free / TRIED_DOWN_TO || to <= floor;
                 // A quarter of it has to be gone.
                 if is_tried && wait > waited / 4 * 3 {
-                    return resting;
+                    self.usual = Some(wait);
+                    State::Starting { to: free.max(floor) }
+                } else {
+                    State::Held { to: (to / 2).max(floor), free, waited }
                 }
-                State::Held { to: (to / 2).max(floor), free, waited }
             }
             (State::Held { to, free, waited }, None) => {
-                if self.wait.is_some_and(|wait| wait > self.policy.longest_wait / 2) {
-                    return State::Held { to: to.max(floor), free, waited };
+                if self.wait.is_some_and(|wait| wait > longest / 2) {
+                    State::Held { to: to.max(floor), free, waited }
+                } else {
+                    let raised = to.saturating_add(to / 4).max(floor);
+                    if raised >= free { State::Free } else { State::Held { to: raised, free, waited } }
                 }
-                let raised = to.saturating_add(to / 4).max(floor);
-                if raised >= free { State::Free } else { State::Held { to: raised, free, waited } }
             }
-            (State::LetAlone { .. }, _) => self.state,
-        }
+        };
     }
 
     fn window(&self) -> Duration {
@@ -258,21 +290,25 @@ mod tests {
 
     #[test]
     fn speeds() {
+        // It begins slowly, and is let go in steps.
+        check(0, GAINING, 0, |_| Some(30), Some(64));
+        check(1, GAINING, 0, |_| Some(30), Some(128));
+        check(3, GAINING, 0, |_| None, Some(512));
         check(30, GAINING, 0, |_| Some(30), None);
-        check(30, GAINING, 0, |_| None, None);
-        check(1, GAINING, 0, |_| Some(31), Some(200));
+        check(1, GAINING, 0, |_| Some(31), Some(32));
         // The more is copied the longer it waits: it is held to what lets it wait a little.
         let by_speed = |copied| Some(copied / (4 * MB));
-        check(2, GAINING, 0, by_speed, Some(100));
-        check(60, GAINING, 0, by_speed, Some(100));
+        check(2, GAINING, 0, by_speed, Some(64));
+        check(60, GAINING, 0, by_speed, Some(64));
         // Never below the floor, if that is better than nothing.
         check(60, GAINING, 0, |copied| Some(31 + copied / (4 * MB)), Some(16));
-        // Nothing helps.
-        check(10, GAINING, 0, |_| Some(100), None);
-        check(59, GAINING, 0, |_| Some(100), None);
+        // Nothing helps: so long it waits anyway.
+        check(30, GAINING, 0, |_| Some(100), None);
+        // But not so long.
+        let by_speed = |copied: u64| Some(100 + (copied / MB).saturating_sub(100));
+        check(60, GAINING, 0, by_speed, Some(128));
         // The guest writes much: what it writes is copied twice as fast.
         check(1, GAINING, 150 * MB, |_| Some(31), Some(300));
-        check(1, GAINING, 300 * MB, |_| Some(31), None);
         // A merge that loses goes as fast as it can.
         check(30, Trend::Behind, 0, |_| Some(100), None);
     }
@@ -280,8 +316,11 @@ mod tests {
     #[test]
     fn a_merge_is_let_go_again() {
         let mut disk = Disk::new(POLICY);
+        disk.pass(10, GAINING, 0, |_| None);
+        assert_eq!(disk.speed.limit(), None);
         disk.pass(1, GAINING, 0, |_| Some(31));
-        let held = disk.speed.limit();
+        let held = Some(200 * MB);
+        assert_eq!(disk.speed.limit(), held, "half of what it copied");
         disk.pass(1, GAINING, 0, |_| Some(20));
         assert_eq!(disk.speed.limit(), held, "neither too long nor short");
         assert_eq!(disk.speed.wait(), Some(Duration::from_millis(20)));

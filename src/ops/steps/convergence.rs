@@ -48,7 +48,7 @@ pub(super) struct Watch<'a> {
 /// The limit that the block job is known to have had from us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
-    /// It was not seen yet.
+    /// It was not seen yet, or could not be changed for certain.
     Nothing,
     /// So many bytes per second, or as many as there can be.
     Limit {
@@ -138,6 +138,11 @@ impl<'a> Watch<'a> {
         self.may_have_slowed
     }
 
+    /// How fast the job may copy, in bytes per second: what was asked for, and what the guest does not notice.
+    pub(super) fn bandwidth(&self) -> Option<u64> {
+        [self.context.bandwidth(), self.speed.limit()].into_iter().flatten().min()
+    }
+
     /// How long the guest waits for the disk, as often as that tells anything. Where it cannot be asked nobody is held back
     /// further.
     async fn glance(&mut self, job: &BlockJob) {
@@ -162,29 +167,26 @@ impl<'a> Watch<'a> {
     /// The job copies as fast as it may: the guest waits too long for it, or no more; somebody has set another limit meanwhile,
     /// or did in a life that ended before the job had it. What a person has given the job by hand since then it keeps.
     async fn limit(&mut self, job: &BlockJob) {
-        let asked = self.context.bandwidth();
-        let to = [asked, self.speed.limit()].into_iter().flatten().min();
+        let (asked, to) = (self.context.bandwidth(), self.bandwidth());
         let given = Given::Limit { to, asked };
+        let is_as_asked = matches!(self.given, Given::Limit { asked: before, .. } if before == asked);
         match self.given {
-            Given::Limit { to, asked: before } if job.bandwidth != to && before == asked => {
+            Given::Limit { to: before, .. } if is_as_asked && job.bandwidth != before => {
                 return self.speed.let_alone();
             }
-            before if before == given => return,
+            before if before == given || self.since.elapsed() < self.not_limited_before => return,
+            _ if job.bandwidth == to => {
+                self.given = given;
+                return;
+            }
             Given::Nothing | Given::Limit { .. } => {}
-        }
-        if self.since.elapsed() < self.not_limited_before {
-            return;
-        }
-        if job.bandwidth == to {
-            self.given = given;
-            return;
         }
         let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
         match hypervisor.limit_block_job(self.context.vm(), disk, to).await {
             Ok(()) => {
                 // How it goes at the old rate says nothing of the new one. Held back for the guest it is judged on: it was not
                 // held below what the guest writes, and a limit of each second would put off each judgement.
-                if !matches!(self.given, Given::Limit { asked: before, .. } if before == asked) {
+                if !is_as_asked {
                     self.tracker.restart_with(self.policy.window(asked));
                 }
                 self.given = given;
@@ -192,6 +194,8 @@ impl<'a> Watch<'a> {
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(operation = %self.context.operation.id, %disk, error, "the block job keeps its limit");
+                // It may come into force yet: that would be no limit of somebody else.
+                self.given = Given::Nothing;
                 self.not_limited_before = self.since.elapsed() + self.policy.patience;
             }
         }

@@ -127,6 +127,7 @@ async fn follow(context: &Context<'_>, merge: &Merge, watch: &mut Watch<'_>) -> 
                     // It came to its own end before it could be ended.
                     continue;
                 }
+                course.bandwidth = watch.bandwidth();
                 match next(merge, &seen) {
                     Next::Undecided(problem) => return Merged::GivenUp(undecided(merge, problem)),
                     Next::Saved if course.has_begun || !context.is_fresh => {
@@ -180,6 +181,8 @@ struct Course {
     /// A byte may be in the base.
     has_begun: bool,
     has_started_job: bool,
+    /// What a job copies that is started now, at most, in bytes per second.
+    bandwidth: Option<u64>,
     committed_offline: bool,
     /// The active layer that the definition names, and nothing below it any more.
     refreshed: Option<PathBuf>,
@@ -229,7 +232,7 @@ impl Course {
             Next::StartPull { below } => {
                 self.check_not_started(merge)?;
                 let below = below.map(|below| below.path);
-                let pull = Pull { disk: merge.target.clone(), below, bandwidth: context.bandwidth() };
+                let pull = Pull { disk: merge.target.clone(), below, bandwidth: self.bandwidth };
                 let started = context.host.hypervisor.start_pull(context.vm(), &pull).await;
                 self.take_in_start(context, merge, seen, started).await?;
             }
@@ -289,7 +292,7 @@ impl Course {
             top: merge.child.path.clone(),
             base: merge.base.path.clone(),
             is_active,
-            bandwidth: context.bandwidth(),
+            bandwidth: self.bandwidth,
         };
         let started = context.host.hypervisor.start_commit(context.vm(), &commit).await;
         self.take_in_start(context, merge, seen, started).await

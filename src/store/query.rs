@@ -113,8 +113,7 @@ impl Store {
             let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
             let has_more = numbers.len() > limit;
             numbers.truncate(limit);
-            let read = |number: &i64| place(transaction, snapshot::read_numbered(transaction, *number)?);
-            let snapshots = numbers.iter().map(read).collect::<Result<Vec<Placed>>>()?;
+            let snapshots = place(transaction, snapshot::read_numbered(transaction, &numbers)?)?;
             let last = snapshots.last().zip(numbers.last()).filter(|_| has_more);
             let next =
                 last.map(|(last, number)| Position { key: page.order.key(&last.snapshot), number: *number });

@@ -74,26 +74,33 @@ fn write_beside(transaction: &Transaction<'_>, number: i64, snapshot: &Snapshot)
 
 /// A snapshot; None if there is none.
 pub(super) fn read(transaction: &Transaction<'_>, id: SnapshotId) -> Result<Option<Snapshot>> {
-    let mut statement = transaction
-        .prepare_cached("SELECT body FROM snapshot JOIN snapshot_body ON snapshot = number WHERE id = ?")?;
-    let body: Option<String> = statement.query_row([id.to_string()], |row| row.get(0)).optional()?;
-    body.map(|body| from_json(&body, "snapshot")).transpose()
+    let sql = "SELECT body FROM snapshot JOIN snapshot_body ON snapshot = number WHERE id = ?";
+    Ok(read_all(transaction, sql, &id.to_string())?.pop())
 }
 
-/// A snapshot by the number of its row.
-pub(super) fn read_numbered(transaction: &Transaction<'_>, number: i64) -> Result<Snapshot> {
-    let mut statement = transaction.prepare_cached("SELECT body FROM snapshot_body WHERE snapshot = ?")?;
-    let body: String = statement.query_row([number], |row| row.get(0))?;
-    from_json(&body, "snapshot")
+/// The snapshots in these rows, in this order.
+pub(super) fn read_numbered(transaction: &Transaction<'_>, numbers: &[i64]) -> Result<Vec<Snapshot>> {
+    // One whose body is lost is told of, not left out.
+    let sql = "SELECT body FROM json_each(?) LEFT JOIN snapshot_body ON snapshot = value ORDER BY key";
+    read_all(transaction, sql, &to_json(&numbers, "list of numbers")?)
 }
 
 /// The snapshots of a VM, oldest first.
 pub(super) fn read_of_vm(transaction: &Transaction<'_>, vm: VmId) -> Result<Vec<Snapshot>> {
-    let mut statement = transaction.prepare_cached(
-        "SELECT body FROM snapshot JOIN snapshot_body ON snapshot = number WHERE vm = ? ORDER BY created_at, number",
-    )?;
-    let rows = statement.query_map([vm.to_string()], |row| row.get::<_, String>(0))?;
-    rows.map(|row| from_json(&row?, "snapshot")).collect()
+    let sql = "SELECT body FROM snapshot JOIN snapshot_body ON snapshot = number WHERE vm = ? ORDER BY created_at, number";
+    read_all(transaction, sql, &vm.to_string())
+}
+
+/// The snapshots whose bodies a statement with one parameter gives.
+fn read_all(transaction: &Transaction<'_>, sql: &str, parameter: &str) -> Result<Vec<Snapshot>> {
+    let mut statement = transaction.prepare_cached(sql)?;
+    let mut rows = statement.query([parameter])?;
+    let mut snapshots = Vec::new();
+    while let Some(row) = rows.next()? {
+        let body = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        snapshots.push(from_json(body, "snapshot")?);
+    }
+    Ok(snapshots)
 }
 
 /// The definition that was stored with a snapshot.

@@ -265,3 +265,4 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
 mod backup;
 mod fuzz;
 mod lists;
+mod lists_model;

@@ -20,6 +20,7 @@ mod backup;
 mod catalog;
 mod clone;
 mod conditions;
+mod count;
 mod departure;
 mod edit;
 mod event;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
-use super::{Result, StoreError, file};
+use super::{Result, StoreError, count, file};
 
 /// "vmsn": tells our file from anybody else's (SQLite documentation, "PRAGMA `application_id`").
 const APPLICATION_ID: i64 = 0x766d_736e;
@@ -236,6 +236,7 @@ fn prepare(mut connection: Connection) -> Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     migrate(&mut connection)?;
+    count::prepare(&connection)?;
     Ok(connection)
 }
 

@@ -27,12 +27,15 @@ mod paging;
 mod reason;
 mod request;
 mod resolve;
+mod shown;
 mod snapshot;
 mod status;
 mod vm;
 mod volume;
 mod volume_list;
 mod watch;
+
+use shown::Watched;
 
 /// Longest request, in bytes. One with all texts and properties as long as may be has some tens of KiB; the rest is for
 /// lists of names. Each call of each connection may hold that much.
@@ -54,13 +57,14 @@ pub struct Api {
     engine: Engine,
     state_directory: PathBuf,
     started: Instant,
+    watched: Watched,
 }
 
 impl Api {
     /// The services over an engine.
     #[must_use]
     pub fn new(engine: Engine, state_directory: PathBuf) -> Self {
-        Self { engine, state_directory, started: Instant::now() }
+        Self { engine, state_directory, started: Instant::now(), watched: Watched::default() }
     }
 
     /// Adds all services to a server.

@@ -65,7 +65,7 @@ impl OperationService for Api {
         &self,
         request: Request<v1::WatchOperationRequest>,
     ) -> Answer<Self::WatchOperationStream> {
-        watch::start(&self.engine, request.into_inner()).await.map(Response::new)
+        watch::start(&self.engine, &self.watched, request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel_operation(

@@ -5,24 +5,28 @@
 
 use std::ops::RangeInclusive;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::operation::parse;
+use super::shown::{Shown, Watched};
 use super::{convert, status};
-use crate::model::Reason;
+use crate::model::{OperationId, Reason};
 use crate::ops::{Engine, OperationView, OpsError};
 use crate::proto::v1;
 use crate::proto::v1::watch_operation_response::Update;
 
 /// What `WatchOperation` answers with.
-pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchOperationResponse, Status>> + Send>>;
+pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Message> + Send>>;
+
+type Message = Result<v1::WatchOperationResponse, Status>;
 
 /// Between heartbeats if the client does not say.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -36,6 +40,7 @@ const PACE: Duration = Duration::from_millis(100);
 /// Starts to follow an operation.
 pub(super) async fn start(
     engine: &Engine,
+    watched: &Watched,
     request: v1::WatchOperationRequest,
 ) -> Result<WatchStream, Status> {
     let id = parse(&request.operation_id)?;
@@ -49,10 +54,10 @@ pub(super) async fn start(
         let message = "the resume token is of a state that this catalog does not know";
         return Err(status::plain(Reason::ResumeTokenExpired, message, "begin again without a resume token"));
     }
-    let (sender, receiver) = mpsc::channel(8);
-    let watch = Watch { engine: engine.clone(), sender, heartbeat, seen };
-    tokio::spawn(watch.follow(present, watcher));
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+    let (engine, messages) = (engine.clone(), watched.enter(id));
+    let stage = Stage::Begun(Box::new(present), watcher);
+    let watch = Watch { engine, id, messages, heartbeat, seen, shown: Instant::now(), stage };
+    Ok(Box::pin(stream::unfold(watch, Watch::next)))
 }
 
 fn revision(token: &str) -> Result<Option<u64>, Status> {
@@ -78,70 +83,103 @@ pub(super) fn heartbeat(asked: Option<prost_types::Duration>) -> Result<Duration
     }
 }
 
+/// A watch. It goes on when its reader takes what it has: it needs no task of its own and keeps nothing for a slow one.
 struct Watch {
     engine: Engine,
-    sender: mpsc::Sender<Result<v1::WatchOperationResponse, Status>>,
+    id: OperationId,
+    messages: Arc<Shown>,
     heartbeat: Duration,
     /// The latest revision that the client has.
     seen: Option<u64>,
+    /// When the client was last looked after.
+    shown: Instant,
+    stage: Stage,
+}
+
+/// What a watch does next.
+enum Stage {
+    /// Show the present state.
+    Begun(Box<OperationView>, Option<watch::Receiver<OperationView>>),
+    /// Show what changes.
+    Following(watch::Receiver<OperationView>),
+    /// Look where the runner has gone: with the daemon, if the operation has not ended.
+    Left,
+    /// Say that the daemon goes.
+    Draining,
+    /// Say so once more, to clients that look at nothing but the status.
+    Refused,
+    /// Nothing.
+    Over,
 }
 
 impl Watch {
-    async fn follow(mut self, present: OperationView, watcher: Option<watch::Receiver<OperationView>>) {
-        if self.show(&present).await.is_none() || is_over(&present) {
-            return;
-        }
-        let stopping = self.engine.draining();
-        let Some(mut watcher) = watcher else { return };
-        let mut shown = Instant::now();
+    async fn next(mut self) -> Option<(Message, Self)> {
         loop {
-            let has_gone = tokio::select! {
-                changed = watcher.changed() => changed.is_err(),
-                () = tokio::time::sleep(self.heartbeat) => {
-                    let heartbeat = v1::Heartbeat { server_time: Some(convert::timestamp(Timestamp::now())) };
-                    if self.send(Update::Heartbeat(heartbeat)).await.is_none() {
-                        return;
+            let update = match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Begun(present, watcher) => {
+                    if !is_over(&present) {
+                        self.stage = watcher.map_or(Stage::Over, Stage::Following);
                     }
-                    continue;
+                    self.show(&present)
                 }
-                () = stopping.cancelled() => break,
-                () = self.sender.closed() => return,
+                Stage::Following(watcher) => self.follow(watcher).await,
+                Stage::Left => {
+                    let view = self.engine.operation(self.id).await.ok();
+                    if !view.as_ref().is_some_and(is_over) {
+                        self.stage = Stage::Draining;
+                    }
+                    view.and_then(|view| self.show(&view))
+                }
+                Stage::Draining => {
+                    self.stage = Stage::Refused;
+                    let retry_after = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+                    Some(Update::Draining(v1::Draining { retry_after }))
+                }
+                Stage::Refused => return Some((Err(status::of(OpsError::Draining)), self)),
+                Stage::Over => return None,
             };
-            // The end waits for nobody.
-            let _ = tokio::time::timeout_at(shown + PACE, watcher.wait_for(is_over)).await;
-            let view = watcher.borrow_and_update().clone();
-            if self.show(&view).await.is_none() || is_over(&view) {
-                return;
+            if let Some(update) = update {
+                let resume_token = self.seen.map(|seen| seen.to_string()).unwrap_or_default();
+                return Some((Ok(v1::WatchOperationResponse { resume_token, update: Some(update) }), self));
             }
-            if has_gone {
-                break;
-            }
-            shown = Instant::now();
         }
-        // The runner has gone: with the daemon, if the operation has not ended.
-        if let Ok(view) = self.engine.operation(present.operation.id).await
-            && (self.show(&view).await.is_none() || is_over(&view))
-        {
-            return;
-        }
-        let retry_after = prost_types::Duration { seconds: 1, nanos: 0 };
-        self.send(Update::Draining(v1::Draining { retry_after: Some(retry_after) })).await;
-        // The last word counts only for clients that look at nothing else; one that has gone needs none.
-        let _ = self.sender.send(Err(status::of(OpsError::Draining))).await;
     }
 
-    /// Shows a state unless the client has it. None if the client is gone.
-    async fn show(&mut self, view: &OperationView) -> Option<()> {
+    /// Waits for a change, or for the time of a heartbeat.
+    async fn follow(&mut self, mut watcher: watch::Receiver<OperationView>) -> Option<Update> {
+        let stopping = self.engine.draining();
+        let has_gone = tokio::select! {
+            changed = watcher.changed() => changed.is_err(),
+            () = tokio::time::sleep(self.heartbeat) => {
+                self.stage = Stage::Following(watcher);
+                let server_time = Some(convert::timestamp(Timestamp::now()));
+                return Some(Update::Heartbeat(v1::Heartbeat { server_time }));
+            }
+            () = stopping.cancelled() => {
+                self.stage = Stage::Left;
+                return None;
+            }
+        };
+        // The end waits for nobody.
+        let _ = tokio::time::timeout_at(self.shown + PACE, watcher.wait_for(is_over)).await;
+        self.shown = Instant::now();
+        let (update, is_over) = {
+            let view = watcher.borrow_and_update();
+            (self.show(&view), is_over(&view))
+        };
+        if !is_over {
+            self.stage = if has_gone { Stage::Left } else { Stage::Following(watcher) };
+        }
+        update
+    }
+
+    /// Shows a state unless the client has it.
+    fn show(&mut self, view: &OperationView) -> Option<Update> {
         if self.seen.is_some_and(|seen| seen >= view.revision) && !is_over(view) {
-            return Some(());
+            return None;
         }
         self.seen = Some(view.revision);
-        self.send(Update::Operation(convert::operation(view))).await
-    }
-
-    async fn send(&self, update: Update) -> Option<()> {
-        let resume_token = self.seen.map(|seen| seen.to_string()).unwrap_or_default();
-        self.sender.send(Ok(v1::WatchOperationResponse { resume_token, update: Some(update) })).await.ok()
+        Some(Update::Operation(self.messages.of(view)))
     }
 }
 

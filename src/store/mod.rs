@@ -38,7 +38,7 @@ mod request;
 mod schema;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod throttle;
 mod way_back;
 

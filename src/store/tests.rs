@@ -58,7 +58,7 @@ fn reserved(name: &str, number: u128) -> Reservation {
     Reservation::Snapshot(Box::new(snapshot(name, number)), "definition".to_owned())
 }
 
-fn operation(number: u128) -> Operation {
+pub(crate) fn operation(number: u128) -> Operation {
     let snapshot = SnapshotId(Uuid::from_u128(number));
     Operation {
         id: OperationId(Uuid::from_u128(number)),

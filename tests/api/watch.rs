@@ -63,6 +63,40 @@ async fn a_watch_begins_with_the_present_and_ends_with_the_end() {
     assert!(next(&mut stream).await.is_none());
 }
 
+/// They share what they are shown, and each has a connection of its own, a place of its own, and the end.
+#[tokio::test]
+async fn all_who_watch_an_operation_see_its_end() {
+    let node = Node::start();
+    let hold = node.hold(Method::SwitchDisks);
+    let begun = node.begin("one").await;
+    hold.reached().await;
+    let mut early = Vec::new();
+    for _ in 0..30 {
+        early.push(watch(&node, &begun.id, "").await);
+    }
+    let (_, token) = next_state(&mut early[0]).await;
+    // One knows the present state already, and one never looks.
+    early.push(watch(&node, &begun.id, &token).await);
+    let _idle = watch(&node, &begun.id, "").await;
+    drop(early.remove(1));
+    hold.release();
+    let end = node.end_of(&begun.id).await;
+    assert_eq!(end.state(), v1::OperationState::Succeeded);
+    for (number, mut stream) in early.into_iter().enumerate() {
+        let (mut states, mut last) = (Vec::new(), String::new());
+        while let Some(message) = next(&mut stream).await {
+            if let Some(Update::Operation(operation)) = message.update {
+                states.push(operation);
+                last = message.resume_token;
+            }
+        }
+        assert!(states.is_sorted_by(|one, other| one.generation < other.generation), "{number}: {states:?}");
+        assert_eq!(states.last(), Some(&end), "{number}");
+        assert_eq!(last, end.generation.to_string(), "{number}");
+    }
+    assert_eq!(node.operation(&begun.id).await, end);
+}
+
 #[tokio::test]
 async fn a_merge_shows_its_bytes() {
     let node = Node::start();

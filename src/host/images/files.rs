@@ -36,6 +36,12 @@ pub fn open_image(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Opens a file of ours for writing: never through a link at the last step, never a FIFO that would block.
+pub(in crate::host) fn open_ours(path: &Path) -> Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    OpenOptions::new().write(true).custom_flags(flags.bits()).open(path).map_err(failed("open", path))
+}
+
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<()> {
     let kind = metadata.file_type();
     if kind.is_file() || kind.is_block_device() {

@@ -2,13 +2,10 @@
 //!
 //! Decides whether a capture was finished. The last letters of the magic are written only at the end, by libvirt and here.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use nix::fcntl::OFlag;
-
-use super::files::{bad, create_new, failed, open_image, sync_directory};
+use super::files::{bad, create_new, failed, open_image, open_ours, sync_directory};
 use crate::host::{HostError, Result};
 
 /// 16 bytes of magic and 19 numbers of 32 bits, in the byte order of the host.
@@ -84,9 +81,7 @@ pub(super) fn finish(path: &Path) -> Result<u64> {
     header[..COMPLETE.len()].copy_from_slice(COMPLETE);
     let complete = judge(&header, bytes).map_err(|problem| bad(path, problem))?;
     let bytes = complete.ok_or_else(|| bad(path, "no memory was written to it".to_owned()))?;
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
-    let file = opened.map_err(failed("open", path))?;
+    let file = open_ours(path)?;
     file.write_all_at(COMPLETE, 0).map_err(failed("write", path))?;
     file.sync_all().map_err(failed("sync", path))?;
     Ok(bytes)
@@ -153,7 +148,7 @@ mod tests {
         assert!(memory_at.is_multiple_of(PAGE as u64) && memory_at > (HEADER + ROOM) as u64);
         assert_eq!(complete_bytes(&path).unwrap(), None);
         assert!(begin(&path, definition).is_err(), "what stands there is left alone");
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let file = open_ours(&path).unwrap();
         file.write_all_at(b"memory", memory_at).unwrap();
         assert_eq!(complete_bytes(&path).unwrap(), None);
         let bytes = memory_at + 6;

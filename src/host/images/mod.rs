@@ -31,6 +31,7 @@ mod small;
 mod users;
 
 pub use files::open_image;
+pub(super) use files::open_ours;
 pub(super) use memory::where_memory_goes;
 pub use qcow2::Geometry;
 

@@ -4,14 +4,14 @@
 //! those that nobody waits for.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg};
 
+use crate::host::images::open_ours;
 use crate::host::{HostError, Result};
 use crate::model::VmId;
 
@@ -46,10 +46,7 @@ impl Awaited {
 
 /// None if somebody else has it. For writing: without that NFS gives no lock that is exclusive.
 fn lock(image: &Path) -> Result<Option<Flock<File>>> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new().write(true).custom_flags(flags.bits()).open(image);
-    let file = file.map_err(|cause| HostError::Io { action: "open", path: image.to_owned(), cause })?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match Flock::lock(open_ours(image)?, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, error)) => Err(HostError::Io { action: "lock", path: image.to_owned(), cause: error.into() }),

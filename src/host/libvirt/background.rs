@@ -14,14 +14,11 @@
 //! Whoever has begun it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
 
 use std::ffi::CString;
-use std::fs::OpenOptions;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 use virt::sys;
@@ -32,7 +29,7 @@ use super::description::Description;
 use super::monitor::{self, Custom, ask};
 use super::refusal::{LibvirtSays, on_vm};
 use super::{ffi, vms};
-use crate::host::images::where_memory_goes;
+use crate::host::images::{open_ours, where_memory_goes};
 use crate::host::paths::plain;
 use crate::host::{BackgroundCapture, HostError, Result};
 use crate::model::VmId;
@@ -192,9 +189,7 @@ fn cancel(domain: &Domain, vm: VmId) -> Result<()> {
 /// For writing only: QEMU takes the file of the set whose access mode is the one that it needs.
 fn give_file(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
     let name = plain(image)?;
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new().write(true).custom_flags(flags.bits()).open(image);
-    let file = file.map_err(|cause| HostError::Io { action: "open", path: image.to_owned(), cause })?;
+    let file = open_ours(image)?;
     let command = monitor::spell(&Custom {
         execute: "add-fd",
         arguments: AddFile { fdset_id: FILE_SET, opaque: name.to_owned() },

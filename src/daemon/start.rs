@@ -310,6 +310,7 @@ fn settings(config: &Config) -> Result<Settings, StartError> {
         places: places(config),
         live_pulls: config.live_pulls,
         background_captures: config.background_captures,
+        memory_compression: config.memory_compression,
         concurrent_merges: config.concurrent_merges,
         merge_policy: config.merge_policy(),
         speed_policy: config.speed_policy(),

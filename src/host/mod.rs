@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::model::served::Served;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
-use crate::model::vm::{BlockJob, Format, ImageFacts, LastWritten, RunState};
+use crate::model::vm::{BlockJob, Format, ImageFacts, LastWritten, MemoryFormat, RunState};
 use crate::model::{DiskTarget, IoLimits, ProcessId, Space, VmId, VmView};
 
 mod error;
@@ -112,6 +112,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Why the memory of a live VM cannot be captured while it runs on, in words; None if it can be.
     async fn background_blocker(&self, vm: VmId) -> Result<Option<String>>;
+
+    /// Why no VM of this node could be started from compressed memory, in words; None if it can be.
+    async fn compression_blocker(&self) -> Result<Option<String>>;
 
     /// Begins to write the memory of a paused VM, as it is now, into an image from [`Images::begin_memory_image`]. When this
     /// returns what the guest changes from then on is kept apart, and the VM may be resumed. Refused for one that runs. Until
@@ -268,9 +271,14 @@ pub trait Images: Send + Sync + 'static {
     /// Bytes of a complete memory image; None for one that is missing or was never finished.
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>>;
 
-    /// Makes a memory image that has everything but the memory, unfinished; durable when this returns. A file that stands
-    /// there already is an error.
-    async fn begin_memory_image(&self, path: &Path, definition: &Definition) -> Result<()>;
+    /// Makes a memory image that has everything but the memory, unfinished; durable when this returns. It says in which format
+    /// the memory will be. A file that stands there already is an error.
+    async fn begin_memory_image(
+        &self,
+        path: &Path,
+        definition: &Definition,
+        format: MemoryFormat,
+    ) -> Result<()>;
 
     /// Makes a memory image whose memory has all been written a complete one, durable when this returns. Gives its bytes. One
     /// that is complete already stays as it is; one that has no memory is an error.

@@ -10,7 +10,7 @@ use super::ids::{DiskTarget, LayerId, SnapshotId, VmId, VmName, VolumeId};
 use super::layer::{Layer, Volume};
 use super::operation::Failure;
 use super::snapshot::{SnapshotDisk, SnapshotState};
-use super::vm::{FileIdentity, Format, RunState, Seen};
+use super::vm::{FileIdentity, Format, MemoryFormat, RunState, Seen};
 
 /// One thing to make so, or to unmake.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub enum Step {
         snapshot: SnapshotId,
         /// Absolute path.
         path: PathBuf,
+        /// How the memory will stand in it. It is in the header from then on.
+        #[serde(default)]
+        format: MemoryFormat,
     },
     /// The processors of a running VM stand still, and it is what its memory image says. Undone: they run.
     PauseVm {

@@ -336,6 +336,17 @@ pub enum Format {
     Raw,
 }
 
+/// How captured memory stands in its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryFormat {
+    /// The bytes as QEMU writes them.
+    #[default]
+    Raw,
+    /// Compressed with zstd.
+    Zstd,
+}
+
 impl Format {
     /// As QEMU and libvirt spell it.
     #[must_use]

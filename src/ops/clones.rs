@@ -9,7 +9,7 @@ use crate::model::{
     Attachment, CloneVolume, ClonedVolume, DeleteVolume, DeployVm, FlattenVolume, LayerId, Request,
     SnapshotKind, VmId, VolumeId,
 };
-use crate::plan::{self, BackgroundCaptures, Refusal, VolumeUser, World};
+use crate::plan::{self, BackgroundCaptures, MemoryCompression, Refusal, VolumeUser, World};
 
 use super::elsewhere::Wait;
 use super::{Asked, Engine, OpsError, Result, Submitted};
@@ -110,6 +110,9 @@ impl Engine {
                     BackgroundCaptures::WhenPossible => self.background_blocker(world.vm.id).await?,
                     BackgroundCaptures::Never => Some("the configuration of vmsnapd says so".to_owned()),
                 };
+                if world.memory_compression == MemoryCompression::Zstd && world.background_blocker.is_none() {
+                    world.compression_blocker = self.0.host.hypervisor.compression_blocker().await?;
+                }
             }
             // What a revert leaves behind is removed, or merged later.
             Request::RevertSnapshot(_) | Request::RevertVolume(_) => {

@@ -18,7 +18,7 @@ use crate::model::vm::Format;
 use crate::model::{
     Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
-use crate::plan::{BackgroundCaptures, LivePulls, MergePolicy, Places, SpeedPolicy};
+use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
 use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
@@ -82,6 +82,7 @@ struct Inner {
     places: Places,
     live_pulls: LivePulls,
     background_captures: BackgroundCaptures,
+    memory_compression: MemoryCompression,
     limits: Limits,
     gate: Gate,
     board: Board,
@@ -125,6 +126,8 @@ pub struct Settings {
     pub live_pulls: LivePulls,
     /// When memory may be captured while its guest runs.
     pub background_captures: BackgroundCaptures,
+    /// How memory is written that is captured while its guest runs.
+    pub memory_compression: MemoryCompression,
     /// Deletions that may merge at once.
     pub concurrent_merges: usize,
     /// How long merges may be outrun by guests.
@@ -150,6 +153,7 @@ impl Engine {
             places: settings.places,
             live_pulls: settings.live_pulls,
             background_captures: settings.background_captures,
+            memory_compression: settings.memory_compression,
             limits: Limits {
                 merges: Semaphore::new(settings.concurrent_merges),
                 captures: Semaphore::new(settings.concurrent_captures),

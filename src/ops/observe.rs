@@ -57,6 +57,8 @@ pub(super) fn unseen(engine: &Engine, view: VmView, tree: LayerTree) -> World {
         measured: HashMap::new(),
         places: engine.0.places.clone(),
         background_blocker: None,
+        memory_compression: engine.0.memory_compression,
+        compression_blocker: None,
         live_pulls: engine.0.live_pulls,
         now: Timestamp::now(),
     }

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use crate::model::snapshot::SnapshotKind;
 use crate::model::step::Step;
-use crate::model::vm::PauseReason;
+use crate::model::vm::{MemoryFormat, PauseReason};
 use crate::model::{CreateSnapshot, Quiesce, RunState, SnapshotId};
 
 use super::names::Content;
-use super::{Refusal, World};
+use super::{MemoryCompression, Refusal, World};
 
 /// A pause takes a fraction of a second. One that takes as long as this has gone wrong, and ends.
 const LONGEST_PAUSE_MS: u64 = 10_000;
@@ -27,7 +27,7 @@ pub(super) struct Memory {
 /// How memory is captured.
 enum Capture {
     /// Behind the back of a guest that stands still for a moment.
-    Background { timeout_ms: u64 },
+    Background { timeout_ms: u64, format: MemoryFormat },
     /// By the hypervisor, of a VM that stands still all the time.
     StandsStill,
 }
@@ -51,7 +51,7 @@ impl Memory {
     pub(super) fn prepare(&self) -> Step {
         let (snapshot, path) = (self.snapshot, self.path.clone());
         match self.capture {
-            Capture::Background { .. } => Step::BeginMemoryImage { snapshot, path },
+            Capture::Background { format, .. } => Step::BeginMemoryImage { snapshot, path, format },
             Capture::StandsStill => Step::PrepareMemoryImage { path },
         }
     }
@@ -59,7 +59,9 @@ impl Memory {
     /// What comes right before the switch.
     pub(super) fn pause(&self) -> Option<Step> {
         match self.capture {
-            Capture::Background { timeout_ms } => Some(Step::PauseVm { snapshot: self.snapshot, timeout_ms }),
+            Capture::Background { timeout_ms, .. } => {
+                Some(Step::PauseVm { snapshot: self.snapshot, timeout_ms })
+            }
             Capture::StandsStill => None,
         }
     }
@@ -85,11 +87,15 @@ impl Memory {
         }
     }
 
-    /// That the guest of a running VM is held up.
+    /// That the guest of a running VM is held up, or that its memory takes more room than it was meant to.
     pub(super) fn warning(&self, world: &World) -> Option<String> {
         match (&self.capture, world.vm.run_state, &world.background_blocker) {
             (Capture::StandsStill, RunState::Running, Some(blocker)) => {
                 Some(format!("the guest stands still until its memory is written: {blocker}"))
+            }
+            (Capture::Background { format: MemoryFormat::Raw, .. }, _, _) => {
+                let blocker = world.compression_blocker.as_ref()?;
+                Some(format!("the memory is not compressed: {blocker}"))
             }
             (_, _, _) => None,
         }
@@ -100,11 +106,19 @@ pub(super) fn holds_memory(request: &CreateSnapshot) -> bool {
     request.kind == SnapshotKind::VmDisksAndMemory
 }
 
+/// What cannot be read again is not written.
+fn decide_format(world: &World) -> MemoryFormat {
+    match (world.memory_compression, &world.compression_blocker) {
+        (MemoryCompression::Zstd, None) => MemoryFormat::Zstd,
+        (MemoryCompression::Zstd, Some(_)) | (MemoryCompression::None, _) => MemoryFormat::Raw,
+    }
+}
+
 fn decide_capture(world: &World, request: &CreateSnapshot) -> Result<Capture, Refusal> {
     match (world.vm.run_state, &world.background_blocker) {
         (RunState::Running, None) => {
             let timeout_ms = request.max_pause_ms.unwrap_or(LONGEST_PAUSE_MS).min(LONGEST_PAUSE_MS);
-            Ok(Capture::Background { timeout_ms })
+            Ok(Capture::Background { timeout_ms, format: decide_format(world) })
         }
         (RunState::Running, Some(blocker)) if request.max_pause_ms.is_some() => {
             Err(Refusal::PauseUnbounded(blocker.clone()))

@@ -96,6 +96,10 @@ pub struct World {
     pub places: Places,
     /// Why memory cannot be captured while the VM runs, in words. Asked only for a snapshot with memory of a running VM.
     pub background_blocker: Option<String>,
+    /// How memory is to be written that is captured while the VM runs.
+    pub memory_compression: MemoryCompression,
+    /// Why a VM could not be started from compressed memory, in words. Asked only where memory is to be compressed.
+    pub compression_blocker: Option<String>,
     /// When running VMs may pull.
     pub live_pulls: LivePulls,
     /// The time.
@@ -131,6 +135,17 @@ pub enum BackgroundCaptures {
     WhenPossible,
     /// Never: the guest stands still until its memory is written.
     Never,
+}
+
+/// How memory is written that is captured while its guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryCompression {
+    /// As it is.
+    #[default]
+    None,
+    /// Compressed with zstd, where libvirt can read that.
+    Zstd,
 }
 
 /// Where new files go.

@@ -2,6 +2,7 @@
 
 use crate::model::Step;
 use crate::model::step::{CatalogChange, How, Merge};
+use crate::model::vm::MemoryFormat;
 
 /// One step in words: the imperative, one line.
 #[must_use]
@@ -12,7 +13,12 @@ pub fn describe(step: &Step) -> String {
             format!("make overlay {} for disk {}", overlay.path.display(), overlay.target)
         }
         Step::PrepareMemoryImage { path } => format!("make room for memory image {}", path.display()),
-        Step::BeginMemoryImage { path, .. } => format!("begin memory image {}", path.display()),
+        Step::BeginMemoryImage { path, format: MemoryFormat::Raw, .. } => {
+            format!("begin memory image {}", path.display())
+        }
+        Step::BeginMemoryImage { path, format: MemoryFormat::Zstd, .. } => {
+            format!("begin memory image {}, compressed with zstd", path.display())
+        }
         Step::PauseVm { .. } => "pause the VM".to_owned(),
         Step::CaptureMemory { .. } => "begin to capture memory, as it is now".to_owned(),
         Step::ResumeVm => "resume the VM".to_owned(),

@@ -12,7 +12,7 @@ use crate::model::request::NewVmState;
 use crate::model::snapshot::Owner;
 use crate::model::vm::{
     AgentChannel, Attachment, Backing, BlockJob, BlockJobKind, ChainImage, ExcludedDisk, FileIdentity,
-    Format, ImageFacts, PauseReason, RefusedDisk,
+    Format, ImageFacts, MemoryFormat, PauseReason, RefusedDisk,
 };
 use crate::model::{
     CloneMode, CloneVolume, CreateSnapshot, DeleteSnapshots, DeleteVolume, DeletionReason, DeployVm,
@@ -75,6 +75,8 @@ impl Paper {
                 low_space: 0,
             },
             background_blocker: Some("its QEMU is too old".to_owned()),
+            memory_compression: MemoryCompression::None,
+            compression_blocker: None,
             live_pulls: LivePulls::WhenSafe,
             now: Timestamp::UNIX_EPOCH,
         };

@@ -5,16 +5,16 @@ use std::path::Path;
 use vmsnap::host::{BackgroundCapture, StartFrom};
 use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
-use vmsnap::model::vm::{Format, PauseReason, RunState};
+use vmsnap::model::vm::{Format, MemoryFormat, PauseReason, RunState};
 
 use crate::node::{Node, expect, paths, switch, target};
 use crate::over_both_nodes;
 
 /// A running VM with one disk, and a memory image that waits for its memory; None where QEMU has not learned it yet, or the
 /// kernel does not let it.
-async fn prepared(node: &dyn Node, base: &ImageRef, image: &Path) -> Option<VmId> {
+async fn prepared(node: &dyn Node, base: &ImageRef, image: &Path, format: MemoryFormat) -> Option<VmId> {
     let vm = node.running(base).await;
-    begin_image(node, vm, image).await;
+    begin_image(node, vm, image, format).await;
     if node.hypervisor().background_blocker(vm).await.unwrap().is_none() {
         return Some(vm);
     }
@@ -24,9 +24,9 @@ async fn prepared(node: &dyn Node, base: &ImageRef, image: &Path) -> Option<VmId
     None
 }
 
-async fn begin_image(node: &dyn Node, vm: VmId, image: &Path) {
+async fn begin_image(node: &dyn Node, vm: VmId, image: &Path, format: MemoryFormat) {
     let definition = node.hypervisor().definition(vm).await.unwrap();
-    node.images().begin_memory_image(image, &definition).await.unwrap();
+    node.images().begin_memory_image(image, &definition, format).await.unwrap();
     assert_eq!(node.images().memory_image(image).await.unwrap(), None, "it is not complete");
 }
 
@@ -50,12 +50,25 @@ async fn see_through(node: &dyn Node, vm: VmId, image: &Path) {
 
 /// The disks go over while the VM stands still, it runs on while its memory is written, and starts from that.
 async fn memory_and_disks_of_one_instant(node: &dyn Node) {
-    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    let raw = of_one_instant(node, MemoryFormat::Raw, "raw").await;
+    let blocker = node.hypervisor().compression_blocker().await.unwrap();
+    assert_eq!(blocker, None, "the test bed has what it takes");
+    let compressed = of_one_instant(node, MemoryFormat::Zstd, "zstd").await;
+    if let (Some(raw), Some(compressed)) = (raw, compressed) {
+        assert!(compressed < raw, "{compressed} of {raw}");
+    }
+}
+
+/// Gives the bytes of the image.
+async fn of_one_instant(node: &dyn Node, format: MemoryFormat, name: &str) -> Option<u64> {
+    let [base, over, again, memory] =
+        ["base", "over", "again", "memory"].map(|file| format!("{file}-{name}"));
+    let (base, image) = (node.image(&base, Format::Qcow2), node.path(&memory));
     node.write_image(&base, 0, 1);
-    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let vm = prepared(node, &base, &image, format).await?;
     let hypervisor = node.hypervisor();
     let definition = hypervisor.definition(vm).await.unwrap();
-    let over = node.overlay("over", &base).await;
+    let over = node.overlay(&over, &base).await;
     hypervisor.pause(vm).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User));
@@ -74,18 +87,25 @@ async fn memory_and_disks_of_one_instant(node: &dyn Node) {
     assert_eq!(run_state(node, vm).await, RunState::Running);
 
     hypervisor.stop(vm).await.unwrap();
-    let again = node.overlay("again", &base).await;
+    let again = node.overlay(&again, &base).await;
     let disks = vec![(target("vda"), again.clone())];
     hypervisor.start(vm, &StartFrom::Memory { image, definition, disks }, false).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Running);
     assert_eq!(node.chain(vm, "vda").await, paths(&[&again, &base]));
     node.check_violations(0);
+    Some(bytes)
 }
 
 /// The next capture of the same VM is another one.
 async fn one_that_is_broken_off(node: &dyn Node) {
-    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
-    let Some(vm) = prepared(node, &base, &image).await else { return };
+    broken_off(node, MemoryFormat::Raw, "raw").await;
+    broken_off(node, MemoryFormat::Zstd, "zstd").await;
+}
+
+async fn broken_off(node: &dyn Node, format: MemoryFormat, name: &str) {
+    let (base, image) =
+        (node.image(&format!("base-{name}"), Format::Qcow2), node.path(&format!("memory-{name}")));
+    let Some(vm) = prepared(node, &base, &image, format).await else { return };
     let hypervisor = node.hypervisor();
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
@@ -96,7 +116,7 @@ async fn one_that_is_broken_off(node: &dyn Node) {
     assert_eq!(run_state(node, vm).await, RunState::Running);
 
     node.remove(&image).await;
-    begin_image(node, vm, &image).await;
+    begin_image(node, vm, &image, format).await;
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
     hypervisor.resume(vm).await.unwrap();
@@ -108,7 +128,7 @@ async fn one_that_is_broken_off(node: &dyn Node) {
 
 async fn what_is_refused(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
-    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let Some(vm) = prepared(node, &base, &image, MemoryFormat::Raw).await else { return };
     let hypervisor = node.hypervisor();
     expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
     assert_eq!(run_state(node, vm).await, RunState::Running);
@@ -118,7 +138,8 @@ async fn what_is_refused(node: &dyn Node) {
     expect(&node.images().finish_memory_image(&image).await, "bad image");
     assert_eq!(node.images().memory_image(&image).await.unwrap(), None, "nothing of it is there");
     let definition = hypervisor.definition(vm).await.unwrap();
-    assert!(node.images().begin_memory_image(&image, &definition).await.is_err(), "it is there already");
+    let begun = node.images().begin_memory_image(&image, &definition, MemoryFormat::Raw).await;
+    assert!(begun.is_err(), "it is there already");
     hypervisor.stop(vm).await.unwrap();
     expect(&hypervisor.pause(vm).await, "refused");
     expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
@@ -130,7 +151,7 @@ async fn what_is_refused(node: &dyn Node) {
 /// What QEMU was writing is not complete, and never will be.
 async fn a_vm_that_ends_meanwhile(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
-    let Some(vm) = prepared(node, &base, &image).await else { return };
+    let Some(vm) = prepared(node, &base, &image, MemoryFormat::Zstd).await else { return };
     let hypervisor = node.hypervisor();
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();

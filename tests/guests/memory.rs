@@ -1,8 +1,11 @@
 //! Memory and disks of one instant, on a real guest that writes all the time.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::bed::{Client, Daemon, Format, Guest, Progress, Setup, Spec, images, virsh};
+use crate::bed::{
+    Client, Daemon, Format, Guest, Progress, Setup, SmallFileSystem, Spec, images, virsh, wait_until,
+};
 
 const TARGETS: [&str; 2] = ["vda", "vdb"];
 
@@ -19,7 +22,8 @@ fn last_in_ring(image: &std::path::Path, format: Format) -> u64 {
 }
 
 /// Where the writers go on after the snapshot is what its disks hold: neither is memory newer than they are, nor older.
-fn check(guest: &Guest, client: &Client, name: &str) {
+/// Gives the bytes of the memory image.
+fn check(guest: &Guest, client: &Client, name: &str) -> u64 {
     let vm = guest.name();
     let progress = Progress::listen(guest);
     for target in TARGETS {
@@ -45,6 +49,7 @@ fn check(guest: &Guest, client: &Client, name: &str) {
         assert!((held..=held + 1).contains(&first), "{name}: {target} held {held} and goes on with {first}");
     }
     progress.assert_monotonic("vda");
+    created["snapshot"]["memory_bytes"].as_str().unwrap().parse().unwrap()
 }
 
 /// As long as it is on nobody can migrate the VM: QEMU refuses what libvirt asks for ("Background-snapshot is not compatible
@@ -62,8 +67,15 @@ fn memory_and_disks_are_of_one_instant() {
     let guest = Guest::boot(&Spec { writers: true, ..Spec::default() });
     let daemon = Daemon::start();
     let client = daemon.client();
-    check(&guest, &client, "one");
+    let raw = check(&guest, &client, "one");
     check(&guest, &client, "two");
+    assert!(!is_capturing_on(&guest));
+    drop(daemon);
+    // Compressed.
+    let configuration = "memory_compression = 'zstd'".to_owned();
+    let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
+    let compressed = check(&guest, &daemon.client(), "small");
+    assert!(compressed < raw / 2, "{compressed} of {raw}");
     assert!(!is_capturing_on(&guest));
     drop(daemon);
     // And the other way, for hosts that cannot.
@@ -72,6 +84,42 @@ fn memory_and_disks_are_of_one_instant() {
     check(&guest, &daemon.client(), "three");
     drop(daemon);
     what_it_wrote_is_in_the_image_once_it_stands_still(&guest);
+}
+
+/// Whether the memory goes to a place in the file system.
+fn has_a_file(directory: &Path) -> bool {
+    directory.read_dir().is_ok_and(|files| files.count() > 0)
+}
+
+/// The guest does not wait for a reader that is gone.
+#[test]
+fn compressed_memory_that_finds_no_room() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let small = SmallFileSystem::new(1024);
+    let guest = Guest::boot(&Spec { writers: true, ..Spec::default() });
+    let memory = small.directory();
+    let configuration = format!("memory_compression = 'zstd'\nmemory_directory = '{}'", memory.display());
+    let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
+    let (client, vm) = (daemon.client(), guest.name());
+    let progress = Progress::listen(&guest);
+    progress.wait_for_next("vda");
+
+    let creating = client.spawn(&["snapshot", "create", vm, "one", "--memory"]);
+    // There is room when it is asked for. Then there is none.
+    wait_until("the memory image is begun", PATIENCE, || has_a_file(memory));
+    small.resize(1);
+    let refused = creating.wait();
+    assert!(refused.code != 0 && refused.stderr.contains("no space is left for"), "{}", refused.stderr);
+    assert_eq!(guest.state(), "running");
+    assert!(!is_capturing_on(&guest));
+    for target in TARGETS {
+        progress.wait_for_next(target);
+    }
+    // Its port is for one at a time.
+    drop(progress);
+    assert!(!has_a_file(memory), "nothing of it is left");
+    small.resize(1024);
+    check(&guest, &client, "two");
 }
 
 /// By which the daemon tells that nobody let a guest run within its pause.

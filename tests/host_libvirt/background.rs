@@ -3,7 +3,7 @@
 use serde_json::Value;
 use vmsnap::host::libvirt::{Deadlines, Libvirt};
 use vmsnap::host::{BackgroundCapture, Hypervisor, Images, Link};
-use vmsnap::model::vm::{Format, RunState};
+use vmsnap::model::vm::{Format, MemoryFormat, RunState};
 
 use crate::bed::{Bed, URI, Vm, in_time, virsh};
 use crate::switch::filled_memory;
@@ -26,6 +26,16 @@ fn is_on(vm: &Vm) -> bool {
 /// be saved, by libvirt, as if there had never been one.
 #[tokio::test]
 async fn another_daemon_ends_it() {
+    another_daemon_ends(MemoryFormat::Raw).await;
+}
+
+/// What the dead one had still to compress is missing from the image, however far QEMU was.
+#[tokio::test]
+async fn another_daemon_ends_one_that_is_compressed() {
+    another_daemon_ends(MemoryFormat::Zstd).await;
+}
+
+async fn another_daemon_ends(format: MemoryFormat) {
     let Some(bed) = Bed::new().await else { return };
     let base = bed.image("base", Format::Qcow2);
     let disk = format!(
@@ -41,7 +51,7 @@ async fn another_daemon_ends_it() {
     assert!(!is_on(&vm), "it was only asked for");
     let image = bed.path("memory");
     let definition = bed.libvirt.definition(vm.id).await.unwrap();
-    bed.images.begin_memory_image(&image, &definition).await.unwrap();
+    bed.images.begin_memory_image(&image, &definition, format).await.unwrap();
     let [first, other] = [(), ()].map(|()| Libvirt::connect(URI, Deadlines::default()).unwrap());
     for libvirt in [&first, &other] {
         in_time(libvirt.link().wait_for(|link| *link == Link::Up)).await.unwrap();
@@ -60,6 +70,15 @@ async fn another_daemon_ends_it() {
     other.end_background_capture(vm.id).await.unwrap();
     assert!(is_on(&vm), "somebody waits for it");
     drop(first);
+    if format == MemoryFormat::Zstd {
+        let end = loop {
+            match other.background_capture(vm.id, &image).await.unwrap() {
+                BackgroundCapture::Active { .. } => {}
+                end => break end,
+            }
+        };
+        assert!(matches!(end, BackgroundCapture::Failed(_)), "{end:?}");
+    }
     other.end_background_capture(vm.id).await.unwrap();
     assert!(!is_on(&vm));
     assert_eq!(ask(&vm, "query-fdsets").as_array().map(Vec::len), Some(0), "QEMU keeps no file of ours");

@@ -7,7 +7,7 @@ use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{Operation, OperationId, Request, VmId};
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
-use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MergePolicy, SpeedPolicy};
+use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, SpeedPolicy};
 
 use super::{Scene, ensure, places};
 
@@ -35,6 +35,7 @@ pub fn settings() -> Settings {
         places: places(),
         live_pulls: LivePulls::WhenSafe,
         background_captures: BackgroundCaptures::WhenPossible,
+        memory_compression: MemoryCompression::None,
         concurrent_merges: 4,
         merge_policy: MERGE_POLICY,
         speed_policy: SPEED_POLICY,

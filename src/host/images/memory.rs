@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::files::{bad, create_new, failed, open_image, open_ours, sync_directory};
 use crate::host::{HostError, Result};
+use crate::model::vm::MemoryFormat;
 
 /// 16 bytes of magic and 19 numbers of 32 bits, in the byte order of the host.
 const HEADER: usize = 92;
@@ -20,26 +21,46 @@ const VERSION: u32 = 2;
 /// Room behind the definition: libvirt writes another one in its place if it fits (`virDomainSaveImageDefineXML`).
 const ROOM: usize = 64 << 10;
 
+/// What stands for a format in the header (`virQEMUSaveFormat`).
+const RAW: u32 = 0;
+const ZSTD: u32 = 5;
+
 /// The memory begins at a multiple of this.
 const PAGE: usize = 4096;
 
+/// Where the memory goes in an unfinished image, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::host) struct MemoryPlace {
+    /// Bytes that stand before it.
+    pub(in crate::host) at: u64,
+    /// How it is to stand there.
+    pub(in crate::host) format: MemoryFormat,
+}
+
 /// Makes a memory image that has everything but the memory, durable and unfinished.
-pub(super) fn begin(path: &Path, definition: &str) -> Result<()> {
-    let content = beginning(definition).map_err(|problem| bad(path, problem))?;
+pub(super) fn begin(path: &Path, definition: &str, format: MemoryFormat) -> Result<()> {
+    let content = beginning(definition, format).map_err(|problem| bad(path, problem))?;
     let (file, directory) = create_new(path)?;
     file.write_all_at(&content, 0).map_err(failed("write", path))?;
     file.sync_all().map_err(failed("sync", path))?;
     sync_directory(directory, path)
 }
 
-/// Where the memory goes in an unfinished image, in bytes.
-pub(in crate::host) fn where_memory_goes(path: &Path) -> Result<u64> {
+/// Where the memory goes in an unfinished image.
+pub(in crate::host) fn where_memory_goes(path: &Path) -> Result<MemoryPlace> {
     let mut header = [0; HEADER];
     open_image(path)?.read_exact_at(&mut header, 0).map_err(failed("read", path))?;
     if !header.starts_with(PARTIAL) {
         return Err(bad(path, "it is not an unfinished memory image".to_owned()));
     }
-    Ok(memory_at(&header))
+    let format = match number(&header, 3) {
+        RAW => MemoryFormat::Raw,
+        ZSTD => MemoryFormat::Zstd,
+        other => {
+            return Err(bad(path, format!("it has format {other} of libvirt's, which is not written here")));
+        }
+    };
+    Ok(MemoryPlace { at: memory_at(&header), format })
 }
 
 /// Behind the header and the definition.
@@ -54,14 +75,18 @@ fn number(header: &[u8; HEADER], index: usize) -> u32 {
 }
 
 /// The header, the definition with its NUL, and zeros up to where the memory goes.
-fn beginning(definition: &str) -> std::result::Result<Vec<u8>, String> {
+fn beginning(definition: &str, format: MemoryFormat) -> std::result::Result<Vec<u8>, String> {
     let memory_at = (HEADER + definition.len() + 1 + ROOM).next_multiple_of(PAGE);
     let data_length =
         u32::try_from(memory_at - HEADER).map_err(|_| "the definition is too long".to_owned())?;
     let mut content = Vec::with_capacity(memory_at);
     content.extend_from_slice(PARTIAL);
-    // Whether it ran, and the format: it did, and it is not compressed. The rest has no meaning yet.
-    for number in [VERSION, data_length, 1, 0] {
+    let format = match format {
+        MemoryFormat::Raw => RAW,
+        MemoryFormat::Zstd => ZSTD,
+    };
+    // Whether it ran, and the format: it did. The rest has no meaning yet.
+    for number in [VERSION, data_length, 1, format] {
         content.extend_from_slice(&number.to_ne_bytes());
     }
     content.resize(HEADER, 0);
@@ -138,16 +163,18 @@ mod tests {
 
     type Result<T, E> = std::result::Result<T, E>;
 
-    #[test]
-    fn a_capture_is_unfinished_until_it_is_finished() {
+    /// It is unfinished until it is finished. Gives what libvirt finds as its format.
+    fn number_of_a_finished_one(format: MemoryFormat) -> u32 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("memory");
         let definition = "<domain/>";
-        begin(&path, definition).unwrap();
-        let memory_at = where_memory_goes(&path).unwrap();
+        begin(&path, definition, format).unwrap();
+        let place = where_memory_goes(&path).unwrap();
+        assert_eq!(place.format, format);
+        let memory_at = place.at;
         assert!(memory_at.is_multiple_of(PAGE as u64) && memory_at > (HEADER + ROOM) as u64);
         assert_eq!(complete_bytes(&path).unwrap(), None);
-        assert!(begin(&path, definition).is_err(), "what stands there is left alone");
+        assert!(begin(&path, definition, format).is_err(), "what stands there is left alone");
         let file = open_ours(&path).unwrap();
         file.write_all_at(b"memory", memory_at).unwrap();
         assert_eq!(complete_bytes(&path).unwrap(), None);
@@ -157,13 +184,31 @@ mod tests {
         assert_eq!(complete_bytes(&path).unwrap(), Some(bytes));
         let content = std::fs::read(&path).unwrap();
         assert_eq!(&content[HEADER..HEADER + 10], b"<domain/>\0");
+        u32::from_ne_bytes(content[28..32].try_into().unwrap())
+    }
+
+    /// As libvirt numbers them.
+    #[test]
+    fn captures_of_either_format() {
+        assert_eq!(number_of_a_finished_one(MemoryFormat::Raw), 0);
+        assert_eq!(number_of_a_finished_one(MemoryFormat::Zstd), 5);
+    }
+
+    #[test]
+    fn memory_goes_into_no_format_that_is_not_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        let mut content = beginning("<domain/>", MemoryFormat::Raw).unwrap();
+        content[28..32].copy_from_slice(&3_u32.to_ne_bytes());
+        std::fs::write(&path, content).unwrap();
+        assert!(matches!(where_memory_goes(&path), Err(HostError::BadImage { .. })));
     }
 
     #[test]
     fn an_image_without_memory_is_not_finished() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("memory");
-        begin(&path, "<domain/>").unwrap();
+        begin(&path, "<domain/>", MemoryFormat::Raw).unwrap();
         assert!(matches!(finish(&path), Err(HostError::BadImage { .. })));
         assert_eq!(complete_bytes(&path).unwrap(), None);
     }

@@ -14,11 +14,12 @@ use async_trait::async_trait;
 use super::workers::Workers;
 use super::{ByteProgress, Definition, HostError, Images, Result};
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
-use crate::model::vm::{Format, LastWritten};
+use crate::model::vm::{Format, LastWritten, MemoryFormat};
 use crate::model::{ImageFacts, Space};
 
 mod below;
 mod bytes;
+mod compression;
 mod files;
 mod measure;
 mod memory;
@@ -30,9 +31,11 @@ mod qemu_img;
 mod small;
 mod users;
 
+pub(super) use compression::{Compressed, Compression};
 pub use files::open_image;
 pub(super) use files::open_ours;
-pub(super) use memory::where_memory_goes;
+pub(super) use memory::{MemoryPlace, where_memory_goes};
+pub(super) use program::find as find_program;
 pub use qcow2::Geometry;
 
 use qemu_img::QemuImg;
@@ -266,9 +269,14 @@ impl Images for HostImages {
         self.on_path("a look at a memory image", path, memory::complete_bytes).await
     }
 
-    async fn begin_memory_image(&self, path: &Path, definition: &Definition) -> Result<()> {
+    async fn begin_memory_image(
+        &self,
+        path: &Path,
+        definition: &Definition,
+        format: MemoryFormat,
+    ) -> Result<()> {
         let definition = definition.clone();
-        let begin = move |path: &Path| memory::begin(path, &definition.0);
+        let begin = move |path: &Path| memory::begin(path, &definition.0, format);
         self.on_path("the beginning of a memory image", path, begin).await
     }
 

@@ -134,7 +134,8 @@ impl Program {
     }
 }
 
-fn find(name: &'static str) -> Result<PathBuf> {
+/// Where a program is.
+pub(in crate::host) fn find(name: &'static str) -> Result<PathBuf> {
     let place = PLACES.iter().map(|place| Path::new(place).join(name)).find(|path| path.is_file());
     place.ok_or_else(|| HostError::Program {
         program: name,

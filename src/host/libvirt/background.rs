@@ -14,7 +14,7 @@
 //! Whoever has begun it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,20 +23,24 @@ use serde::{Deserialize, Serialize};
 use virt::domain::Domain;
 use virt::sys;
 
-use super::awaited::Awaited;
+use super::awaited::{Awaited, Carrier};
 use super::connection::Connection;
 use super::description::Description;
+use super::migration::{Migration, Told};
 use super::monitor::{self, Custom, ask};
 use super::refusal::{LibvirtSays, on_vm};
 use super::{ffi, vms};
-use crate::host::images::{open_ours, where_memory_goes};
+use crate::host::images::{Compressed, Compression, MemoryPlace, open_ours, where_memory_goes};
 use crate::host::paths::plain;
 use crate::host::{BackgroundCapture, HostError, Result};
 use crate::model::VmId;
-use crate::model::vm::{PauseReason, RunState};
+use crate::model::vm::{MemoryFormat, PauseReason, RunState};
 
 /// The set of files that ours is in, of each QEMU. libvirt counts its own from zero.
 const FILE_SET: u32 = 0x7673_6e70;
+
+/// The name of our pipe in QEMU. One of an earlier capture goes when another comes.
+const PIPE: &str = "vmsnap-memory";
 
 /// The guest stands still meanwhile, and QEMU has no event for it: `query-migrate` alone tells.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
@@ -73,11 +77,11 @@ pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
 pub(super) fn begin(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
     check_paused(&domain, vm)?;
-    let memory_at = where_memory_goes(image)?;
+    let place = where_memory_goes(image)?;
     if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
         return Err(HostError::Busy("another process captures the VM's memory".into()));
     }
-    let begun = begin_on(&domain, vm, (image, memory_at)).and_then(|()| check_paused(&domain, vm));
+    let begun = begin_on(&domain, awaited, vm, (image, place)).and_then(|()| check_paused(&domain, vm));
     if begun.is_err() {
         end_on(&domain, awaited, vm)?;
         awaited.wait_no_more(vm);
@@ -96,17 +100,32 @@ fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
     Ok(())
 }
 
-fn begin_on(domain: &Domain, vm: VmId, (image, memory_at): (&Path, u64)) -> Result<()> {
+fn begin_on(
+    domain: &Domain,
+    awaited: &Awaited,
+    vm: VmId,
+    (image, place): (&Path, MemoryPlace),
+) -> Result<()> {
     give_file(domain, vm, image)?;
     set_capability(domain, vm, true)?;
-    let uri = format!("file:/dev/fdset/{FILE_SET},offset={memory_at}");
-    run(domain, vm, "migrate", Migrate { uri })?;
+    match place.format {
+        MemoryFormat::Raw => {
+            let uri = format!("file:/dev/fdset/{FILE_SET},offset={}", place.at);
+            run(domain, vm, "migrate", Migrate { uri })?;
+        }
+        MemoryFormat::Zstd => migrate_through_pipe(domain, awaited, vm, (image, place.at))?,
+    }
     let began = Instant::now();
     loop {
         match migration(domain, vm)?.judge() {
             // "Active" alone is too early: until there are pages QEMU may not have begun to keep changes apart.
-            Told::Active { pages: 1.., .. } | Told::Complete => return Ok(()),
+            Told::Active { pages: 1.., .. } | Told::Complete { .. } => return Ok(()),
             Told::Failed(problem) => {
+                // QEMU only knows that nobody reads any more.
+                let problem = match awaited.carrier(vm) {
+                    Carrier::Us(Compressed::Failed(ours)) => ours,
+                    _ => problem,
+                };
                 let cause = LibvirtSays::new(problem).into();
                 return Err(HostError::Refused { call: "capture memory", cause });
             }
@@ -121,8 +140,34 @@ fn begin_on(domain: &Domain, vm: VmId, (image, memory_at): (&Path, u64)) -> Resu
     }
 }
 
+/// We compress what QEMU writes. It has the image all the same: by that it is known whose capture it is.
+fn migrate_through_pipe(
+    domain: &Domain,
+    awaited: &Awaited,
+    vm: VmId,
+    (image, memory_at): (&Path, u64),
+) -> Result<()> {
+    let (compression, sink) = Compression::begin(image, memory_at)?;
+    awaited.compress(vm, compression);
+    let named = Named { fdname: PIPE };
+    run_with_file(domain, vm, &Custom { execute: "getfd", arguments: named }, sink.as_fd())?;
+    // The memory ends when nobody has this end any more: QEMU alone has it now.
+    drop(sink);
+    let migrated = run(domain, vm, "migrate", Migrate { uri: format!("fd:{PIPE}") });
+    if migrated.is_err() {
+        // QEMU has taken it, or has it still.
+        let _ = run(domain, vm, "closefd", named);
+    }
+    migrated
+}
+
 /// See [`crate::host::Hypervisor::background_capture`].
-pub(super) fn look(line: &Connection, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+pub(super) fn look(
+    line: &Connection,
+    awaited: &Awaited,
+    vm: VmId,
+    image: &Path,
+) -> Result<BackgroundCapture> {
     let domain = vms::lookup(line, vm)?;
     if !vms::is_active(&domain, vm)? {
         return Ok(BackgroundCapture::None);
@@ -131,12 +176,35 @@ pub(super) fn look(line: &Connection, vm: VmId, image: &Path) -> Result<Backgrou
     if !given_files(&domain, vm)?.iter().any(is_meant) {
         return Ok(BackgroundCapture::None);
     }
-    Ok(match migration(&domain, vm)?.judge() {
-        Told::Nothing => BackgroundCapture::None,
-        Told::Active { done, total, .. } => BackgroundCapture::Active { done, total },
-        Told::Complete => BackgroundCapture::Complete,
-        Told::Failed(problem) => BackgroundCapture::Failed(LibvirtSays::new(problem).to_string()),
-    })
+    let told = migration(&domain, vm)?.judge();
+    let is_complete = matches!(told, Told::Complete { .. });
+    let carrier = match awaited.carrier(vm) {
+        // What was left in a pipe went with whoever read it, and QEMU does not know.
+        Carrier::Unknown if is_complete && where_memory_goes(image)?.format == MemoryFormat::Raw => {
+            Carrier::Qemu
+        }
+        carrier => carrier,
+    };
+    Ok(judge(told, carrier))
+}
+
+/// All of it is written once QEMU has written all, and whoever brings it to the image has brought it there.
+fn judge(told: Told, carrier: Carrier) -> BackgroundCapture {
+    match (told, carrier) {
+        (Told::Nothing, _) => BackgroundCapture::None,
+        (_, Carrier::Us(Compressed::Failed(problem))) => BackgroundCapture::Failed(problem),
+        (Told::Failed(problem), _) => BackgroundCapture::Failed(LibvirtSays::new(problem).to_string()),
+        (Told::Active { done, total, .. }, _) => BackgroundCapture::Active { done, total },
+        (Told::Complete { .. }, Carrier::Qemu | Carrier::Us(Compressed::Whole)) => {
+            BackgroundCapture::Complete
+        }
+        (Told::Complete { total }, Carrier::Us(Compressed::Partly)) => {
+            BackgroundCapture::Active { done: total, total }
+        }
+        (Told::Complete { .. }, Carrier::Unknown) => {
+            BackgroundCapture::Failed("whoever compressed the memory is gone, or another process".to_owned())
+        }
+    }
 }
 
 /// See [`crate::host::Hypervisor::end_background_capture`].
@@ -163,6 +231,8 @@ fn end_on(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<bool> {
     let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
     let is_on = capabilities.iter().any(|it| it.capability == CAPABILITY && it.state);
     if is_on && is_ours {
+        // It may wait for us to read, and hears nothing else meanwhile.
+        awaited.give_up(vm);
         cancel(domain, vm)?;
     }
     if is_on && !matches!(migration(domain, vm)?.judge(), Told::Active { .. }) {
@@ -190,13 +260,14 @@ fn cancel(domain: &Domain, vm: VmId) -> Result<()> {
 fn give_file(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
     let name = plain(image)?;
     let file = open_ours(image)?;
-    let command = monitor::spell(&Custom {
-        execute: "add-fd",
-        arguments: AddFile { fdset_id: FILE_SET, opaque: name.to_owned() },
-    })?;
-    let command = CString::new(command)
+    let added = AddFile { fdset_id: FILE_SET, opaque: name.to_owned() };
+    run_with_file(domain, vm, &Custom { execute: "add-fd", arguments: added }, file.as_fd())
+}
+
+fn run_with_file(domain: &Domain, vm: VmId, command: &impl Serialize, file: BorrowedFd<'_>) -> Result<()> {
+    let command = CString::new(monitor::spell(command)?)
         .map_err(|error| HostError::Malformed { what: "a command to QEMU", cause: error.into() })?;
-    let answer = ffi::monitor_command_with_file(domain, &command, file.as_fd());
+    let answer = ffi::monitor_command_with_file(domain, &command, file);
     monitor::read::<serde_json::Value>(&answer.map_err(on_vm(vm, "give QEMU a file"))?).map(drop)
 }
 
@@ -230,6 +301,12 @@ struct Nothing {}
 #[derive(Debug, Serialize)]
 struct Migrate {
     uri: String,
+}
+
+/// A file that QEMU has under a name until it takes it.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Named {
+    fdname: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -269,75 +346,38 @@ struct GivenFile {
     opaque: Option<String>,
 }
 
-/// The answer to `query-migrate`: empty if there never was one.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-struct Migration {
-    status: Option<String>,
-    error_desc: Option<String>,
-    ram: Option<Ram>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Ram {
-    total: u64,
-    remaining: u64,
-    normal: u64,
-    duplicate: u64,
-}
-
-/// What QEMU tells of its last migration.
-#[derive(Debug, PartialEq, Eq)]
-enum Told {
-    Nothing,
-    Active { pages: u64, done: u64, total: u64 },
-    Complete,
-    Failed(String),
-}
-
-impl Migration {
-    fn judge(self) -> Told {
-        let ram = self.ram.unwrap_or_default();
-        match self.status.as_deref() {
-            None | Some("none") => Told::Nothing,
-            Some("completed") => Told::Complete,
-            Some("failed") => {
-                Told::Failed(self.error_desc.unwrap_or_else(|| "QEMU does not say why".to_owned()))
-            }
-            Some("cancelled") => Told::Failed("it was cancelled".to_owned()),
-            // One that a newer QEMU has come up with is under way.
-            Some(_) => Told::Active {
-                pages: ram.normal.saturating_add(ram.duplicate),
-                done: ram.total.saturating_sub(ram.remaining),
-                total: ram.total,
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_qemu_tells() {
-        let check = |json: &str, expected: Told| {
-            let migration: Migration = serde_json::from_str(json).unwrap();
-            assert_eq!(migration.judge(), expected, "{json}");
+    fn what_a_capture_has_come_to() {
+        let check = |told: Told, carrier: Carrier, expected: BackgroundCapture| {
+            let case = format!("{told:?}, {carrier:?}");
+            assert_eq!(judge(told, carrier), expected, "{case}");
         };
-        check("{}", Told::Nothing);
-        check(r#"{"status":"none"}"#, Told::Nothing);
-        check(r#"{"status":"setup"}"#, Told::Active { pages: 0, done: 0, total: 0 });
+        let us = |compressed| Carrier::Us(compressed);
+        let full = || us(Compressed::Failed("no room".to_owned()));
+        let failed = |why: &str| BackgroundCapture::Failed(why.to_owned());
+        let [complete, active] =
+            [(9, 9), (4, 9)].map(|(done, total)| BackgroundCapture::Active { done, total });
+        let under_way = || Told::Active { pages: 1, done: 4, total: 9 };
+        check(Told::Complete { total: 9 }, Carrier::Qemu, BackgroundCapture::Complete);
+        check(Told::Complete { total: 9 }, us(Compressed::Whole), BackgroundCapture::Complete);
+        check(Told::Complete { total: 9 }, us(Compressed::Partly), complete);
+        check(Told::Complete { total: 9 }, full(), failed("no room"));
         check(
-            r#"{"status":"active","ram":{"total":100,"remaining":60,"normal":3,"duplicate":4,"mbps":1.5}}"#,
-            Told::Active { pages: 7, done: 40, total: 100 },
+            Told::Complete { total: 9 },
+            Carrier::Unknown,
+            failed("whoever compressed the memory is gone, or another process"),
         );
-        check(r#"{"status":"cancelling"}"#, Told::Active { pages: 0, done: 0, total: 0 });
-        check(r#"{"status":"completed","ram":{"total":1}}"#, Told::Complete);
-        check(r#"{"status":"failed","error-desc":"no room"}"#, Told::Failed("no room".to_owned()));
-        check(r#"{"status":"failed"}"#, Told::Failed("QEMU does not say why".to_owned()));
-        check(r#"{"status":"cancelled"}"#, Told::Failed("it was cancelled".to_owned()));
+        check(under_way(), us(Compressed::Partly), active.clone());
+        check(under_way(), us(Compressed::Whole), active.clone());
+        check(under_way(), Carrier::Unknown, active);
+        check(under_way(), full(), failed("no room"));
+        check(Told::Failed("broken pipe".to_owned()), full(), failed("no room"));
+        check(Told::Failed("its own".to_owned()), us(Compressed::Whole), failed("its own"));
+        check(Told::Nothing, full(), BackgroundCapture::None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ mod io_limits;
 mod jobs;
 mod lane;
 mod memory_blocker;
+mod migration;
 mod monitor;
 mod new_vm;
 mod observe;
@@ -292,6 +293,10 @@ impl Hypervisor for Libvirt {
         self.change.run("the question for background snapshots", self.deadlines.change, look).await
     }
 
+    async fn compression_blocker(&self) -> Result<Option<String>> {
+        self.look.run("the question for versions", self.deadlines.query, vms::compression_blocker).await
+    }
+
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         let image = image.to_owned();
         let awaited = Arc::clone(&self.awaited);
@@ -301,7 +306,8 @@ impl Hypervisor for Libvirt {
 
     async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
         let image = image.to_owned();
-        let look = move |line: &_| background::look(line, vm, &image);
+        let awaited = Arc::clone(&self.awaited);
+        let look = move |line: &_| background::look(line, &awaited, vm, &image);
         self.look.run("the progress of the capture", self.deadlines.query, look).await
     }
 

@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::ffi;
 use super::refusal::{LibvirtSays, of_node, on_vm};
 use super::snapshot_xml::images_of;
+use crate::host::images::find_program;
 use crate::host::{About, Definition, HostError, Result, VmSummary};
 use crate::model::vm::{PauseReason, RunState};
 use crate::model::{DiskTarget, VmId};
@@ -24,6 +25,20 @@ pub(super) fn about(line: &Connection) -> Result<About> {
         qemu: version(u64::from(connect.get_hyp_version().map_err(refused())?)),
         host_name: connect.get_hostname().map_err(of_node("name the node"))?,
     })
+}
+
+/// The first libvirt that reads memory compressed with zstd, as it counts versions (its NEWS: 10.4.0). It runs the program.
+const READS_ZSTD: u32 = 10_004_000;
+
+/// See [`crate::host::Hypervisor::compression_blocker`].
+pub(super) fn compression_blocker(line: &Connection) -> Result<Option<String>> {
+    let number = line.connect().get_lib_version().map_err(of_node("name its version"))?;
+    if number < READS_ZSTD {
+        return Ok(Some(format!("libvirt {} cannot read it", version(u64::from(number)))));
+    }
+    Ok(find_program("zstd")
+        .err()
+        .map(|_| "the program zstd, which libvirt reads it with, is missing".to_owned()))
 }
 
 /// All domains, off ones too.

@@ -11,12 +11,15 @@ use super::files::{FileKind, MemoryFile, bad};
 use super::machine::Machine;
 use super::world::{World, refused};
 use crate::model::VmId;
-use crate::model::vm::{PauseReason, RunState};
+use crate::model::vm::{MemoryFormat, PauseReason, RunState};
 
 /// What stands in the way where nobody has said that nothing does.
 pub(super) const NO_BACKGROUND: &str = "this QEMU cannot keep apart what a guest changes";
 
 const CALL: &str = "capture memory";
+
+/// All guests hold the same.
+const COMPRESSED_BY: u64 = 4;
 
 /// A background capture that nobody has ended yet. As long as there is one the VM cannot be migrated.
 #[derive(Debug, Clone)]
@@ -59,9 +62,9 @@ impl World {
         if let Some(blocker) = self.background_blocker(vm)? {
             return Err(refused(CALL, blocker));
         }
-        if !matches!(self.files.get(image)?.kind, FileKind::MemoryHeader) {
+        let FileKind::MemoryHeader(format) = self.files.get(image)?.kind else {
             return Err(bad(image, "it is not an unfinished memory image"));
-        }
+        };
         self.end_background(vm)?;
         let machine = self.machine(vm)?;
         let (bytes, notches, sources) =
@@ -73,6 +76,10 @@ impl World {
         } else {
             let memory = self.live(vm, CALL)?.memory;
             let disks = self.contents(vm);
+            let bytes = match format {
+                MemoryFormat::Raw => bytes,
+                MemoryFormat::Zstd => bytes / COMPRESSED_BY,
+            };
             let file =
                 MemoryFile { vm, is_written: false, is_complete: false, bytes, memory, sources, disks };
             self.files.put_memory(image, file)?;

@@ -53,6 +53,7 @@ methods! {
     IsCapturing "is_capturing",
     AbortMemoryCapture "abort_memory_capture",
     BackgroundBlocker "background_blocker",
+    CompressionBlocker "compression_blocker",
     BeginBackgroundCapture "begin_background_capture",
     BackgroundCapture "background_capture",
     EndBackgroundCapture "end_background_capture",
@@ -114,6 +115,7 @@ impl Method {
             | Self::IsCapturing
             | Self::ProcessState
             | Self::BackgroundBlocker
+            | Self::CompressionBlocker
             | Self::BackgroundCapture
             | Self::BlockJobs
             | Self::Served

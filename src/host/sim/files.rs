@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::super::{HostError, Result};
 use super::machine::GuestMemory;
 use crate::model::step::ImageRef;
-use crate::model::vm::{Backing, FileIdentity, Format, ImageFacts};
+use crate::model::vm::{Backing, FileIdentity, Format, ImageFacts, MemoryFormat};
 use crate::model::{DiskTarget, Space, VmId};
 
 /// Bytes of a block: a cluster of qcow2.
@@ -51,8 +51,8 @@ pub(super) struct File {
 pub(super) enum FileKind {
     Image(Image),
     Memory(MemoryFile),
-    /// A memory image that has everything but the memory.
-    MemoryHeader,
+    /// A memory image that has everything but the memory, and says how that will stand in it.
+    MemoryHeader(MemoryFormat),
     /// Bytes of ours.
     Small(Vec<u8>),
     /// Made, and nothing is written to it yet.
@@ -98,7 +98,7 @@ impl Files {
     pub(super) fn image(&self, path: &Path) -> Result<&Image> {
         match &self.get(path)?.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Memory(_) | FileKind::MemoryHeader(_) | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not an image"))
             }
         }
@@ -110,7 +110,7 @@ impl Files {
         file.written_at = self.clock;
         match &mut file.kind {
             FileKind::Image(image) => Ok(image),
-            FileKind::Memory(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Memory(_) | FileKind::MemoryHeader(_) | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not an image"))
             }
         }
@@ -120,7 +120,7 @@ impl Files {
     pub(super) fn memory(&self, path: &Path) -> Result<&MemoryFile> {
         match &self.get(path)?.kind {
             FileKind::Memory(memory) => Ok(memory),
-            FileKind::Image(_) | FileKind::MemoryHeader | FileKind::Small(_) | FileKind::Blank => {
+            FileKind::Image(_) | FileKind::MemoryHeader(_) | FileKind::Small(_) | FileKind::Blank => {
                 Err(bad(path, "it is not a memory image"))
             }
         }
@@ -131,7 +131,7 @@ impl Files {
         match self.by_path.get(path).map(|file| &file.kind) {
             Some(FileKind::Image(_) | FileKind::Small(_)) => true,
             Some(FileKind::Memory(memory)) => memory.is_complete,
-            Some(FileKind::MemoryHeader | FileKind::Blank) | None => false,
+            Some(FileKind::MemoryHeader(_) | FileKind::Blank) | None => false,
         }
     }
 
@@ -304,7 +304,7 @@ impl Files {
             }
             FileKind::Image(_)
             | FileKind::Memory(_)
-            | FileKind::MemoryHeader
+            | FileKind::MemoryHeader(_)
             | FileKind::Small(_)
             | FileKind::Blank => None,
         })
@@ -321,7 +321,7 @@ impl Files {
             }
             FileKind::Image(_)
             | FileKind::Memory(_)
-            | FileKind::MemoryHeader
+            | FileKind::MemoryHeader(_)
             | FileKind::Small(_)
             | FileKind::Blank => Ok(None),
         }
@@ -388,7 +388,7 @@ fn size_of(kind: &FileKind) -> u64 {
         }
         FileKind::Memory(memory) => memory.bytes,
         FileKind::Small(bytes) => bytes.len() as u64,
-        FileKind::MemoryHeader | FileKind::Blank => 0,
+        FileKind::MemoryHeader(_) | FileKind::Blank => 0,
     }
 }
 

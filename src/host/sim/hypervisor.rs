@@ -121,6 +121,11 @@ impl Hypervisor for SimHost {
         self.call(Method::BackgroundBlocker, |world, _| world.background_blocker(vm)).await
     }
 
+    async fn compression_blocker(&self) -> Result<Option<String>> {
+        // What it has written it can read.
+        self.call(Method::CompressionBlocker, |_, _| Ok(None)).await
+    }
+
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         let effect = |world: &mut super::World, extent| {
             world.check_not_coming(vm)?;

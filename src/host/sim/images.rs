@@ -14,7 +14,7 @@ use super::fault::{Extent, Method};
 use super::files::{BLOCK, FileKind, GARBAGE, HEADER, Image, bad};
 use super::world::World;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay};
-use crate::model::vm::{Format, LastWritten};
+use crate::model::vm::{Format, LastWritten, MemoryFormat};
 use crate::model::{ImageFacts, Space};
 
 impl World {
@@ -271,7 +271,7 @@ impl World {
 
     fn memory_image(&self, path: &Path) -> Result<Option<u64>> {
         match self.files.get(path).map(|file| &file.kind) {
-            Err(_) | Ok(FileKind::MemoryHeader | FileKind::Blank) => Ok(None),
+            Err(_) | Ok(FileKind::MemoryHeader(_) | FileKind::Blank) => Ok(None),
             Ok(FileKind::Memory(memory)) => Ok(memory.is_complete.then_some(memory.bytes)),
             Ok(FileKind::Image(_) | FileKind::Small(_)) => Err(bad(path, "it is not a memory image")),
         }
@@ -375,9 +375,9 @@ impl Images for SimHost {
         self.call(Method::MemoryImage, |world, _| world.memory_image(path)).await
     }
 
-    async fn begin_memory_image(&self, path: &Path, _: &Definition) -> Result<()> {
+    async fn begin_memory_image(&self, path: &Path, _: &Definition, format: MemoryFormat) -> Result<()> {
         let begin = |world: &mut World, extent| {
-            let kind = if extent == Extent::Whole { FileKind::MemoryHeader } else { FileKind::Blank };
+            let kind = if extent == Extent::Whole { FileKind::MemoryHeader(format) } else { FileKind::Blank };
             world.files.create(path, kind)
         };
         self.call(Method::BeginMemoryImage, begin).await

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::host::{BackgroundCapture, Definition, HostError, Result};
 use crate::model::step::Step;
-use crate::model::vm::LastWritten;
+use crate::model::vm::{LastWritten, MemoryFormat};
 use crate::model::{Failure, Finding, SnapshotId};
 
 use super::super::board::Phase;
@@ -30,7 +30,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The image has everything but the memory.
-pub(super) async fn begin_image(context: &Context<'_>, snapshot: SnapshotId, path: &Path) -> Performed {
+pub(super) async fn begin_image(
+    context: &Context<'_>,
+    snapshot: SnapshotId,
+    path: &Path,
+    format: MemoryFormat,
+) -> Performed {
     if !context.is_fresh {
         let removed = remove_unused(context, path).await;
         if !removed.is_done() {
@@ -44,7 +49,7 @@ pub(super) async fn begin_image(context: &Context<'_>, snapshot: SnapshotId, pat
     if let Err(error) = context.store.keep_definition(snapshot, definition.0.clone()).await {
         return Performed::unknown(error);
     }
-    match context.host.images.begin_memory_image(path, &definition).await {
+    match context.host.images.begin_memory_image(path, &definition, format).await {
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }

@@ -252,7 +252,9 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
         Step::StartNewVm { vm, paused } => clone::start(context, *vm, *paused).await,
         Step::CreateOverlay(overlay) => images::create_overlay(context, overlay).await,
         Step::PrepareMemoryImage { path } => images::prepare_memory(context, path).await,
-        Step::BeginMemoryImage { snapshot, path } => background::begin_image(context, *snapshot, path).await,
+        Step::BeginMemoryImage { snapshot, path, format } => {
+            background::begin_image(context, *snapshot, path, *format).await
+        }
         Step::PauseVm { snapshot, timeout_ms } => pause::pause(context, *snapshot, *timeout_ms).await,
         Step::CaptureMemory { path } => background::begin(context, path).await,
         Step::ResumeVm => pause::resume_in_time(context).await,

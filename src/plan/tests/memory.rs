@@ -38,6 +38,43 @@ fn how_memory_is_captured() {
 }
 
 #[test]
+fn how_memory_is_written() {
+    let check = |memory_compression, blocker: Option<&str>, expected, warnings: &[&str]| {
+        let mut paper = Paper::new();
+        paper.world.background_blocker = None;
+        paper.world.memory_compression = memory_compression;
+        paper.world.compression_blocker = blocker.map(ToOwned::to_owned);
+        let request = CreateSnapshot { kind: SnapshotKind::VmDisksAndMemory, ..named("one") };
+        let plan = paper.plan_create(&request).unwrap();
+        let format = plan.steps.iter().find_map(|step| match step {
+            Step::BeginMemoryImage { format, .. } => Some(*format),
+            _ => None,
+        });
+        assert_eq!(
+            (format, plan.warnings),
+            (Some(expected), warnings.iter().map(ToString::to_string).collect())
+        );
+    };
+    let warning = "the memory is not compressed: its libvirt is too old";
+    check(MemoryCompression::None, None, MemoryFormat::Raw, &[]);
+    check(MemoryCompression::Zstd, None, MemoryFormat::Zstd, &[]);
+    check(MemoryCompression::Zstd, Some("its libvirt is too old"), MemoryFormat::Raw, &[warning]);
+}
+
+/// The journal of a daemon that knew one format only.
+#[test]
+fn a_step_from_before_is_read() {
+    let step = Step::BeginMemoryImage {
+        snapshot: SnapshotId(uuid::Uuid::nil()),
+        path: "/m".into(),
+        format: MemoryFormat::Raw,
+    };
+    let mut json = serde_json::to_value(&step).unwrap();
+    assert_eq!(json.as_object_mut().unwrap().remove("format"), Some("raw".into()));
+    assert_eq!(serde_json::from_value::<Step>(json).unwrap(), step);
+}
+
+#[test]
 fn how_long_it_may_stand_still() {
     let check = |max_pause_ms, expected| {
         let mut paper = Paper::new();

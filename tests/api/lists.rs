@@ -37,6 +37,29 @@ async fn a_list_is_filtered_and_paged() {
     assert_refused(&refused, Code::InvalidArgument, "PAGE_TOKEN_INVALID");
 }
 
+/// The number of all is counted once, and is right all the same.
+#[tokio::test]
+async fn a_list_that_changes_between_its_pages_is_counted_as_it_is() {
+    let node = Node::start();
+    for name in ["a", "b", "c"] {
+        node.take(name).await;
+    }
+    let states = vec![v1::SnapshotState::Ready.into()];
+    let filter = Some(v1::SnapshotFilter { states, ..Default::default() });
+    let mut request = v1::ListSnapshotsRequest { page_size: 1, filter, ..oldest_first() };
+    let mut check = async |name: &str, expected: i64| {
+        let page = node.snapshots().list_snapshots(request.clone()).await.unwrap().into_inner();
+        assert_eq!((page.snapshots[0].name.as_str(), page.total_size), (name, expected));
+        request.page_token = page.next_page_token;
+    };
+    check("a", 3).await;
+    node.take("d").await;
+    check("b", 4).await;
+    succeed(&node, "snapshot delete web/a --yes").await;
+    check("c", 3).await;
+    check("d", 3).await;
+}
+
 #[tokio::test]
 async fn the_client_lists_what_is_asked_for() {
     let node = Node::start();

@@ -40,7 +40,7 @@ const PACE: Duration = Duration::from_millis(100);
 /// Starts to follow an operation.
 pub(super) async fn start(
     engine: &Engine,
-    watched: &Watched,
+    shared: &Watched,
     request: v1::WatchOperationRequest,
 ) -> Result<WatchStream, Status> {
     let id = parse(&request.operation_id)?;
@@ -54,7 +54,7 @@ pub(super) async fn start(
         let message = "the resume token is of a state that this catalog does not know";
         return Err(status::plain(Reason::ResumeTokenExpired, message, "begin again without a resume token"));
     }
-    let (engine, messages) = (engine.clone(), watched.enter(id));
+    let (engine, messages) = (engine.clone(), shared.enter(id));
     let stage = Stage::Begun(Box::new(present), watcher);
     let watch = Watch { engine, id, messages, heartbeat, seen, shown: Instant::now(), stage };
     Ok(Box::pin(stream::unfold(watch, Watch::next)))

@@ -196,6 +196,25 @@ fn a_merge_that_lets_its_guest_wait_is_held_back() {
     verify_merged(&scene, &truth).unwrap();
 }
 
+/// Where nobody can say how long the guest waits, no merge is held back.
+#[test]
+fn a_merge_whose_guest_cannot_be_asked_is_let_go() {
+    let (scene, truth) = set_up_waiting();
+    let mishap = Mishap::Error(Complaint::Refused);
+    scene.sim.add_fault(Fault { at: Trigger::Each(Method::Served), moment: Moment::Before, mishap });
+    let life = Life::start(&scene);
+    let id = begin(&life, &scene);
+    let mut limits = Vec::new();
+    let watch = || {
+        limits.extend(scene.sim.block_job_of(scene.vm, &vda()).map(|job| job.bandwidth));
+        false
+    };
+    let ended = life.run_watching(id, watch).unwrap();
+    limits.dedup();
+    assert_eq!((ended.cursor.state, limits), (OperationState::Succeeded, vec![Some(START), None]));
+    verify_merged(&scene, &truth).unwrap();
+}
+
 /// What a person has given the job by hand it keeps, held back or not.
 #[test]
 fn a_merge_whose_speed_somebody_has_set_is_let_alone() {

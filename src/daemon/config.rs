@@ -64,7 +64,7 @@ pub struct Config {
     /// Milliseconds: a merge copies slower while a guest's request to the disk takes longer than this, on average. 0: it does
     /// not.
     pub merge_longest_wait_milliseconds: u64,
-    /// No merge copies slower than so many bytes per second for that reason: at least 1 MiB.
+    /// No merge copies slower than so many bytes per second for that reason. In `merge_patience_seconds` that has to be 32 MiB.
     pub merge_slowest_copy: u64,
     /// Memory captures at once.
     pub concurrent_captures: usize,
@@ -225,8 +225,9 @@ impl Config {
             }
         }
         // A limited block job copies 16 MiB at once: slower than this it would seem to stand still.
-        if self.merge_slowest_copy < 1 << 20 {
-            let problem = "at least 1048576, which is 1 MiB per second".to_owned();
+        let slowest = (32_u64 << 20).div_ceil(self.merge_patience_seconds);
+        if self.merge_slowest_copy < slowest {
+            let problem = format!("at least {slowest}, with this merge_patience_seconds");
             return Err(ConfigError::BadValue { key: "merge_slowest_copy", problem });
         }
         for (key, value) in
@@ -325,7 +326,7 @@ mod tests {
         );
         check(
             "merge_slowest_copy = 1000",
-            Err("merge_slowest_copy: at least 1048576, which is 1 MiB per second"),
+            Err("merge_slowest_copy: at least 1118482, with this merge_patience_seconds"),
         );
         check("merge_patience_seconds = 0", Err("merge_patience_seconds: at least one second"));
         check("merge_deadline_seconds = 0", Err("merge_deadline_seconds: at least one second"));

@@ -82,6 +82,11 @@ impl Tracker {
             }
             self.restart();
         }
+        if self.samples.back().is_some_and(|last| last.total <= 1 && sample.total > 1) {
+            // It was not known yet how much there is (QEMU, `mirror_run`): what was judged by that is worth nothing.
+            self.restart();
+            self.low = None;
+        }
         if let (Some(last), Trend::Behind | Trend::Still) = (self.samples.back(), self.trend()) {
             self.lost += sample.at.saturating_sub(last.at);
         }
@@ -221,6 +226,20 @@ mod tests {
         assert_eq!((tracker.trend(), tracker.lost()), (Trend::Unknown, Duration::ZERO));
         tracker.restart();
         assert_eq!(tracker.pace(), Pace::default());
+    }
+
+    /// As long as QEMU looks for what is to be copied it says that this is nothing, or one byte.
+    #[test]
+    fn a_copy_whose_size_is_not_known_at_first() {
+        let mut tracker = Tracker::new(WINDOW);
+        let mut take = |at, done, total| tracker.take(Sample { at: seconds(at), done, total });
+        take(0, 0, 0);
+        take(1, 0, 1);
+        for at in 2..20 {
+            take(at, (at - 1) * MB, 1000 * MB);
+        }
+        assert!(matches!(tracker.trend(), Trend::Gaining { .. }), "{:?}", tracker.trend());
+        assert_eq!(tracker.lost(), Duration::ZERO);
     }
 
     #[test]

@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// A change that gave no answer may come into force as late as this: libvirt waits half of it for its turn, and QEMU answers
 /// well within the other half.
-const LATE: Duration = Duration::from_secs(60);
+pub(super) const LATE: Duration = Duration::from_secs(60);
 
 /// All slowing and freeing of guests by this process.
 #[derive(Default)]

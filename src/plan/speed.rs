@@ -19,12 +19,12 @@
 //!         +--------------------------------------------+
 //!            no better at an eighth: so long it waits anyway, and twice that is too long
 //!
-//!   all but what somebody else has limited: loses to the guest --> resting, as fast as it can --> free
+//!   all but what somebody else has limited: the guest cannot be asked, or the merge loses to it
+//!       --> resting, as fast as it can --> free
 //! ```
 
 use std::time::Duration;
 
-use crate::model::convergence::Trend;
 use crate::model::served::Served;
 
 /// When merges are held back. An operator says so.
@@ -56,11 +56,15 @@ pub struct Speed {
     state: State,
     /// Where the present window began.
     begin: Option<Glance>,
-    /// How long the guest waits however little is copied, if that is too long already.
-    usual: Option<Duration>,
+    /// How long the guest waits however little is copied, if that is too long already; and until when that is believed.
+    usual: Option<(Duration, Duration)>,
     /// When a glance was last taken in.
-    last: Duration,
+    last: Option<Duration>,
     wait: Option<Duration>,
+    /// It waited too long in the window before.
+    was_too_long: bool,
+    /// It has asked for something since the merge began.
+    has_asked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,10 +86,8 @@ enum State {
         /// How long the guest waited then.
         waited: Duration,
     },
-    /// Somebody else has said how fast: what it was held to stays, if it was.
-    LetAlone {
-        to: Option<u64>,
-    },
+    /// Somebody else has said how fast.
+    LetAlone,
 }
 
 /// A merge begins with this, in bytes per second: less than any storage notices.
@@ -103,7 +105,7 @@ const LONG_WINDOW: Duration = Duration::from_secs(5);
 const BURST: u64 = 16 << 20;
 const LONGEST_WINDOW: Duration = Duration::from_secs(30);
 
-/// What did not help is not tried again for so long.
+/// What was found out is believed for so long.
 const REST: Duration = Duration::from_secs(60);
 
 /// Slower copies have to show by this part of the speed.
@@ -115,17 +117,31 @@ impl Speed {
     pub fn new(policy: SpeedPolicy) -> Self {
         let to = START.max(policy.slowest);
         let state = if policy.longest_wait.is_zero() { State::Free } else { State::Starting { to } };
-        Self { policy, state, begin: None, usual: None, last: Duration::ZERO, wait: None }
+        Self {
+            policy,
+            state,
+            begin: None,
+            usual: None,
+            last: None,
+            wait: None,
+            was_too_long: false,
+            has_asked: false,
+        }
     }
 
     /// Most bytes per second; None for no limit.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
         match self.state {
-            State::Free | State::Resting { .. } => None,
+            State::Free | State::Resting { .. } | State::LetAlone => None,
             State::Starting { to } | State::Held { to, .. } => Some(to),
-            State::LetAlone { to } => to,
         }
+    }
+
+    /// What it is held to because the guest waits too long, in bytes per second.
+    #[must_use]
+    pub fn held(&self) -> Option<u64> {
+        matches!(self.state, State::Held { .. }).then(|| self.limit()).flatten()
     }
 
     /// How long a request of the guest took in the last window, as far as it is known.
@@ -137,63 +153,74 @@ impl Speed {
     /// Whether a glance at this time could tell anything.
     #[must_use]
     pub fn wants(&self, at: Duration) -> bool {
-        if self.policy.longest_wait.is_zero() || matches!(self.state, State::LetAlone { .. }) {
+        if self.policy.longest_wait.is_zero() || self.is_let_alone() {
             return false;
         }
-        let Some(begin) = self.begin else { return true };
-        at.saturating_sub(begin.at) >= self.window() && at.saturating_sub(self.last) >= WINDOW
+        let is_past =
+            |since: Option<Duration>, time| since.is_none_or(|since| at.saturating_sub(since) >= time);
+        is_past(self.last, WINDOW) && is_past(self.begin.map(|begin| begin.at), self.window())
     }
 
-    /// Takes a glance in; none is older than the one before. `trend` is how the merge stands against the guest's writes.
-    pub fn take(&mut self, now: Glance, trend: Trend) {
+    /// Takes a glance in; none is older than the one before.
+    pub fn take(&mut self, now: Glance) {
         if !self.wants(now.at) {
             return;
         }
-        self.last = now.at;
+        self.last = Some(now.at);
         let Some(begin) = self.begin else {
             self.begin = Some(now);
             return;
         };
         let time = now.at.saturating_sub(begin.at);
-        // At first it need not be certain that the guest asks for nothing: there is little to lose.
-        let few = match self.state {
-            State::Starting { .. } => 1..REQUESTS,
-            _ => 0..REQUESTS,
-        };
+        // One that has asked for nothing yet has little to lose.
+        let few = if self.has_asked { 0..REQUESTS } else { 1..REQUESTS };
         if few.contains(&now.served.count_since(&begin.served)) && time < LONG_WINDOW {
             return;
         }
+        self.begin = Some(now);
         self.wait = now.served.wait_since(&begin.served);
+        self.has_asked |= self.wait.is_some();
+        if self.wait.is_none() && std::mem::take(&mut self.was_too_long) {
+            // It may wait for one and the same request all the time.
+            return;
+        }
         let rate = |from: u64, to: u64| {
             let millis = time.as_millis().max(1);
             u64::try_from(u128::from(to.saturating_sub(from)) * 1000 / millis).unwrap_or(u64::MAX)
         };
         // What the guest writes has to be copied, too, and twice as fast.
         let floor = self.policy.slowest.max(rate(begin.total, now.total).saturating_mul(2));
-        if self.wait.is_none_or(|wait| wait <= self.policy.longest_wait) {
-            self.usual = None;
+        self.usual = self.usual.filter(|(_, until)| now.at < *until);
+        self.step(now.at, rate(begin.done, now.done), floor);
+    }
+
+    /// The merge goes as fast as it can for a while: it loses to the guest, or how long the guest waits for it is not known.
+    pub fn rest(&mut self, at: Duration) {
+        if !self.is_let_alone() {
+            (self.state, self.begin, self.last) = (State::Resting { until: at + REST }, None, Some(at));
         }
-        self.step(now.at, trend, rate(begin.done, now.done), floor);
-        self.begin = Some(now);
     }
 
-    /// Somebody else has said how fast the merge may copy: it is not held back any more than it is.
+    /// Somebody else has said how fast the merge may copy: that is none of ours any more.
     pub fn let_alone(&mut self) {
-        self.state = State::LetAlone { to: self.limit() };
+        self.state = State::LetAlone;
     }
 
-    fn longest_wait(&self) -> Duration {
-        self.policy.longest_wait.max(self.usual.unwrap_or_default() * 2)
+    /// Whether somebody else has said how fast the merge may copy.
+    #[must_use]
+    pub fn is_let_alone(&self) -> bool {
+        self.state == State::LetAlone
     }
 
     /// What comes of a window in which so many bytes per second were copied.
-    fn step(&mut self, at: Duration, trend: Trend, copied: u64, floor: u64) {
-        let longest = self.longest_wait();
+    fn step(&mut self, at: Duration, copied: u64, floor: u64) {
+        let usual = self.usual.map(|(usual, _)| usual).unwrap_or_default();
+        let longest = self.policy.longest_wait.max(usual * 2);
         let too_long = self.wait.filter(|wait| *wait > longest);
+        self.was_too_long = too_long.is_some();
         self.state = match (self.state, too_long) {
-            (State::LetAlone { .. }, _) => return,
+            (State::LetAlone, _) => return,
             (State::Resting { until }, _) if at < until => return,
-            _ if trend == Trend::Behind => State::Resting { until: at + REST },
             (State::Free | State::Resting { .. }, None) => State::Free,
             (State::Starting { to }, None) if copied < to / 2 => State::Free,
             (State::Starting { to }, None) => State::Starting { to: to.saturating_mul(2) },
@@ -202,13 +229,13 @@ impl Speed {
                 State::Held { to: (copied / 2).max(floor), free: copied.max(floor), waited }
             }
             (State::Held { to, free, waited }, Some(wait)) => {
-                let is_tried = to <= free / TRIED_DOWN_TO || to <= floor;
+                let is_tried = to <= free / TRIED_DOWN_TO || (to <= floor && floor <= free / 2);
                 // A quarter of it has to be gone.
                 if is_tried && wait > waited / 4 * 3 {
-                    self.usual = Some(wait);
+                    self.usual = Some((wait, at + REST));
                     State::Starting { to: free.max(floor) }
                 } else {
-                    State::Held { to: (to / 2).max(floor), free, waited }
+                    State::Held { to: (to.min(copied) / 2).max(floor), free, waited }
                 }
             }
             (State::Held { to, free, waited }, None) => {
@@ -249,12 +276,12 @@ mod tests {
         fn new(policy: SpeedPolicy) -> Self {
             let glance = Glance { at: Duration::ZERO, done: 0, total: 1 << 40, served: Served::default() };
             let mut speed = Speed::new(policy);
-            speed.take(glance, Trend::Unknown);
+            speed.take(glance);
             Self { speed, at: 0, glance }
         }
 
         /// Lets seconds pass: the merge copies 400 MiB in each, or what it is held to; the guest writes `written`.
-        fn pass(&mut self, seconds: u64, trend: Trend, written: u64, wait: impl Fn(u64) -> Option<u64>) {
+        fn pass(&mut self, seconds: u64, written: u64, wait: impl Fn(u64) -> Option<u64>) {
             for _ in 0..seconds {
                 let copied = self.speed.limit().unwrap_or(u64::MAX).min(400 * MB);
                 self.at += 1;
@@ -268,83 +295,102 @@ mod tests {
                         time: flushes.time + Duration::from_millis(10 * wait),
                     };
                 }
-                self.speed.take(self.glance, trend);
+                self.speed.take(self.glance);
             }
         }
     }
 
-    const GAINING: Trend = Trend::Gaining { left: Duration::from_secs(9) };
-
     #[track_caller]
-    fn check(
-        seconds: u64,
-        trend: Trend,
-        written: u64,
-        wait: impl Fn(u64) -> Option<u64>,
-        expected: Option<u64>,
-    ) {
+    fn check(seconds: u64, written: u64, wait: impl Fn(u64) -> Option<u64>, expected: Option<u64>) {
         let mut disk = Disk::new(POLICY);
-        disk.pass(seconds, trend, written, wait);
+        disk.pass(seconds, written, wait);
         assert_eq!(disk.speed.limit(), expected.map(|mb| mb * MB));
     }
 
     #[test]
     fn speeds() {
         // It begins slowly, and is let go in steps.
-        check(0, GAINING, 0, |_| Some(30), Some(64));
-        check(1, GAINING, 0, |_| Some(30), Some(128));
-        check(3, GAINING, 0, |_| None, Some(512));
-        check(30, GAINING, 0, |_| Some(30), None);
-        check(1, GAINING, 0, |_| Some(31), Some(32));
+        check(0, 0, |_| Some(30), Some(64));
+        check(1, 0, |_| Some(30), Some(128));
+        check(3, 0, |_| None, Some(512));
+        check(30, 0, |_| Some(30), None);
+        check(1, 0, |_| Some(31), Some(32));
         // The more is copied the longer it waits: it is held to what lets it wait a little.
         let by_speed = |copied| Some(copied / (4 * MB));
-        check(2, GAINING, 0, by_speed, Some(64));
-        check(60, GAINING, 0, by_speed, Some(64));
+        check(2, 0, by_speed, Some(64));
+        check(60, 0, by_speed, Some(64));
         // Never below the floor, if that is better than nothing.
-        check(60, GAINING, 0, |copied| Some(31 + copied / (4 * MB)), Some(16));
+        check(60, 0, |copied| Some(31 + copied / (4 * MB)), Some(16));
         // Nothing helps: so long it waits anyway.
-        check(30, GAINING, 0, |_| Some(100), None);
+        check(30, 0, |_| Some(100), None);
         // But not so long.
         let by_speed = |copied: u64| Some(100 + (copied / MB).saturating_sub(100));
-        check(60, GAINING, 0, by_speed, Some(128));
+        check(60, 0, by_speed, Some(128));
         // The guest writes much: what it writes is copied twice as fast.
-        check(1, GAINING, 150 * MB, |_| Some(31), Some(300));
-        // A merge that loses goes as fast as it can.
-        check(30, Trend::Behind, 0, |_| Some(100), None);
+        check(1, 150 * MB, |_| Some(31), Some(300));
+        // Half of what it copied: one that copies less than it may is not held by that.
+        check(2, 0, |_| Some(31), Some(16));
     }
 
     #[test]
     fn a_merge_is_let_go_again() {
         let mut disk = Disk::new(POLICY);
-        disk.pass(10, GAINING, 0, |_| None);
+        disk.pass(10, 0, |_| None);
         assert_eq!(disk.speed.limit(), None);
-        disk.pass(1, GAINING, 0, |_| Some(31));
+        disk.pass(1, 0, |_| Some(31));
         let held = Some(200 * MB);
         assert_eq!(disk.speed.limit(), held, "half of what it copied");
-        disk.pass(1, GAINING, 0, |_| Some(20));
+        disk.pass(1, 0, |_| Some(20));
         assert_eq!(disk.speed.limit(), held, "neither too long nor short");
         assert_eq!(disk.speed.wait(), Some(Duration::from_millis(20)));
-        disk.pass(1, GAINING, 0, |_| Some(15));
+        disk.pass(1, 0, |_| Some(15));
         assert_eq!(disk.speed.limit(), Some(250 * MB));
         // The guest asks for nothing: after five seconds that is known.
-        disk.pass(20, GAINING, 0, |_| None);
+        disk.pass(20, 0, |_| None);
         assert_eq!(disk.speed.limit(), None);
-        disk.pass(1, GAINING, 0, |_| Some(31));
-        disk.pass(1, Trend::Behind, 0, |_| Some(31));
-        assert_eq!(disk.speed.limit(), None, "it loses");
-        disk.pass(59, GAINING, 0, |_| Some(31));
-        assert_eq!(disk.speed.limit(), None, "and rests");
-        disk.pass(1, GAINING, 0, |_| Some(31));
+        disk.pass(1, 0, |_| Some(31));
+        assert_eq!((disk.speed.limit(), disk.speed.held()), (held, held));
+        disk.speed.rest(Duration::from_secs(disk.at));
+        disk.pass(59, 0, |_| Some(31));
+        assert_eq!(disk.speed.limit(), None, "it rests");
+        disk.pass(1, 0, |_| Some(31));
         assert_eq!(disk.speed.limit(), held);
         disk.speed.let_alone();
-        disk.pass(99, GAINING, 0, |_| Some(1));
-        assert_eq!(disk.speed.limit(), held, "somebody else has said how fast");
+        disk.speed.rest(Duration::ZERO);
+        assert!(disk.speed.is_let_alone(), "somebody else has said how fast");
+        disk.pass(99, 0, |_| Some(100));
+        assert_eq!(disk.speed.limit(), None);
+    }
+
+    /// One that waits for the same request all the time is not served any: that is no idleness.
+    #[test]
+    fn a_guest_that_is_served_nothing() {
+        let mut disk = Disk::new(POLICY);
+        disk.pass(1, 0, |_| Some(31));
+        let held = disk.speed.limit();
+        disk.pass(9, 0, |_| None);
+        assert_eq!(disk.speed.limit(), held, "one window is not enough");
+        disk.pass(1, 0, |_| None);
+        assert!(disk.speed.limit() > held);
+    }
+
+    /// What was usual is forgotten.
+    #[test]
+    fn a_storage_that_was_slow_for_a_while() {
+        let mut disk = Disk::new(POLICY);
+        disk.pass(20, 0, |_| Some(100));
+        assert_eq!(disk.speed.limit(), None, "so long it waits anyway");
+        let is_held = (0..60).any(|_| {
+            disk.pass(1, 0, |_| Some(50));
+            disk.speed.held().is_some()
+        });
+        assert!(is_held, "not any more");
     }
 
     #[test]
     fn no_merge_is_held_back_where_nobody_wants_it() {
         let mut disk = Disk::new(SpeedPolicy { longest_wait: Duration::ZERO, ..POLICY });
-        disk.pass(30, GAINING, 0, |copied| Some(copied / MB));
+        disk.pass(30, 0, |copied| Some(copied / MB));
         assert_eq!(disk.speed.limit(), None);
         assert!(!disk.speed.wants(Duration::MAX));
     }
@@ -353,12 +399,11 @@ mod tests {
         /// Whatever a guest waits for and writes, its merge copies no slower than the floor.
         #[test]
         fn no_merge_is_held_below_the_floor(
-            course in prop::collection::vec((0_u64..200, 0..300 * MB, 0..3_u8), 1..200),
+            course in prop::collection::vec((0_u64..200, 0..300 * MB), 1..200),
         ) {
             let mut disk = Disk::new(POLICY);
-            for (wait, written, trend) in course {
-                let trend = [Trend::Unknown, GAINING, Trend::Behind][usize::from(trend)];
-                disk.pass(2, trend, written, |_| Some(wait));
+            for (wait, written) in course {
+                disk.pass(2, written, |_| Some(wait));
                 prop_assert!(disk.speed.limit().is_none_or(|limit| limit >= POLICY.slowest));
             }
         }

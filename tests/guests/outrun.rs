@@ -118,7 +118,7 @@ fn a_guest_that_outruns_its_merge_is_slowed() {
 fn a_merge_that_a_guest_waits_for_is_held_back() {
     let guest =
         Guest::boot(&Spec { disks: vec![Disk { format: Format::Qcow2, size_mib: 256 }], ..Spec::default() });
-    let configuration = "merge_longest_wait_milliseconds = 1\nmerge_slowest_copy = 1048576".to_owned();
+    let configuration = "merge_longest_wait_milliseconds = 1\nmerge_slowest_copy = 2097152".to_owned();
     let daemon = Daemon::start_with(Setup { configuration, ..Setup::default() });
     let client = daemon.client();
     client.json(&["snapshot", "create", guest.name(), "one"]);

@@ -217,26 +217,34 @@ pub(super) fn block_job_abort(
 /// The I/O limits of a disk, by name; text and numbers (`virDomainGetBlockIoTune`).
 pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Value)>, Error> {
     let flags = sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_TYPED_PARAM_STRING_OKAY;
-    typed_parameters(|parameters, count| {
-        // SAFETY: the domain and the string outlive the call; the array is null, or has room for `count` parameters.
+    let mut count: c_int = 0;
+    // SAFETY: the domain and the string outlive the call; without an array it only counts.
+    let counted = unsafe {
+        sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), ptr::null_mut(), &raw mut count, flags)
+    };
+    succeeded(counted)?;
+    typed_parameters(count, |parameters, count| {
+        // SAFETY: the domain and the string outlive the call; the array has room for `count` parameters.
         unsafe { sys::virDomainGetBlockIoTune(domain.as_ptr(), disk.as_ptr(), parameters, count, flags) }
     })
 }
 
+/// libvirt has nine counters; to ask how many there are would ask QEMU for all of them once more.
+const COUNTERS: c_int = 32;
+
 /// What a disk of a running domain has served, by name; numbers (`virDomainBlockStatsFlags`). Asks QEMU.
 pub(super) fn block_stats(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Value)>, Error> {
-    typed_parameters(|parameters, count| {
+    typed_parameters(COUNTERS, |parameters, count| {
         // SAFETY: as for the limits.
         unsafe { sys::virDomainBlockStatsFlags(domain.as_ptr(), disk.as_ptr(), parameters, count, 0) }
     })
 }
 
-/// What one of the calls gives that fill an array of the caller's, and without one only count.
+/// What a call gives that fills an array of the caller's, with room for so many.
 fn typed_parameters(
+    mut count: c_int,
     call: impl Fn(sys::virTypedParameterPtr, *mut c_int) -> c_int,
 ) -> Result<Vec<(String, Value)>, Error> {
-    let mut count: c_int = 0;
-    succeeded(call(ptr::null_mut(), &raw mut count))?;
     let room = usize::try_from(count).unwrap_or(0);
     if room == 0 {
         return Ok(Vec::new());

@@ -19,6 +19,7 @@ use crate::plan::convergence::{Move, Writes, next};
 use crate::plan::speed::{Glance, Speed};
 
 use super::super::board::{Course, Phase};
+use super::super::throttle::LATE;
 use super::Context;
 
 /// The eye on one merge.
@@ -114,6 +115,11 @@ impl<'a> Watch<'a> {
         self.glance(job).await;
         self.limit(job).await;
         self.tracker.take(Sample { at: self.since.elapsed(), done: job.done, total: job.total });
+        if self.tracker.trend() == Trend::Behind && self.speed.limit().is_some() {
+            // It is for us to give way first. How it goes then is another matter.
+            self.speed.rest(self.since.elapsed());
+            self.tracker.restart();
+        }
         self.show(job);
         self.tell_trend().await;
         if job.ready {
@@ -143,21 +149,26 @@ impl<'a> Watch<'a> {
         [self.context.bandwidth(), self.speed.limit()].into_iter().flatten().min()
     }
 
-    /// How long the guest waits for the disk, as often as that tells anything. Where it cannot be asked nobody is held back
-    /// further.
+    /// How long the guest waits for the disk, as often as that tells anything. Where that cannot be said nobody is held back.
     async fn glance(&mut self, job: &BlockJob) {
         let at = self.since.elapsed();
-        if job.ready || !self.speed.wants(at) {
+        // QEMU may not know yet how much there is to copy.
+        if job.ready || job.total <= 1 || !self.speed.wants(at) {
             return;
+        }
+        if self.writes != Writes::Free {
+            // What it waits for is our limit on its writes.
+            return self.speed.rest(at);
         }
         let (hypervisor, disk) = (&self.context.host.hypervisor, &self.merge.target);
         match hypervisor.served(self.context.vm(), disk).await {
             Ok(Some(served)) => {
                 let glance = Glance { at, done: job.done, total: job.total, served };
-                self.speed.take(glance, self.tracker.trend());
+                self.speed.take(glance);
             }
-            Ok(None) => {}
+            Ok(None) => self.speed.rest(at),
             Err(error) => {
+                self.speed.rest(at);
                 let error: &dyn std::error::Error = &error;
                 tracing::debug!(operation = %self.context.operation.id, %disk, error, "how long the guest waits is not known");
             }
@@ -170,6 +181,9 @@ impl<'a> Watch<'a> {
         let (asked, to) = (self.context.bandwidth(), self.bandwidth());
         let given = Given::Limit { to, asked };
         let is_as_asked = matches!(self.given, Given::Limit { asked: before, .. } if before == asked);
+        if self.speed.is_let_alone() && is_as_asked {
+            return;
+        }
         match self.given {
             Given::Limit { to: before, .. } if is_as_asked && job.bandwidth != before => {
                 return self.speed.let_alone();
@@ -196,7 +210,7 @@ impl<'a> Watch<'a> {
                 tracing::warn!(operation = %self.context.operation.id, %disk, error, "the block job keeps its limit");
                 // It may come into force yet: that would be no limit of somebody else.
                 self.given = Given::Nothing;
-                self.not_limited_before = self.since.elapsed() + self.policy.patience;
+                self.not_limited_before = self.since.elapsed() + self.policy.patience.max(LATE);
             }
         }
     }
@@ -208,7 +222,8 @@ impl<'a> Watch<'a> {
             Writes::AtMost(limit) => Some(limit),
             Writes::Free | Writes::NotToBeSlowed => None,
         };
-        let (held_to, wait) = (self.speed.limit(), self.speed.wait());
+        let is_the_least = |held: &u64| self.context.bandwidth().is_none_or(|asked| *held < asked);
+        let (held_to, wait) = (self.speed.held().filter(is_the_least), self.speed.wait());
         self.context.reporter.converges(&self.merge.target, Course { trend, pace, slowed_to, held_to, wait });
     }
 

@@ -229,8 +229,9 @@ pub(super) fn block_io_tune(domain: &Domain, disk: &CStr) -> Result<Vec<(String,
     })
 }
 
-/// libvirt has nine counters; to ask how many there are would ask QEMU for all of them once more.
-const COUNTERS: c_int = 32;
+/// libvirt has nine counters, and is asked for no more than these at once (`REMOTE_DOMAIN_BLOCK_STATS_PARAMETERS_MAX`); to ask how
+/// many there are would ask QEMU for all of them once more.
+const COUNTERS: c_int = 16;
 
 /// What a disk of a running domain has served, by name; numbers (`virDomainBlockStatsFlags`). Asks QEMU.
 pub(super) fn block_stats(domain: &Domain, disk: &CStr) -> Result<Vec<(String, Value)>, Error> {

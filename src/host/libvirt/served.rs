@@ -3,6 +3,9 @@
 //! Decides which of libvirt's counters is which of ours. They are QEMU's own of the guest's device (`query-blockstats`): what a
 //! block job reads and writes is not in them.
 
+use std::ffi::CStr;
+use std::time::Duration;
+
 use virt::sys;
 
 use super::connection::Connection;
@@ -22,7 +25,7 @@ pub(super) fn read(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<Opt
     }
     let told = ffi::block_stats(&domain, &c_text(disk.as_str())?);
     let Some(counters) = of_live_disk(vm, "tell what a disk has served", told)? else { return Ok(None) };
-    let counter = |name: &std::ffi::CStr| {
+    let counter = |name: &CStr| {
         let found = counters.iter().find(|(known, _)| known.as_bytes() == name.to_bytes());
         match found {
             Some((_, Value::Number(number))) => *number,
@@ -30,10 +33,8 @@ pub(super) fn read(line: &Connection, vm: VmId, disk: &DiskTarget) -> Result<Opt
             Some((_, Value::Text(_))) | None => 0,
         }
     };
-    let requests = |count, time| Requests {
-        count: counter(count),
-        time: std::time::Duration::from_nanos(counter(time)),
-    };
+    let requests =
+        |count, time| Requests { count: counter(count), time: Duration::from_nanos(counter(time)) };
     Ok(Some(Served {
         reads: requests(sys::VIR_DOMAIN_BLOCK_STATS_READ_REQ, sys::VIR_DOMAIN_BLOCK_STATS_READ_TOTAL_TIMES),
         writes: requests(

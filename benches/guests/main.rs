@@ -15,6 +15,7 @@ mod bed;
 mod agent;
 mod arms;
 mod catalog;
+mod compressed;
 mod deletion;
 mod figure;
 mod first_writes;
@@ -41,11 +42,12 @@ fn main() {
     let is_wanted =
         |part: &&Part| wanted.is_empty() || wanted.iter().any(|word| part.0.contains(word.as_str()));
     let blocks = std::env::var("VMSNAP_BENCH_BLOCKS").map_or(4, |text| text.parse().unwrap());
-    let parts: [Part; 11] = [
+    let parts: [Part; 12] = [
         ("floors", floors::figures),
         ("stall", stall::figures),
         ("first-writes", first_writes::figures),
         ("memory", memory::figures),
+        ("compressed", compressed::figures),
         ("restore", restore::figures),
         ("deletion-depth", deletion::by_depth),
         ("deletion-disks", deletion::by_disks),
@@ -54,10 +56,14 @@ fn main() {
         ("catalog", catalog::figures),
         ("watchers", watchers::figures),
     ];
-    let figures: Vec<Figure> =
-        parts.iter().filter(is_wanted).flat_map(|(_, measure)| measure(blocks)).collect();
     let out = std::env::var_os("VMSNAP_BENCH_OUT")
         .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
-    println!("{}", report::write(&figures, &out));
-    println!("bench: written to {}", out.display());
+    let (mut figures, mut page) = (Vec::new(), String::new());
+    for (name, measure) in parts.iter().filter(is_wanted) {
+        figures.extend(measure(blocks));
+        // What was measured in an hour is not to be lost with a later part.
+        page = report::write(&figures, &out);
+        println!("bench: {name} is written to {}", out.display());
+    }
+    println!("{page}");
 }

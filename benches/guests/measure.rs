@@ -85,7 +85,7 @@ pub fn feel(guest: &Guest, daemon: u32, what: impl FnOnce()) -> Felt {
 }
 
 /// Milliseconds of a process with all its threads, and of all programs that were run here and have ended.
-fn processor(process: u32) -> f64 {
+pub fn processor(process: u32) -> f64 {
     let children = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
     let of_children = children.user_time().num_microseconds() + children.system_time().num_microseconds();
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();

@@ -1,8 +1,9 @@
 //! Memory that QEMU writes behind a running guest's back (its capability `background-snapshot`), into a save image whose
 //! header is there already.
 //!
-//! Decides how QEMU is asked, and which of what it tells is about our image. Leaves the pause and the resume around it to the
-//! caller. Must never leave the capability behind: nobody could migrate the VM any more, or worse.
+//! Decides how QEMU is asked, and which of what it tells is about our image. Leaves to `given` how QEMU gets what it writes to,
+//! the pause and the resume around it to the caller. Must never leave the capability behind: nobody could migrate the VM any
+//! more, or worse.
 //!
 //! ```text
 //!   begin: [file given] -> [capability on] -> [migrate] -> changes kept apart --QEMU alone--> completed | failed
@@ -13,9 +14,8 @@
 //! an open file, so that it is confined as it was. Only one begun by [`begin`] has that file: by its name in QEMU it is known.
 //! Whoever has begun it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,20 +27,13 @@ use super::awaited::{Awaited, Carrier};
 use super::connection::Connection;
 use super::description::Description;
 use super::migration::{Migration, Told};
-use super::monitor::{self, Custom, ask};
-use super::refusal::{LibvirtSays, on_vm};
-use super::{ffi, vms};
-use crate::host::images::{Compressed, Compression, MemoryPlace, open_ours, where_memory_goes};
-use crate::host::paths::plain;
+use super::monitor::{self, Nothing, query, tell};
+use super::refusal::LibvirtSays;
+use super::{given, vms};
+use crate::host::images::{Compressed, Compression, MemoryPlace, where_memory_goes};
 use crate::host::{BackgroundCapture, HostError, Result};
 use crate::model::VmId;
 use crate::model::vm::{MemoryFormat, PauseReason, RunState};
-
-/// The set of files that ours is in, of each QEMU. libvirt counts its own from zero.
-const FILE_SET: u32 = 0x7673_6e70;
-
-/// The name of our pipe in QEMU. One of an earlier capture goes when another comes.
-const PIPE: &str = "vmsnap-memory";
 
 /// The guest stands still meanwhile, and QEMU has no event for it: `query-migrate` alone tells.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
@@ -106,12 +99,11 @@ fn begin_on(
     vm: VmId,
     (image, place): (&Path, MemoryPlace),
 ) -> Result<()> {
-    give_file(domain, vm, image)?;
+    given::give(domain, vm, image)?;
     set_capability(domain, vm, true)?;
     match place.format {
         MemoryFormat::Raw => {
-            let uri = format!("file:/dev/fdset/{FILE_SET},offset={}", place.at);
-            run(domain, vm, "migrate", Migrate { uri })?;
+            migrate(domain, vm, format!("file:{},offset={}", given::place(), place.at))?;
         }
         MemoryFormat::Zstd => migrate_through_pipe(domain, awaited, vm, (image, place.at))?,
     }
@@ -149,14 +141,12 @@ fn migrate_through_pipe(
 ) -> Result<()> {
     let (compression, sink) = Compression::begin(image, memory_at)?;
     awaited.compress(vm, compression);
-    let named = Named { fdname: PIPE };
-    run_with_file(domain, vm, &Custom { execute: "getfd", arguments: named }, sink.as_fd())?;
+    let uri = given::give_pipe(domain, vm, sink.as_fd())?;
     // The memory ends when nobody has this end any more: QEMU alone has it now.
     drop(sink);
-    let migrated = run(domain, vm, "migrate", Migrate { uri: format!("fd:{PIPE}") });
+    let migrated = migrate(domain, vm, uri);
     if migrated.is_err() {
-        // QEMU has taken it, or has it still.
-        let _ = run(domain, vm, "closefd", named);
+        given::take_pipe_back(domain, vm);
     }
     migrated
 }
@@ -172,8 +162,7 @@ pub(super) fn look(
     if !vms::is_active(&domain, vm)? {
         return Ok(BackgroundCapture::None);
     }
-    let is_meant = |file: &GivenFile| file.opaque.as_deref() == image.to_str();
-    if !given_files(&domain, vm)?.iter().any(is_meant) {
+    if !given::images(&domain, vm)?.iter().any(|given| given == image) {
         return Ok(BackgroundCapture::None);
     }
     let told = migration(&domain, vm)?.judge();
@@ -222,12 +211,11 @@ pub(super) fn end(line: &Connection, awaited: &Awaited, vm: VmId) -> Result<()> 
 /// Our file is given first, and taken back last: without it what is under way is none of ours. But nobody wants the capability
 /// to stay on where nothing is. False if another process waits for it: then nothing was done.
 fn end_on(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<bool> {
-    let files = given_files(domain, vm)?;
-    let images = files.iter().filter_map(|file| file.opaque.as_deref()).map(Path::new);
-    if awaited.by_others(vm, images) {
+    let images = given::images(domain, vm)?;
+    if awaited.by_others(vm, images.iter().map(PathBuf::as_path)) {
         return Ok(false);
     }
-    let is_ours = !files.is_empty();
+    let is_ours = !images.is_empty();
     let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
     let is_on = capabilities.iter().any(|it| it.capability == CAPABILITY && it.state);
     if is_on && is_ours {
@@ -239,7 +227,7 @@ fn end_on(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<bool> {
         set_capability(domain, vm, false)?;
     }
     if is_ours {
-        run(domain, vm, "remove-fd", RemoveFile { fdset_id: FILE_SET })?;
+        given::take_back(domain, vm)?;
     }
     Ok(true)
 }
@@ -250,76 +238,30 @@ fn cancel(domain: &Domain, vm: VmId) -> Result<()> {
         if began.elapsed() > ENDS_WITHIN {
             return Err(HostError::TimedOut { call: "the end of the capture", after: ENDS_WITHIN });
         }
-        run(domain, vm, "migrate_cancel", Nothing {})?;
+        tell(domain, vm, "migrate_cancel", Nothing {})?;
         thread::sleep(BETWEEN_LOOKS);
     }
     Ok(())
-}
-
-/// For writing only: QEMU takes the file of the set whose access mode is the one that it needs.
-fn give_file(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
-    let name = plain(image)?;
-    let file = open_ours(image)?;
-    let added = AddFile { fdset_id: FILE_SET, opaque: name.to_owned() };
-    run_with_file(domain, vm, &Custom { execute: "add-fd", arguments: added }, file.as_fd())
-}
-
-fn run_with_file(domain: &Domain, vm: VmId, command: &impl Serialize, file: BorrowedFd<'_>) -> Result<()> {
-    let command = CString::new(monitor::spell(command)?)
-        .map_err(|error| HostError::Malformed { what: "a command to QEMU", cause: error.into() })?;
-    let answer = ffi::monitor_command_with_file(domain, &command, file);
-    monitor::read::<serde_json::Value>(&answer.map_err(on_vm(vm, "give QEMU a file"))?).map(drop)
-}
-
-fn given_files(domain: &Domain, vm: VmId) -> Result<Vec<GivenFile>> {
-    let sets: Vec<FileSet> = query(domain, vm, "query-fdsets")?;
-    Ok(sets.into_iter().filter(|set| set.id == FILE_SET).flat_map(|set| set.files).collect())
 }
 
 fn migration(domain: &Domain, vm: VmId) -> Result<Migration> {
     query(domain, vm, "query-migrate")
 }
 
+fn migrate(domain: &Domain, vm: VmId, uri: String) -> Result<()> {
+    tell(domain, vm, "migrate", Migrate { uri })
+}
+
 const CAPABILITY: &str = "background-snapshot";
 
 fn set_capability(domain: &Domain, vm: VmId, state: bool) -> Result<()> {
     let capabilities = [Capability { capability: CAPABILITY.to_owned(), state }];
-    run(domain, vm, "migrate-set-capabilities", SetCapabilities { capabilities })
+    tell(domain, vm, "migrate-set-capabilities", SetCapabilities { capabilities })
 }
-
-fn run(domain: &Domain, vm: VmId, execute: &'static str, arguments: impl Serialize) -> Result<()> {
-    ask::<serde_json::Value>(domain, vm, &Custom { execute, arguments }).map(drop)
-}
-
-fn query<T: for<'a> Deserialize<'a>>(domain: &Domain, vm: VmId, execute: &'static str) -> Result<T> {
-    ask(domain, vm, &Custom { execute, arguments: Nothing {} })
-}
-
-#[derive(Debug, Serialize)]
-struct Nothing {}
 
 #[derive(Debug, Serialize)]
 struct Migrate {
     uri: String,
-}
-
-/// A file that QEMU has under a name until it takes it.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Named {
-    fdname: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct AddFile {
-    fdset_id: u32,
-    opaque: String,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct RemoveFile {
-    fdset_id: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -333,21 +275,9 @@ struct Capability {
     state: bool,
 }
 
-#[derive(Debug, Deserialize)]
-struct FileSet {
-    #[serde(rename = "fdset-id")]
-    id: u32,
-    #[serde(rename = "fds")]
-    files: Vec<GivenFile>,
-}
-
-#[derive(Debug, Deserialize)]
-struct GivenFile {
-    opaque: Option<String>,
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::monitor::Custom;
     use super::*;
 
     #[test]

@@ -44,6 +44,7 @@ mod ffi;
 mod firmware;
 #[cfg(test)]
 mod fuzz;
+mod given;
 mod graph;
 mod io_limits;
 mod jobs;

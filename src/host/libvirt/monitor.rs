@@ -171,6 +171,29 @@ pub(super) fn ask<T: for<'a> Deserialize<'a>>(
     read(&reply.map_err(on_vm(vm, "pass a question on to QEMU"))?)
 }
 
+/// Tells QEMU to do something that has no answer of its own.
+pub(super) fn tell(
+    domain: &Domain,
+    vm: VmId,
+    execute: &'static str,
+    arguments: impl Serialize,
+) -> Result<()> {
+    ask::<serde_json::Value>(domain, vm, &Custom { execute, arguments }).map(drop)
+}
+
+/// Asks QEMU something that takes nothing.
+pub(super) fn query<T: for<'a> Deserialize<'a>>(
+    domain: &Domain,
+    vm: VmId,
+    execute: &'static str,
+) -> Result<T> {
+    ask(domain, vm, &Custom { execute, arguments: Nothing {} })
+}
+
+/// No arguments.
+#[derive(Debug, Serialize)]
+pub(super) struct Nothing {}
+
 /// What QEMU was asked for, out of its answer.
 pub(super) fn read<T: for<'a> Deserialize<'a>>(reply: &str) -> Result<T> {
     let malformed = |cause| HostError::Malformed { what: "the answer of QEMU", cause };

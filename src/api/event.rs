@@ -180,8 +180,7 @@ impl Api {
         }
         let mut violations = Violations::default();
         violations.few("filter.kinds", asked.kinds.len());
-        let kinds: Vec<v1::EventKind> = asked.kinds().collect();
-        let known = kinds.iter().filter_map(|kind| convert::event_kind(*kind)).collect();
+        let known = asked.kinds().filter_map(convert::event_kind).collect();
         let filter = EventFilter {
             vm: None,
             snapshot: violations.take_id("snapshot_id", &asked.snapshot_id),
@@ -193,7 +192,7 @@ impl Api {
             created_before: violations.take_time("created_before", asked.created_before),
         };
         violations.check()?;
-        if filter.kinds.is_empty() && !kinds.is_empty() {
+        if filter.kinds.is_empty() && !asked.kinds.is_empty() {
             return Err(status::not_implemented("events of these kinds"));
         }
         let vm = match asked.vm.as_str() {

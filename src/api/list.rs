@@ -131,6 +131,11 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
     violations.few("filter.states", asked.states.len());
     violations.few("filter.kinds", asked.kinds.len());
     violations.few("filter.properties", asked.properties.len());
+    // None at all means all of them: that is not what somebody wants who asks for what only a newer daemon knows.
+    let states: Vec<_> = asked.states().filter_map(convert::snapshot_state).collect();
+    let kinds: Vec<_> = asked.kinds().filter_map(convert::snapshot_kind).collect();
+    violations.known("filter.states", states.len() == asked.states.len());
+    violations.known("filter.kinds", kinds.len() == asked.kinds.len());
     violations.check()?;
     if !asked.schedule_id.is_empty() {
         return Err(status::not_implemented("a filter of snapshots by schedule"));
@@ -141,8 +146,8 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
     };
     Ok(SnapshotFilter {
         vm,
-        states: asked.states().filter_map(convert::snapshot_state).collect(),
-        kinds: asked.kinds().filter_map(convert::snapshot_kind).collect(),
+        states,
+        kinds,
         volume,
         parent,
         held: asked.held,

@@ -66,6 +66,13 @@ impl Violations {
         }
     }
 
+    /// Alternatives of a filter, each of which means something here.
+    pub(super) fn known(&mut self, field: &str, all_are: bool) {
+        if !all_are {
+            self.add(field, "it has a value that this daemon does not know");
+        }
+    }
+
     /// A text that must be there.
     pub(super) fn required(&mut self, field: &str, text: &str) {
         if text.is_empty() {

@@ -104,6 +104,18 @@ async fn others() {
     let list = v1::ListSnapshotsRequest { order_by: "beauty".to_owned(), ..Default::default() };
     check(listing(list).await, Code::InvalidArgument, "INVALID_REQUEST");
 
+    // What only a later daemon knows is not what one asks for who asks for nothing.
+    for filter in [
+        v1::SnapshotFilter { states: vec![v1::SnapshotState::Ready.into(), 777], ..Default::default() },
+        v1::SnapshotFilter { kinds: vec![777], ..Default::default() },
+    ] {
+        let list = v1::ListSnapshotsRequest { filter: Some(filter), ..Default::default() };
+        check(listing(list).await, Code::InvalidArgument, "INVALID_REQUEST");
+    }
+    let filter = v1::EventFilter { kinds: vec![777], ..Default::default() };
+    let list = v1::ListEventsRequest { filter: Some(filter), ..Default::default() };
+    check(node.events().list_events(list).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
+
     // Each would be a condition of its own.
     let property = v1::PropertyFilter { key: "ticket".to_owned(), value: None };
     let filter = v1::SnapshotFilter {

@@ -24,7 +24,7 @@ pub(super) async fn snapshots(
     let page =
         api.engine.snapshots(filter, Page { limit, after, order, direction }).await.map_err(status::of)?;
 
-    let shown = |placed: &Placed| convert::snapshot(placed, api.engine.holder(placed.snapshot.vm));
+    let shown = |placed: &Placed| convert::snapshot(placed, api.engine.under_way(placed.snapshot.vm));
     Ok(Response::new(v1::ListSnapshotsResponse {
         snapshots: page.snapshots.iter().map(shown).collect(),
         next_page_token: page.next.map(|next| paging::token(&query, &text(&next))).unwrap_or_default(),
@@ -42,7 +42,7 @@ pub(super) async fn tree(
     violations.check()?;
     let vm = api.vm_id(&request.vm).await?;
     let tree = api.tree(vm).await?;
-    let holder = api.engine.holder(vm);
+    let holder = api.engine.under_way(vm);
     // A VM that has left, or a hypervisor that is down: the tree is shown all the same.
     let summary = api.engine.find_vm(&vm.to_string()).await.ok();
     let (snapshots, depths): (Vec<_>, Vec<_>) = in_tree_order(&tree).into_iter().unzip();

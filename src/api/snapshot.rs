@@ -318,7 +318,7 @@ impl Api {
 
     /// A snapshot with what stands around it.
     pub(super) async fn shown(&self, snapshot: Snapshot) -> Result<v1::Snapshot, Status> {
-        let holder = self.engine.holder(snapshot.vm);
+        let holder = self.engine.under_way(snapshot.vm);
         let placed = self.engine.store().placed(vec![snapshot]).await;
         let placed = placed.map_err(|error| status::of(error.into()))?;
         Ok(convert::snapshot(placed.first().expect("each snapshot is placed"), holder))

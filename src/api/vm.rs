@@ -136,7 +136,7 @@ impl Api {
     }
 
     fn known<'a>(&self, tree: &'a LayerTree, sizes: HashMap<PathBuf, ImageFacts>) -> convert::KnownVm<'a> {
-        let (holder, waits_for) = (self.engine.holder(tree.vm), self.engine.waits_for(tree));
+        let (holder, waits_for) = (self.engine.under_way(tree.vm), self.engine.waits_for(tree));
         convert::KnownVm { tree, sizes, holder, waits_for }
     }
 

@@ -73,12 +73,19 @@ pub enum Phase {
 pub(super) enum Command {
     /// Turn back.
     Cancel,
-    /// Try again.
-    Retry,
-    /// Give up where it stands.
-    Abandon,
+    /// Go on, although it is stuck.
+    Resolve(Decision),
     /// Copy so many bytes per second at most.
     Limit(Limit),
+}
+
+/// What becomes of an operation that is stuck.
+#[derive(Debug)]
+pub(super) struct Decision {
+    /// It gives up where it stands, and does not try again.
+    pub(super) abandon: bool,
+    /// Told once it is taken, with the revision that was shown until then; or why it is not.
+    pub(super) told: oneshot::Sender<Result<u64>>,
 }
 
 /// Another limit on what is copied.
@@ -144,6 +151,13 @@ impl Board {
         entries.get(&id).map(|entry| entry.commands.clone())
     }
 
+    /// Whether an operation still moves, or waits for a person. One that has ended stays for a moment, until what it held up
+    /// is looked at: whoever has seen its end is not to be told that it is busy.
+    pub(super) fn is_under_way(&self, id: OperationId) -> bool {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&id).is_some_and(|entry| !entry.view.borrow().operation.cursor.has_ended())
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -154,6 +168,11 @@ impl Reporter {
     /// Shows an operation. The journal has its state, or has one that covers it ([`crate::model::window`]).
     pub(super) fn publish(&self, operation: &Operation) {
         self.view.send_replace(OperationView::of(operation.clone()));
+    }
+
+    /// What is shown now.
+    pub(super) fn revision(&self) -> u64 {
+        self.view.borrow().revision
     }
 
     /// Shows that something moves.
@@ -200,5 +219,32 @@ impl Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         self.board.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::operation::{Direction, OperationState};
+    use crate::store::tests::operation;
+
+    #[test]
+    fn an_operation_is_under_way_until_its_end_is_shown() {
+        let board = Board::default();
+        let mut operation = operation(1);
+        assert!(!board.is_under_way(operation.id));
+        let (reporter, _commands) = board.enter(&operation);
+        for (state, expected) in [
+            (OperationState::Running { at: 0 }, true),
+            (OperationState::Stuck { at: 0, direction: Direction::Forward }, true),
+            (OperationState::Succeeded, false),
+            (OperationState::Failed, false),
+        ] {
+            operation.cursor.state = state;
+            reporter.publish(&operation);
+            assert_eq!(board.is_under_way(operation.id), expected, "{state:?}");
+        }
+        drop(reporter);
+        assert!(!board.is_under_way(operation.id));
     }
 }

@@ -62,7 +62,7 @@ pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
 
-use board::{Board, Command, Limit};
+use board::{Board, Command, Decision, Limit};
 use deadman::DeadMan;
 use gate::Gate;
 use growth::Touched;
@@ -265,10 +265,16 @@ impl Engine {
         sizes
     }
 
-    /// The operation that holds a VM.
+    /// Who holds a VM: an operation, or one that is only being planned and may come to nothing, or one that has just ended.
     #[must_use]
     pub fn holder(&self, vm: VmId) -> Option<OperationId> {
         self.0.gate.holder(vm)
+    }
+
+    /// The operation that is under way on a VM.
+    #[must_use]
+    pub fn under_way(&self, vm: VmId) -> Option<OperationId> {
+        self.holder(vm).filter(|holder| self.0.board.is_under_way(*holder))
     }
 
     /// The snapshot that answers to an id, or to a name within `vm` or, if the name is unique, anywhere.
@@ -346,11 +352,12 @@ impl Engine {
         if !matches!(view.operation.cursor.state, OperationState::Stuck { .. }) {
             return Err(OpsError::NotStuck);
         }
-        let command = if abandon { Command::Abandon } else { Command::Retry };
-        self.say(id, command, OpsError::NotStuck).await?;
+        let (told, answer) = oneshot::channel();
+        self.say(id, Command::Resolve(Decision { abandon, told }), OpsError::NotStuck).await?;
+        let taken = answer.await.unwrap_or_else(|_| Err(self.unheard(OpsError::NotStuck)))?;
         if let Some(watcher) = &mut watcher {
             // It fails when the runner has gone, and then the journal knows.
-            let _ = watcher.wait_for(|now| now.revision > view.revision).await;
+            let _ = watcher.wait_for(|now| now.revision > taken).await;
         }
         self.operation(id).await
     }
@@ -363,10 +370,13 @@ impl Engine {
         }
         let (told, answer) = oneshot::channel();
         self.say(id, Command::Limit(Limit { bandwidth, told }), OpsError::NothingToLimit).await?;
-        let gone =
-            || if self.0.stopping.is_cancelled() { OpsError::Draining } else { OpsError::NothingToLimit };
-        answer.await.unwrap_or_else(|_| Err(gone()))?;
+        answer.await.unwrap_or_else(|_| Err(self.unheard(OpsError::NothingToLimit)))?;
         self.operation(id).await
+    }
+
+    /// Why there is no answer: an operation ends without one when it is over, and when the daemon goes down.
+    fn unheard(&self, otherwise: OpsError) -> OpsError {
+        if self.0.stopping.is_cancelled() { OpsError::Draining } else { otherwise }
     }
 
     async fn say(&self, id: OperationId, command: Command, otherwise: OpsError) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::model::{
     Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
 };
 
-use super::board::{Command, Limit, Reporter};
+use super::board::{Command, Decision, Limit, Reporter};
 use super::gate::Permit;
 use super::steps::{Context, Performed, SeenBefore, perform};
 use super::{Engine, Inner, OpsError};
@@ -90,23 +90,28 @@ impl Runner {
 
     /// Until there is none left to take. False if the daemon goes down first.
     async fn take_turns(&mut self) -> bool {
-        loop {
+        // What is said to one that is stuck is for a person's turn.
+        while self.operation.cursor.turn().is_some() {
             self.take_commands().await;
+            // One that has nothing left to do comes to its end, whoever wants the daemon to go: no later start would end it.
+            let Some(turn) = self.operation.cursor.turn() else { break };
             if self.may_stop() {
                 // What the last turn has learned cannot be seen again.
                 self.save().await;
                 return false;
             }
-            let Some(turn) = self.operation.cursor.turn() else { return true };
             if !self.is_linked() {
                 // What the last turn has learned is not to wait for the hypervisor.
                 self.save().await;
+                self.wait_for_link().await;
+                continue;
             }
-            if !self.wait_for_link().await || !self.journal(turn).await {
+            if !self.journal(turn).await {
                 return false;
             }
             self.take_turn(turn).await;
         }
+        true
     }
 
     async fn end(mut self) {
@@ -193,7 +198,7 @@ impl Runner {
                             take_limit(inner, (&self.reporter, &self.bandwidth), &mut operation, limit).await;
                             limited = Some(operation);
                         }
-                        Command::Retry | Command::Abandon => {}
+                        Command::Resolve(decision) => come_too_late(decision),
                     }
                 }
             }
@@ -233,18 +238,22 @@ impl Runner {
     /// A wish to cancel is granted between turns, as long as the commit step has not been tried.
     async fn take_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Cancel => self.operation.cancel_requested = true,
-                Command::Limit(limit) if self.is_ahead || !self.operation.can_limit() => refuse(limit),
-                Command::Limit(limit) => {
-                    let shown = (&self.reporter, &self.bandwidth);
-                    take_limit(&self.engine.0, shown, &mut self.operation, limit).await;
-                }
-                Command::Retry | Command::Abandon => {}
-            }
+            self.take_command(command).await;
         }
         if self.operation.cancel_requested && self.is_fresh && self.operation.cursor.turn_back() {
             self.operation.failure = Some(Failure::cancelled("the operation was cancelled"));
+        }
+    }
+
+    async fn take_command(&mut self, command: Command) {
+        match command {
+            Command::Cancel => self.operation.cancel_requested = true,
+            Command::Limit(limit) if self.is_ahead || !self.operation.can_limit() => refuse(limit),
+            Command::Limit(limit) => {
+                let shown = (&self.reporter, &self.bandwidth);
+                take_limit(&self.engine.0, shown, &mut self.operation, limit).await;
+            }
+            Command::Resolve(decision) => come_too_late(decision),
         }
     }
 
@@ -278,15 +287,20 @@ impl Runner {
         }
     }
 
-    /// True once the hypervisor can be reached; false if the daemon goes down first, which it does not while it holds
-    /// a guest frozen.
-    async fn wait_for_link(&mut self) -> bool {
+    /// Until the hypervisor can be reached, or something is said, or the daemon goes down, which it does not while it holds a
+    /// guest frozen.
+    async fn wait_for_link(&mut self) {
         let mut link = self.engine.0.host.hypervisor.link();
         let holds_freeze = self.holds_freeze();
-        tokio::select! {
+        let command = tokio::select! {
             biased;
-            result = link.wait_for(|link| *link == Link::Up) => result.is_ok(),
-            () = self.engine.0.stopping.cancelled(), if !holds_freeze => false,
+            Ok(_) = link.wait_for(|link| *link == Link::Up) => None,
+            () = self.engine.0.stopping.cancelled(), if !holds_freeze => None,
+            Some(command) = self.commands.recv() => Some(command),
+            else => None,
+        };
+        if let Some(command) = command {
+            self.take_command(command).await;
         }
     }
 
@@ -371,18 +385,24 @@ impl Runner {
                 None => return false,
                 Some(Command::Cancel) => {}
                 Some(Command::Limit(limit)) => refuse(limit),
-                Some(Command::Retry) => {
-                    self.operation.cursor.retry();
-                    self.is_fresh = false;
-                    return true;
-                }
-                Some(Command::Abandon) => {
-                    self.operation.was_abandoned = self.operation.cursor.abandon();
-                    self.mark_in_error().await;
-                    self.engine.0.captures_left.notify_one();
+                Some(Command::Resolve(Decision { abandon, told })) => {
+                    self.go_on(abandon).await;
+                    // Nobody may wait for it any more.
+                    let _ = told.send(Ok(self.reporter.revision()));
                     return true;
                 }
             }
+        }
+    }
+
+    async fn go_on(&mut self, abandon: bool) {
+        if abandon {
+            self.operation.was_abandoned = self.operation.cursor.abandon();
+            self.mark_in_error().await;
+            self.engine.0.captures_left.notify_one();
+        } else {
+            self.operation.cursor.retry();
+            self.is_fresh = false;
         }
     }
 
@@ -445,4 +465,9 @@ async fn take_limit(
 /// It copies nothing, or nothing any more. And while a guest stands still the journal is ahead of the operation, and stays so.
 fn refuse(limit: Limit) {
     let _ = limit.told.send(Err(OpsError::NothingToLimit));
+}
+
+/// It is not stuck, or not any more.
+fn come_too_late(decision: Decision) {
+    let _ = decision.told.send(Err(OpsError::NotStuck));
 }

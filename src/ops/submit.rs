@@ -174,15 +174,19 @@ impl Engine {
     }
 
     /// Holds VMs for an operation, or names the one that does. Whoever is only being planned, by another client or by
-    /// the daemon to see whether something could be merged, is waited for: there may be nothing to name in the end.
+    /// the daemon to see whether something could be merged, is waited for, and so is whoever has ended just now: there may be
+    /// nothing to name in the end.
     pub(super) async fn enter(&self, vms: BTreeSet<VmId>, id: OperationId) -> Result<Permit> {
         loop {
             let mut changed = std::pin::pin!(self.0.gate.changed());
             changed.as_mut().enable();
             match self.0.gate.enter_all(vms.clone(), id) {
                 Ok(permit) => return Ok(permit),
-                Err(holder) if self.0.board.watch(holder).is_some() => {
-                    return Err(self.busy_with(holder).await);
+                Err(holder) if self.0.board.is_under_way(holder) => {
+                    // Its end is in the journal a moment before it is shown.
+                    if !self.is_journaled_as_ended(holder).await {
+                        return Err(self.busy_with(holder).await);
+                    }
                 }
                 Err(_) => {}
             }
@@ -257,6 +261,11 @@ impl Engine {
                 planned
             }
         }
+    }
+
+    async fn is_journaled_as_ended(&self, id: OperationId) -> bool {
+        let journaled = self.0.store.operation(id).await;
+        journaled.is_ok_and(|operation| operation.is_some_and(|operation| operation.cursor.has_ended()))
     }
 
     async fn busy_with(&self, holder: OperationId) -> OpsError {
@@ -358,4 +367,65 @@ fn new_operation(
 fn named(world: &World, snapshot: Option<SnapshotId>, plan: &Plan) -> Option<(SnapshotId, SnapshotName)> {
     let existing = snapshot.and_then(|id| world.tree.snapshot(id));
     plan.reservation.as_ref().or(existing).map(|snapshot| (snapshot.id, snapshot.name.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::host::sim::SimHost;
+    use crate::ops::Settings;
+    use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
+    use crate::store::{Store, tests::operation};
+
+    fn engine() -> Engine {
+        let settings = Settings {
+            places: Places {
+                memory: "/memory".into(),
+                images: Vec::new(),
+                overlays: None,
+                reserve: 0,
+                low_space: 0,
+            },
+            live_pulls: LivePulls::WhenSafe,
+            background_captures: BackgroundCaptures::WhenPossible,
+            memory_compression: MemoryCompression::None,
+            concurrent_merges: 1,
+            merge_policy: MergePolicy {
+                patience: Duration::from_secs(1),
+                deadline: Duration::from_secs(1),
+                slowest_writes: 1,
+            },
+            speed_policy: SpeedPolicy { longest_wait: Duration::ZERO, slowest: 1 },
+            concurrent_captures: 1,
+            backups: 0,
+            boot_id: "boot".to_owned(),
+        };
+        Engine::new(SimHost::new().host(), Store::in_memory().unwrap(), settings).unwrap()
+    }
+
+    /// Whoever has seen an end, shown or in the journal, and comes at once is not told that the VM is busy with it.
+    #[tokio::test]
+    async fn whoever_has_ended_just_now_is_waited_for() {
+        let running = OperationState::Running { at: 0 };
+        for (shown, journaled, expected) in [
+            (running, running, Err(())),
+            (running, OperationState::Succeeded, Ok(())),
+            (OperationState::Failed, running, Ok(())),
+            (OperationState::Failed, OperationState::Failed, Ok(())),
+        ] {
+            let (engine, mut holder) = (engine(), operation(1));
+            holder.cursor.state = journaled;
+            engine.0.store.begin(holder.clone(), None, Reservation::None).await.unwrap();
+            let permit = engine.0.gate.enter(holder.vm, holder.id).ok().unwrap();
+            holder.cursor.state = shown;
+            let (reporter, _commands) = engine.0.board.enter(&holder);
+            assert_eq!(engine.under_way(holder.vm), (shown == running).then_some(holder.id), "{shown:?}");
+            let entering = engine.enter(BTreeSet::from([holder.vm]), OperationId::new());
+            // It asks first.
+            let (entered, ()) = tokio::join!(entering, async { drop((reporter, permit)) });
+            assert_eq!(entered.map(drop).map_err(drop), expected, "{shown:?}, {journaled:?}");
+        }
+    }
 }

@@ -173,7 +173,7 @@ impl Engine {
             debt: (0, 0),
             waits_for: BTreeSet::new(),
             clone,
-            holder: self.holder(view.id),
+            holder: self.under_way(view.id),
         }))
     }
 
@@ -197,7 +197,7 @@ impl Engine {
             debt: (waiting.len(), waiting.values().map(|facts| facts.allocated).sum()),
             waits_for: self.waits_for(&own),
             clone,
-            holder: self.holder(vm),
+            holder: self.under_way(vm),
         })
     }
 }

@@ -18,6 +18,7 @@ mod edit;
 mod elsewhere;
 mod events;
 mod expiry;
+mod heard;
 mod life;
 mod lists;
 mod manifests;

@@ -288,7 +288,7 @@ async fn a_vm_does_one_thing_at_a_time() {
 }
 
 /// A deletion that is stuck: the pivot is refused again and again.
-async fn stuck(node: &Node) -> v1::Operation {
+pub async fn stuck(node: &Node) -> v1::Operation {
     node.take("one").await;
     node.write(1, 10);
     node.strike(Method::Pivot, Mishap::Error(Complaint::Refused));

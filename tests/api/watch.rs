@@ -1,9 +1,11 @@
 //! Following operations: present state first, then every change; resumed after a crash; ended with a word when the
 //! daemon goes; never in the way of the work.
 
+use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 use vmsnap::host::sim::Method;
 use vmsnap::proto::v1;
+use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::watch_operation_response::Update;
 
 use super::node::{Node, PATIENCE, assert_refused, create, delete};
@@ -218,14 +220,45 @@ async fn a_daemon_that_goes_takes_no_new_work() {
     assert_eq!(status().await, tonic_health::pb::health_check_response::ServingStatus::Serving);
     let going = node.tell_to_go();
     assert_eq!(status().await, tonic_health::pb::health_check_response::ServingStatus::NotServing);
-    let refused = loop {
+    assert_refused(&refused(&mut client).await, Code::Unavailable, "DRAINING");
+    hold.release();
+    going.gone().await;
+}
+
+/// What comes of a create once the VM is not the reason.
+async fn refused(client: &mut SnapshotServiceClient<Channel>) -> tonic::Status {
+    loop {
         // Health goes first, the gate a moment later: until then the VM is simply busy.
         let status = client.create_snapshot(create("web", "two")).await.unwrap_err();
         if status.code() != Code::Aborted {
-            break status;
+            return status;
         }
-    };
-    assert_refused(&refused, Code::Unavailable, "DRAINING");
-    hold.release();
+    }
+}
+
+/// Its row is closed then: no later start would bring it to its end.
+#[tokio::test]
+async fn an_operation_whose_last_step_ends_while_the_daemon_goes() {
+    let mut node = Node::start();
+    node.take("one").await;
+    let images = node.images().len();
+    let mut removing = node.hold(Method::Remove);
+    let begun = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
+    removing.reached().await;
+    // Manifests go before images.
+    while node.images().len() == images {
+        let next = node.hold(Method::Remove);
+        std::mem::replace(&mut removing, next).release();
+        removing.reached().await;
+    }
+    let mut client = node.snapshots();
+    client.list_snapshots(v1::ListSnapshotsRequest::default()).await.unwrap();
+    let going = node.tell_to_go();
+    assert_refused(&refused(&mut client).await, Code::Unavailable, "DRAINING");
+    removing.release();
     going.gone().await;
+    node.restart();
+    let ended = node.operation(&begun.operation.unwrap().id).await;
+    assert_eq!(ended.state(), v1::OperationState::Succeeded, "{ended:?}");
+    assert!(ended.end_time.is_some(), "it has come to its end");
 }

@@ -435,6 +435,8 @@ pub enum HostEvent {
     BlockJobChanged(VmId),
     /// The guest agent connected or went away.
     AgentChanged(VmId),
+    /// A background capture of a VM's memory has begun or ended, or a migration of it.
+    CaptureMoved(VmId),
     /// An image that a VM writes to has reached the length that was to be told of.
     ThresholdCrossed(VmId),
 }

@@ -99,7 +99,9 @@ impl News {
                         vms.insert(vm);
                         tokio::time::sleep(BREATH).await;
                     }
-                    Ok(HostEvent::AgentChanged(_) | HostEvent::VmMigrated(_)) => continue,
+                    Ok(
+                        HostEvent::AgentChanged(_) | HostEvent::CaptureMoved(_) | HostEvent::VmMigrated(_),
+                    ) => continue,
                     Err(RecvError::Lagged(_)) => return Some(Changed::All),
                     Err(RecvError::Closed) => return None,
                 },
@@ -118,7 +120,7 @@ impl News {
                     | HostEvent::BlockJobChanged(vm)
                     | HostEvent::ThresholdCrossed(vm),
                 ) => drop(vms.insert(vm)),
-                Ok(HostEvent::AgentChanged(_) | HostEvent::VmMigrated(_)) => {}
+                Ok(HostEvent::AgentChanged(_) | HostEvent::CaptureMoved(_) | HostEvent::VmMigrated(_)) => {}
                 Err(TryRecvError::Lagged(_)) => return Some(Changed::All),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }

@@ -161,6 +161,7 @@ pub(super) async fn vm_changed(events: &mut broadcast::Receiver<HostEvent>) -> b
                 HostEvent::VmMigrated(_)
                 | HostEvent::BlockJobChanged(_)
                 | HostEvent::AgentChanged(_)
+                | HostEvent::CaptureMoved(_)
                 | HostEvent::ThresholdCrossed(_),
             ) => {}
             Err(RecvError::Closed) => return false,

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use vmsnap::host::{BackgroundCapture, StartFrom};
+use vmsnap::host::{BackgroundCapture, HostEvent, StartFrom};
 use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{Format, MemoryFormat, PauseReason, RunState};
 
-use crate::node::{Node, expect, paths, switch, target};
+use crate::node::{Node, PATIENCE, expect, paths, switch, target};
 use crate::over_both_nodes;
 
 /// A running VM with one disk, and a memory image that waits for its memory; None where QEMU has not learned it yet, or the
@@ -73,11 +73,14 @@ async fn of_one_instant(node: &dyn Node, format: MemoryFormat, name: &str) -> Op
     hypervisor.pause(vm).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User));
     hypervisor.switch_disks(vm, &switch(&[("vda", &over)], &[], None)).await.unwrap();
+    let mut events = hypervisor.events();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User), "until it is resumed");
     hypervisor.resume(vm).await.unwrap();
     node.write_disk(vm, "vda", 0, 2);
     see_through(node, vm, &image).await;
+    let told = async { while events.recv().await.unwrap() != HostEvent::CaptureMoved(vm) {} };
+    tokio::time::timeout(PATIENCE, told).await.expect("its end is told");
     hypervisor.end_background_capture(vm).await.unwrap();
     assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
     assert_eq!(node.images().memory_image(&image).await.unwrap(), None, "until it is finished");

@@ -1,6 +1,7 @@
 //! What a case needs of a node, and short words for it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -17,6 +18,9 @@ pub const BLOCKS: u64 = 64;
 
 /// Size of every disk.
 pub const DISK: u64 = BLOCKS * BLOCK;
+
+/// Longest wait for anything. Reached only when something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A node, simulated or real.
 #[async_trait]

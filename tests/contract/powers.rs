@@ -8,13 +8,10 @@ use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{AgentChannel, Format, PauseReason, RunState};
 
-use crate::node::{BLOCK, Node, commit, expect, paths, switch, target};
+use crate::node::{BLOCK, Node, PATIENCE, commit, expect, paths, switch, target};
 use crate::over_both_nodes;
 
 const SOON: Duration = Duration::from_secs(5);
-
-/// Longest wait for an event. Reached only when something is broken.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn from_disks(node: &dyn Node) {
     let image = node.image("image", Format::Qcow2);

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tempfile::TempDir;
@@ -19,12 +18,9 @@ use vmsnap::model::VmId;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 
-use crate::node::{BLOCK, BLOCKS, Node};
+use crate::node::{BLOCK, BLOCKS, Node, PATIENCE};
 
 const URI: &str = "qemu:///system";
-
-/// Longest wait for anything. Reached only when something is broken.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Real {
     libvirt: Arc<Libvirt>,

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, watch};
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
 
-use super::ffi::{self, CloseReason, EventKind};
+use super::ffi::{self, CloseReason, EventKind, Subscription};
 use super::refusal::LibvirtSays;
 use crate::host::{HostError, HostEvent, Link, Result};
 use crate::model::VmId;
@@ -42,7 +42,7 @@ const EVENT_LOOP_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Connection {
     connect: Connect,
-    events: Vec<i32>,
+    events: Vec<Subscription>,
     has_close_callback: bool,
     loss: Arc<OnceLock<String>>,
 }
@@ -57,8 +57,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // Each registration holds a reference to the connection: closing it would leave it open.
-        for callback in &self.events {
-            ffi::deregister_event(&self.connect, *callback);
+        for subscription in &self.events {
+            ffi::deregister_event(&self.connect, subscription);
         }
         if self.has_close_callback {
             ffi::deregister_close(&self.connect);
@@ -272,16 +272,23 @@ impl Opener {
                 let registered = self.register(&connection.connect, kind)?;
                 connection.events.push(registered);
             }
-            match self.register(&connection.connect, EventKind::Threshold) {
-                Ok(registered) => connection.events.push(registered),
+            let welcome = [
                 // libvirt before 3.2. Nothing but warnings is missing.
-                Err(error) => tracing::warn!(%error, "libvirt does not tell when images grow"),
+                (EventKind::Threshold, "libvirt does not tell when images grow"),
+                // Its drivers for other hypervisors. It is looked at again all the same.
+                (EventKind::Migration, "libvirt does not tell what QEMU does"),
+            ];
+            for (kind, missing) in welcome {
+                match self.register(&connection.connect, kind) {
+                    Ok(registered) => connection.events.push(registered),
+                    Err(error) => tracing::warn!(%error, "{missing}"),
+                }
             }
         }
         Ok(connection)
     }
 
-    fn register(&self, connect: &Connect, kind: EventKind) -> std::result::Result<i32, Error> {
+    fn register(&self, connect: &Connect, kind: EventKind) -> std::result::Result<Subscription, Error> {
         let events = self.events.clone();
         ffi::register_event(connect, kind, Box::new(move |kind, vm| publish(&events, kind, VmId(vm))))
     }
@@ -313,6 +320,7 @@ fn publish(events: &broadcast::Sender<HostEvent>, kind: EventKind, vm: VmId) {
         EventKind::BlockJob => HostEvent::BlockJobChanged(vm),
         EventKind::Agent => HostEvent::AgentChanged(vm),
         EventKind::Threshold => HostEvent::ThresholdCrossed(vm),
+        EventKind::Migration => HostEvent::CaptureMoved(vm),
     };
     // An error means that nobody listens.
     let _ = events.send(event);

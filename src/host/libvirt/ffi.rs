@@ -4,7 +4,7 @@
 //! read on the calling thread, right after the call, because libvirt keeps them per thread.
 #![allow(unsafe_code, reason = "libvirt is a C library; every block says why it is sound")]
 
-use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -30,6 +30,8 @@ pub(super) enum EventKind {
     Agent,
     /// `VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD`: an image is about to grow beyond the length that was set.
     Threshold,
+    /// QEMU's own `MIGRATION`: one, or a background capture of memory, has come to another state.
+    Migration,
 }
 
 /// What a closed connection was closed by.
@@ -56,8 +58,19 @@ struct EventSink {
     call: OnEvent,
 }
 
-/// Subscribes to one kind of event of all domains (`virConnectDomainEventRegisterAny`). Gives the callback's id.
-pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) -> Result<c_int, Error> {
+/// A kind of event that is told to us. Until [`deregister_event`] it keeps the connection open.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    kind: EventKind,
+    callback: c_int,
+}
+
+/// Subscribes to one kind of event of all domains (`virConnectDomainEventRegisterAny`).
+pub(super) fn register_event(
+    connect: &Connect,
+    kind: EventKind,
+    call: OnEvent,
+) -> Result<Subscription, Error> {
     let (id, callback) = match kind {
         // SAFETY: libvirt calls back with the signature that belongs to the event's id, and stores it as the generic
         // type meanwhile: that is the documented way (VIR_DOMAIN_EVENT_CALLBACK). Function pointers have one size.
@@ -80,6 +93,7 @@ pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) 
         EventKind::Threshold => (sys::VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, unsafe {
             std::mem::transmute::<ThresholdCallback, GenericCallback>(on_threshold)
         }),
+        EventKind::Migration => return register_migration(connect, EventSink { kind, call }),
     };
     let id = c_int::try_from(id).expect("libvirt's event ids are small");
     let sink = Box::into_raw(Box::new(EventSink { kind, call }));
@@ -101,14 +115,49 @@ pub(super) fn register_event(connect: &Connect, kind: EventKind, call: OnEvent) 
         drop(unsafe { Box::from_raw(sink) });
         return Err(error);
     }
-    Ok(registered)
+    Ok(Subscription { kind, callback: registered })
 }
 
-/// Ends a subscription (`virConnectDomainEventDeregisterAny`). Of a lost connection the error has no meaning: the
-/// callback is gone on this side.
-pub(super) fn deregister_event(connect: &Connect, callback: c_int) {
+/// The same of an event of QEMU itself, which libvirt passes on (`virConnectDomainQemuMonitorEventRegister`).
+fn register_migration(connect: &Connect, sink: EventSink) -> Result<Subscription, Error> {
+    let kind = sink.kind;
+    let sink = Box::into_raw(Box::new(sink));
+    // SAFETY: the connection is open; a null domain means all; the name is a static string; `sink` is a live box that libvirt
+    // gives back through `free_event_sink` exactly once, after the last callback.
+    let registered = unsafe {
+        sys::virConnectDomainQemuMonitorEventRegister(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            c"MIGRATION".as_ptr(),
+            Some(on_monitor_event),
+            sink.cast(),
+            Some(free_event_sink),
+            0,
+        )
+    };
+    if registered < 0 {
+        let error = Error::last_error();
+        // SAFETY: libvirt does not call the free callback for a registration that failed, so the box is still ours.
+        drop(unsafe { Box::from_raw(sink) });
+        return Err(error);
+    }
+    Ok(Subscription { kind, callback: registered })
+}
+
+/// Ends a subscription (`virConnectDomainEventDeregisterAny`, `virConnectDomainQemuMonitorEventDeregister`). Of a lost
+/// connection the error has no meaning: the callback is gone on this side.
+pub(super) fn deregister_event(connect: &Connect, Subscription { kind, callback }: &Subscription) {
+    let deregister = match kind {
+        EventKind::Migration => sys::virConnectDomainQemuMonitorEventDeregister,
+        EventKind::Lifecycle
+        | EventKind::Migrated
+        | EventKind::DeviceRemoved
+        | EventKind::BlockJob
+        | EventKind::Agent
+        | EventKind::Threshold => sys::virConnectDomainEventDeregisterAny,
+    };
     // SAFETY: the connection is open as an object, even if its line is cut; an unknown id is an error, not a fault.
-    unsafe { sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), callback) };
+    unsafe { deregister(connect.as_ptr(), *callback) };
 }
 
 /// Asks to be told when the connection is lost (`virConnectRegisterCloseCallback`).
@@ -464,6 +513,19 @@ unsafe extern "C" fn on_block_job(
     _disk: *const c_char,
     _job: c_int,
     _status: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.
+    unsafe { forward(domain, opaque) };
+}
+
+unsafe extern "C" fn on_monitor_event(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _event: *const c_char,
+    _seconds: c_longlong,
+    _micros: c_uint,
+    _details: *const c_char,
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt hands over the domain of the event and the pointer that was registered, both live.

@@ -1,11 +1,12 @@
 //! Memory that is written behind a running guest's back.
 //!
 //! Decides what stands in the image: the memory, and what the disks read, of the moment in which it was begun. It goes on by
-//! notches, whether anybody looks or not, and ends with the process.
+//! notches, whether anybody looks or not, and ends with the process; compressed, with whoever compresses it, too.
 
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 
-use super::super::{BackgroundCapture, HostError, Result};
+use super::super::{BackgroundCapture, HostError, HostEvent, Result};
 use super::fault::Extent;
 use super::files::{FileKind, MemoryFile, bad};
 use super::machine::Machine;
@@ -26,6 +27,8 @@ const COMPRESSED_BY: u64 = 4;
 pub(super) struct Background {
     image: PathBuf,
     stage: Stage,
+    /// Who compresses it on its way.
+    compressed_by: Option<Weak<()>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,11 @@ impl Background {
     }
 }
 
+/// Nobody reads any more what QEMU writes.
+fn is_gone(user: &Weak<()>) -> bool {
+    user.strong_count() == 0
+}
+
 impl World {
     /// See [`crate::host::Hypervisor::background_blocker`].
     pub(super) fn background_blocker(&mut self, vm: VmId) -> Result<Option<String>> {
@@ -55,7 +63,13 @@ impl World {
     }
 
     /// See [`crate::host::Hypervisor::begin_background_capture`].
-    pub(super) fn begin_background(&mut self, vm: VmId, image: &Path, extent: Extent) -> Result<()> {
+    pub(super) fn begin_background(
+        &mut self,
+        vm: VmId,
+        image: &Path,
+        user: Weak<()>,
+        extent: Extent,
+    ) -> Result<()> {
         if self.live(vm, CALL)?.run_state != RunState::Paused(PauseReason::User) {
             return Err(refused(CALL, "somebody has resumed the VM"));
         }
@@ -85,13 +99,15 @@ impl World {
             self.files.put_memory(image, file)?;
             Stage::Active { notches, left: notches }
         };
-        self.live(vm, CALL)?.background = Some(Background { image: image.to_owned(), stage });
+        let compressed_by = (format == MemoryFormat::Zstd).then_some(user);
+        self.live(vm, CALL)?.background = Some(Background { image: image.to_owned(), stage, compressed_by });
         self.note_end_of_background(vm);
         Ok(())
     }
 
     /// See [`crate::host::Hypervisor::background_capture`].
     pub(super) fn look_at_background(&mut self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {
+        self.note_end_of_background(vm);
         let machine = self.machine(vm)?;
         let total = machine.memory_bytes;
         let background = machine.live.as_ref().and_then(|live| live.background.as_ref());
@@ -131,10 +147,14 @@ impl World {
     fn note_end_of_background(&mut self, vm: VmId) {
         let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
         let Some(background) = live.and_then(|live| live.background.as_mut()) else { return };
+        if background.compressed_by.as_ref().is_some_and(is_gone) {
+            background.stage = Stage::Failed("whoever compressed the memory is gone");
+        }
         if matches!(background.stage, Stage::Active { left: 0, .. }) {
             background.stage = Stage::Complete;
             let image = background.image.clone();
             self.files.memory_is_written(&image);
+            self.emit(HostEvent::CaptureMoved(vm));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The hypervisor of the simulated node. Decides nothing: each call is an effect on the world, and an answer.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
@@ -129,7 +130,7 @@ impl Hypervisor for SimHost {
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         let effect = |world: &mut super::World, extent| {
             world.check_not_coming(vm)?;
-            world.begin_background(vm, image, extent)
+            world.begin_background(vm, image, Arc::downgrade(&self.user), extent)
         };
         self.call(Method::BeginBackgroundCapture, effect).await
     }

@@ -63,6 +63,8 @@ pub struct SimHost {
     world: Arc<Mutex<World>>,
     /// Told after everything that may have ended a capture of memory.
     moved: Arc<Notify>,
+    /// Whoever makes use of it: what compresses memory on its way to an image goes with that.
+    user: Arc<()>,
 }
 
 impl SimHost {
@@ -70,25 +72,24 @@ impl SimHost {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "a world is made on purpose")]
     pub fn new() -> Self {
-        Self { world: Arc::new(Mutex::new(World::new())), moved: Arc::new(Notify::new()) }
+        Self::of(World::new())
     }
 
     /// Another node like this one: what happens to one does not happen to the other. Faults to come stay behind.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let world = self.world().fork();
-        Self { world: Arc::new(Mutex::new(world)), moved: Arc::new(Notify::new()) }
+        Self::of(self.world().fork())
     }
 
-    /// The node as the daemon sees it.
+    fn of(world: World) -> Self {
+        Self { world: Arc::new(Mutex::new(world)), moved: Arc::default(), user: Arc::default() }
+    }
+
+    /// The node as one life of the daemon sees it, which ends when that is dropped.
     #[must_use]
     pub fn host(&self) -> Host {
-        Host {
-            hypervisor: Arc::new(self.clone()),
-            agent: Arc::new(self.clone()),
-            images: Arc::new(self.clone()),
-            emergency: Arc::new(self.clone()),
-        }
+        let seen = Arc::new(Self { user: Arc::default(), ..self.clone() });
+        Host { hypervisor: seen.clone(), agent: seen.clone(), images: seen.clone(), emergency: seen }
     }
 
     /// Defines a VM. Its id follows from its name.

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Fuse, FusedFuture, try_join_all};
 use tokio::time::Instant;
 
-use crate::host::{BackgroundCapture, Definition, HostError, Result};
+use crate::host::{BackgroundCapture, Definition, HostError, HostEvent, Result};
 use crate::model::step::Step;
 use crate::model::vm::{LastWritten, MemoryFormat};
 use crate::model::{Failure, Finding, SnapshotId};
@@ -20,9 +20,9 @@ use crate::model::{Failure, Finding, SnapshotId};
 use super::super::board::Phase;
 use super::capture::is_cancelled;
 use super::images::remove_unused;
-use super::{Context, Performed, pause};
+use super::{Context, Performed, pause, told};
 
-/// Progress is asked for so often: the hypervisor has no event for it.
+/// Progress is asked for so often: the hypervisor has no event for it, only for the end.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A guest that changes what is not saved yet waits until it is (Linux, userfaultfd write protection): as long as nothing is
@@ -124,6 +124,8 @@ pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
 /// All of it is written.
 pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
     let (mut written, mut since) = (0, Instant::now());
+    let mut events = context.host.hypervisor.events();
+    let ends = [HostEvent::CaptureMoved(context.vm()), HostEvent::VmChanged(context.vm())];
     // What was captured goes to the disk meanwhile: left to the end it would stand before the guest's own writes all at once.
     let mut behind = context.host.images.write_behind(path).fuse();
     loop {
@@ -166,6 +168,7 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
             biased;
             () = context.cancelled.cancelled() => {}
             () = context.stopping.cancelled() => return Performed::Interrupted,
+            () = told(&mut events, &ends) => {}
             () = breath(&mut behind) => {}
         }
     }

@@ -16,7 +16,7 @@ use super::super::board::Phase;
 use super::convergence::{self, Watch};
 use super::pivot::Asked;
 use super::power::{COMES_UP, settle};
-use super::{Context, OpsError, Performed};
+use super::{Context, OpsError, Performed, told};
 
 /// The hypervisor tells when a job is ready or gone, but not how far it is: asked so often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -397,19 +397,10 @@ async fn see_through(
 
 /// Until something happens to a block job of the VM, or it is time to show how far it is.
 async fn wait(context: &Context<'_>, events: &mut broadcast::Receiver<HostEvent>) {
-    let told = async {
-        loop {
-            match events.recv().await {
-                Ok(HostEvent::BlockJobChanged(vm) | HostEvent::VmChanged(vm)) if vm == context.vm() => return,
-                Ok(_) => {}
-                // Events were lost, or the link broke: look again.
-                Err(_) => return std::future::pending().await,
-            }
-        }
-    };
+    let ours = [HostEvent::BlockJobChanged(context.vm()), HostEvent::VmChanged(context.vm())];
     tokio::select! {
         biased;
-        () = told => {}
+        () = told(events, &ours) => {}
         () = context.stopping.cancelled() => {}
         () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
     }

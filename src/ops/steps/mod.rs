@@ -8,10 +8,10 @@ use std::future::Future;
 use std::path::Path;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::host::{Host, HostError, Result as HostResult};
+use crate::host::{Host, HostError, HostEvent, Result as HostResult};
 use crate::model::step::Step;
 use crate::model::vm::{Format, RunState};
 use crate::model::{Cause, Failure, Finding, Operation, Outcome, SnapshotState, Turn, VmId, VmView};
@@ -336,6 +336,17 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
         | Step::RemoveImages { .. }
         | Step::RemoveOrphan { .. }
         | Step::Record(_) => Performed::done(),
+    }
+}
+
+/// Until one of these is told. Of events that were lost nothing is told: whoever waits looks again in time.
+async fn told(events: &mut broadcast::Receiver<HostEvent>, awaited: &[HostEvent]) {
+    loop {
+        match events.recv().await {
+            Ok(event) if awaited.contains(&event) => return,
+            Ok(_) => {}
+            Err(_) => return std::future::pending().await,
+        }
     }
 }
 

@@ -231,6 +231,12 @@ fn a_create_with_memory_behind_the_guests_back() {
     strike_everywhere(Wish::CreateBehind, RunState::Running);
 }
 
+/// What compresses it goes with the daemon.
+#[test]
+fn a_create_with_memory_that_is_compressed() {
+    strike_everywhere(Wish::CreateCompressed, RunState::Running);
+}
+
 #[test]
 fn a_create_of_a_vm_that_is_off() {
     strike_everywhere(Wish::Create { quiesce: Quiesce::Auto, memory: false }, RunState::Off);

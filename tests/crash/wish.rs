@@ -4,6 +4,7 @@ use vmsnap::host::sim::BLOCK;
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{CloneMode, DifferenceAction, DiskTarget, Quiesce, Request};
+use vmsnap::plan::MemoryCompression;
 
 use super::simulated::{Disks, Scene, Truth};
 
@@ -16,6 +17,8 @@ pub enum Wish {
     },
     /// Its memory is written while the guest runs.
     CreateBehind,
+    /// And compressed on its way.
+    CreateCompressed,
     Revert {
         to: &'static str,
     },
@@ -84,6 +87,10 @@ impl Wish {
             }
             Self::AdoptMerge => sim.someone_pulls(scene.vm, &vdb()),
             Self::CreateBehind => sim.learns_to_capture_behind(scene.vm, 0),
+            Self::CreateCompressed => {
+                sim.learns_to_capture_behind(scene.vm, 2);
+                scene.memory_compression = MemoryCompression::Zstd;
+            }
             Self::RestoreDefinition => {
                 let tree = scene.tree();
                 let held = tree.snapshots[0].disks.iter().find(|disk| disk.target == vdb()).unwrap();
@@ -111,7 +118,7 @@ impl Wish {
     pub fn request(self, scene: &Scene) -> Request {
         match self {
             Self::Create { quiesce, memory } => scene.create("new", quiesce, memory, &[]),
-            Self::CreateBehind => scene.create("new", Quiesce::Auto, true, &[]),
+            Self::CreateBehind | Self::CreateCompressed => scene.create("new", Quiesce::Auto, true, &[]),
             Self::Revert { to } => scene.revert(to),
             Self::Delete { name } | Self::DeleteByPull { name } => scene.delete(&[name]),
             Self::DeleteOutrun => scene.delete(&["three"]),
@@ -144,7 +151,7 @@ impl Wish {
                 let held = only_vdb(&truth.snapshots["three"]);
                 truth.snapshots.insert(name, held);
             }
-            Self::Create { .. } | Self::CreateBehind => {
+            Self::Create { .. } | Self::CreateBehind | Self::CreateCompressed => {
                 truth.snapshots.insert("new".to_owned(), truth.active.clone());
                 truth.kept_variables.insert("new".to_owned(), truth.variables);
             }

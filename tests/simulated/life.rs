@@ -29,19 +29,22 @@ pub const MERGE_POLICY: MergePolicy = MergePolicy {
 pub const SPEED_POLICY: SpeedPolicy =
     SpeedPolicy { longest_wait: Duration::from_millis(30), slowest: BLOCK / 8 };
 
+/// The only boot of the node.
+pub const BOOT: &str = "boot";
+
 /// What every engine of a simulation is told.
-pub fn settings() -> Settings {
+pub fn settings(memory_compression: MemoryCompression) -> Settings {
     Settings {
         places: places(),
         live_pulls: LivePulls::WhenSafe,
         background_captures: BackgroundCaptures::WhenPossible,
-        memory_compression: MemoryCompression::None,
+        memory_compression,
         concurrent_merges: 4,
         merge_policy: MERGE_POLICY,
         speed_policy: SPEED_POLICY,
         concurrent_captures: 2,
         backups: 2,
-        boot_id: "boot".to_owned(),
+        boot_id: BOOT.to_owned(),
     }
 }
 
@@ -85,7 +88,8 @@ impl Life {
     pub fn start(scene: &Scene) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let engine = runtime.block_on(async {
-            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings()).unwrap();
+            let settings = settings(scene.memory_compression);
+            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
             engine.recover().await.unwrap();
             engine
         });

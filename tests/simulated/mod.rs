@@ -25,11 +25,11 @@ use vmsnap::model::{
 };
 use vmsnap::ops::{self, gather};
 use vmsnap::plan::rebuild::{Report, rebuild};
-use vmsnap::plan::{self, Places};
+use vmsnap::plan::{self, MemoryCompression, Places};
 use vmsnap::store::{EventFilter, EventOrder, KeptManifest, Store, write_anew};
 
 #[allow(unused_imports, reason = "each test program uses its own part")]
-pub use life::{Life, MERGE_POLICY, pass_time, settings, submit};
+pub use life::{BOOT, Life, MERGE_POLICY, pass_time, settings, submit};
 
 /// What a disk or an image reads.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +65,8 @@ pub struct Scene {
     pub sim: SimHost,
     pub store: Store,
     pub vm: VmId,
+    /// What each life of the daemon is told.
+    pub memory_compression: MemoryCompression,
     /// The images from before the first snapshot: the catalog may not know them, and they never go.
     first_images: Vec<PathBuf>,
     /// Where the catalog is, if it is not in memory.
@@ -94,7 +96,7 @@ impl Scene {
         let sim = SimHost::new();
         let vm = sim.vm("web").disks(2).uefi().slow_capture(6).build();
         let first_images = sim.files();
-        Self { sim, store, vm, first_images, directory }
+        Self { sim, store, vm, memory_compression: MemoryCompression::None, first_images, directory }
     }
 
     /// Another one like this: what happens in one does not happen in the other. No daemon may be alive.
@@ -106,7 +108,15 @@ impl Scene {
         }
         let store = Store::open(&directory.path().join(CATALOG[0])).unwrap();
         let first_images = self.first_images.clone();
-        Self { sim: self.sim.fork(), store, vm: self.vm, first_images, directory: Some(directory) }
+        let Self { sim, vm, memory_compression, .. } = self;
+        Self {
+            sim: sim.fork(),
+            store,
+            vm: *vm,
+            memory_compression: *memory_compression,
+            first_images,
+            directory: Some(directory),
+        }
     }
 
     /// The catalog is lost, and made anew from the disks. No daemon may be alive. Gives what is told of it.

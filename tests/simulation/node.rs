@@ -14,11 +14,12 @@ use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, OperationId, VmId};
 use vmsnap::ops::{Engine, OpsError, end_captures, thaw_guests};
+use vmsnap::plan::MemoryCompression;
 use vmsnap::store::Store;
 
 use crate::mishaps::Strike;
 use crate::oracle::Oracle;
-use crate::simulated::{Disks, pass_time, settings};
+use crate::simulated::{BOOT, Disks, pass_time, settings};
 use crate::tally::Tally;
 use crate::wishes::Wish;
 
@@ -156,6 +157,13 @@ impl Node {
         Host { emergency: Arc::new(NoDeadMan), ..self.sim.host() }
     }
 
+    /// The daemon's. On every other node memory is compressed: that goes with the daemon.
+    pub fn engine(&self) -> Engine {
+        let compression =
+            if self.seed.is_multiple_of(2) { MemoryCompression::Zstd } else { MemoryCompression::None };
+        Engine::new(self.host(), self.store.clone(), settings(compression)).unwrap()
+    }
+
     /// One life of the daemon.
     fn live(&mut self) -> Result<(), String> {
         self.tally.lives += 1;
@@ -163,7 +171,7 @@ impl Node {
         let turns = self.dice.u32(20..200);
         let runtime = runtime();
         let lived = runtime.block_on(async {
-            let engine = Engine::new(self.host(), self.store.clone(), settings()).unwrap();
+            let engine = self.engine();
             let recovering = tokio::spawn({
                 let engine = engine.clone();
                 async move { engine.recover().await }
@@ -278,7 +286,7 @@ impl Node {
         let (host, store) = (self.host(), self.store.clone());
         let thawing = runtime.spawn(async move {
             let left = end_captures(&host, &store).await?.len();
-            Ok::<_, OpsError>(left + thaw_guests(&host, &store, &settings().boot_id).await?.len())
+            Ok::<_, OpsError>(left + thaw_guests(&host, &store, BOOT).await?.len())
         });
         let thawed = runtime.block_on(async {
             while !thawing.is_finished() {

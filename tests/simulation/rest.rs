@@ -15,7 +15,7 @@ use vmsnap::plan;
 use crate::mishaps::ROOM;
 use crate::node::{Node, UnseenPivot, at_once, runtime};
 use crate::people::adopt;
-use crate::simulated::{ensure, pass_time, settings, verify_manifests};
+use crate::simulated::{ensure, pass_time, verify_manifests};
 
 /// What does not end in so many turns does not end.
 const TURNS: u32 = 6000;
@@ -52,7 +52,7 @@ impl Node {
     fn live_in_peace(&mut self, is_last: bool) -> Result<(), String> {
         let runtime = runtime();
         runtime.block_on(async {
-            let engine = Engine::new(self.host(), self.store.clone(), settings()).unwrap();
+            let engine = self.engine();
             engine.recover().await.map_err(|error| error.to_string())?;
             engine.attend(SignedDuration::from_hours(24));
             self.end_everything(&engine, is_last).await?;

@@ -85,8 +85,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "what is done is journaled before anything more is",
         file: "src/ops/runner.rs",
-        right: "if !self.wait_for_link().await || !self.journal(turn).await {",
-        wrong: "if !self.wait_for_link().await {",
+        right: "            if !self.journal(turn).await {\n                return false;\n            }\n",
+        wrong: "",
     },
     Mutant {
         rule: "a VM that went to another node is left alone, whatever was begun",

@@ -9,6 +9,7 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger}
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::vm::RunState;
 use vmsnap::model::{OperationId, Quiesce, Request};
+use vmsnap::plan::MemoryCompression;
 
 use simulated::{Life, Scene, Truth};
 
@@ -79,4 +80,29 @@ fn a_vm_that_has_written_nothing_is_started() {
         assert_eq!(scene.sim.run_state(scene.vm), Some(RunState::Running));
         scene.verify(&truth).unwrap();
     }
+}
+
+/// Its VM is stopped for nothing otherwise: what it was doing would be lost, and nothing be brought back.
+#[test]
+fn memory_that_cannot_be_read_any_more_stops_no_vm() {
+    let mut scene = Scene::forkable();
+    scene.memory_compression = MemoryCompression::Zstd;
+    scene.sim.learns_to_capture_behind(scene.vm, 2);
+    let life = Life::start(&scene);
+    done(&life, scene.create("one", Quiesce::Auto, true, &[]));
+    scene.write(2, 20);
+    scene.sim.reset_script();
+    let before = scene.active();
+    scene.sim.set_compression_blocker(Some("the program zstd is not installed"));
+    let revert = || {
+        let id = life.begin(scene.revert("one"), || false).unwrap().unwrap();
+        life.run(id, || false).unwrap()
+    };
+    let failed = revert();
+    assert_eq!(failed.cursor.state, OperationState::Failed, "{failed:?}");
+    let failure = failed.failure.unwrap();
+    assert!(failure.causes.iter().any(|cause| cause.contains("zstd is not installed")), "{failure:?}");
+    assert_eq!((scene.calls_of(Method::Stop), scene.active()), (0, before));
+    scene.sim.set_compression_blocker(None);
+    assert_eq!(revert().cursor.state, OperationState::Succeeded);
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -18,7 +19,7 @@ use vmsnap::store::write_anew;
 
 use super::agent::resident;
 use super::arms::OURS;
-use super::bed::{Daemon, Disk, Format, Guest, Spec};
+use super::bed::{Daemon, Disk, Format, Guest, Spec, wait_until};
 use super::figure::{self, Figure, Samples};
 use super::measure::processor;
 
@@ -26,6 +27,11 @@ const SNAPSHOTS: [u32; 3] = [1_000, 10_000, 100_000];
 /// They are off, as a node has them that is about to be used.
 const VMS: u32 = 32;
 const PAGE: i32 = 100;
+/// For 100,000 snapshots.
+const SETTLES: Duration = Duration::from_secs(600);
+/// Who takes no more milliseconds than this in a second has nothing to do.
+const LOOK: Duration = Duration::from_secs(1);
+const IDLE: f64 = 20.0;
 
 pub fn figures(blocks: usize) -> Vec<Figure> {
     let of = |name, title, unit, note| Figure::plain(name, title, unit, "snapshots", note);
@@ -63,6 +69,7 @@ fn case(snapshots: u32, blocks: usize) -> Vec<Vec<Samples>> {
     daemon.stop();
     fill(&daemon, &guests, snapshots);
     daemon.restart();
+    settle(daemon.id());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let pages = runtime.block_on(async {
@@ -90,6 +97,16 @@ fn case(snapshots: u32, blocks: usize) -> Vec<Vec<Samples>> {
         vec![Samples { arm: OURS, blocks: pairs.collect() }]
     };
     vec![of(0), of(1), resident(daemon.id())]
+}
+
+/// It looks after the manifests of all of them first, which is done once.
+fn settle(daemon: u32) {
+    let is_idle = || {
+        let before = processor(daemon);
+        sleep(LOOK);
+        processor(daemon) - before < IDLE
+    };
+    wait_until("vmsnapd has nothing to do", SETTLES, is_idle);
 }
 
 /// Puts a catalog with so many snapshots in the place of the daemon's.

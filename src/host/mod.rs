@@ -271,6 +271,10 @@ pub trait Images: Send + Sync + 'static {
     /// Bytes of a complete memory image; None for one that is missing or was never finished.
     async fn memory_image(&self, path: &Path) -> Result<Option<u64>>;
 
+    /// How the memory stands in an image, as far as it was written here. What the hypervisor has written by itself it reads by
+    /// itself, and counts as raw.
+    async fn memory_format(&self, path: &Path) -> Result<MemoryFormat>;
+
     /// Makes a memory image that has everything but the memory, unfinished; durable when this returns. It says in which format
     /// the memory will be. A file that stands there already is an error.
     async fn begin_memory_image(
@@ -345,6 +349,11 @@ pub enum BackgroundCapture {
         /// Written.
         done: u64,
         /// To be written in all.
+        total: u64,
+    },
+    /// The hypervisor has written all of it and the guest waits for nothing, but it is not in the image yet.
+    Following {
+        /// Bytes of memory.
         total: u64,
     },
     /// All of the memory is written.

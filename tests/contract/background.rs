@@ -43,6 +43,7 @@ async fn see_through(node: &dyn Node, vm: VmId, image: &Path) {
     loop {
         match look(node, vm, image).await {
             BackgroundCapture::Active { done, total } => assert!(done <= total, "{done} of {total}"),
+            BackgroundCapture::Following { .. } => {}
             end => break assert_eq!(end, BackgroundCapture::Complete),
         }
     }
@@ -87,6 +88,7 @@ async fn of_one_instant(node: &dyn Node, format: MemoryFormat, name: &str) -> Op
     let bytes = node.images().finish_memory_image(&image).await.unwrap();
     assert_eq!(node.images().memory_image(&image).await.unwrap(), Some(bytes));
     assert_eq!(node.images().finish_memory_image(&image).await.unwrap(), bytes, "already so");
+    assert_eq!(node.images().memory_format(&image).await.unwrap(), format);
     assert_eq!(run_state(node, vm).await, RunState::Running);
 
     hypervisor.stop(vm).await.unwrap();

@@ -73,7 +73,7 @@ async fn another_daemon_ends(format: MemoryFormat) {
     if format == MemoryFormat::Zstd {
         let end = loop {
             match other.background_capture(vm.id, &image).await.unwrap() {
-                BackgroundCapture::Active { .. } => {}
+                BackgroundCapture::Active { .. } | BackgroundCapture::Following { .. } => {}
                 end => break end,
             }
         };

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -114,7 +114,8 @@ impl Stream {
         let mut encoder = zstd::Encoder::new(file, LEVEL)?;
         // Read by nobody else before a guest runs on it.
         encoder.include_checksum(true)?;
-        encoder.multithread(threads())?;
+        let share = Share::take();
+        encoder.multithread(share.0)?;
         let mut piece = vec![0; PIECE];
         loop {
             match self.read(&mut piece)? {
@@ -152,10 +153,26 @@ impl Stream {
     }
 }
 
-/// Half of the node's: the other half is for the guests, which run meanwhile.
-fn threads() -> u32 {
-    let there = thread::available_parallelism().map_or(1, usize::from);
-    u32::try_from((there / 2).clamp(1, MOST_THREADS)).unwrap_or(1)
+/// Compressions under way in this process.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// One compression's part of the threads.
+struct Share(u32);
+
+impl Share {
+    /// Half of the node's processors are for the guests, which run meanwhile. Those that are under way keep what they have.
+    fn take() -> Self {
+        let there = thread::available_parallelism().map_or(1, usize::from);
+        let sharers = UNDER_WAY.fetch_add(1, Ordering::Relaxed) + 1;
+        let share = (there / 2).min(MOST_THREADS) / sharers;
+        Self(u32::try_from(share.max(1)).unwrap_or(1))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn words(path: &Path, cause: io::Error) -> String {

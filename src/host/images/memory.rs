@@ -63,6 +63,13 @@ pub(in crate::host) fn where_memory_goes(path: &Path) -> Result<MemoryPlace> {
     Ok(MemoryPlace { at: memory_at(&header), format })
 }
 
+/// How the memory stands in an image, complete or not; see [`crate::host::Images::memory_format`].
+pub(super) fn format(path: &Path) -> Result<MemoryFormat> {
+    let mut header = [0; HEADER];
+    open_image(path)?.read_exact_at(&mut header, 0).map_err(failed("read", path))?;
+    Ok(if number(&header, 3) == ZSTD { MemoryFormat::Zstd } else { MemoryFormat::Raw })
+}
+
 /// Behind the header and the definition.
 fn memory_at(header: &[u8; HEADER]) -> u64 {
     HEADER as u64 + u64::from(number(header, 1))

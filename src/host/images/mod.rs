@@ -269,6 +269,10 @@ impl Images for HostImages {
         self.on_path("a look at a memory image", path, memory::complete_bytes).await
     }
 
+    async fn memory_format(&self, path: &Path) -> Result<MemoryFormat> {
+        self.on_path("a look at a memory image", path, memory::format).await
+    }
+
     async fn begin_memory_image(
         &self,
         path: &Path,

@@ -70,13 +70,20 @@ impl Awaited {
 
     /// It has ended.
     pub(super) fn wait_no_more(&self, vm: VmId) {
-        self.waits().remove(&vm);
+        // Where the storage hangs its lock is not let go of: nobody else is to wait for that.
+        let gone = self.waits().remove(&vm);
+        drop(gone);
+    }
+
+    /// Whether this process waits for a capture of the VM.
+    pub(super) fn by_us(&self, vm: VmId) -> bool {
+        self.waits().contains_key(&vm)
     }
 
     /// Whether another process, which lives, waits for the VM's capture, into one of these images.
     pub(super) fn by_others<'a>(&self, vm: VmId, mut images: impl Iterator<Item = &'a Path>) -> bool {
         // What cannot be locked for another reason, as its file is gone, nobody can make use of either.
-        !self.waits().contains_key(&vm) && images.any(|image| matches!(lock(image), Ok(None)))
+        !self.by_us(vm) && images.any(|image| matches!(lock(image), Ok(None)))
     }
 
     fn waits(&self) -> MutexGuard<'_, HashMap<VmId, Wait>> {

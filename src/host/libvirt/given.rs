@@ -13,10 +13,11 @@ use virt::domain::Domain;
 use super::ffi;
 use super::monitor::{self, Custom, query, tell};
 use super::refusal::on_vm;
-use crate::host::images::open_ours;
+use crate::host::images::{open_image, open_ours};
 use crate::host::paths::plain;
 use crate::host::{HostError, Result};
 use crate::model::VmId;
+use crate::model::vm::MemoryFormat;
 
 /// The set of files that ours is in, of each QEMU. libvirt counts its own from zero.
 const FILE_SET: u32 = 0x7673_6e70;
@@ -24,10 +25,15 @@ const FILE_SET: u32 = 0x7673_6e70;
 /// The name of our pipe in QEMU. One of an earlier capture goes when another comes.
 const PIPE: Named = Named { fdname: "vmsnap-memory" };
 
-/// Gives it an image (QMP `add-fd`). For writing only: QEMU takes the file of the set whose access mode is the one that it needs.
-pub(super) fn give(domain: &Domain, vm: VmId, image: &Path) -> Result<()> {
+/// Gives it an image (QMP `add-fd`). For writing only, if it writes to it: QEMU takes the file of the set whose access mode is
+/// the one that it needs. Else for the name alone, and for reading: to close a file that may be written to lets NFS bring all to
+/// the disk that anybody has written to it, and the guest waits for that.
+pub(super) fn give(domain: &Domain, vm: VmId, image: &Path, format: MemoryFormat) -> Result<()> {
     let name = plain(image)?;
-    let file = open_ours(image)?;
+    let file = match format {
+        MemoryFormat::Raw => open_ours(image)?,
+        MemoryFormat::Zstd => open_image(image)?,
+    };
     let added = AddFile { fdset_id: FILE_SET, opaque: name.to_owned() };
     tell_with_file(domain, vm, &Custom { execute: "add-fd", arguments: added }, file.as_fd())
 }

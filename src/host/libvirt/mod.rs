@@ -314,6 +314,10 @@ impl Hypervisor for Libvirt {
 
     async fn end_background_capture(&self, vm: VmId) -> Result<()> {
         let awaited = Arc::clone(&self.awaited);
+        // First, and whether libvirt can be reached or not: QEMU may wait for us to read what it writes, and hear nothing else
+        // meanwhile. If this task dies, so has the process.
+        let giving_up = Arc::clone(&self.awaited);
+        let _ = tokio::task::spawn_blocking(move || giving_up.give_up(vm)).await;
         let end = move |line: &_| background::end(line, &awaited, vm);
         // It is asked of all VMs, and a QEMU that hangs is not to hold up what is done to the others.
         self.power.run("the end of the capture", self.deadlines.change, end).await

@@ -29,6 +29,8 @@ pub(super) struct Background {
     stage: Stage,
     /// Who compresses it on its way.
     compressed_by: Option<Weak<()>>,
+    /// Not all that QEMU has written was seen in the image yet.
+    is_behind: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,13 +96,23 @@ impl World {
                 MemoryFormat::Raw => bytes,
                 MemoryFormat::Zstd => bytes / COMPRESSED_BY,
             };
-            let file =
-                MemoryFile { vm, is_written: false, is_complete: false, bytes, memory, sources, disks };
+            let file = MemoryFile {
+                vm,
+                is_written: false,
+                is_complete: false,
+                bytes,
+                format,
+                memory,
+                sources,
+                disks,
+            };
             self.files.put_memory(image, file)?;
             Stage::Active { notches, left: notches }
         };
         let compressed_by = (format == MemoryFormat::Zstd).then_some(user);
-        self.live(vm, CALL)?.background = Some(Background { image: image.to_owned(), stage, compressed_by });
+        let is_behind = compressed_by.is_some();
+        let background = Background { image: image.to_owned(), stage, compressed_by, is_behind };
+        self.live(vm, CALL)?.background = Some(background);
         self.note_end_of_background(vm);
         Ok(())
     }
@@ -110,9 +122,14 @@ impl World {
         self.note_end_of_background(vm);
         let machine = self.machine(vm)?;
         let total = machine.memory_bytes;
-        let background = machine.live.as_ref().and_then(|live| live.background.as_ref());
-        let seen = match background.filter(|background| background.image == image).map(|it| &it.stage) {
+        let background = machine.live.as_mut().and_then(|live| live.background.as_mut());
+        let mut background = background.filter(|background| background.image == image);
+        let is_behind = background.as_mut().is_some_and(|background| {
+            background.stage == Stage::Complete && std::mem::take(&mut background.is_behind)
+        });
+        let seen = match background.map(|background| &background.stage) {
             None | Some(Stage::Prepared) => BackgroundCapture::None,
+            Some(Stage::Complete) if is_behind => BackgroundCapture::Following { total },
             Some(Stage::Complete) => BackgroundCapture::Complete,
             Some(Stage::Failed(why)) => BackgroundCapture::Failed((*why).to_owned()),
             Some(Stage::Active { notches, left }) => {

@@ -11,7 +11,7 @@ use super::fault::Extent;
 use super::files::{FileKind, MemoryFile};
 use super::world::{World, refused};
 use crate::model::step::ImageRef;
-use crate::model::vm::{Format, PauseReason, RunState};
+use crate::model::vm::{Format, MemoryFormat, PauseReason, RunState};
 use crate::model::{DiskTarget, VmId};
 
 const CALL: &str = "let the VM write to other images";
@@ -159,8 +159,16 @@ impl World {
         self.files.remove(memory);
         let sources = self.machine(vm)?.active_images();
         let disks = self.contents(vm);
-        let file =
-            MemoryFile { vm, is_written: false, is_complete: false, bytes, memory: held, sources, disks };
+        let file = MemoryFile {
+            vm,
+            is_written: false,
+            is_complete: false,
+            bytes,
+            format: MemoryFormat::Raw,
+            memory: held,
+            sources,
+            disks,
+        };
         self.files.create(memory, FileKind::Memory(file))?;
         self.captures += 1;
         let number = self.captures;

@@ -94,6 +94,7 @@ methods! {
     FreeSpace "free_space",
     Measure "measure",
     MemoryImage "memory_image",
+    MemoryFormat "memory_format",
     BeginMemoryImage "begin_memory_image",
     FinishMemoryImage "finish_memory_image",
     WriteBehind "write_behind",
@@ -132,6 +133,7 @@ impl Method {
             | Self::ReadsSame
             | Self::LastWritten
             | Self::MemoryImage
+            | Self::MemoryFormat
             // They change nothing that anybody reads.
             | Self::SetBlockThreshold
             | Self::WriteBehind

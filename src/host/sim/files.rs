@@ -78,6 +78,7 @@ pub(super) struct MemoryFile {
     pub(super) is_written: bool,
     pub(super) is_complete: bool,
     pub(super) bytes: u64,
+    pub(super) format: MemoryFormat,
     pub(super) memory: GuestMemory,
     /// The images of then.
     pub(super) sources: BTreeMap<DiskTarget, ImageRef>,

@@ -123,8 +123,7 @@ impl Hypervisor for SimHost {
     }
 
     async fn compression_blocker(&self) -> Result<Option<String>> {
-        // What it has written it can read.
-        self.call(Method::CompressionBlocker, |_, _| Ok(None)).await
+        self.call(Method::CompressionBlocker, |world, _| Ok(world.compression_blocker.clone())).await
     }
 
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {

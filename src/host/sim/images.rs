@@ -375,6 +375,10 @@ impl Images for SimHost {
         self.call(Method::MemoryImage, |world, _| world.memory_image(path)).await
     }
 
+    async fn memory_format(&self, path: &Path) -> Result<MemoryFormat> {
+        self.call(Method::MemoryFormat, |world, _| world.files.memory(path).map(|memory| memory.format)).await
+    }
+
     async fn begin_memory_image(&self, path: &Path, _: &Definition, format: MemoryFormat) -> Result<()> {
         let begin = |world: &mut World, extent| {
             let kind = if extent == Extent::Whole { FileKind::MemoryHeader(format) } else { FileKind::Blank };

@@ -158,6 +158,11 @@ impl SimHost {
         self.change(World::lose_events);
     }
 
+    /// Somebody removes the program that compresses memory, or brings it back.
+    pub fn set_compression_blocker(&self, blocker: Option<&str>) {
+        self.change(|world| world.compression_blocker = blocker.map(str::to_owned));
+    }
+
     /// From now on block jobs and captures of memory behind guests' backs stand still, or go on again.
     pub fn set_storage_hangs(&self, hangs: bool) {
         self.change(|world| world.storage_hangs = hangs);

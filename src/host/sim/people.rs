@@ -8,7 +8,7 @@ use super::fault::Extent;
 use super::files::{Content, FileKind, Image, MemoryFile};
 use super::{AgentBehaviour, SimHost};
 use crate::model::step::ImageRef;
-use crate::model::vm::{Format, PauseReason, RunState};
+use crate::model::vm::{Format, MemoryFormat, PauseReason, RunState};
 use crate::model::{DiskTarget, VmId};
 
 impl SimHost {
@@ -67,8 +67,16 @@ impl SimHost {
             let (memory, bytes) = (live.memory, machine.memory_bytes);
             let mut sources = machine.active_images();
             sources.extend(unnoted.into_iter().map(|disk| (disk.clone(), machine.stored[&disk].clone())));
-            machine.managed_save =
-                Some(MemoryFile { vm, is_written: true, is_complete: true, bytes, memory, sources, disks });
+            machine.managed_save = Some(MemoryFile {
+                vm,
+                is_written: true,
+                is_complete: true,
+                bytes,
+                format: MemoryFormat::Raw,
+                memory,
+                sources,
+                disks,
+            });
             drop(world.stop(vm));
         });
     }

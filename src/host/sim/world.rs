@@ -35,6 +35,8 @@ pub(super) struct World {
     pub(super) job_notches: u32,
     /// No block job gets anything written.
     pub(super) storage_hangs: bool,
+    /// Why compressed memory can be neither written nor read here.
+    pub(super) compression_blocker: Option<String>,
     /// Boots so far, of all VMs.
     pub(super) boots: u64,
     /// Captures of memory so far.
@@ -71,6 +73,7 @@ impl World {
             link_failures_left: None,
             job_notches: 2,
             storage_hangs: false,
+            compression_blocker: None,
             boots: 0,
             captures: 0,
             captured: BTreeMap::new(),

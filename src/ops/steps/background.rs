@@ -29,6 +29,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// written, it stands still, whatever the hypervisor calls it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Of memory that is on its way from us to the image the guest waits for nothing: storage may take its time.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(600);
+
 /// The image has everything but the memory.
 pub(super) async fn begin_image(
     context: &Context<'_>,
@@ -123,7 +126,7 @@ pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
 
 /// All of it is written.
 pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
-    let (mut written, mut since) = (0, Instant::now());
+    let (mut written, mut since, mut patience) = (0, Instant::now(), PATIENCE);
     let mut events = context.host.hypervisor.events();
     let ends = [HostEvent::CaptureMoved(context.vm()), HostEvent::VmChanged(context.vm())];
     // What was captured goes to the disk meanwhile: left to the end it would stand before the guest's own writes all at once.
@@ -132,24 +135,22 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
         if behind.is_terminated() {
             behind = context.host.images.write_behind(path).fuse();
         }
-        match context.host.hypervisor.background_capture(context.vm(), path).await {
+        let look = context.host.hypervisor.background_capture(context.vm(), path);
+        // A QEMU that waits for what it writes to may answer nothing.
+        let Ok(seen) = tokio::time::timeout(PATIENCE, look).await else {
+            return give_up(context, stands_still(PATIENCE)).await;
+        };
+        match seen {
             Ok(BackgroundCapture::Complete) => break,
             Ok(BackgroundCapture::Active { done, total }) => {
                 context.reporter.progress(Phase::CaptureMemory, None, done, total);
                 if done > written {
                     (written, since) = (done, Instant::now());
                 }
-                if since.elapsed() >= PATIENCE {
-                    let cause = format!(
-                        "nothing was written for {} s, and the guest may stand still for it: is the storage slow?",
-                        PATIENCE.as_secs()
-                    );
-                    return give_up(
-                        context,
-                        HostError::Refused { call: "capture memory", cause: cause.into() },
-                    )
-                    .await;
-                }
+            }
+            Ok(BackgroundCapture::Following { total }) => {
+                context.reporter.progress(Phase::CaptureMemory, None, total, total);
+                patience = FOLLOWS_WITHIN;
             }
             Ok(BackgroundCapture::Failed(why)) => {
                 return give_up(context, HostError::Refused { call: "capture memory", cause: why.into() })
@@ -160,6 +161,9 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
                 return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
             }
             Err(error) => return Performed::unknown(error),
+        }
+        if since.elapsed() >= patience {
+            return give_up(context, stands_still(patience)).await;
         }
         if is_cancelled(context) {
             return give_up(context, Failure::cancelled("it was cancelled while memory was captured")).await;
@@ -173,6 +177,14 @@ pub(super) async fn await_end(context: &Context<'_>, path: &Path) -> Performed {
         }
     }
     ended(context, Performed::done()).await
+}
+
+fn stands_still(patience: Duration) -> HostError {
+    let seconds = patience.as_secs();
+    let cause = format!(
+        "nothing was written for {seconds} s, and the guest may stand still for it: is the storage slow?"
+    );
+    HostError::Refused { call: "capture memory", cause: cause.into() }
 }
 
 /// Until it is time to look again. What is written meanwhile is not waited for: storage that hangs is for the look to find.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{HostError, Result};
 use crate::model::step::{DoomedImage, NewOverlay};
-use crate::model::vm::Format;
+use crate::model::vm::{Format, MemoryFormat};
 
 use super::super::OpsError;
 use super::super::readers::Readers;
@@ -86,15 +86,32 @@ pub(super) async fn prepare_memory(context: &Context<'_>, path: &Path) -> Perfor
     remove_unused(context, path).await
 }
 
-/// The memory image is complete and as long as it was.
+/// The memory image is complete and as long as it was, and can be read here: once the VM is stopped it is too late.
 pub(super) async fn check_memory(context: &Context<'_>, path: &Path, bytes: u64) -> Performed {
     match context.host.images.memory_image(path).await {
-        Ok(Some(actual)) if actual == bytes => Performed::done(),
+        Ok(Some(actual)) if actual == bytes => check_readable(context, path).await,
         Ok(Some(actual)) => Performed::not_applied(HostError::BadImage {
             path: path.to_owned(),
             problem: format!("it has {actual} bytes, not {bytes}"),
         }),
         Ok(None) => Performed::not_applied(HostError::NoSuchImage(path.to_owned())),
+        Err(error) => Performed::unknown(error),
+    }
+}
+
+/// It may have been compressed on another node, or before a program was removed.
+async fn check_readable(context: &Context<'_>, path: &Path) -> Performed {
+    match context.host.images.memory_format(path).await {
+        Ok(MemoryFormat::Raw) => return Performed::done(),
+        Ok(MemoryFormat::Zstd) => {}
+        Err(error) => return Performed::unknown(error),
+    }
+    match context.host.hypervisor.compression_blocker().await {
+        Ok(None) => Performed::done(),
+        Ok(Some(blocker)) => Performed::not_applied(HostError::Refused {
+            call: "read compressed memory",
+            cause: blocker.into(),
+        }),
         Err(error) => Performed::unknown(error),
     }
 }

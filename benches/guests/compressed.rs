@@ -1,10 +1,7 @@
 //! What compressing memory on its way into an image saves, and what the guest waits for it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-
 use super::arms::{OURS, OURS_AGAIN};
-use super::bed::{Daemon, Guest, Setup, Spec};
+use super::bed::{Client, Daemon, Guest, Setup, Spec};
 use super::figure::{self, Figure, Samples};
 use super::measure::{Arm, Measured, feel, in_turns};
 use super::memory::{spec, use_memory};
@@ -46,7 +43,7 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
             "ms",
             "The image is on the disk then.",
         ),
-        of("compressed-size", "What the memory image takes", "MiB", "Blocks of its file system."),
+        of("compressed-size", "What the memory image takes", "MiB", "The length of the file."),
     ];
     figure::measured(figures, &DIRTY, |dirty| case(dirty, blocks))
 }
@@ -64,8 +61,9 @@ fn case(dirty: u32, blocks: usize) -> Vec<Vec<Samples>> {
             let vm = guest.name();
             let take = || drop(client.json(&["snapshot", "create", vm, "bench", "--memory"]));
             let felt = feel(guest, process, take);
-            let size = image_mib(guest);
-            client.json(&["snapshot", "delete", &format!("{vm}/bench"), "--yes"]);
+            let snapshot = format!("{vm}/bench");
+            let size = image_mib(&client, &snapshot);
+            client.json(&["snapshot", "delete", &snapshot, "--yes"]);
             vec![felt.stall, felt.per_write, felt.wall, size]
         }
     };
@@ -86,12 +84,9 @@ fn use_random_memory(guest: &Guest, dirty: u32) {
     }
 }
 
-/// Of the only one that there is.
-fn image_mib(guest: &Guest) -> f64 {
-    let files = fs::read_dir(guest.directory()).unwrap().map(|file| file.unwrap());
-    let images = files.filter(|file| file.path().extension().is_some_and(|ending| ending == "memory"));
-    #[allow(clippy::cast_precision_loss, reason = "blocks of a file fit")]
-    let blocks = images.map(|image| image.metadata().unwrap().blocks()).sum::<u64>() as f64;
-    assert!(blocks > 0.0, "the memory image is beside the disks");
-    blocks / 2048.0
+/// Of a snapshot.
+fn image_mib(client: &Client, snapshot: &str) -> f64 {
+    let shown = client.json(&["snapshot", "show", snapshot]);
+    let bytes: f64 = shown["snapshot"]["memory_bytes"].as_str().unwrap().parse().unwrap();
+    bytes / f64::from(1 << 20)
 }

@@ -8,9 +8,9 @@ use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::watch_operation_response::Update;
 
+use super::arms::OURS;
 use super::bed::{Daemon, Disk, Format, Guest, Spec};
 use super::figure::{self, Figure, Samples};
-use super::measure::{Arm, in_turns};
 
 const WATCHERS: [u32; 3] = [10, 100, 1000];
 /// With so many the operation goes on until all watch it.
@@ -22,9 +22,8 @@ pub fn figures(blocks: usize) -> Vec<Figure> {
         "The end of an operation, told to all who watch it",
         "ms",
         "watchers",
-        "From the moment in which the first of them had it to the moment in which 99 of 100 had it. The watchers are one thread \
-         of one process, on the daemon's own machine; each with a connection of its own, or a hundred on each as a controller has \
-         them. The operation is a snapshot of a VM with 16 disks that is off.",
+        "From the moment in which the first of them had it to the moment in which 99 of 100 had it; the watchers share the machine \
+         with the daemon, each with a connection of its own. The operation is a snapshot of a VM with 16 disks that is off.",
     );
     figure::measured(vec![figure], &WATCHERS, |watchers| case(watchers, blocks))
 }
@@ -34,22 +33,16 @@ fn case(watchers: u32, blocks: usize) -> Vec<Vec<Samples>> {
     let guest = Guest::define(&spec);
     let daemon = Daemon::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let run = |on_each| vec![runtime.block_on(tell(&daemon, guest.name(), watchers, on_each))];
-    let mut arms: [Arm<'_>; 2] =
-        [("one to a connection", Box::new(|| run(1))), ("a hundred to a connection", Box::new(|| run(100)))];
-    in_turns(&format!("{watchers} watchers"), &mut arms, blocks)
+    let run = || runtime.block_on(tell(&daemon, guest.name(), watchers));
+    let blocks = (0..blocks).map(|_| [run(), run()]).collect();
+    vec![vec![Samples { arm: OURS, blocks }]]
 }
 
 /// Milliseconds.
-async fn tell(daemon: &Daemon, vm: &str, watchers: u32, on_each: u32) -> f64 {
+async fn tell(daemon: &Daemon, vm: &str, watchers: u32) -> f64 {
     let mut channels = Vec::new();
-    for number in 0..watchers {
-        let shared = channels.last().filter(|_| !number.is_multiple_of(on_each));
-        let channel = match shared.cloned() {
-            Some(channel) => channel,
-            None => daemon.connect().await.unwrap(),
-        };
-        channels.push(channel);
+    for _ in 0..watchers {
+        channels.push(daemon.connect().await.unwrap());
     }
     let mut snapshots = SnapshotServiceClient::new(daemon.connect().await.unwrap());
     let request = v1::CreateSnapshotRequest { vm: vm.to_owned(), ..Default::default() };

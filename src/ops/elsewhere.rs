@@ -62,7 +62,15 @@ impl fmt::Display for Wait {
 pub(super) struct Waiting {
     layers: BTreeMap<LayerId, Wait>,
     is_for_room: bool,
-    refused: Option<String>,
+    refused: Option<Refused>,
+}
+
+/// Why nothing can be merged for a VM now.
+pub(super) enum Refused {
+    /// It is not here. Nobody waits for that, but it may come back.
+    Away,
+    /// In words.
+    Because(String),
 }
 
 impl Waiting {
@@ -228,7 +236,7 @@ impl Engine {
     }
 
     /// Notes why nothing can be merged for a VM now; None: something can, or nothing has to be.
-    pub(super) fn note_refused(&self, vm: VmId, refused: Option<String>) {
+    pub(super) fn note_refused(&self, vm: VmId, refused: Option<Refused>) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(vm).or_default().refused = refused;
         waiting.retain(|_, waiting| !waiting.is_over());
@@ -253,7 +261,10 @@ impl Engine {
         let is_being_merged = self.holder(tree.vm).is_some();
         let is_due = !pending.is_empty() && !is_being_merged;
         let room = (waiting.is_for_room && is_due).then_some(Wait::Room);
-        let refusal = waiting.refused.clone().filter(|_| is_due).map(Wait::Refusal);
+        let refusal = match &waiting.refused {
+            Some(Refused::Because(why)) if is_due => Some(Wait::Refusal(why.clone())),
+            Some(Refused::Because(_) | Refused::Away) | None => None,
+        };
         layers.map(|(_, wait)| wait.clone()).chain(room).chain(refusal).collect()
     }
 

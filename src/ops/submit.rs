@@ -17,6 +17,7 @@ use crate::model::{
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey, Reservation};
 
+use super::elsewhere::Refused;
 use super::gate::Permit;
 use super::runner::Runner;
 use super::{Engine, OperationView, OpsError, Result};
@@ -108,14 +109,15 @@ impl Engine {
                 runner
             }
             Err(error) => {
-                // What waits for readers or for room is noted as that; what a VM has left that is gone, a person purges.
-                let is_told = matches!(
-                    error,
-                    OpsError::Refused(
-                        Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. } | Refusal::VmGone
-                    ) | OpsError::Host(HostError::NoSuchVm(_))
-                );
-                self.note_refused(vm, (!is_told).then(|| error.to_string()));
+                let refused = match &error {
+                    // What waits for readers or for room is noted as that.
+                    OpsError::Refused(Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. }) => None,
+                    OpsError::Refused(Refusal::VmGone) | OpsError::Host(HostError::NoSuchVm(_)) => {
+                        Some(Refused::Away)
+                    }
+                    _ => Some(Refused::Because(error.to_string())),
+                };
+                self.note_refused(vm, refused);
                 let error: &dyn std::error::Error = &error;
                 tracing::info!(%vm, error, "what nothing refers to waits");
                 None

@@ -140,11 +140,12 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     assert!(left.is_superset(&paths(&held)), "the VM reads through these, wherever it is");
     assert!(node.names().await.is_empty());
 
-    // It comes back and goes on with what it had.
+    // It comes back and goes on with what it had, less what nothing needs any more.
     come_back(&node.sim, &images);
     assert_eq!(node.read(1), [10, 10]);
-    node.take("again").await;
     settled(&node).await;
+    assert_eq!(node.read(1), [10, 10]);
+    node.take("again").await;
     let gone = node.snapshots().delete_snapshot(delete("again")).await.unwrap().into_inner();
     node.end_of(&gone.operation.unwrap().id).await;
     assert_eq!(node.read(1), [10, 10]);

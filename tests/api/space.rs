@@ -238,6 +238,11 @@ async fn little_room_is_told_once_and_before_there_is_none() {
     node.sim.set_free_space(RESERVE + (8 << 20));
     node.sim.someone_pauses(node.vm, PauseReason::User);
     node.sim.someone_resumes(node.vm);
+    let near = image_length(&node) + (8 << 20);
+    until("it is set for little room", async || {
+        node.sim.block_threshold(node.vm, &vda()).is_some_and(|threshold| threshold <= near)
+    })
+    .await;
     let last = write_until_told(&node, 0..512, LOW).await;
     assert!(last > 16, "not before it is so");
     let event = told(&node, LOW).await.remove(0);

@@ -116,10 +116,19 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Why no VM of this node could be started from compressed memory, in words; None if it can be.
     async fn compression_blocker(&self) -> Result<Option<String>>;
 
-    /// Begins to write the memory of a paused VM, as it is now, into an image from [`Images::begin_memory_image`]. When this
-    /// returns what the guest changes from then on is kept apart, and the VM may be resumed. Refused for one that runs. Until
-    /// [`Self::end_background_capture`] nobody can migrate the VM.
+    /// Does what can be done for a background capture before the VM is paused: the hypervisor has `image`, which is from
+    /// [`Images::begin_memory_image`]. Ends what was left of an earlier one. Until [`Self::end_background_capture`] nobody can
+    /// migrate the VM.
+    async fn prepare_background_capture(&self, vm: VmId, image: &Path) -> Result<()>;
+
+    /// Begins to write the memory of a paused VM, as it is now, into an image for which this process has prepared it. Refused
+    /// for one that runs. It must stay paused until [`Self::prove_background_capture`] says that it may be resumed; its disks
+    /// may go over to other images meanwhile.
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()>;
+
+    /// When this returns what the guest changes is kept apart, and the VM may be resumed. Refused if it has run since the
+    /// capture into `image` was begun by this process, as far as that matters: it has used its disks, or runs.
+    async fn prove_background_capture(&self, vm: VmId, image: &Path) -> Result<()>;
 
     /// What has become of a capture into `image` that was begun so. Cheap: asked several times a second.
     async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture>;

@@ -39,6 +39,12 @@ pub enum Step {
         #[serde(default)]
         format: MemoryFormat,
     },
+    /// The hypervisor has the memory image, and what it captures next it captures behind the guest's back. Undone: it has not,
+    /// and does not.
+    PrepareCapture {
+        /// Absolute path of the image.
+        path: PathBuf,
+    },
     /// The processors of a running VM stand still, and it is what its memory image says. Undone: they run.
     PauseVm {
         /// The snapshot, whose definition it must have.
@@ -46,9 +52,15 @@ pub enum Step {
         /// Longest pause in milliseconds: they run then, whatever happens.
         timeout_ms: u64,
     },
-    /// The memory of a VM that stands still is being written, as it is: what changes from now on is kept apart. Never so again
-    /// once somebody has let it run before. Undone: nothing is written any more, and the VM runs.
+    /// The memory of a VM that stands still begins to be written, as it is. The hypervisor gets ready for that while the disks
+    /// go over. Undone: nothing is written any more, and the VM runs.
     CaptureMemory {
+        /// Absolute path of the image.
+        path: PathBuf,
+    },
+    /// What the guest changes from now on is kept apart, and it has not used its disks since the capture began. Never so again
+    /// once it has. Undone: nothing is written any more, and the VM runs.
+    ProveCapture {
         /// Absolute path of the image.
         path: PathBuf,
     },

@@ -4,8 +4,10 @@
 //! waits for it. Leaves how long that lasts to whoever carries the steps out.
 //!
 //! ```text
-//!   [..] [Freeze] [SwitchDisks] [Thaw] [..]              [..] [PauseVm] [SwitchDisks] [CaptureMemory] [ResumeVm] [..]
-//!        ^ written here: SwitchDisks may have begun           ^ written here: CaptureMemory may have begun
+//!   [..] [Freeze] [SwitchDisks] [Thaw] [..]
+//!        ^ written here: SwitchDisks may have begun
+//!   [..] [PauseVm] [CaptureMemory] [SwitchDisks] [ProveCapture] [ResumeVm] [..]
+//!        ^ written here: ProveCapture may have begun
 //! ```
 //! What is written ahead says that more may have happened than has: whoever goes on from there looks what has, and does not
 //! ask whether the guest stood still, for that cannot be known any more.

@@ -50,8 +50,8 @@ pub fn create(
     steps.extend(parts.iter().map(|part| Step::CreateOverlay(part.overlay.clone())));
     steps.extend(memory.as_ref().map(Memory::prepare));
     steps.extend(variables.as_ref().and_then(|kept| variables::keep(world, kept)));
-    let pause = memory.as_ref().and_then(Memory::pause);
-    if pause.is_some() || matches!(freeze, Freezing::Do(_)) {
+    let capture = memory.as_ref().and_then(Memory::before);
+    if capture.is_some() || matches!(freeze, Freezing::Do(_)) {
         steps.push(Step::FlushImages { images: parts.iter().map(|part| part.from.path.clone()).collect() });
     }
     let mut findings = Vec::new();
@@ -68,7 +68,7 @@ pub fn create(
         // Whoever else has one would go on writing to what the snapshot holds.
         steps.extend(parts.iter().map(|part| Step::CheckUnwritten { image: part.from.clone() }));
     }
-    steps.extend(pause);
+    steps.extend(capture.into_iter().flatten());
     let mut commit_point = steps.len();
     steps.push(Step::SwitchDisks(SwitchDisks {
         disks: parts.iter().map(Part::switch).collect(),
@@ -77,8 +77,8 @@ pub fn create(
         run_state: world.vm.run_state,
         quiesce_required: required,
     }));
-    if let Some(capture) = memory.as_ref().and_then(Memory::behind) {
-        steps.extend(capture);
+    if let Some(behind) = memory.as_ref().and_then(Memory::behind) {
+        steps.extend(behind);
         // Until the memory is complete all of it can be taken back.
         commit_point = steps.len() - 1;
     }

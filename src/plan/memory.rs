@@ -57,11 +57,13 @@ impl Memory {
     }
 
     /// What comes right before the switch.
-    pub(super) fn pause(&self) -> Option<Step> {
+    pub(super) fn before(&self) -> Option<[Step; 3]> {
         match self.capture {
-            Capture::Background { timeout_ms, .. } => {
-                Some(Step::PauseVm { snapshot: self.snapshot, timeout_ms })
-            }
+            Capture::Background { timeout_ms, .. } => Some([
+                Step::PrepareCapture { path: self.path.clone() },
+                Step::PauseVm { snapshot: self.snapshot, timeout_ms },
+                Step::CaptureMemory { path: self.path.clone() },
+            ]),
             Capture::StandsStill => None,
         }
     }
@@ -78,7 +80,7 @@ impl Memory {
     pub(super) fn behind(&self) -> Option<[Step; 4]> {
         match self.capture {
             Capture::Background { .. } => Some([
-                Step::CaptureMemory { path: self.path.clone() },
+                Step::ProveCapture { path: self.path.clone() },
                 Step::ResumeVm,
                 Step::AwaitMemory { path: self.path.clone() },
                 Step::FinishMemoryImage { path: self.path.clone() },

@@ -13,14 +13,13 @@ pub fn describe(step: &Step) -> String {
             format!("make overlay {} for disk {}", overlay.path.display(), overlay.target)
         }
         Step::PrepareMemoryImage { path } => format!("make room for memory image {}", path.display()),
-        Step::BeginMemoryImage { path, format: MemoryFormat::Raw, .. } => {
-            format!("begin memory image {}", path.display())
+        Step::BeginMemoryImage { path, format, .. } => {
+            format!("begin memory image {}{}", path.display(), describe_format(*format))
         }
-        Step::BeginMemoryImage { path, format: MemoryFormat::Zstd, .. } => {
-            format!("begin memory image {}, compressed with zstd", path.display())
-        }
+        Step::PrepareCapture { .. } => "give QEMU the memory image".to_owned(),
         Step::PauseVm { .. } => "pause the VM".to_owned(),
         Step::CaptureMemory { .. } => "begin to capture memory, as it is now".to_owned(),
+        Step::ProveCapture { .. } => "keep apart what the guest changes from now on".to_owned(),
         Step::ResumeVm => "resume the VM".to_owned(),
         Step::AwaitMemory { .. } => "write the memory while the VM runs".to_owned(),
         Step::FinishMemoryImage { path } => format!("complete memory image {}", path.display()),
@@ -106,6 +105,13 @@ pub fn describe(step: &Step) -> String {
             "record the removal".to_owned()
         }
         Step::Record(CatalogChange::SnapshotsDeleted { .. }) => "record the deletion".to_owned(),
+    }
+}
+
+fn describe_format(format: MemoryFormat) -> &'static str {
+    match format {
+        MemoryFormat::Raw => "",
+        MemoryFormat::Zstd => ", compressed with zstd",
     }
 }
 

@@ -1,9 +1,12 @@
 //! Captures of memory: cancelled, waiting for their turn, going on over a death of the daemon.
 
-use vmsnap::host::sim::{AgentBehaviour, Complaint, Fault, Method, Mishap, Moment, SimHost, Trigger};
+use vmsnap::host::sim::{
+    AgentBehaviour, Call, Complaint, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger,
+};
 use vmsnap::model::vm::PauseReason;
 use vmsnap::model::{OperationId, RunState, VmId};
 use vmsnap::proto::v1;
+use vmsnap::proto::v1::watch_operation_response::Update;
 use vmsnap::store::{GuestLease, Standstill};
 
 use super::client::{json, run, succeed};
@@ -212,21 +215,26 @@ async fn a_pause_that_takes_too_long() {
 /// A pause does not tell whose it is: that the guest ran meanwhile shows in what it wrote.
 #[tokio::test]
 async fn somebody_lets_the_guest_run_within_the_pause() {
-    let node = capable(3);
-    let files = node.images();
-    let hold = node.hold(Method::SwitchDisks);
-    let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
-        hold.reached().await;
-        node.sim.someone_resumes(node.vm);
-        node.write(1, 20);
-        node.sim.someone_pauses(node.vm, PauseReason::User);
-        hold.release();
-    });
-    assert_eq!(created.code, 1, "{created:?}");
-    assert!(created.stderr.contains("somebody has resumed it, and paused it again"), "{created:?}");
-    assert_eq!(node.read(1), [20, 20]);
-    assert_eq!(node.images(), files, "nothing is left over");
-    assert_eq!(node.sim.violations(), Vec::<String>::new());
+    for within in [Method::BeginBackgroundCapture, Method::SwitchDisks] {
+        let node = capable(3);
+        let files = node.images();
+        let hold = node.hold(within);
+        let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
+            hold.reached().await;
+            node.sim.someone_resumes(node.vm);
+            node.write(1, 20);
+            node.sim.someone_pauses(node.vm, PauseReason::User);
+            hold.release();
+        });
+        assert_eq!(created.code, 1, "{within}: {created:?}");
+        assert!(
+            created.stderr.contains("somebody has resumed it, and paused it again"),
+            "{within}: {created:?}"
+        );
+        assert_eq!(node.read(1), [20, 20], "{within}");
+        assert_eq!(node.images(), files, "{within}: nothing is left over");
+        assert_eq!(node.sim.violations(), Vec::<String>::new(), "{within}");
+    }
 }
 
 /// To ask is to begin it: what a question without an answer has left is looked for.
@@ -290,6 +298,102 @@ async fn a_capture_behind_the_guests_back_is_cancelled() {
     assert_eq!(node.images(), files, "nothing is left over");
     node.sim.someone_migrates(node.vm);
     assert_eq!(node.sim.violations(), Vec::<String>::new(), "it can be migrated");
+}
+
+/// What is taken back may take hours: nobody attends the capture any more, which ends before that. The simulation looks.
+#[tokio::test]
+async fn a_switch_that_fails_while_memory_is_captured() {
+    let fault = |moment, complaint| Some((moment, Mishap::Error(complaint)));
+    let cases = [
+        fault(Moment::Before, Complaint::Refused),
+        fault(Moment::Midway, Complaint::Unreachable),
+        fault(Moment::After, Complaint::TimedOut),
+        // Cancelled once the disks are switched, and before that is proven.
+        None,
+    ];
+    for case in cases {
+        let node = capable(1_000_000);
+        let files = node.images();
+        let hold = case.is_none().then(|| node.hold(Method::SwitchDisks));
+        if let Some((moment, mishap)) = case.clone() {
+            let call = Call { method: Method::SwitchDisks, occurrence: 1 };
+            node.sim.add_fault(Fault { at: Trigger::Call(call), moment, mishap });
+        }
+        let begun = begin(&node, "web").await;
+        while node.calls_of(Method::SwitchDisks) == 0 {
+            tokio::task::yield_now().await;
+        }
+        // If the switch went well after all, it is captured until somebody ends it.
+        let cancelled = cancel(&node, &begun.id).await;
+        if let Some(hold) = hold {
+            cancelled.unwrap();
+            hold.release();
+        }
+        let ended = node.end_of(&begun.id).await;
+        assert_eq!(ended.state(), v1::OperationState::Failed, "{case:?}: {ended:?}");
+        assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running), "{case:?}");
+        assert_eq!(node.images(), files, "{case:?}: nothing is left over");
+        node.sim.someone_migrates(node.vm);
+        assert_eq!(node.sim.violations(), Vec::<String>::new(), "{case:?}");
+    }
+}
+
+/// QEMU may stop a guest once more that was let go on too early for it.
+#[tokio::test]
+async fn a_guest_that_qemu_stops_while_its_capture_is_broken_off() {
+    let node = capable(3);
+    while node.calls_of(Method::EndBackgroundCapture) == 0 {
+        tokio::task::yield_now().await;
+    }
+    node.strike(Method::ProveBackgroundCapture, Mishap::Error(Complaint::Refused));
+    // The first end comes before it is let go on.
+    let second = Call {
+        method: Method::EndBackgroundCapture,
+        occurrence: node.calls_of(Method::EndBackgroundCapture) + 2,
+    };
+    let hold = Hold::default();
+    let mishap = Mishap::Late(hold.clone());
+    node.sim.add_fault(Fault { at: Trigger::Call(second), moment: Moment::After, mishap });
+    let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
+        hold.reached().await;
+        assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running), "it was let go on");
+        node.sim.someone_pauses(node.vm, PauseReason::Snapshot);
+        hold.release();
+    });
+    assert_eq!(created.code, 1, "{created:?}");
+    assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// What was prepared for a pause goes with whoever has prepared it. Before that all can be done again; a guest is not paused for
+/// what has to fail.
+#[tokio::test]
+async fn a_daemon_that_goes_before_the_pause() {
+    let check = async |at, expected| {
+        let mut node = capable(3);
+        let hold = node.hold(at);
+        let begun = begin(&node, "web").await;
+        hold.reached().await;
+        let request = v1::WatchOperationRequest { operation_id: begun.id.clone(), ..Default::default() };
+        let mut watched = node.operations().watch_operation(request).await.unwrap().into_inner();
+        let going = node.tell_to_go();
+        while !matches!(watched.message().await.unwrap().unwrap().update, Some(Update::Draining(_))) {}
+        hold.release();
+        going.gone().await;
+        node.restart();
+        let ended = node.end_of(&begun.id).await;
+        assert_eq!(ended.state(), expected, "{at}: {ended:?}");
+        assert_eq!(
+            node.calls_of(Method::Pause),
+            usize::from(expected == v1::OperationState::Succeeded),
+            "{at}"
+        );
+        assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running), "{at}");
+        node.sim.someone_migrates(node.vm);
+        assert_eq!(node.sim.violations(), Vec::<String>::new(), "{at}");
+    };
+    check(Method::Sync, v1::OperationState::Succeeded).await;
+    check(Method::PrepareBackgroundCapture, v1::OperationState::Failed).await;
 }
 
 /// What an earlier life has begun, and nobody waits for, would make the next migration go wrong.

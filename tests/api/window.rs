@@ -14,6 +14,15 @@ fn node() -> Node {
     Node::start_with(sim, vm)
 }
 
+/// What is done while a guest stands still for its memory.
+const WITH_MEMORY: [Method; 5] = [
+    Method::Pause,
+    Method::BeginBackgroundCapture,
+    Method::SwitchDisks,
+    Method::ProveBackgroundCapture,
+    Method::Resume,
+];
+
 async fn journaled(node: &Node, id: &str) -> Operation {
     let id: OperationId = id.parse().unwrap();
     node.store().operation(id).await.unwrap().unwrap()
@@ -56,8 +65,7 @@ async fn nothing_is_written_while_a_guest_stands_still() {
         matches!(step, Step::SwitchDisks(_))
     })
     .await;
-    let calls = [Method::Pause, Method::SwitchDisks, Method::BeginBackgroundCapture, Method::Resume];
-    check(with_memory(), &calls, |step| matches!(step, Step::CaptureMemory { .. })).await;
+    check(with_memory(), &WITH_MEMORY, |step| matches!(step, Step::ProveCapture { .. })).await;
 }
 
 /// The journal says already that the disks may be switched, and nobody has been asked to freeze: nothing is switched for a snapshot
@@ -111,7 +119,7 @@ async fn a_daemon_that_dies_while_a_guest_stands_still() {
         check(quiesced(), at, Ok(restarted)).await;
         check(required(), at, Err(v1::Reason::QuiesceFailed)).await;
     }
-    for at in [Method::Pause, Method::SwitchDisks, Method::BeginBackgroundCapture, Method::Resume] {
+    for at in WITH_MEMORY {
         check(with_memory(), at, Err(v1::Reason::HostCallFailed)).await;
     }
 }

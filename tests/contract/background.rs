@@ -18,6 +18,7 @@ async fn prepared(node: &dyn Node, base: &ImageRef, image: &Path, format: Memory
     if node.hypervisor().background_blocker(vm).await.unwrap().is_none() {
         return Some(vm);
     }
+    expect(&node.hypervisor().prepare_background_capture(vm, image).await, "refused");
     node.hypervisor().pause(vm).await.unwrap();
     expect(&node.hypervisor().begin_background_capture(vm, image).await, "refused");
     assert_eq!(look(node, vm, image).await, BackgroundCapture::None);
@@ -70,12 +71,14 @@ async fn of_one_instant(node: &dyn Node, format: MemoryFormat, name: &str) -> Op
     let hypervisor = node.hypervisor();
     let definition = hypervisor.definition(vm).await.unwrap();
     let over = node.overlay(&over, &base).await;
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User));
-    hypervisor.switch_disks(vm, &switch(&[("vda", &over)], &[], None)).await.unwrap();
     let mut events = hypervisor.events();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    hypervisor.switch_disks(vm, &switch(&[("vda", &over)], &[], None)).await.unwrap();
+    hypervisor.prove_background_capture(vm, &image).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Paused(PauseReason::User), "until it is resumed");
     hypervisor.resume(vm).await.unwrap();
     node.write_disk(vm, "vda", 0, 2);
@@ -112,18 +115,23 @@ async fn broken_off(node: &dyn Node, format: MemoryFormat, name: &str) {
         (node.image(&format!("base-{name}"), Format::Qcow2), node.path(&format!("memory-{name}")));
     let Some(vm) = prepared(node, &base, &image, format).await else { return };
     let hypervisor = node.hypervisor();
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
     hypervisor.end_background_capture(vm).await.unwrap();
     hypervisor.end_background_capture(vm).await.unwrap();
     assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
+    expect(&hypervisor.prove_background_capture(vm, &image).await, "refused");
     hypervisor.resume(vm).await.unwrap();
     assert_eq!(run_state(node, vm).await, RunState::Running);
 
     node.remove(&image).await;
     begin_image(node, vm, &image, format).await;
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None, "that was the one before");
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    hypervisor.prove_background_capture(vm, &image).await.unwrap();
     hypervisor.resume(vm).await.unwrap();
     see_through(node, vm, &image).await;
     hypervisor.end_background_capture(vm).await.unwrap();
@@ -135,11 +143,18 @@ async fn what_is_refused(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
     let Some(vm) = prepared(node, &base, &image, MemoryFormat::Raw).await else { return };
     let hypervisor = node.hypervisor();
+    expect(&hypervisor.prepare_background_capture(vm, &node.path("missing")).await, "no such image");
+    expect(&hypervisor.prepare_background_capture(vm, &base.path).await, "bad image");
+    hypervisor.pause(vm).await.unwrap();
+    expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
+    hypervisor.resume(vm).await.unwrap();
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
+    assert_eq!(look(node, vm, &image).await, BackgroundCapture::None, "nothing is captured yet");
     expect(&hypervisor.begin_background_capture(vm, &image).await, "refused");
     assert_eq!(run_state(node, vm).await, RunState::Running);
+    hypervisor.end_background_capture(vm).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
-    expect(&hypervisor.begin_background_capture(vm, &node.path("missing")).await, "no such image");
-    expect(&hypervisor.begin_background_capture(vm, &base.path).await, "bad image");
     expect(&node.images().finish_memory_image(&image).await, "bad image");
     assert_eq!(node.images().memory_image(&image).await.unwrap(), None, "nothing of it is there");
     let definition = hypervisor.definition(vm).await.unwrap();
@@ -153,11 +168,31 @@ async fn what_is_refused(node: &dyn Node) {
     node.check_violations(0);
 }
 
+/// Whoever has resumed it in between may have paused it again.
+async fn a_vm_that_runs_meanwhile(node: &dyn Node) {
+    let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
+    let Some(vm) = prepared(node, &base, &image, MemoryFormat::Raw).await else { return };
+    let hypervisor = node.hypervisor();
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    expect(&hypervisor.prove_background_capture(vm, &node.path("other")).await, "refused");
+    hypervisor.prove_background_capture(vm, &image).await.unwrap();
+    hypervisor.resume(vm).await.unwrap();
+    expect(&hypervisor.prove_background_capture(vm, &image).await, "refused");
+    node.write_disk(vm, "vda", 0, 1);
+    hypervisor.pause(vm).await.unwrap();
+    expect(&hypervisor.prove_background_capture(vm, &image).await, "refused");
+    hypervisor.end_background_capture(vm).await.unwrap();
+    node.check_violations(0);
+}
+
 /// What QEMU was writing is not complete, and never will be.
 async fn a_vm_that_ends_meanwhile(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
     let Some(vm) = prepared(node, &base, &image, MemoryFormat::Zstd).await else { return };
     let hypervisor = node.hypervisor();
+    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
     hypervisor.pause(vm).await.unwrap();
     hypervisor.begin_background_capture(vm, &image).await.unwrap();
     hypervisor.stop(vm).await.unwrap();
@@ -173,5 +208,6 @@ over_both_nodes! {
     memory_and_disks_of_one_instant
     one_that_is_broken_off
     what_is_refused
+    a_vm_that_runs_meanwhile
     a_vm_that_ends_meanwhile
 }

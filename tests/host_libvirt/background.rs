@@ -1,8 +1,10 @@
 //! Memory written behind a guest's back: what QEMU and libvirt are left with.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 use vmsnap::host::libvirt::{Deadlines, Libvirt};
-use vmsnap::host::{BackgroundCapture, Hypervisor, Images, Link};
+use vmsnap::host::{BackgroundCapture, HostError, Hypervisor, Images, Link};
 use vmsnap::model::vm::{Format, MemoryFormat, RunState};
 
 use crate::bed::{Bed, URI, Vm, in_time, virsh};
@@ -35,8 +37,9 @@ async fn another_daemon_ends_one_that_is_compressed() {
     another_daemon_ends(MemoryFormat::Zstd).await;
 }
 
-async fn another_daemon_ends(format: MemoryFormat) {
-    let Some(bed) = Bed::new().await else { return };
+/// A running VM, and an image that waits for its memory. None where none can be captured so.
+async fn ready(format: MemoryFormat) -> Option<(Bed, Vm, PathBuf)> {
+    let bed = Bed::new().await?;
     let base = bed.image("base", Format::Qcow2);
     let disk = format!(
         "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
@@ -46,18 +49,53 @@ async fn another_daemon_ends(format: MemoryFormat) {
     let vm = Vm::define(&disk, "", &filled_memory(&bed));
     bed.start(&vm).await;
     if bed.libvirt.background_blocker(vm.id).await.unwrap().is_some() {
-        return;
+        return None;
     }
     assert!(!is_on(&vm), "it was only asked for");
     let image = bed.path("memory");
     let definition = bed.libvirt.definition(vm.id).await.unwrap();
     bed.images.begin_memory_image(&image, &definition, format).await.unwrap();
+    Some((bed, vm, image))
+}
+
+/// Then what QEMU writes is what the guest has at the end, not what it had.
+#[tokio::test]
+async fn somebody_switches_it_off() {
+    let Some((bed, vm, image)) = ready(MemoryFormat::Raw).await else { return };
+    let hypervisor = &bed.libvirt;
+    hypervisor.prepare_background_capture(vm.id, &image).await.unwrap();
+    let off = r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":
+                  [{"capability":"background-snapshot","state":false}]}}"#;
+    virsh(&["qemu-monitor-command", &vm.name, off]);
+    hypervisor.pause(vm.id).await.unwrap();
+    hypervisor.begin_background_capture(vm.id, &image).await.unwrap();
+    let proven = hypervisor.prove_background_capture(vm.id, &image).await;
+    assert!(matches!(proven, Err(HostError::Refused { .. })), "{proven:?}");
+    hypervisor.end_background_capture(vm.id).await.unwrap();
+    let status = ask(&vm, "query-migrate")["status"].clone();
+    assert!(status == "cancelled" || status == "completed", "it does not go on: {status}");
+    assert_eq!(ask(&vm, "query-fdsets").as_array().map(Vec::len), Some(0), "QEMU keeps no file of ours");
+}
+
+async fn another_daemon_ends(format: MemoryFormat) {
+    let Some((bed, vm, image)) = ready(format).await else { return };
     let [first, other] = [(), ()].map(|()| Libvirt::connect(URI, Deadlines::default()).unwrap());
     for libvirt in [&first, &other] {
         in_time(libvirt.link().wait_for(|link| *link == Link::Up)).await.unwrap();
     }
+    first.prepare_background_capture(vm.id, &image).await.unwrap();
+    let asked = other.background_blocker(vm.id).await;
+    assert!(matches!(asked, Err(HostError::Busy(_))), "to ask is to switch it off: {asked:?}");
     first.pause(vm.id).await.unwrap();
+    let begun = other.begin_background_capture(vm.id, &image).await;
+    assert!(matches!(begun, Err(HostError::Refused { .. })), "somebody else has prepared it: {begun:?}");
     first.begin_background_capture(vm.id, &image).await.unwrap();
+    let proven = other.prove_background_capture(vm.id, &image).await;
+    assert!(
+        matches!(proven, Err(HostError::Refused { .. })),
+        "it knows nothing of the beginning: {proven:?}"
+    );
+    first.prove_background_capture(vm.id, &image).await.unwrap();
     first.resume(vm.id).await.unwrap();
     assert!(is_on(&vm));
 

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// While nobody aims.
 const IDLE: Duration = Duration::from_millis(20);
 /// The last steps of what is done while a guest stands still.
-const STANDING_STILL: [&str; 2] = ["switch disks", "capture memory"];
+const STANDING_STILL: [&str; 2] = ["switch disks", "prove capture"];
 /// So long, in milliseconds, a guest stands still here, more or less.
 const STANDS_STILL: usize = 300;
 

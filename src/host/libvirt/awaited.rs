@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::requests::Requests;
 use crate::host::images::{Compressed, Compression, open_ours};
 use crate::host::{HostError, Result};
 use crate::model::VmId;
@@ -21,6 +22,9 @@ pub(super) struct Awaited(Mutex<HashMap<VmId, Wait>>);
 
 struct Wait {
     _lock: Flock<File>,
+    image: PathBuf,
+    /// What the VM had asked its disks for when it was begun.
+    requests: Option<Requests>,
     /// None where QEMU writes to the image itself.
     compression: Option<Compression>,
 }
@@ -41,8 +45,26 @@ impl Awaited {
     pub(super) fn wait_for(&self, vm: VmId, image: &Path) -> Result<bool> {
         self.wait_no_more(vm);
         let Some(lock) = lock(image)? else { return Ok(false) };
-        self.waits().insert(vm, Wait { _lock: lock, compression: None });
+        let image = image.to_owned();
+        self.waits().insert(vm, Wait { _lock: lock, image, requests: None, compression: None });
         Ok(true)
+    }
+
+    /// Whether this process waits for a capture into `image`.
+    pub(super) fn is_for(&self, vm: VmId, image: &Path) -> bool {
+        self.waits().get(&vm).is_some_and(|wait| wait.image == image)
+    }
+
+    /// So much the VM had asked its disks for before its memory was captured.
+    pub(super) fn note_requests(&self, vm: VmId, requests: Requests) {
+        if let Some(wait) = self.waits().get_mut(&vm) {
+            wait.requests = Some(requests);
+        }
+    }
+
+    /// What was noted so, if this process waits for a capture into `image`.
+    pub(super) fn requests(&self, vm: VmId, image: &Path) -> Option<Requests> {
+        self.waits().get(&vm).filter(|wait| wait.image == image).and_then(|wait| wait.requests)
     }
 
     /// What this process waits for is compressed by it.

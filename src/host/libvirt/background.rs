@@ -6,13 +6,17 @@
 //! more, or worse.
 //!
 //! ```text
-//!   begin: [file given] -> [capability on] -> [migrate] -> changes kept apart --QEMU alone--> completed | failed
-//!   end:   [cancelled, if under way] -> [capability off] -> [file taken back]
+//!   prepare: [file given] -> [capability on]
+//!   begin:   [migrate] -> pages made known to the kernel --QEMU alone-->
+//!   prove:             -> changes kept apart --QEMU alone--> completed | failed
+//!   end:     [cancelled, if under way] -> [capability off] -> [file taken back]
 //! ```
+//! The VM stands still from before the beginning until after the proof. Somebody may have resumed it and paused it again, and a pause
+//! does not tell whose it is: as long as it has not used its disks, what it did in between is of no matter.
 //!
 //! libvirt has no job of this: it takes the events of a migration that it has not asked for as none of its own. QEMU gets
-//! an open file, so that it is confined as it was. Only one begun by [`begin`] has that file: by its name in QEMU it is known.
-//! Whoever has begun it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
+//! an open file, so that it is confined as it was. Only one prepared by [`prepare`] has that file: by its name in QEMU it is known.
+//! Whoever has prepared it holds a lock on that file for as long as it lives: another process ends only what nobody waits for.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -29,7 +33,7 @@ use super::description::Description;
 use super::migration::{Migration, Told};
 use super::monitor::{self, Nothing, query, tell};
 use super::refusal::LibvirtSays;
-use super::{given, vms};
+use super::{given, requests, vms};
 use crate::host::images::{Compressed, Compression, MemoryPlace, where_memory_goes};
 use crate::host::{BackgroundCapture, HostError, Result};
 use crate::model::VmId;
@@ -47,10 +51,15 @@ const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// See [`crate::host::Hypervisor::background_blocker`].
 ///
 /// QEMU looks whether the kernel and the guest's memory allow it when it is switched on (`migrate_caps_check`).
-pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
+pub(super) fn blocker(line: &Connection, awaited: &Awaited, vm: VmId) -> Result<Option<String>> {
     let domain = vms::lookup(line, vm)?;
     if let Some(blocker) = monitor::version(&domain, vm)?.background_blocker() {
         return Ok(Some(blocker));
+    }
+    let images = given::images(&domain, vm)?;
+    if awaited.by_others(vm, images.iter().map(PathBuf::as_path)) {
+        // Whoever switches it off lets what that one begins be another migration.
+        return Err(HostError::Busy("another process captures the VM's memory".into()));
     }
     let described = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_NONE)?)?;
     if let Some(blocker) = described.background_blocker {
@@ -66,24 +75,60 @@ pub(super) fn blocker(line: &Connection, vm: VmId) -> Result<Option<String>> {
     }
 }
 
+/// See [`crate::host::Hypervisor::prepare_background_capture`].
+pub(super) fn prepare(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
+    let domain = vms::lookup(line, vm)?;
+    let MemoryPlace { format, .. } = where_memory_goes(image)?;
+    awaited.give_up(vm);
+    if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
+        return Err(HostError::Busy("another process captures the VM's memory".into()));
+    }
+    let given = given::give(&domain, vm, image, format).and_then(|()| set_capability(&domain, vm, true));
+    or_end(given, &domain, awaited, vm)
+}
+
 /// See [`crate::host::Hypervisor::begin_background_capture`].
 pub(super) fn begin(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
     let domain = vms::lookup(line, vm)?;
     check_paused(&domain, vm)?;
     let place = where_memory_goes(image)?;
-    awaited.give_up(vm);
-    if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
-        return Err(HostError::Busy("another process captures the VM's memory".into()));
+    if !awaited.is_for(vm, image) {
+        return Err(HostError::Refused { call: "capture memory", cause: "nobody has prepared it".into() });
     }
-    let begun = begin_on(&domain, awaited, vm, (image, place)).and_then(|()| check_paused(&domain, vm));
+    or_end(begin_on(&domain, awaited, vm, (image, place)), &domain, awaited, vm)
+}
+
+/// What was begun, or nothing.
+fn or_end(begun: Result<()>, domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<()> {
     if begun.is_err() {
-        end_on(&domain, awaited, vm)?;
+        end_on(domain, awaited, vm)?;
         awaited.wait_no_more(vm);
     }
     begun
 }
 
-/// What it has changed since it was switched would be in its memory and not in its disks. One that stands still for another reason
+/// See [`crate::host::Hypervisor::prove_background_capture`].
+pub(super) fn prove(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
+    let refused = |cause: &str| HostError::Refused { call: "capture memory", cause: cause.into() };
+    let domain = vms::lookup(line, vm)?;
+    let before = awaited.requests(vm, image).ok_or_else(|| refused("nobody has begun it"))?;
+    // As long as it is under way QEMU lets nobody change that (`migrate_caps_check`). Without it this is another migration, which
+    // takes in what the guest changes.
+    if !is_on(&domain, vm)? {
+        return Err(refused("somebody has switched background snapshots off"));
+    }
+    wait_for_pages(&domain, awaited, vm)?;
+    // In this order: one that stands still has nothing under way that is not counted yet. What it does from here on is kept apart.
+    check_paused(&domain, vm)?;
+    if requests::look(&domain, vm)? != before {
+        return Err(refused(
+            "the guest has used its disks meanwhile: somebody has resumed it, and paused it again",
+        ));
+    }
+    Ok(())
+}
+
+/// What it changes would be in its memory and not in its disks, or the other way round. One that stands still for another reason
 /// than that it was asked to has run.
 fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
     let is_paused = vms::state(domain, vm)? == RunState::Paused(PauseReason::User);
@@ -100,14 +145,16 @@ fn begin_on(
     vm: VmId,
     (image, place): (&Path, MemoryPlace),
 ) -> Result<()> {
-    given::give(domain, vm, image, place.format)?;
-    set_capability(domain, vm, true)?;
+    // Before QEMU may be asked to begin.
+    awaited.note_requests(vm, requests::look(domain, vm)?);
     match place.format {
-        MemoryFormat::Raw => {
-            migrate(domain, vm, format!("file:{},offset={}", given::place(), place.at))?;
-        }
-        MemoryFormat::Zstd => migrate_through_pipe(domain, awaited, vm, (image, place.at))?,
+        MemoryFormat::Raw => migrate(domain, vm, format!("file:{},offset={}", given::place(), place.at)),
+        MemoryFormat::Zstd => migrate_through_pipe(domain, awaited, vm, (image, place.at)),
     }
+}
+
+/// From then on what the guest changes is kept apart.
+fn wait_for_pages(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<()> {
     let began = Instant::now();
     loop {
         match migration(domain, vm)?.judge() {
@@ -163,7 +210,9 @@ pub(super) fn look(
     if !vms::is_active(&domain, vm)? {
         return Ok(BackgroundCapture::None);
     }
-    if !given::images(&domain, vm)?.iter().any(|given| given == image) {
+    // Until it is begun QEMU tells of the one before.
+    let is_only_prepared = awaited.is_for(vm, image) && awaited.requests(vm, image).is_none();
+    if is_only_prepared || !given::images(&domain, vm)?.iter().any(|given| given == image) {
         return Ok(BackgroundCapture::None);
     }
     let told = migration(&domain, vm)?.judge();
@@ -216,12 +265,11 @@ fn end_on(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<bool> {
     }
     // QEMU before 9.1 forgets a file that it does not use when libvirtd is started anew.
     let is_ours = !images.is_empty() || awaited.by_us(vm);
-    let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
-    let is_on = capabilities.iter().any(|it| it.capability == CAPABILITY && it.state);
-    if is_on && is_ours {
+    if is_ours {
+        // Whether it is a background one or not: it writes to our image.
         cancel(domain, vm)?;
     }
-    if is_on && !matches!(migration(domain, vm)?.judge(), Told::Active { .. }) {
+    if is_on(domain, vm)? && !matches!(migration(domain, vm)?.judge(), Told::Active { .. }) {
         set_capability(domain, vm, false)?;
     }
     if !images.is_empty() {
@@ -248,6 +296,12 @@ fn migration(domain: &Domain, vm: VmId) -> Result<Migration> {
 
 fn migrate(domain: &Domain, vm: VmId, uri: String) -> Result<()> {
     tell(domain, vm, "migrate", Migrate { uri })
+}
+
+/// Whether what is captured next is captured so.
+fn is_on(domain: &Domain, vm: VmId) -> Result<bool> {
+    let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
+    Ok(capabilities.iter().any(|it| it.capability == CAPABILITY && it.state))
 }
 
 const CAPABILITY: &str = "background-snapshot";

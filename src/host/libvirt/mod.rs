@@ -55,6 +55,7 @@ mod monitor;
 mod new_vm;
 mod observe;
 mod refusal;
+mod requests;
 mod served;
 mod shape;
 mod snapshot_xml;
@@ -290,7 +291,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn background_blocker(&self, vm: VmId) -> Result<Option<String>> {
-        let look = move |line: &_| background::blocker(line, vm);
+        let awaited = Arc::clone(&self.awaited);
+        let look = move |line: &_| background::blocker(line, &awaited, vm);
         self.change.run("the question for background snapshots", self.deadlines.change, look).await
     }
 
@@ -298,11 +300,25 @@ impl Hypervisor for Libvirt {
         self.look.run("the question for versions", self.deadlines.query, vms::compression_blocker).await
     }
 
+    async fn prepare_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let image = image.to_owned();
+        let awaited = Arc::clone(&self.awaited);
+        let prepare = move |line: &_| background::prepare(line, &awaited, vm, &image);
+        self.change.run("what a capture needs", self.deadlines.change, prepare).await
+    }
+
     async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
         let image = image.to_owned();
         let awaited = Arc::clone(&self.awaited);
         let begin = move |line: &_| background::begin(line, &awaited, vm, &image);
         self.change.run("the beginning of the capture", self.deadlines.change, begin).await
+    }
+
+    async fn prove_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let image = image.to_owned();
+        let awaited = Arc::clone(&self.awaited);
+        let prove = move |line: &_| background::prove(line, &awaited, vm, &image);
+        self.change.run("the proof of the capture", self.deadlines.change, prove).await
     }
 
     async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
 use super::super::{BackgroundCapture, HostError, HostEvent, Result};
-use super::fault::Extent;
 use super::files::{FileKind, MemoryFile, bad};
 use super::machine::Machine;
 use super::world::{World, refused};
@@ -27,15 +26,18 @@ const COMPRESSED_BY: u64 = 4;
 pub(super) struct Background {
     image: PathBuf,
     stage: Stage,
-    /// Who compresses it on its way.
-    compressed_by: Option<Weak<()>>,
+    /// How often the guest had written to its disks when it was begun.
+    writes: u64,
+    /// Who prepared it, and compresses it on its way if it is to be.
+    user: Weak<()>,
+    format: MemoryFormat,
     /// Not all that QEMU has written was seen in the image yet.
     is_behind: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
-    /// Nothing is captured: whoever began was interrupted.
+    /// Nothing is captured yet.
     Prepared,
     Active {
         notches: u32,
@@ -49,6 +51,11 @@ impl Background {
     /// Whether memory is being written.
     pub(super) fn is_active(&self) -> bool {
         matches!(self.stage, Stage::Active { .. })
+    }
+
+    /// Whether it can be begun, by whoever has prepared it.
+    fn is_prepared(&self, image: &Path) -> bool {
+        self.image == image && self.stage == Stage::Prepared && !is_gone(&self.user)
     }
 }
 
@@ -64,17 +71,9 @@ impl World {
         Ok(self.machine(vm)?.background_blocker.clone())
     }
 
-    /// See [`crate::host::Hypervisor::begin_background_capture`].
-    pub(super) fn begin_background(
-        &mut self,
-        vm: VmId,
-        image: &Path,
-        user: Weak<()>,
-        extent: Extent,
-    ) -> Result<()> {
-        if self.live(vm, CALL)?.run_state != RunState::Paused(PauseReason::User) {
-            return Err(refused(CALL, "somebody has resumed the VM"));
-        }
+    /// See [`crate::host::Hypervisor::prepare_background_capture`].
+    pub(super) fn prepare_background(&mut self, vm: VmId, image: &Path, user: Weak<()>) -> Result<()> {
+        self.live(vm, CALL)?;
         if let Some(blocker) = self.background_blocker(vm)? {
             return Err(refused(CALL, blocker));
         }
@@ -82,15 +81,36 @@ impl World {
             return Err(bad(image, "it is not an unfinished memory image"));
         };
         self.end_background(vm)?;
+        let is_behind = format == MemoryFormat::Zstd;
+        let background = Background {
+            image: image.to_owned(),
+            stage: Stage::Prepared,
+            writes: 0,
+            user,
+            format,
+            is_behind,
+        };
+        self.live(vm, CALL)?.background = Some(background);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::begin_background_capture`].
+    pub(super) fn begin_background(&mut self, vm: VmId, image: &Path) -> Result<()> {
+        let live = self.live(vm, CALL)?;
+        if live.run_state != RunState::Paused(PauseReason::User) {
+            return Err(refused(CALL, "somebody has resumed the VM"));
+        }
+        let (memory, writes) = (live.memory, live.writes);
+        let Some(format) = live.background.as_ref().filter(|it| it.is_prepared(image)).map(|it| it.format)
+        else {
+            return Err(refused(CALL, "nobody has prepared it"));
+        };
         let machine = self.machine(vm)?;
         let (bytes, notches, sources) =
             (machine.memory_bytes, machine.background_notches, machine.active_images());
-        let stage = if extent == Extent::Half {
-            Stage::Prepared
-        } else if self.files.free() < bytes {
+        let stage = if self.files.free() < bytes {
             Stage::Failed("no space is left")
         } else {
-            let memory = self.live(vm, CALL)?.memory;
             let disks = self.contents(vm);
             let bytes = match format {
                 MemoryFormat::Raw => bytes,
@@ -109,11 +129,32 @@ impl World {
             self.files.put_memory(image, file)?;
             Stage::Active { notches, left: notches }
         };
-        let compressed_by = (format == MemoryFormat::Zstd).then_some(user);
-        let is_behind = compressed_by.is_some();
-        let background = Background { image: image.to_owned(), stage, compressed_by, is_behind };
-        self.live(vm, CALL)?.background = Some(background);
+        if let Some(background) = &mut self.live(vm, CALL)?.background {
+            (background.stage, background.writes) = (stage, writes);
+        }
         self.note_end_of_background(vm);
+        Ok(())
+    }
+
+    /// See [`crate::host::Hypervisor::prove_background_capture`].
+    pub(super) fn prove_background(&mut self, vm: VmId, image: &Path) -> Result<()> {
+        let live = self.live(vm, CALL)?;
+        let Some(background) = live.background.as_ref().filter(|background| background.image == image) else {
+            return Err(refused(CALL, "nobody has begun it"));
+        };
+        match &background.stage {
+            Stage::Prepared => return Err(refused(CALL, "nobody has begun it")),
+            Stage::Failed(why) => return Err(refused(CALL, *why)),
+            Stage::Active { .. } | Stage::Complete => {}
+        }
+        if live.run_state != RunState::Paused(PauseReason::User) {
+            return Err(refused(CALL, "somebody has resumed the VM"));
+        }
+        if live.writes != background.writes {
+            let problem =
+                "the guest has used its disks meanwhile: somebody has resumed it, and paused it again";
+            return Err(refused(CALL, problem));
+        }
         Ok(())
     }
 
@@ -164,7 +205,7 @@ impl World {
     fn note_end_of_background(&mut self, vm: VmId) {
         let live = self.machines.get_mut(&vm).and_then(|machine| machine.live.as_mut());
         let Some(background) = live.and_then(|live| live.background.as_mut()) else { return };
-        if background.compressed_by.as_ref().is_some_and(is_gone) {
+        if background.format == MemoryFormat::Zstd && is_gone(&background.user) {
             background.stage = Stage::Failed("whoever compressed the memory is gone");
         }
         if matches!(background.stage, Stage::Active { left: 0, .. }) {
@@ -172,6 +213,14 @@ impl World {
             let image = background.image.clone();
             self.files.memory_is_written(&image);
             self.emit(HostEvent::CaptureMoved(vm));
+        }
+    }
+
+    /// Nobody attends a capture while something takes hours.
+    pub(super) fn nothing_is_captured(&mut self, vm: VmId, what: &str) {
+        let live = self.machines.get(&vm).and_then(|machine| machine.live.as_ref());
+        if live.is_some_and(|live| live.background.is_some()) {
+            self.violate(format!("VM {vm}: {what}, and a background capture was not ended"));
         }
     }
 

@@ -54,7 +54,9 @@ methods! {
     AbortMemoryCapture "abort_memory_capture",
     BackgroundBlocker "background_blocker",
     CompressionBlocker "compression_blocker",
+    PrepareBackgroundCapture "prepare_background_capture",
     BeginBackgroundCapture "begin_background_capture",
+    ProveBackgroundCapture "prove_background_capture",
     BackgroundCapture "background_capture",
     EndBackgroundCapture "end_background_capture",
     StartCommit "start_commit",
@@ -137,6 +139,7 @@ impl Method {
             // They change nothing that anybody reads.
             | Self::SetBlockThreshold
             | Self::WriteBehind
+            | Self::ProveBackgroundCapture
             | Self::EndBackgroundCapture => true,
             Self::SwitchDisks
             | Self::PointDisks
@@ -147,6 +150,7 @@ impl Method {
             | Self::Pause
             | Self::Resume
             | Self::AbortMemoryCapture
+            | Self::PrepareBackgroundCapture
             | Self::BeginBackgroundCapture
             | Self::BeginMemoryImage
             | Self::FinishMemoryImage
@@ -188,7 +192,6 @@ impl Method {
                 | Self::CopyBytes
                 | Self::Pull
                 | Self::WriteFile
-                | Self::BeginBackgroundCapture
                 | Self::BeginMemoryImage
         )
     }

@@ -57,6 +57,7 @@ impl World {
             return Err(GuestError::BeyondTheEnd);
         }
         live.memory.counter += 1;
+        live.writes += 1;
         if self.files.write(&active, block, value).is_err() {
             live.stalled.insert(disk.clone(), (block, value));
             self.set_run_state(vm, RunState::Paused(PauseReason::IoError));

@@ -126,12 +126,24 @@ impl Hypervisor for SimHost {
         self.call(Method::CompressionBlocker, |world, _| Ok(world.compression_blocker.clone())).await
     }
 
-    async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
-        let effect = |world: &mut super::World, extent| {
+    async fn prepare_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let effect = |world: &mut super::World, _| {
             world.check_not_coming(vm)?;
-            world.begin_background(vm, image, Arc::downgrade(&self.user), extent)
+            world.prepare_background(vm, image, Arc::downgrade(&self.user))
+        };
+        self.call(Method::PrepareBackgroundCapture, effect).await
+    }
+
+    async fn begin_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        let effect = |world: &mut super::World, _| {
+            world.check_not_coming(vm)?;
+            world.begin_background(vm, image)
         };
         self.call(Method::BeginBackgroundCapture, effect).await
+    }
+
+    async fn prove_background_capture(&self, vm: VmId, image: &Path) -> Result<()> {
+        self.call(Method::ProveBackgroundCapture, |world, _| world.prove_background(vm, image)).await
     }
 
     async fn background_capture(&self, vm: VmId, image: &Path) -> Result<BackgroundCapture> {

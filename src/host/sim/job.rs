@@ -106,6 +106,7 @@ impl World {
     /// See [`crate::host::Hypervisor::start_commit`].
     pub(super) fn start_commit(&mut self, vm: VmId, commit: &Commit) -> Result<()> {
         const CALL: &str = "start the merge";
+        self.nothing_is_captured(vm, "a merge begins");
         let (top_at, base_at) = self.check_commit(vm, commit)?;
         let notches = self.job_notches;
         self.note_write(&commit.base);

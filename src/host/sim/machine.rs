@@ -86,6 +86,8 @@ pub(super) struct Live {
     /// The images that each disk reads through, active first. What the headers say is another matter.
     pub(super) chains: BTreeMap<DiskTarget, Vec<ImageRef>>,
     pub(super) memory: GuestMemory,
+    /// How often it has written to its disks.
+    pub(super) writes: u64,
     /// The disks whose file system is frozen.
     pub(super) frozen: BTreeSet<DiskTarget>,
     pub(super) jobs: BTreeMap<DiskTarget, Job>,

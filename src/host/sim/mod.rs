@@ -11,7 +11,6 @@
 //! |---|---|
 //! | `switch_disks` | the process has switched, the stored definition has not |
 //! | `switch_disks` with memory | the VM is paused, the memory image is not complete, no disk is switched |
-//! | `begin_background_capture` | the VM cannot be migrated, and nothing is captured |
 //! | `begin_memory_image` | a file with nothing in it |
 //! | `start` | there is a process, its processors stand still |
 //! | `pivot` | the process has pivoted, the stored definition has not |

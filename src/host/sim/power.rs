@@ -92,6 +92,7 @@ impl World {
             run_state,
             chains,
             memory: memory.map_or(fresh, |memory| memory.memory),
+            writes: 0,
             frozen: BTreeSet::new(),
             jobs: BTreeMap::new(),
             loads: BTreeMap::new(),

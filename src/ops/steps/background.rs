@@ -1,20 +1,19 @@
-//! Memory captured behind the guest's back: the VM stands still while its disks go over and QEMU begins to keep apart what the
-//! guest changes; its memory is written while it runs again.
+//! Memory captured behind the guest's back: the VM stands still while QEMU makes ready to keep apart what the guest changes, and
+//! its disks go over meanwhile; its memory is written while it runs again.
 //!
 //! Decides when what was captured can be trusted. Leaves the switch between to `switch`, the pause to `pause`. Must never
-//! trust a capture whose beginning it has not seen: the guest may have run before it, and its memory would be newer than
+//! trust a capture whose beginning it has not seen: the guest may have run since, and its memory would be of another instant than
 //! its disks. So it does not outlive the daemon either: whoever starts next ends what is under way.
 
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Fuse, FusedFuture, try_join_all};
+use futures_util::future::{BoxFuture, Fuse, FusedFuture};
 use tokio::time::Instant;
 
 use crate::host::{BackgroundCapture, Definition, HostError, HostEvent, Result};
-use crate::model::step::Step;
-use crate::model::vm::{LastWritten, MemoryFormat};
+use crate::model::vm::{MemoryFormat, PauseReason, RunState};
 use crate::model::{Failure, Finding, SnapshotId};
 
 use super::super::board::Phase;
@@ -72,55 +71,84 @@ pub(super) async fn check_definition(
     Err(Performed::not_applied(HostError::Refused { call: "capture memory", cause }))
 }
 
-/// What the guest changes from now on is kept apart.
+/// What can be done ahead, the guest does not wait for.
+pub(super) async fn prepare(context: &Context<'_>, path: &Path) -> Performed {
+    match context.host.hypervisor.prepare_background_capture(context.vm(), path).await {
+        Ok(()) => Performed::done(),
+        Err(error) => give_up(context, error).await,
+    }
+}
+
+/// QEMU makes ready, which takes it as long as the guest has memory.
 pub(super) async fn begin(context: &Context<'_>, path: &Path) -> Performed {
-    if !context.is_fresh {
-        // Whether the VM stood still when it began cannot be told any more.
-        let cause = "it is not known whether the VM stood still when it began".into();
-        return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
+    let begun =
+        while_unbroken(context, || context.host.hypervisor.begin_background_capture(context.vm(), path));
+    begun.await
+}
+
+/// What the guest changes from now on is kept apart.
+pub(super) async fn prove(context: &Context<'_>, path: &Path) -> Performed {
+    let proven =
+        while_unbroken(context, || context.host.hypervisor.prove_background_capture(context.vm(), path));
+    let proven = proven.await;
+    if !proven.is_done() {
+        return proven;
     }
     // That it stands still now is not enough: it may have run in between, and stopped for another reason.
-    if let Err(failure) = pause::check_unbroken(context) {
-        return give_up(context, failure).await;
-    }
-    if let Err(error) = context.host.hypervisor.begin_background_capture(context.vm(), path).await {
-        return give_up(context, error).await;
-    }
-    let unbroken = match pause::check_unbroken(context) {
-        Ok(()) => check_unwritten(context).await,
-        broken => broken,
-    };
-    match unbroken {
-        Ok(()) => Performed::done(),
+    match pause::check_unbroken(context) {
+        Ok(()) => proven,
         Err(failure) => give_up(context, failure).await,
     }
 }
 
-/// That the guest has written nothing since the switch: somebody may have resumed it and paused it again, and a pause does not
-/// tell whose it is. QEMU has brought to the image what was written when it stands still (`vm_stop`).
-async fn check_unwritten(context: &Context<'_>) -> std::result::Result<(), Failure> {
-    let disks = context.operation.steps.iter().find_map(|step| match step {
-        Step::SwitchDisks(switch) => Some(&switch.disks),
-        _ => None,
-    });
-    let looks = disks.into_iter().flatten().map(|disk| context.host.images.last_written(&disk.to));
-    let written = try_join_all(looks).await?;
-    if written.iter().all(|written| *written == LastWritten::Never) {
-        return Ok(());
+/// A call that is worth something only as long as the VM stands still because of us. Whether it has stood still all the time cannot
+/// be told once an attempt was broken off.
+async fn while_unbroken<Call>(context: &Context<'_>, call: impl FnOnce() -> Call) -> Performed
+where
+    Call: Future<Output = Result<()>>,
+{
+    if !context.is_fresh {
+        let cause = "it is not known whether the VM stood still when it began".into();
+        return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
     }
-    let cause =
-        "the guest has written to its disks meanwhile: somebody has resumed it, and paused it again".into();
-    Err(HostError::Refused { call: "capture memory", cause }.into())
+    if let Err(failure) = pause::check_unbroken(context) {
+        return give_up(context, failure).await;
+    }
+    match call().await {
+        Ok(()) => Performed::done(),
+        Err(error) => give_up(context, error).await,
+    }
 }
 
 /// Nothing is written any more, and the guest does not wait for what is done next.
 pub(super) async fn undo_begin(context: &Context<'_>) -> Performed {
     let resumed = pause::resume(context).await;
-    ended(context, resumed).await
+    let broken_off = break_off(context).await;
+    if broken_off.is_done() { resumed } else { broken_off }
+}
+
+/// Nothing is written any more, and a guest that was let go on before that does.
+///
+/// QEMU stops a guest that runs on before its capture has come so far, and may leave it so when it is told to give up then
+/// (`bg_migration_thread`).
+pub(super) async fn break_off(context: &Context<'_>) -> Performed {
+    let ended = take_back(context).await;
+    if !ended.is_done() {
+        return ended;
+    }
+    let hypervisor = &context.host.hypervisor;
+    match hypervisor.process_state(context.vm()).await {
+        Ok(Some(RunState::Paused(PauseReason::Snapshot))) => match hypervisor.resume(context.vm()).await {
+            Ok(()) => ended,
+            Err(error) => Performed::unknown(error),
+        },
+        Ok(_) | Err(HostError::NoSuchVm(_)) => ended,
+        Err(error) => Performed::unknown(error),
+    }
 }
 
 /// Nothing is written any more.
-pub(super) async fn undo_await(context: &Context<'_>) -> Performed {
+pub(super) async fn take_back(context: &Context<'_>) -> Performed {
     ended(context, Performed::done()).await
 }
 

@@ -256,7 +256,9 @@ async fn ensure(context: &Context<'_>, step: &Step) -> Performed {
             background::begin_image(context, *snapshot, path, *format).await
         }
         Step::PauseVm { snapshot, timeout_ms } => pause::pause(context, *snapshot, *timeout_ms).await,
+        Step::PrepareCapture { path } => background::prepare(context, path).await,
         Step::CaptureMemory { path } => background::begin(context, path).await,
+        Step::ProveCapture { path } => background::prove(context, path).await,
         Step::ResumeVm => pause::resume_in_time(context).await,
         Step::AwaitMemory { path } => background::await_end(context, path).await,
         Step::FinishMemoryImage { path } => background::finish(context, path).await,
@@ -303,8 +305,8 @@ async fn undo(context: &Context<'_>, step: &Step) -> Performed {
             images::remove_unused(context, path).await
         }
         Step::PauseVm { .. } => pause::resume(context).await,
-        Step::CaptureMemory { .. } => background::undo_begin(context).await,
-        Step::AwaitMemory { .. } => background::undo_await(context).await,
+        Step::CaptureMemory { .. } | Step::ProveCapture { .. } => background::undo_begin(context).await,
+        Step::PrepareCapture { .. } | Step::AwaitMemory { .. } => background::take_back(context).await,
         Step::CopyVariables { to, .. } => images::remove_unused(context, to).await,
         Step::RestoreVariables { to, before, .. } => match before {
             Some(before) => variables::restore(context, before, to).await,

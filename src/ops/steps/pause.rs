@@ -28,6 +28,11 @@ pub(super) async fn pause(context: &Context<'_>, snapshot: SnapshotId, timeout_m
         Ok(lease) => lease.is_some_and(|it| it.operation == context.operation.id && !it.is_thawed),
         Err(error) => return Performed::unknown(error),
     };
+    if !context.is_fresh && !is_ours {
+        // What was prepared for it went with the life that had prepared it.
+        let cause = "vmsnapd was restarted before the pause".into();
+        return Performed::not_applied(HostError::Refused { call: "pause the VM", cause });
+    }
     match context.look_at_vm().await {
         Ok(view) if view.run_state == RunState::Running => {}
         // By an earlier attempt.
@@ -57,7 +62,7 @@ pub(super) async fn pause(context: &Context<'_>, snapshot: SnapshotId, timeout_m
     }
 }
 
-/// That a VM which was to stand still from its pause on has not: its memory would be newer than its disks.
+/// That a VM which was to stand still from its pause on has not: its memory would be of another instant than its disks.
 pub(super) fn check_unbroken(context: &Context<'_>) -> std::result::Result<(), Failure> {
     let is_paused = context.operation.steps.iter().any(|step| matches!(step, Step::PauseVm { .. }));
     if !is_paused || context.dead_man.holds(context.vm(), context.operation.id) {

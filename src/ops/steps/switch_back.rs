@@ -3,12 +3,12 @@
 //! Decides when it is known what the switch came to: from then on only the merge counts. Leaves the merge to `merge`.
 
 use crate::model::VmView;
-use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
+use crate::model::step::{How, Merge, MergeLayers, Step, SwitchDisks};
 use crate::model::vm::DiskSource;
 
 use super::pause::{self, Told, restore_run_state};
 use super::position::{may_be_saved_before_it, writes_to};
-use super::{Context, Performed, merge, quiesce, unnoted};
+use super::{Context, Performed, background, merge, quiesce, unnoted};
 
 /// The VM writes to its former images again, with all that was written since; and does what it did.
 pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Performed {
@@ -27,6 +27,13 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
     // now, the step that froze it proves it when it is undone.
     let _ = quiesce::thaw(context).await;
     let _ = pause::resume(context).await;
+    if captures_behind_its_back(context) {
+        // Nobody attends that any more, and what comes next may take hours.
+        let broken_off = background::break_off(context).await;
+        if !broken_off.is_done() {
+            return broken_off;
+        }
+    }
     let is_on_way_back = match context.store.is_on_way_back(context.operation.id).await {
         Ok(is_on_way_back) => is_on_way_back,
         Err(error) => return Performed::unknown(error),
@@ -65,6 +72,11 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }
+}
+
+/// Whether memory may be captured while the disks go over.
+fn captures_behind_its_back(context: &Context<'_>) -> bool {
+    context.operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
 }
 
 /// Whether nothing has gone over to the overlays, and no definition names one.

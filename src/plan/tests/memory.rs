@@ -20,8 +20,7 @@ fn check_capture(
 
 #[test]
 fn how_memory_is_captured() {
-    let behind =
-        "reserve overlay overlay begin-memory flush pause switch capture resume await finish! record";
+    let behind = "reserve overlay overlay begin-memory flush prepare pause capture switch prove resume await finish! record";
     let standing = "reserve overlay overlay memory switch! record";
     let warning = "the guest stands still until its memory is written: its QEMU is too old";
     let can = |paper: &mut Paper| paper.world.background_blocker = None;

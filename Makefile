@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test check histories faults soak mutants fuzz flat kills bench install clean
+.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills bench install clean
 
 all: build
 
@@ -22,7 +22,7 @@ build:
 demo:
 	tests/bed/run.sh sh -c '$(CARGO) build --profile $(PROFILE) --bins --example demo && exec $(AS_ROOT) $(BUILT)/examples/demo'
 
-# Everything that is tested, end to end on real guests too.
+# What is tested within 25 minutes, end to end on real guests too. The long runs have commands of their own, below.
 test:
 	tests/bed/run.sh --with-python $(MAKE) check run-tests
 
@@ -38,10 +38,14 @@ check:
 # Test programs that need root get it from cargo's runner. `cargo test` runs one of them after the other.
 .PHONY: run-tests
 ifneq ($(AS_ROOT),)
-run-tests kills bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
+run-tests guests kills bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
 endif
 run-tests:
 	$(CARGO) test
+
+# All of tests/guests on real guests: the long ones, too.
+guests:
+	tests/bed/run.sh $(CARGO) test --test guests -- --include-ignored
 
 # The random histories of tests/histories.rs, many more of them than a test run has time for.
 HISTORIES ?= 20000

@@ -62,6 +62,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_volume_snapshot_outlives_the_vm_snapshot_it_was_taken_out_of() {
     let guest = Guest::boot(&Spec::default());
     let daemon = daemon(&guest);
@@ -206,6 +207,7 @@ fn a_volume_is_cloned_linked_and_full() {
 
 /// It goes on under a name of its own, tells how far it is, and leaves nothing when it is cancelled.
 #[test]
+#[ignore = "long: make guests"]
 fn a_full_copy_is_sparse_and_is_cancelled() {
     let guest = Guest::boot(&Spec::default());
     let daemon = daemon(&guest);
@@ -257,6 +259,7 @@ fn a_full_copy_is_sparse_and_is_cancelled() {
 
 /// Its path reads the newest state all the time, for whoever takes it; older ones come and go beside it.
 #[test]
+#[ignore = "long: make guests"]
 fn a_volume_that_no_vm_has_is_snapshotted_reverted_and_taken_by_a_vm() {
     let guest = Guest::boot(&Spec::default());
     let daemon = daemon(&guest);
@@ -310,6 +313,7 @@ fn a_volume_that_no_vm_has_is_snapshotted_reverted_and_taken_by_a_vm() {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_template_of_two_vms_is_never_written() {
     let one = Guest::define(&Spec::default());
     let two = one.define_beside(&Spec::default());

@@ -26,6 +26,7 @@ fn change_definition(guest: &Guest, verb: &str, target: &str, image: &Path) {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn disks_that_were_resized_removed_and_replaced() {
     let guest = Guest::boot(&Spec::default());
     let daemon = Daemon::start();
@@ -160,6 +161,7 @@ fn differences(client: &Client, vm: &str) -> Vec<(String, bool)> {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn what_somebody_does_is_told_and_settled() {
     let guest = Guest::boot(&Spec::default());
     let daemon = Daemon::start();
@@ -293,6 +295,7 @@ fn a_guest_that_migrates_away_and_back() {
 
 /// Its definition stays, and no daemon runs when it goes: libvirt tells of it until it starts anew, and the daemon from then on.
 #[test]
+#[ignore = "long: make guests"]
 fn a_guest_that_migrates_while_no_daemon_runs() {
     Node::within(|node| {
         let elsewhere = Elsewhere::start();
@@ -352,6 +355,7 @@ fn settle(client: &Client, vm: &str, kind: &str, way: &str) {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn an_overlay_by_hand_is_adopted_and_an_orphan_goes() {
     let guest = Guest::boot(&Spec::default());
     let images = guest.directory().display().to_string();

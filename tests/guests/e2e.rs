@@ -94,6 +94,7 @@ fn snapshots_reverts_and_deletions_read_what_they_should() {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_vm_that_is_off() {
     let guest = Guest::boot(&Spec::default());
     let daemon = Daemon::start();
@@ -142,6 +143,7 @@ fn kill_at(daemon: &mut Daemon, arguments: &[&str], step: u64) -> Value {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn kills_during_create_revert_and_delete() {
     let guest = Guest::boot_alone(&Spec::default());
     let mut daemon = Daemon::start();
@@ -314,6 +316,7 @@ fn bad_input_is_told_and_changes_nothing() {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn deleting_a_large_overlay_shows_progress_while_the_guest_writes() {
     let disks = vec![Disk { format: Format::Qcow2, size_mib: 1536 }, Disk::new(Format::Qcow2)];
     let guest = Guest::boot(&Spec { disks, ..Spec::default() });

@@ -30,6 +30,7 @@ fn kept(daemon: &Daemon) -> usize {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn variables_go_back_with_the_vm() {
     let spec = Spec { firmware: Firmware::Uefi, memory_mib: 256, ..Spec::default() };
     let guest = Guest::boot(&spec);

@@ -77,6 +77,7 @@ fn verify(guest: &Guest, kept: &str, written: &str) {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_guest_that_outruns_its_merge_is_slowed() {
     let (guest, mut daemon, client) = busy_guest(CONFIGURATION);
     let kept = guest.exec("sha256sum /mnt/vda/kept");
@@ -115,6 +116,7 @@ fn a_guest_that_outruns_its_merge_is_slowed() {
 
 /// Its requests take longer than a millisecond here, whatever is copied: it is tried whether slower copies help.
 #[test]
+#[ignore = "long: make guests"]
 fn a_merge_that_a_guest_waits_for_is_held_back() {
     let guest =
         Guest::boot(&Spec { disks: vec![Disk { format: Format::Qcow2, size_mib: 256 }], ..Spec::default() });
@@ -150,6 +152,7 @@ fn a_merge_that_a_guest_waits_for_is_held_back() {
 
 /// No guest is slowed here: at its deadline the merge is ended, and goes on when the guest is calm and a person says so.
 #[test]
+#[ignore = "long: make guests"]
 fn a_merge_without_headway_is_ended() {
     let (guest, mut daemon, client) = busy_guest("merge_patience_seconds = 2\nmerge_slowest_writes = 0");
     let kept = guest.exec("sha256sum /mnt/vda/kept");

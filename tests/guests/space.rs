@@ -42,6 +42,7 @@ fn check(guest: &Guest, pieces: u64) {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_guest_that_fills_its_file_system() {
     let small = SmallFileSystem::new(SMALL);
     let guest = Guest::boot(&Spec::default());

@@ -153,6 +153,7 @@ fn digest(image: &Path) -> String {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_tree_of_twelve_is_deleted_in_any_order() {
     let mut dice = Dice::new(2026);
     let mut tree = Tree::plant();
@@ -176,6 +177,7 @@ fn a_tree_of_twelve_is_deleted_in_any_order() {
 
 /// The VM has written more since the newest snapshot than the snapshot's layer holds: that goes up, not all of it down.
 #[test]
+#[ignore = "long: make guests"]
 fn the_smaller_layer_moves() {
     // The QEMU of the bed may be one that must not be asked to by itself: nobody else asks it for anything here.
     let mut tree = Tree::plant_with("live_pulls = 'always'");

@@ -9,6 +9,7 @@
 //!   ---> Running(at) -+-- not Done, before the commit point ---> Undoing(at) ----+
 //!          |  ^       |                                                          |
 //!          |  |       +-- NotApplied, at the commit point ---> Undoing(at - 1) --+-- Done at 0 --> Failed
+//!          |  |       +-- cancelled before it was started ---> the same; of the first step, Undoing(0)
 //!          |  | again                                            |  ^            |
 //!          v  |                                                  +--+ Done: down, else again
 //!        (at or past the commit point: only on)                  |
@@ -163,9 +164,14 @@ impl Cursor {
 
     /// Turns back before the present step has been started in this life of the process. True if it did.
     ///
-    /// The caller asserts that the step at the cursor has not been started.
+    /// The caller asserts that the step at the cursor has not been started. What the first one makes so may have come with
+    /// the operation itself: it is undone, unless it is the commit step.
     pub fn turn_back(&mut self) -> bool {
         match self.state {
+            State::Running { at: 0 } if self.commit_point > 0 && self.attempts == 0 => {
+                self.enter(State::Undoing { at: 0 });
+                true
+            }
             // A failed attempt at the commit step may have half happened.
             State::Running { at } if at <= self.commit_point && self.attempts == 0 => {
                 self.enter(Self::below(at));
@@ -272,8 +278,10 @@ mod tests {
 
     impl World {
         fn new(steps: usize, commit_point: usize) -> Self {
+            // What the first step makes so comes with the operation.
+            let applied = (0..steps).map(|step| step == 0 && commit_point > 0).collect();
             Self {
-                applied: vec![false; steps],
+                applied,
                 cursor: Cursor::start(steps, commit_point).unwrap(),
                 started: false,
                 faults_left: 7,

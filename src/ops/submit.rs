@@ -377,11 +377,13 @@ mod tests {
 
     use super::*;
     use crate::host::sim::SimHost;
+    use crate::model::Quiesce;
+    use crate::model::snapshot::{Label, SnapshotKind};
     use crate::ops::Settings;
     use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
     use crate::store::{Store, tests::operation};
 
-    fn engine() -> Engine {
+    fn engine(sim: &SimHost) -> Engine {
         let settings = Settings {
             places: Places {
                 memory: "/memory".into(),
@@ -404,7 +406,7 @@ mod tests {
             backups: 0,
             boot_id: "boot".to_owned(),
         };
-        Engine::new(SimHost::new().host(), Store::in_memory().unwrap(), settings).unwrap()
+        Engine::new(sim.host(), Store::in_memory().unwrap(), settings).unwrap()
     }
 
     /// Whoever has seen an end, shown or in the journal, and comes at once is not told that the VM is busy with it.
@@ -417,7 +419,7 @@ mod tests {
             (OperationState::Failed, running, Ok(())),
             (OperationState::Failed, OperationState::Failed, Ok(())),
         ] {
-            let (engine, mut holder) = (engine(), operation(1));
+            let (engine, mut holder) = (engine(&SimHost::new()), operation(1));
             holder.cursor.state = journaled;
             engine.0.store.begin(holder.clone(), None, Reservation::None).await.unwrap();
             let permit = engine.0.gate.enter(holder.vm, holder.id).ok().unwrap();
@@ -429,5 +431,33 @@ mod tests {
             let (entered, ()) = tokio::join!(entering, async { drop((reporter, permit)) });
             assert_eq!(entered.map(drop).map_err(drop), expected, "{shown:?}, {journaled:?}");
         }
+    }
+
+    /// What is reserved comes with the operation: it goes with it, too.
+    #[tokio::test]
+    async fn a_create_that_is_cancelled_before_its_first_step() {
+        let sim = SimHost::new();
+        let (engine, vm) = (engine(&sim), sim.vm("web").disks(1).build());
+        let id = OperationId::new();
+        let permit = engine.enter(BTreeSet::from([vm]), id).await.unwrap();
+        let request = Request::CreateSnapshot(CreateSnapshot {
+            vm,
+            image: None,
+            kind: SnapshotKind::VmDisks,
+            label: Label::default(),
+            quiesce: Quiesce::Off,
+            mount_points: Vec::new(),
+            freeze_timeout_ms: 1,
+            max_pause_ms: None,
+            disks: BTreeSet::new(),
+        });
+        let asked = Asked { by: "somebody".to_owned(), key: None, validate_only: false };
+        let (_, runner) = engine.prepare(id, permit, vm, None, request, asked).await.unwrap();
+        assert_eq!(engine.0.store.tree(vm).await.unwrap().snapshots.len(), 1, "it is CREATING");
+        engine.cancel(id).await.unwrap();
+        runner.unwrap().run().await;
+        let ended = engine.operation(id).await.unwrap().operation;
+        assert_eq!(ended.cursor.state, OperationState::Failed, "{ended:?}");
+        assert_eq!(engine.0.store.tree(vm).await.unwrap().snapshots, []);
     }
 }

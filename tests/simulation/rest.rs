@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use vmsnap::host::Link;
 use vmsnap::host::sim::AgentBehaviour;
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{Operation, RunState, SnapshotState, VmId};
+use vmsnap::model::{Operation, RunState, Snapshot, SnapshotState, VmId};
 use vmsnap::ops::{Engine, NodeCheck};
 use vmsnap::plan;
 
@@ -85,13 +85,14 @@ impl Node {
                 self.vms.iter().for_each(|vm| adopt(engine, *vm));
             }
             let is_quiet = self.wishes.is_empty() && self.new_vms.is_empty() && engine.busy() == 0;
-            if is_quiet && self.nothing_waits_for_people(engine, turn) && self.is_settled(is_last)? {
+            if is_quiet && self.nothing_waits_for_people(engine, turn) && self.unsettled(is_last)?.is_none() {
                 return Ok(());
             }
         }
         let waits = |vm: &VmId| at_once(self.store.tree(*vm)).map(|tree| engine.waits_for(&tree));
         let waits: Vec<_> = self.vms.iter().map(waits).collect();
-        Err(format!("it does not come to rest: {waits:?}, by hand {:?}", self.by_hand))
+        let unsettled = self.unsettled(is_last)?;
+        Err(format!("it does not come to rest: {unsettled:?}, waits {waits:?}, by hand {:?}", self.by_hand))
     }
 
     /// Whether people have looked at what was done by hand, and have settled it.
@@ -156,21 +157,26 @@ impl Node {
     }
 
     /// Whether nothing could go any more.
-    fn is_settled(&self, is_last: bool) -> Result<bool, String> {
+    /// In words; None if all is as it should be in the end.
+    fn unsettled(&self, is_last: bool) -> Result<Option<String>, String> {
         for vm in &self.vms {
             let tree = at_once(self.store.tree(*vm)).map_err(|error| error.to_string())?;
-            let is_whole = tree.snapshots.iter().all(|snapshot| snapshot.state == SnapshotState::Ready);
-            if !is_whole || !plan::collapse_tree(&tree, |_| false).is_empty() {
-                return Ok(false);
+            let is_ready = |snapshot: &&Snapshot| snapshot.state == SnapshotState::Ready;
+            if let Some(snapshot) = tree.snapshots.iter().find(|snapshot| !is_ready(snapshot)) {
+                return Ok(Some(format!("{} of {vm} is {:?}", snapshot.name, snapshot.state)));
+            }
+            if !plan::collapse_tree(&tree, |_| false).is_empty() {
+                return Ok(Some(format!("{vm} has layers that nothing needs")));
             }
             let due = at_once(self.store.manifests(*vm, true)).map_err(|error| error.to_string())?;
             if is_last && !due.is_empty() {
-                return Ok(false);
+                return Ok(Some(format!("{vm} has manifests that are not written: {due:?}")));
             }
         }
         let leases = at_once(self.store.leases()).map_err(|error| error.to_string())?;
         let throttles = at_once(self.store.throttles()).map_err(|error| error.to_string())?;
-        Ok(leases.is_empty() && throttles.is_empty())
+        let is_noted = !leases.is_empty() || !throttles.is_empty();
+        Ok(is_noted.then(|| format!("what is noted of guests: {leases:?}, {throttles:?}")))
     }
 
     /// No guest is left in a state that nobody wanted.

@@ -48,6 +48,7 @@ fn rebuild(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String) {
 
 /// On a node of its own: a rebuild looks at all that lies beside the images of all VMs.
 #[test]
+#[ignore = "long: make guests"]
 fn a_lost_catalog_comes_back_from_the_disks() {
     Node::within(|_| lose_and_rebuild());
 }

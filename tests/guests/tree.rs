@@ -103,6 +103,7 @@ impl Tree {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_branch_point_is_deleted_while_the_guest_runs() {
     let mut tree = Tree::plant();
     for name in ["root", "a", "b"] {
@@ -177,7 +178,6 @@ fn a_tree_of_twelve_is_deleted_in_any_order() {
 
 /// The VM has written more since the newest snapshot than the snapshot's layer holds: that goes up, not all of it down.
 #[test]
-#[ignore = "long: make guests"]
 fn the_smaller_layer_moves() {
     // The QEMU of the bed may be one that must not be asked to by itself: nobody else asks it for anything here.
     let mut tree = Tree::plant_with("live_pulls = 'always'");

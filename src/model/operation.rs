@@ -159,6 +159,12 @@ impl Operation {
         matches!(self.commit_step(), Some(Step::SwitchDisks(switch)) if switch.memory.is_some())
     }
 
+    /// Whether memory is to be captured behind its guest's back.
+    #[must_use]
+    pub fn captures_in_background(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
+    }
+
     /// What the VM did when a create was planned.
     #[must_use]
     pub fn run_state_before(&self) -> Option<RunState> {

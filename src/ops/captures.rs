@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::host::{Host, HostError, Link};
-use crate::model::{Operation, OperationId, Step, VmId};
+use crate::model::{Operation, OperationId, VmId};
 use crate::store::Store;
 
 use super::{Engine, Result};
@@ -42,10 +42,7 @@ async fn is_ended(host: &Host, vm: VmId) -> bool {
 /// The VMs whose memory open operations may have begun to capture behind their guests' backs.
 #[must_use]
 pub fn captured(open: &[Operation]) -> BTreeSet<VmId> {
-    let captures = |operation: &&Operation| {
-        operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
-    };
-    open.iter().filter(captures).map(|operation| operation.vm).collect()
+    open.iter().filter(|operation| operation.captures_in_background()).map(|operation| operation.vm).collect()
 }
 
 impl Engine {

@@ -31,6 +31,14 @@ async fn begin_image(node: &dyn Node, vm: VmId, image: &Path, format: MemoryForm
     assert_eq!(node.images().memory_image(image).await.unwrap(), None, "it is not complete");
 }
 
+/// Its memory is being captured, and nobody has proven it yet.
+async fn begin(node: &dyn Node, vm: VmId, image: &Path) {
+    let hypervisor = node.hypervisor();
+    hypervisor.prepare_background_capture(vm, image).await.unwrap();
+    hypervisor.pause(vm).await.unwrap();
+    hypervisor.begin_background_capture(vm, image).await.unwrap();
+}
+
 async fn look(node: &dyn Node, vm: VmId, image: &Path) -> BackgroundCapture {
     node.hypervisor().background_capture(vm, image).await.unwrap()
 }
@@ -115,9 +123,7 @@ async fn broken_off(node: &dyn Node, format: MemoryFormat, name: &str) {
         (node.image(&format!("base-{name}"), Format::Qcow2), node.path(&format!("memory-{name}")));
     let Some(vm) = prepared(node, &base, &image, format).await else { return };
     let hypervisor = node.hypervisor();
-    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
-    hypervisor.pause(vm).await.unwrap();
-    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    begin(node, vm, &image).await;
     hypervisor.end_background_capture(vm).await.unwrap();
     hypervisor.end_background_capture(vm).await.unwrap();
     assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
@@ -173,9 +179,7 @@ async fn a_vm_that_runs_meanwhile(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
     let Some(vm) = prepared(node, &base, &image, MemoryFormat::Raw).await else { return };
     let hypervisor = node.hypervisor();
-    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
-    hypervisor.pause(vm).await.unwrap();
-    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    begin(node, vm, &image).await;
     expect(&hypervisor.prove_background_capture(vm, &node.path("other")).await, "refused");
     hypervisor.prove_background_capture(vm, &image).await.unwrap();
     hypervisor.resume(vm).await.unwrap();
@@ -192,9 +196,7 @@ async fn a_vm_that_ends_meanwhile(node: &dyn Node) {
     let (base, image) = (node.image("base", Format::Qcow2), node.path("memory"));
     let Some(vm) = prepared(node, &base, &image, MemoryFormat::Zstd).await else { return };
     let hypervisor = node.hypervisor();
-    hypervisor.prepare_background_capture(vm, &image).await.unwrap();
-    hypervisor.pause(vm).await.unwrap();
-    hypervisor.begin_background_capture(vm, &image).await.unwrap();
+    begin(node, vm, &image).await;
     hypervisor.stop(vm).await.unwrap();
     assert_eq!(look(node, vm, &image).await, BackgroundCapture::None);
     hypervisor.end_background_capture(vm).await.unwrap();

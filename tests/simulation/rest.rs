@@ -156,8 +156,7 @@ impl Node {
         }
     }
 
-    /// Whether nothing could go any more.
-    /// In words; None if all is as it should be in the end.
+    /// What could still go, or is not as it should be in the end, in words.
     fn unsettled(&self, is_last: bool) -> Result<Option<String>, String> {
         for vm in &self.vms {
             let tree = at_once(self.store.tree(*vm)).map_err(|error| error.to_string())?;

@@ -59,7 +59,7 @@ pub(super) fn blocker(line: &Connection, awaited: &Awaited, vm: VmId) -> Result<
     let images = given::images(&domain, vm)?;
     if awaited.by_others(vm, images.iter().map(PathBuf::as_path)) {
         // Whoever switches it off lets what that one begins be another migration.
-        return Err(HostError::Busy("another process captures the VM's memory".into()));
+        return Err(is_of_another());
     }
     let described = Description::read(&vms::xml(&domain, vm, sys::VIR_DOMAIN_NONE)?)?;
     if let Some(blocker) = described.background_blocker {
@@ -81,7 +81,7 @@ pub(super) fn prepare(line: &Connection, awaited: &Awaited, vm: VmId, image: &Pa
     let MemoryPlace { format, .. } = where_memory_goes(image)?;
     awaited.give_up(vm);
     if !end_on(&domain, awaited, vm)? || !awaited.wait_for(vm, image)? {
-        return Err(HostError::Busy("another process captures the VM's memory".into()));
+        return Err(is_of_another());
     }
     let given = given::give(&domain, vm, image, format).and_then(|()| set_capability(&domain, vm, true));
     or_end(given, &domain, awaited, vm)
@@ -93,7 +93,7 @@ pub(super) fn begin(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path
     check_paused(&domain, vm)?;
     let place = where_memory_goes(image)?;
     if !awaited.is_for(vm, image) {
-        return Err(HostError::Refused { call: "capture memory", cause: "nobody has prepared it".into() });
+        return Err(refused("nobody has prepared it"));
     }
     or_end(begin_on(&domain, awaited, vm, (image, place)), &domain, awaited, vm)
 }
@@ -109,7 +109,6 @@ fn or_end(begun: Result<()>, domain: &Domain, awaited: &Awaited, vm: VmId) -> Re
 
 /// See [`crate::host::Hypervisor::prove_background_capture`].
 pub(super) fn prove(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path) -> Result<()> {
-    let refused = |cause: &str| HostError::Refused { call: "capture memory", cause: cause.into() };
     let domain = vms::lookup(line, vm)?;
     let before = awaited.requests(vm, image).ok_or_else(|| refused("nobody has begun it"))?;
     // As long as it is under way QEMU lets nobody change that (`migrate_caps_check`). Without it this is another migration, which
@@ -133,8 +132,7 @@ pub(super) fn prove(line: &Connection, awaited: &Awaited, vm: VmId, image: &Path
 fn check_paused(domain: &Domain, vm: VmId) -> Result<()> {
     let is_paused = vms::state(domain, vm)? == RunState::Paused(PauseReason::User);
     if !is_paused || monitor::is_running(domain, vm)? {
-        let cause = "somebody has resumed the VM".into();
-        return Err(HostError::Refused { call: "capture memory", cause });
+        return Err(refused("somebody has resumed the VM"));
     }
     Ok(())
 }
@@ -166,8 +164,7 @@ fn wait_for_pages(domain: &Domain, awaited: &Awaited, vm: VmId) -> Result<()> {
                     Carrier::Us(Compressed::Failed(ours)) => ours,
                     _ => problem,
                 };
-                let cause = LibvirtSays::new(problem).into();
-                return Err(HostError::Refused { call: "capture memory", cause });
+                return Err(refused(LibvirtSays::new(problem)));
             }
             Told::Nothing | Told::Active { .. } if began.elapsed() > BEGINS_WITHIN => {
                 return Err(HostError::TimedOut {
@@ -302,6 +299,14 @@ fn migrate(domain: &Domain, vm: VmId, uri: String) -> Result<()> {
 fn is_on(domain: &Domain, vm: VmId) -> Result<bool> {
     let capabilities: Vec<Capability> = query(domain, vm, "query-migrate-capabilities")?;
     Ok(capabilities.iter().any(|it| it.capability == CAPABILITY && it.state))
+}
+
+fn refused(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> HostError {
+    HostError::Refused { call: "capture memory", cause: cause.into() }
+}
+
+fn is_of_another() -> HostError {
+    HostError::Busy("another process captures the VM's memory".into())
 }
 
 const CAPABILITY: &str = "background-snapshot";

@@ -81,16 +81,13 @@ pub(super) async fn prepare(context: &Context<'_>, path: &Path) -> Performed {
 
 /// QEMU makes ready, which takes it as long as the guest has memory.
 pub(super) async fn begin(context: &Context<'_>, path: &Path) -> Performed {
-    let begun =
-        while_unbroken(context, || context.host.hypervisor.begin_background_capture(context.vm(), path));
-    begun.await
+    while_unbroken(context, context.host.hypervisor.begin_background_capture(context.vm(), path)).await
 }
 
 /// What the guest changes from now on is kept apart.
 pub(super) async fn prove(context: &Context<'_>, path: &Path) -> Performed {
-    let proven =
-        while_unbroken(context, || context.host.hypervisor.prove_background_capture(context.vm(), path));
-    let proven = proven.await;
+    let proving = context.host.hypervisor.prove_background_capture(context.vm(), path);
+    let proven = while_unbroken(context, proving).await;
     if !proven.is_done() {
         return proven;
     }
@@ -103,10 +100,7 @@ pub(super) async fn prove(context: &Context<'_>, path: &Path) -> Performed {
 
 /// A call that is worth something only as long as the VM stands still because of us. Whether it has stood still all the time cannot
 /// be told once an attempt was broken off.
-async fn while_unbroken<Call>(context: &Context<'_>, call: impl FnOnce() -> Call) -> Performed
-where
-    Call: Future<Output = Result<()>>,
-{
+async fn while_unbroken(context: &Context<'_>, call: impl Future<Output = Result<()>>) -> Performed {
     if !context.is_fresh {
         let cause = "it is not known whether the VM stood still when it began".into();
         return give_up(context, HostError::Refused { call: "capture memory", cause }).await;
@@ -114,7 +108,7 @@ where
     if let Err(failure) = pause::check_unbroken(context) {
         return give_up(context, failure).await;
     }
-    match call().await {
+    match call.await {
         Ok(()) => Performed::done(),
         Err(error) => give_up(context, error).await,
     }

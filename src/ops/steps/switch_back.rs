@@ -3,7 +3,7 @@
 //! Decides when it is known what the switch came to: from then on only the merge counts. Leaves the merge to `merge`.
 
 use crate::model::VmView;
-use crate::model::step::{How, Merge, MergeLayers, Step, SwitchDisks};
+use crate::model::step::{How, Merge, MergeLayers, SwitchDisks};
 use crate::model::vm::DiskSource;
 
 use super::pause::{self, Told, restore_run_state};
@@ -27,7 +27,7 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
     // now, the step that froze it proves it when it is undone.
     let _ = quiesce::thaw(context).await;
     let _ = pause::resume(context).await;
-    if captures_behind_its_back(context) {
+    if context.operation.captures_in_background() {
         // Nobody attends that any more, and what comes next may take hours.
         let broken_off = background::break_off(context).await;
         if !broken_off.is_done() {
@@ -72,11 +72,6 @@ pub(super) async fn take_back(context: &Context<'_>, switch: &SwitchDisks) -> Pe
         Ok(()) => Performed::done(),
         Err(error) => Performed::unknown(error),
     }
-}
-
-/// Whether memory may be captured while the disks go over.
-fn captures_behind_its_back(context: &Context<'_>) -> bool {
-    context.operation.steps.iter().any(|step| matches!(step, Step::CaptureMemory { .. }))
 }
 
 /// Whether nothing has gone over to the overlays, and no definition names one.

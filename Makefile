@@ -40,6 +40,8 @@ check:
 ifneq ($(AS_ROOT),)
 run-tests guests kills bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
 endif
+# Most of them wait for QEMU and libvirt most of the time.
+run-tests: export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
 run-tests:
 	$(CARGO) test
 
@@ -47,14 +49,14 @@ run-tests:
 guests:
 	tests/bed/run.sh $(CARGO) test --test guests -- --include-ignored
 
-# The random histories of tests/histories.rs, many more of them than a test run has time for.
+# The random histories of tests/engine/histories.rs, many more of them than a test run has time for.
 HISTORIES ?= 20000
 histories:
-	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test histories
+	PROPTEST_CASES=$(HISTORIES) $(CARGO) test --release --test engine histories
 
-# The faults of tests/crash and tests/lost_catalog, all of them. It ends with a table: what came of which fault at which call.
+# The faults of tests/engine, crash and lost_catalog, all of them. It ends with a table: what came of which fault at which call.
 faults:
-	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test crash --test lost_catalog
+	VMSNAP_ALL_FAULTS=1 $(CARGO) test --test engine -- crash lost_catalog
 	@cat $(or $(CARGO_TARGET_DIR),target)/tmp/faults.md
 
 # The simulated nodes of tests/simulation, many more of them. A seed that fails runs alone with VMSNAP_SEED.

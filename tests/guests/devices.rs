@@ -86,6 +86,7 @@ fn wait_for_state(client: &Client, snapshot: &str, state: &str) {
 }
 
 #[test]
+#[ignore = "long: make guests"]
 fn a_guest_that_leaves_the_node_and_comes_back() {
     let guest = Guest::boot(&Spec::default());
     let images = guest.directory().display().to_string();

@@ -33,7 +33,7 @@ use tracing_subscriber::EnvFilter;
 const FAILURES: usize = 3;
 
 /// So many seeds in a run of all tests.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 300;
 
 #[test]
 fn seeds() {

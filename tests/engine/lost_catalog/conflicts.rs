@@ -11,8 +11,8 @@ use vmsnap::model::{
     CloneMode, Format, Layer, LayerId, LayerTree, Ownership, SnapshotId, SnapshotState, VolumeId,
 };
 
+use super::{carry_out, set_up, verify};
 use crate::simulated::{Life, Scene};
-use crate::{carry_out, set_up, verify};
 
 pub fn manifests(scene: &Scene) -> Vec<Manifest> {
     let files = scene.sim.files().into_iter();

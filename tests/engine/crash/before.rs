@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CloneMode, Quiesce, RunState};
 
-use super::simulated::{Life, Scene, Truth};
 use super::wish::{Wish, vdb};
+use crate::simulated::{Life, Scene, Truth};
 
 /// A VM with three snapshots, `two` with memory, and what everything reads.
 pub fn set_up(wish: Wish, run_state: RunState) -> (Scene, Truth) {

@@ -1,10 +1,6 @@
 //! Merges that a guest outruns, that stand still, or that a guest waits for, and captures of memory that do: seen, told, slowed,
 //! ended; and a guest that is never left slowed, whenever the daemon dies.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-mod simulated;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,7 +10,7 @@ use vmsnap::model::io_limits::{Directions, IoLimits, Limit};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{DiskTarget, OperationId, Quiesce, Reason, RunState};
 
-use simulated::{Life, Scene, Truth, ensure};
+use crate::simulated::{self, Life, Scene, Truth, ensure};
 
 /// The guest writes these blocks over and over.
 const FIRST: u64 = 20;

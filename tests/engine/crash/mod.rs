@@ -2,11 +2,7 @@
 //! answered blindly; where it hangs the daemon dies and another one goes on. Whatever happens, the operation ends, the
 //! guest runs thawed, every READY snapshot and the VM's disks read what they should, and no file is left over.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
 mod before;
-#[path = "../simulated/mod.rs"]
-mod simulated;
 mod table;
 mod wish;
 
@@ -15,8 +11,8 @@ use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CloneMode, IoLimits, Operation, Quiesce, Reason, RunState};
 
+use crate::simulated::{Life, Scene, Truth, ensure};
 use before::set_up;
-use simulated::{Life, Scene, Truth, ensure};
 use table::Came;
 use wish::{Wish, vdb};
 
@@ -197,8 +193,8 @@ fn troubles() -> [Trouble; 9] {
 fn strike_each(wish: Wish, run_state: RunState) -> usize {
     let troubles = troubles();
     let before = set_up(wish, run_state);
-    // A fourth of them, spread over the calls, unless all are asked for: `make faults`.
-    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 4 };
+    // A sixth of them, spread over the calls, unless all are asked for: `make faults`.
+    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 6 };
     let mut struck = 0;
     for (index, trouble) in troubles.iter().enumerate() {
         let mut call = 1 + index % step;

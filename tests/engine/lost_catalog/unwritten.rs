@@ -4,7 +4,7 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger}
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CreateSnapshot, Quiesce, Request, VmId};
 
-use crate::carry_out;
+use super::carry_out;
 use crate::simulated::{Life, Scene};
 
 fn create(scene: &Scene, vm: VmId, name: &str) -> Request {
@@ -21,7 +21,7 @@ fn written(scene: &Scene) -> Vec<String> {
         vmsnap::model::manifest::Manifest::Clone(_) => None,
     };
     let mut names: Vec<String> =
-        crate::conflicts::manifests(scene).into_iter().filter_map(of_snapshot).collect();
+        super::conflicts::manifests(scene).into_iter().filter_map(of_snapshot).collect();
     names.sort();
     names
 }

@@ -2,10 +2,6 @@
 //! them, resizes, switching on and off, and crashes in the middle. After each act every snapshot and every disk reads what
 //! it must, and what is refused has changed nothing.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-mod simulated;
-
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -15,7 +11,7 @@ use vmsnap::host::sim::{BLOCK, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{CloneMode, DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
 
-use simulated::{Disks, Life, Reading, Scene, Truth, disks};
+use crate::simulated::{Disks, Life, Reading, Scene, Truth, disks};
 
 #[derive(Debug, Clone)]
 enum Act {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use vmsnap::model::manifest::Manifest;
 use vmsnap::model::{PurgeSnapshot, Request};
 
-use crate::conflicts::{leave, manifests};
+use super::conflicts::{leave, manifests};
+use super::{carry_out, set_up};
 use crate::simulated::{Life, Scene, disks};
-use crate::{carry_out, set_up};
 
 /// How a manifest tells of the VM's disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,17 +1,13 @@
 //! A revert whose VM was started, and whose end nobody has seen: the daemon died in the start, and the VM has ended since. What
 //! its guest wrote is what the VM has.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-mod simulated;
-
 use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::vm::RunState;
 use vmsnap::model::{OperationId, Quiesce, Request};
 use vmsnap::plan::MemoryCompression;
 
-use simulated::{Life, Scene, Truth};
+use crate::simulated::{Life, Scene, Truth};
 
 fn done(life: &Life, request: Request) {
     let id = life.begin(request, || false).unwrap().unwrap();

@@ -1,12 +1,8 @@
 //! A catalog that is lost at any moment, in the midst of an operation too: what comes back as READY from the disks reads what
 //! it should, what cannot be vouched for is in ERROR or LOST with the reason, and later operations keep it so.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
 mod conflicts;
 mod gone;
-#[path = "../simulated/mod.rs"]
-mod simulated;
 mod unwritten;
 
 use std::collections::BTreeSet;
@@ -16,7 +12,7 @@ use vmsnap::host::sim::{Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
 use vmsnap::model::{LayerTree, Quiesce, Reason, Request, SnapshotState};
 
-use simulated::{Life, Scene, Truth, ensure};
+use crate::simulated::{self, Life, Scene, Truth, ensure};
 
 /// A VM with snapshots `one` to `three`, `two` with memory, and what everything reads.
 fn set_up() -> (Scene, Truth) {
@@ -63,8 +59,8 @@ fn verify(scene: &Scene, truth: &Truth, excused: &[&str]) -> Result<(), String> 
 /// The daemon dies at each call of an operation, and the catalog is lost with it.
 fn strike_everywhere(request: fn(&Scene) -> Request, excused: &[&str]) {
     let (before, truth) = set_up();
-    // Half of them, spread over the calls, unless all are asked for: `make faults`.
-    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 2 };
+    // A third of them, spread over the calls, unless all are asked for: `make faults`.
+    let step = if std::env::var_os("VMSNAP_ALL_FAULTS").is_some() { 1 } else { 3 };
     for (index, moment) in [Moment::Before, Moment::Midway, Moment::After].into_iter().enumerate() {
         for call in (1 + index % step..).step_by(step) {
             let mut scene = before.fork();

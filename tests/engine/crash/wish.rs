@@ -6,7 +6,7 @@ use vmsnap::model::vm::Format;
 use vmsnap::model::{CloneMode, DifferenceAction, DiskTarget, Quiesce, Request};
 use vmsnap::plan::MemoryCompression;
 
-use super::simulated::{Disks, Scene, Truth};
+use crate::simulated::{Disks, Scene, Truth};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]

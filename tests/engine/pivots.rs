@@ -1,10 +1,6 @@
 //! A VM that was asked to write to the base of a merge, and whose process ends before anybody has seen whether it did: the
 //! child is never merged into a base that may be newer.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-mod simulated;
-
 use std::path::{Path, PathBuf};
 
 use vmsnap::host::Link;
@@ -13,7 +9,7 @@ use vmsnap::model::operation::OperationState;
 use vmsnap::model::step::{ImageRef, Step};
 use vmsnap::model::{DiskTarget, Operation, OperationId, Quiesce, Reason};
 
-use simulated::{Life, Scene, Truth};
+use crate::simulated::{self, Life, Scene, Truth};
 
 /// How far the pivot of `vda` came before everything died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,6 @@
 //! A VM that was switched to overlays, and whose process ends before libvirt has noted it: what its guest wrote last is never
 //! removed, and never booted past.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
-
-mod simulated;
-
 use std::path::{Path, PathBuf};
 
 use vmsnap::host::sim::{Call, Complaint, Content, Fault, Method, Mishap, Moment, Trigger};
@@ -13,7 +9,7 @@ use vmsnap::model::step::{PointedDisk, Step};
 use vmsnap::model::vm::{PauseReason, RunState};
 use vmsnap::model::{Operation, OperationId, Quiesce, Reason};
 
-use simulated::{Life, Scene, Truth};
+use crate::simulated::{Life, Scene, Truth};
 
 /// A create whose daemon died in a call. In the middle of the switch libvirt died with it: QEMU has switched, and no
 /// definition tells.

@@ -75,6 +75,7 @@ pub enum EventKind {
     VmDifference,
     DaemonStarted,
     DaemonStopping,
+    OutboxDropped,
 }
 
 /// How much attention an event wants.
@@ -163,6 +164,17 @@ pub fn of_presence(vm: VmId, name: &str, is_here: bool, snapshots: usize, cause:
     let event =
         Event { vm: Some(vm), vm_name: name.to_owned(), severity, ..Event::new(kind, message, cause) };
     event.with("snapshots", snapshots)
+}
+
+/// The outbox for the controller was full, and so many items are gone.
+#[must_use]
+pub fn of_full_outbox(dropped: u64, at: Timestamp) -> Event {
+    let message = format!(
+        "the controller was away for too long: its outbox was full, and {dropped} items were dropped; it has to ask for an inventory"
+    );
+    let cause = Cause { operation: None, actor: "vmsnapd".to_owned(), at };
+    let event = Event { severity: Severity::Error, ..Event::new(EventKind::OutboxDropped, message, &cause) };
+    event.with("dropped", dropped)
 }
 
 /// A difference between the catalog and the world was found, or is settled.

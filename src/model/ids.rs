@@ -70,6 +70,11 @@ identity!(
     VolumeId
 );
 
+identity!(
+    /// The outbox for a controller, for as long as it has no gap.
+    OutboxId
+);
+
 impl VmId {
     /// What stands for the VM of a volume that no VM has.
     #[must_use]

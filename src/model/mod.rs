@@ -29,8 +29,8 @@ pub use difference::{Difference, DifferenceAction, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use event::{Cause, Event};
 pub use ids::{
-    CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, SnapshotId, SnapshotName, VmId,
-    VmName, VolumeId, VolumeName,
+    CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, OutboxId, SnapshotId, SnapshotName,
+    VmId, VmName, VolumeId, VolumeName,
 };
 pub use io_limits::IoLimits;
 pub use layer::{Layer, LayerTree, Ownership, Volume};

@@ -114,6 +114,12 @@ impl Operation {
         })
     }
 
+    /// Whether both are in the same state, at whatever step.
+    #[must_use]
+    pub fn is_in_state_of(&self, other: &Self) -> bool {
+        std::mem::discriminant(&self.cursor.state) == std::mem::discriminant(&other.cursor.state)
+    }
+
     /// Whether a wish to cancel can still be granted: before the commit step, and in one that can be ended from outside.
     #[must_use]
     pub fn can_cancel(&self) -> bool {

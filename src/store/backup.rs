@@ -175,6 +175,8 @@ fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
 /// half way. Carried on with from here it would stop a VM, or let one write to what snapshots refer to.
 fn hold_operations(copy: &mut Connection) -> Result<()> {
     let transaction = copy.transaction()?;
+    // What is told from the copy on is not what was told after it was made: another outbox has to begin.
+    transaction.execute_batch("DELETE FROM outbox; DELETE FROM outbox_state")?;
     // Whoever is frozen when the copy is put in place was frozen by somebody else.
     transaction.execute("DELETE FROM lease", [])?;
     for mut operation in journal::read_open(&transaction)? {

@@ -5,7 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::conditions::Conditions;
-use super::{Prepared, Result, Store, from_json, to_json};
+use super::{Prepared, Result, Store, from_json, outbox, to_json};
 use crate::model::event::{Event, EventKind, Severity};
 use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
 
@@ -86,11 +86,12 @@ pub(super) fn insert_all(
 /// Enters an event.
 pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()> {
     let text = |id: Option<String>| id.unwrap_or_default();
+    let body = to_json(event, "event")?;
     let mut statement = transaction.prepare_cached(
         "INSERT INTO event (created_at, kind, severity, vm, snapshot, volume, operation, body)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    statement.execute(params![
+    let place = statement.insert(params![
         event.at.as_millisecond(),
         to_json(&event.kind, "kind of event")?,
         rank(event.severity),
@@ -98,9 +99,9 @@ pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()>
         text(event.snapshot.map(|id| id.to_string())),
         text(event.volume.map(|id| id.to_string())),
         text(event.operation.map(|id| id.to_string())),
-        to_json(event, "event")?,
+        body,
     ])?;
-    Ok(())
+    outbox::put_event(transaction, event.at, place, &body)
 }
 
 /// The place of the newest event ever.

@@ -3,7 +3,9 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Prepared, Result, Store, StoreError, clone, event, from_json, snapshot, to_json, way_back};
+use super::{
+    Prepared, Result, Store, StoreError, clone, event, from_json, outbox, snapshot, to_json, way_back,
+};
 use crate::model::event::{Cause, of_clone, of_expiry, of_operation, of_snapshot};
 use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
 
@@ -47,7 +49,7 @@ impl Store {
                 actor: operation.created_by.clone(),
                 at: operation.created_at,
             };
-            event::insert_all(transaction, of_operation(None, &operation))?;
+            tell(transaction, None, &operation)?;
             for expired in operation.request.expired() {
                 let expired = snapshot::read(transaction, *expired)?;
                 event::insert_all(transaction, expired.map(|expired| of_expiry(&expired, &cause)))?;
@@ -80,7 +82,7 @@ impl Store {
     pub async fn save(&self, operation: Operation) -> Result<()> {
         self.transact(move |transaction| {
             let before = read(transaction, operation.id)?;
-            event::insert_all(transaction, of_operation(before.as_ref(), &operation))?;
+            tell(transaction, before.as_ref(), &operation)?;
             if operation.cursor.has_ended() {
                 way_back::leave(transaction, operation.id)?;
             }
@@ -126,6 +128,12 @@ impl Store {
         })
         .await
     }
+}
+
+/// Tells what is new of an operation.
+fn tell(transaction: &Transaction<'_>, before: Option<&Operation>, now: &Operation) -> Result<()> {
+    event::insert_all(transaction, of_operation(before, now))?;
+    outbox::put_operation(transaction, before, now)
 }
 
 fn begun_before(transaction: &Transaction<'_>, key: Option<&RequestKey>) -> Result<Option<Operation>> {

@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x766d_736e;
 const STATEMENTS: usize = 128;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -195,6 +195,22 @@ CREATE TABLE pivot (
 
 const V5: &str = "
 CREATE TABLE way_back (operation TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+";
+
+/// `event` is the place of an event; NULL: the body is an operation. There is a state while there is a controller.
+const V6: &str = "
+CREATE TABLE outbox (
+    sequence    INTEGER PRIMARY KEY AUTOINCREMENT,
+    created_at  INTEGER NOT NULL,
+    event       INTEGER,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE TABLE outbox_state (
+    id          TEXT NOT NULL,
+    acknowledged INTEGER NOT NULL,
+    bytes       INTEGER NOT NULL,
+    most_bytes  INTEGER NOT NULL
+) STRICT;
 ";
 
 /// The tables without which a plan would be wrong, and that have indexes.

@@ -266,3 +266,4 @@ mod backup;
 mod fuzz;
 mod lists;
 mod lists_model;
+mod outbox;

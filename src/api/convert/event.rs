@@ -63,12 +63,13 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::VmDifference => v1::EventKind::VmDifference,
         EventKind::DaemonStarted => v1::EventKind::DaemonStarted,
         EventKind::DaemonStopping => v1::EventKind::DaemonStopping,
+        EventKind::OutboxDropped => v1::EventKind::OutboxDropped,
     }
 }
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 18] = [
+    const KINDS: [EventKind; 19] = [
         EventKind::SnapshotStateChanged,
         EventKind::SnapshotUpdated,
         EventKind::SnapshotCommented,
@@ -87,6 +88,7 @@ pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
         EventKind::VmDifference,
         EventKind::DaemonStarted,
         EventKind::DaemonStopping,
+        EventKind::OutboxDropped,
     ];
     KINDS.into_iter().find(|known| kind(*known) == wanted)
 }

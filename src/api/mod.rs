@@ -6,9 +6,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use tokio::sync::watch::Receiver;
 use tonic::Request;
 use tonic::transport::Server;
 use tonic::transport::server::{Router, UdsConnectInfo};
+use uuid::Uuid;
 
 use crate::ops::{Asked, Engine};
 use crate::proto::v1;
@@ -25,6 +27,7 @@ mod node;
 mod operation;
 mod paging;
 mod reason;
+mod report;
 mod request;
 mod resolve;
 mod shown;
@@ -51,20 +54,39 @@ macro_rules! limited {
 /// A gRPC answer.
 type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
 
+/// Which node this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// The same for as long as the state directory is there.
+    pub id: Uuid,
+    /// What the kernel calls it.
+    pub host_name: String,
+}
+
 /// All services, over one engine. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     engine: Engine,
+    identity: NodeIdentity,
     state_directory: PathBuf,
     started: Instant,
     watched: Watched,
+    /// Whether a controller has taken us; None where there is none.
+    reporting: Option<Receiver<Result<(), String>>>,
 }
 
 impl Api {
     /// The services over an engine.
     #[must_use]
-    pub fn new(engine: Engine, state_directory: PathBuf) -> Self {
-        Self { engine, state_directory, started: Instant::now(), watched: Watched::default() }
+    pub fn new(engine: Engine, identity: NodeIdentity, state_directory: PathBuf) -> Self {
+        let (started, watched) = (Instant::now(), Watched::default());
+        Self { engine, identity, state_directory, started, watched, reporting: None }
+    }
+
+    /// With a controller: whether it has taken us, or why not.
+    #[must_use]
+    pub fn reporting(self, reporting: Receiver<Result<(), String>>) -> Self {
+        Self { reporting: Some(reporting), ..self }
     }
 
     /// Adds all services to a server.

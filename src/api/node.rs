@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use super::later::later;
 use super::status::Violations;
@@ -17,44 +17,7 @@ use crate::store::{Page, SnapshotFilter};
 #[tonic::async_trait]
 impl NodeService for Api {
     async fn get_node(&self, _: Request<v1::GetNodeRequest>) -> Answer<v1::GetNodeResponse> {
-        let hypervisor = &self.engine.host().hypervisor;
-        let link = hypervisor.link().borrow().clone();
-        // A hypervisor that is down has no versions to tell; the node is described all the same.
-        let about = match &link {
-            Link::Up => hypervisor.about().await.ok(),
-            Link::Down(_) => None,
-        };
-        let catalog = self.engine.store().probe().await.err().map(|error| error.to_string());
-        let (open, _) = self.engine.operations(None, true, None, 1000).await.map_err(status::of)?;
-        let everything = SnapshotFilter::default();
-        let one = Page { limit: 1, ..Page::default() };
-        let snapshots = self.engine.snapshots(everything, one).await.map_err(status::of)?;
-        let vms = self.engine.vms().await.unwrap_or_default();
-        let storage = self.engine.storage(&self.state_directory).await.map_err(status::of)?;
-        let uptime = self.started.elapsed();
-        let now = Timestamp::now();
-        let started = SignedDuration::try_from(uptime).ok().and_then(|uptime| now.checked_sub(uptime).ok());
-        let node = v1::Node {
-            name: about.as_ref().map(|about| about.host_name.clone()).unwrap_or_default(),
-            versions: Some(versions(about)),
-            capabilities: Some(v1::Capabilities {
-                memory: true,
-                max_page_size: paging::MOST,
-                ..v1::Capabilities::default()
-            }),
-            parts: vec![part("libvirt", link_problem(&link)), part("catalog", catalog)],
-            start_time: started.map(convert::timestamp),
-            uptime: uptime.try_into().ok(),
-            state_directory: self.state_directory.display().to_string(),
-            vm_count: u32::try_from(vms.len()).unwrap_or(u32::MAX),
-            snapshot_count: snapshots.total,
-            open_operation_ids: open.iter().map(|operation| operation.id.to_string()).collect(),
-            draining: self.engine.draining().is_cancelled(),
-            storage: storage.into_iter().map(storage_space).collect(),
-            time: Some(convert::timestamp(now)),
-            ..v1::Node::default()
-        };
-        Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
+        Ok(Response::new(v1::GetNodeResponse { node: Some(self.node().await?) }))
     }
 
     async fn check_node(&self, _: Request<v1::CheckNodeRequest>) -> Answer<v1::CheckNodeResponse> {
@@ -85,6 +48,60 @@ impl NodeService for Api {
 
     later! {
         reload_configuration(ReloadConfigurationRequest) -> v1::ReloadConfigurationResponse;
+    }
+}
+
+impl Api {
+    /// The node as it is now.
+    pub(super) async fn node(&self) -> Result<v1::Node, Status> {
+        let hypervisor = &self.engine.host().hypervisor;
+        let link = hypervisor.link().borrow().clone();
+        // One that is down has no versions to tell; the node is described all the same.
+        let about = match &link {
+            Link::Up => hypervisor.about().await.ok(),
+            Link::Down(_) => None,
+        };
+        let (open, _) = self.engine.operations(None, true, None, 1000).await.map_err(status::of)?;
+        let everything = SnapshotFilter::default();
+        let one = Page { limit: 1, ..Page::default() };
+        let snapshots = self.engine.snapshots(everything, one).await.map_err(status::of)?;
+        let vms = self.engine.vms().await.unwrap_or_default();
+        let storage = self.engine.storage(&self.state_directory).await.map_err(status::of)?;
+        let uptime = self.started.elapsed();
+        let now = Timestamp::now();
+        let started = SignedDuration::try_from(uptime).ok().and_then(|uptime| now.checked_sub(uptime).ok());
+        Ok(v1::Node {
+            id: self.identity.id.to_string(),
+            // libvirt's has the domain, too.
+            name: about.as_ref().map_or(&self.identity.host_name, |about| &about.host_name).clone(),
+            versions: Some(versions(about)),
+            capabilities: Some(v1::Capabilities {
+                memory: true,
+                max_page_size: paging::MOST,
+                ..v1::Capabilities::default()
+            }),
+            parts: self.parts().await,
+            start_time: started.map(convert::timestamp),
+            uptime: uptime.try_into().ok(),
+            state_directory: self.state_directory.display().to_string(),
+            vm_count: u32::try_from(vms.len()).unwrap_or(u32::MAX),
+            snapshot_count: snapshots.total,
+            open_operation_ids: open.iter().map(|operation| operation.id.to_string()).collect(),
+            draining: self.engine.draining().is_cancelled(),
+            storage: storage.into_iter().map(storage_space).collect(),
+            time: Some(convert::timestamp(now)),
+            ..v1::Node::default()
+        })
+    }
+
+    /// How each part of the daemon is.
+    pub(super) async fn parts(&self) -> Vec<v1::PartHealth> {
+        let link = self.engine.host().hypervisor.link().borrow().clone();
+        let catalog = self.engine.store().probe().await.err().map(|error| error.to_string());
+        let controller = self.reporting.as_ref().map(|reporting| reporting.borrow().clone().err());
+        let mut parts = vec![part("libvirt", link_problem(&link)), part("catalog", catalog)];
+        parts.extend(controller.map(|problem| part("controller", problem)));
+        parts
     }
 }
 

@@ -119,10 +119,18 @@ pub(super) fn parse(id: &str) -> Result<OperationId, Status> {
     id.parse().map_err(|_| status::of(OpsError::NoSuchOperation(id.to_owned())))
 }
 
+/// The states that are not ends.
+const OPEN: [v1::OperationState; 3] =
+    [v1::OperationState::Running, v1::OperationState::Undoing, v1::OperationState::Stuck];
+
+/// Lets through what has not ended.
+pub(super) fn only_open() -> v1::OperationFilter {
+    v1::OperationFilter { states: OPEN.map(i32::from).to_vec(), ..v1::OperationFilter::default() }
+}
+
 /// The parts of the filter that this version serves: a VM, and the states that are not ends. Any other is refused
 /// rather than passed over.
 fn is_only_open(filter: &v1::OperationFilter) -> Result<bool, Status> {
-    let open = [v1::OperationState::Running, v1::OperationState::Undoing, v1::OperationState::Stuck];
     let is_other = !filter.snapshot_id.is_empty()
         || !filter.kinds.is_empty()
         || !filter.request_id.is_empty()
@@ -135,7 +143,7 @@ fn is_only_open(filter: &v1::OperationFilter) -> Result<bool, Status> {
             Err(status::not_implemented("a filter of operations by more than vm and open states"))
         }
         [] => Ok(false),
-        states if open.iter().all(|state| states.contains(state)) && states.len() == open.len() => Ok(true),
+        states if OPEN.iter().all(|state| states.contains(state)) && states.len() == OPEN.len() => Ok(true),
         _ => Err(status::not_implemented("a filter of operations by single states")),
     }
 }

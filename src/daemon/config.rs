@@ -11,6 +11,10 @@ use serde::Deserialize;
 use crate::host::images::Geometry;
 use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, SpeedPolicy};
 
+mod controller;
+
+pub use controller::{ControllerConfig, TlsFiles};
+
 /// Everything that can be set. Every default works unset.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -74,6 +78,8 @@ pub struct Config {
     pub event_days: u32,
     /// Seconds that open operations get to come to a durable stop.
     pub drain_seconds: u64,
+    /// Whom to report to: the section `[controller]`. Unset: nobody.
+    pub controller: Option<ControllerConfig>,
     /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter of tracing-subscriber.
     pub log: String,
 }
@@ -105,6 +111,7 @@ impl Default for Config {
             catalog_backups: 14,
             event_days: 90,
             drain_seconds: 60,
+            controller: None,
             log: "info".to_owned(),
         }
     }
@@ -241,6 +248,7 @@ impl Config {
             }
         }
         self.overlays()?;
+        self.controller.as_ref().map_or(Ok(()), ControllerConfig::check)?;
         self.mode().map(drop)
     }
 
@@ -369,6 +377,14 @@ concurrent_captures = 2
 event_days = 90
 drain_seconds = 60
 log = "info"
+
+[controller]
+endpoint = "https://controller.example.org:7443"
+ca = "/etc/vmsnapd/ca.pem"
+certificate = "/etc/vmsnapd/node.pem"
+key = "/etc/vmsnapd/node.key"
+server_name = "controller"
+outbox_bytes = 268435456
 "#;
 
     proptest::proptest! {

@@ -1,23 +1,27 @@
-//! Health, one name per part: `libvirt`, `catalog`, `storage`; and "" for whether calls are served at all.
+//! Health, one name per part: `libvirt`, `catalog`, `storage`, and `controller` where one is configured; and "" for whether
+//! calls are served at all.
 //!
 //! The hypervisor being down makes the daemon degraded, not dead: only its own part says `NOT_SERVING`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use super::config::Config;
+use super::controller::Reporting;
 use crate::host::Link;
 use crate::ops::Engine;
 
-/// The parts that are reported.
+/// The parts that there always are.
 const PARTS: [&str; 3] = [LIBVIRT, CATALOG, STORAGE];
 const LIBVIRT: &str = "libvirt";
 const CATALOG: &str = "catalog";
 const STORAGE: &str = "storage";
+const CONTROLLER: &str = "controller";
 
 /// Nothing tells when a disk fills or fails: looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -29,6 +33,20 @@ pub(super) fn start(engine: &Engine, config: &Config) -> (HealthReporter, Health
     let directories = vec![config.state_directory.clone(), config.memory_directory()];
     tokio::spawn(watch_disk(engine.clone(), reporter.clone(), directories, config.reserve_bytes));
     (reporter, service)
+}
+
+/// Watches whether the controller has taken us, for as long as somebody calls it. One that is away keeps nobody from working.
+pub(super) fn watch_controller(reporter: HealthReporter, mut reporting: watch::Receiver<Reporting>) {
+    tokio::spawn(async move {
+        loop {
+            let status = status(reporting.borrow_and_update().is_ok());
+            reporter.set_service_status(CONTROLLER, status).await;
+            if reporting.changed().await.is_err() {
+                reporter.set_service_status(CONTROLLER, ServingStatus::NotServing).await;
+                return;
+            }
+        }
+    });
 }
 
 /// The daemon takes no more work.

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use super::config::{Config, ConfigError};
-use super::{health, lock, serve};
-use crate::api::Api;
+use super::{controller, health, identity, lock, serve};
+use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
 use crate::host::{Host, HostError};
@@ -249,13 +250,22 @@ pub struct Daemon {
 impl Daemon {
     /// Recovers what an earlier life left, then listens. Calls are answered when this returns.
     pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
+        // What is told from here on is kept for the controller, too.
+        controller::keep_outbox(&store, config).await?;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
         let listener = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();
-        let api = Api::new(engine.clone(), config.state_directory.clone());
+        let identity = identity_of_node(config.state_directory.clone()).await?;
+        let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
+        if let Some(controller) = config.controller.clone() {
+            let (reporting, watched) = watch::channel(Err("it is called for the first time".to_owned()));
+            health::watch_controller(health.clone(), watched.clone());
+            api = api.reporting(watched);
+            tokio::spawn(controller::report(api.clone(), controller, reporting, stop.clone()));
+        }
         let serving = tokio::spawn(serve::serve(listener, api, health_service, stop.clone()));
         tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
         tell_systemd(&[NotifyState::Ready]);
@@ -292,6 +302,11 @@ impl Daemon {
             Ok(Err(_)) | Err(_) => Ok(()),
         }
     }
+}
+
+async fn identity_of_node(state_directory: PathBuf) -> Result<NodeIdentity, StartError> {
+    let read = tokio::task::spawn_blocking(move || identity::of_node(&state_directory)).await;
+    read.map_err(|panicked| StartError::System(io::Error::other(panicked)))
 }
 
 /// Where files of ours are.

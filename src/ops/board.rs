@@ -101,6 +101,8 @@ pub(super) struct Limit {
 #[derive(Clone, Default)]
 pub(super) struct Board {
     entries: Arc<Mutex<HashMap<OperationId, Entry>>>,
+    /// Counts whatever is shown.
+    moves: Arc<watch::Sender<u64>>,
 }
 
 struct Entry {
@@ -145,6 +147,17 @@ impl Board {
         entries.get(&id).map(|entry| entry.view.clone())
     }
 
+    /// Tells whenever anything else is shown of any operation.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
+    }
+
+    /// All operations as they are shown now.
+    pub(super) fn views(&self) -> Vec<OperationView> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().map(|entry| entry.view.borrow().clone()).collect()
+    }
+
     /// The way to speak to an operation under way.
     pub(super) fn commands(&self, id: OperationId) -> Option<mpsc::Sender<Command>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,6 +181,11 @@ impl Reporter {
     /// Shows an operation. The journal has its state, or has one that covers it ([`crate::model::window`]).
     pub(super) fn publish(&self, operation: &Operation) {
         self.view.send_replace(OperationView::of(operation.clone()));
+        self.moved();
+    }
+
+    fn moved(&self) {
+        self.board.moves.send_modify(|moves| *moves += 1);
     }
 
     /// What is shown now.
@@ -201,6 +219,7 @@ impl Reporter {
             }
             view.revision += 1;
         });
+        self.moved();
     }
 
     /// Shows how the merge of a disk, whose progress is shown already, stands against the guest.
@@ -213,6 +232,7 @@ impl Reporter {
                 view.revision += 1;
             }
         });
+        self.moved();
     }
 }
 

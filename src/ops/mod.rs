@@ -335,6 +335,18 @@ impl Engine {
         self.0.board.watch(id)
     }
 
+    /// Tells whenever any operation moves.
+    #[must_use]
+    pub fn moves(&self) -> watch::Receiver<u64> {
+        self.0.board.moves()
+    }
+
+    /// All operations under way, as they are now.
+    #[must_use]
+    pub fn under_way_now(&self) -> Vec<OperationView> {
+        self.0.board.views()
+    }
+
     /// Asks an operation to turn back.
     pub async fn cancel(&self, id: OperationId) -> Result<OperationView> {
         let view = self.operation(id).await?;

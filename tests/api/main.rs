@@ -13,6 +13,7 @@ mod captures;
 mod check;
 mod client;
 mod clones;
+mod controller;
 mod differences;
 mod edit;
 mod elsewhere;

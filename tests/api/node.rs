@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
-use vmsnap::daemon::config::Config;
+use vmsnap::daemon::config::{Config, ControllerConfig};
 use vmsnap::daemon::{Daemon, StartError};
 use vmsnap::host::sim::{BLOCK, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::step::NewOverlay;
@@ -36,7 +36,13 @@ pub struct Node {
     pub vm: VmId,
     store: Store,
     directory: TempDir,
+    controller: Option<String>,
     life: Option<Life>,
+}
+
+fn without_tls(endpoint: String) -> ControllerConfig {
+    let (ca, certificate, key, server_name) = (None, None, None, None);
+    ControllerConfig { endpoint, ca, certificate, key, server_name, outbox_bytes: 1 << 20 }
 }
 
 /// A runtime that can be dropped while another one runs on the thread.
@@ -66,13 +72,27 @@ impl Node {
         Self::start_with(sim, vm)
     }
 
-    /// One with a world of its own.
-    pub fn start_with(sim: SimHost, vm: VmId) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("catalog.db")).unwrap();
-        let mut node = Self { sim, vm, store, directory, life: None };
+    /// The same, with a controller.
+    pub fn reporting_to(endpoint: String) -> Self {
+        let sim = SimHost::new();
+        let vm = sim.vm("web").disks(2).build();
+        let mut node = Self::without_daemon(sim, vm);
+        node.controller = Some(endpoint);
         node.restart();
         node
+    }
+
+    /// One with a world of its own.
+    pub fn start_with(sim: SimHost, vm: VmId) -> Self {
+        let mut node = Self::without_daemon(sim, vm);
+        node.restart();
+        node
+    }
+
+    fn without_daemon(sim: SimHost, vm: VmId) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("catalog.db")).unwrap();
+        Self { sim, vm, store, directory, controller: None, life: None }
     }
 
     /// Another life of the daemon.
@@ -122,6 +142,7 @@ impl Node {
             state_directory: self.directory.path().to_owned(),
             image_directories: vec!["/images".into()],
             drain_seconds: 30,
+            controller: self.controller.clone().map(without_tls),
             ..Config::default()
         }
     }

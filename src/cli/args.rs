@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+mod controller;
 mod event;
 mod snapshot;
 mod units;
 mod volume;
 
+pub(super) use controller::{ControllerVerb, ReceiveArgs};
 pub(super) use event::{EventVerb, WhichEvents};
 pub(super) use snapshot::{
     CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, PurgeArgs, Quiesce, RevertArgs,
@@ -94,6 +96,9 @@ pub(super) enum Command {
     /// This node and its daemon
     #[command(subcommand)]
     Node(NodeVerb),
+    /// The other end: what a controller is told
+    #[command(subcommand)]
+    Controller(ControllerVerb),
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -11,6 +11,7 @@ mod args;
 mod ask;
 mod check;
 mod connect;
+mod controller;
 mod edit;
 mod event;
 mod failure;
@@ -55,6 +56,10 @@ pub async fn run() -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Version => return Ok(version(&args.global).await),
+        Command::Controller(verb) => {
+            let ended = controller::carry_out(&args.global, verb).await;
+            return Ok(ended.map_or_else(|failure| failure.show(), ExitCode::from));
+        }
         command => command,
     };
     let output = Output::new(&args.global);
@@ -76,7 +81,9 @@ impl Session {
             Command::Op(verb) => operation::carry_out(self, verb).await,
             Command::Node(verb) => node::carry_out(self, verb).await,
             // Taken care of before a daemon was needed.
-            Command::Completions { .. } | Command::Man { .. } | Command::Version => Ok(0),
+            Command::Completions { .. } | Command::Man { .. } | Command::Controller(_) | Command::Version => {
+                Ok(0)
+            }
         }
     }
 }

@@ -84,13 +84,26 @@ impl Output {
 
 /// A message in the JSON mapping of protobuf, with the field names of the protos; every field is there, so that scripts need not guess.
 fn value<M: Message>(message: &M, name: &str) -> Result<serde_json::Value, Failure> {
+    json_with(message, &format!("vmsnap.v1.{name}"), &SerializeOptions::new().skip_default_fields(false))
+}
+
+/// The same without fields that have their default. `name` is the message's full name.
+pub(super) fn json<M: Message>(message: &M, name: &str) -> Result<serde_json::Value, Failure> {
+    json_with(message, name, &SerializeOptions::new())
+}
+
+fn json_with<M: Message>(
+    message: &M,
+    name: &str,
+    options: &SerializeOptions,
+) -> Result<serde_json::Value, Failure> {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     let pool = POOL.get_or_init(|| DescriptorPool::decode(MESSAGE_SET).expect("the build has written it"));
-    let descriptor = pool.get_message_by_name(&format!("vmsnap.v1.{name}"));
+    let descriptor = pool.get_message_by_name(name);
     let descriptor = descriptor.ok_or_else(|| unprintable(&format!("the contract has no message {name}")))?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice());
     let message = message.map_err(|error| unprintable(&error))?;
-    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+    let options = options.clone().use_proto_field_name(true);
     let value = message.serialize_with_options(serde_json::value::Serializer, &options);
     value.map_err(|error| unprintable(&error))
 }

@@ -14,6 +14,7 @@ use vmsnap::proto::v1;
 use super::client::succeed;
 use super::node::{Node, PATIENCE, delete};
 
+mod receive;
 mod server;
 
 use server::{Controller, Manners};

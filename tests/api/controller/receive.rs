@@ -1,0 +1,129 @@
+//! `vmsnap controller receive`: what it prints and keeps, and that a controller which is killed over and over has all of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+
+use crate::client::run;
+use crate::node::{Node, PATIENCE, delete};
+
+/// A running receiver.
+struct Receiver {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    /// Held: whoever writes to a pipe that nobody reads would end.
+    _stderr: Lines<BufReader<ChildStderr>>,
+    address: String,
+}
+
+impl Receiver {
+    async fn start(listen: &str, log: &Path, format: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmsnap"));
+        command.args(["controller", "receive", "--listen", listen, "-o", format, "--log"]).arg(log);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = tokio::time::timeout(PATIENCE, stderr.next_line()).await.unwrap().unwrap().unwrap();
+        let address = said.strip_prefix("listening on ").unwrap_or_else(|| panic!("{said}")).to_owned();
+        Self { child, stdout, _stderr: stderr, address }
+    }
+
+    /// Reads lines until one has all these words.
+    async fn until(&mut self, words: &[&str]) -> Vec<String> {
+        let mut lines = Vec::new();
+        let read = async {
+            loop {
+                let line = self.stdout.next_line().await.unwrap().expect("it goes on");
+                lines.push(line);
+                if lines.last().is_some_and(|line| words.iter().all(|words| line.contains(words))) {
+                    return;
+                }
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, read).await;
+        assert!(found.is_ok(), "{words:?} is not in {lines:#?}");
+        lines
+    }
+
+    async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+fn log(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().join("reports.jsonl")
+}
+
+/// The items of the log. None is in it twice, none is missing.
+fn kept(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let entries = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    let mut items = Vec::new();
+    for entry in entries {
+        let Some(sequence) = entry["report"]["sequence"].as_str() else { continue };
+        let last = last.entry(entry["outbox_id"].as_str().unwrap().to_owned()).or_default();
+        *last += 1;
+        assert_eq!(sequence, last.to_string());
+        items.push(entry["report"].clone());
+    }
+    assert_eq!(last.len(), 1, "there is one outbox");
+    items
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_killed_again_and_again_has_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut receiver = Receiver::start("127.0.0.1:0", &log(&directory), "json").await;
+    let address = receiver.address.clone();
+    let node = Node::reporting_to(format!("http://{address}"));
+    let mut operations = Vec::new();
+    for name in ["one", "two", "three"] {
+        let taken = node.begin(name).await;
+        receiver.until(&[&taken.id]).await;
+        receiver.kill().await;
+        let deleted = node.end_of(&taken.id).await;
+        operations.push(deleted.id);
+        let deletion = node.snapshots().delete_snapshot(delete(name)).await.unwrap().into_inner();
+        operations.push(node.end_of(&deletion.operation.unwrap().id).await.id);
+        receiver = Receiver::start(&address, &log(&directory), "json").await;
+    }
+    let last = operations.last().unwrap();
+    receiver.until(&[last, "OPERATION_STATE_SUCCEEDED"]).await;
+    receiver.kill().await;
+    let items = kept(&log(&directory));
+    for operation in &operations {
+        let of_it = items.iter().filter(|item| item["operation"]["id"] == operation.as_str());
+        let states: Vec<&str> = of_it.filter_map(|item| item["operation"]["state"].as_str()).collect();
+        assert_eq!(states, ["OPERATION_STATE_RUNNING", "OPERATION_STATE_SUCCEEDED"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_person_sees() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut receiver = Receiver::start("127.0.0.1:0", &log(&directory), "table").await;
+    let node = Node::reporting_to(format!("http://{}", receiver.address));
+    let hello = receiver.until(&["hello"]).await.pop().unwrap();
+    assert!(hello.contains("simulation  -  hello, "), "{hello}");
+    receiver.until(&["inventory: 1 VMs, 0 volumes, 0 snapshots, 0 operations and more"]).await;
+    node.take("one").await;
+    receiver.until(&["create snapshot web/one RUNNING"]).await;
+    receiver.until(&["web snapshot one is READY"]).await;
+    receiver.until(&["create snapshot web/one SUCCEEDED"]).await;
+}
+
+#[tokio::test]
+async fn it_listens_to_other_machines_with_tls_only() {
+    let node = Node::start();
+    let reply = run(&node, "controller receive --listen 0.0.0.0:0").await;
+    assert_eq!(reply.code, 2, "{reply:?}");
+    assert!(reply.stderr.contains("--client-ca"), "{reply:?}");
+    let reply = run(&node, "controller receive --listen 127.0.0.1:0 --certificate /x").await;
+    assert_eq!(reply.code, 2, "{reply:?}");
+}

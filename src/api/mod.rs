@@ -38,6 +38,8 @@ mod volume;
 mod volume_list;
 mod watch;
 
+pub use report::ReportEnd;
+
 use shown::Watched;
 
 /// Longest request, in bytes. One with all texts and properties as long as may be has some tens of KiB; the rest is for

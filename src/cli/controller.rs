@@ -4,9 +4,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -27,6 +28,9 @@ use log::{Entry, Log};
 /// Answers that wait for an agent that does not read.
 const ANSWERS: usize = 16;
 
+/// Between questions whether a daemon is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
 /// Longest report, in bytes: what gRPC takes unless told otherwise.
 const LONGEST_REPORT: usize = 4 << 20;
 
@@ -37,7 +41,16 @@ pub(super) async fn carry_out(global: &Global, verb: ControllerVerb) -> Result<u
 }
 
 async fn receive(global: &Global, args: ReceiveArgs) -> Result<u8, Failure> {
-    let mut server = Server::builder();
+    let is_json = match global.output {
+        Format::Json => true,
+        Format::Table => false,
+        Format::Yaml | Format::Name => {
+            let message = "reports are printed for people, or as lines of JSON";
+            return Err(Failure::new(exit::USAGE, message, "leave out -o, or use -o json"));
+        }
+    };
+    // Daemons that have vanished without a word are noticed.
+    let mut server = Server::builder().http2_keepalive_interval(Some(KEEPALIVE));
     match tls(&args)? {
         Some(tls) => {
             server = server.tls_config(tls).map_err(|error| cannot("use the certificate", &error))?;
@@ -53,15 +66,20 @@ async fn receive(global: &Global, args: ReceiveArgs) -> Result<u8, Failure> {
     let listener = TcpListener::bind(args.listen).await.map_err(|error| cannot("listen", &error))?;
     let address = listener.local_addr().map_err(|error| cannot("listen", &error))?;
     output::complaint(&format!("listening on {address}"));
+    let unseen = Arc::new(Notify::new());
     let receiver = Receiver {
         log: Arc::new(Mutex::new(log)),
-        is_json: matches!(global.output, Format::Json),
+        is_json,
         wants_inventory: args.inventory,
+        unseen: Arc::clone(&unseen),
     };
     let service = ControllerServiceServer::new(receiver).max_decoding_message_size(LONGEST_REPORT);
     let ended = server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
     tokio::select! {
         ended = ended => ended.map(|()| exit::FAILED).map_err(|error| cannot("serve", &error)),
+        () = unseen.notified() => {
+            Err(Failure::new(exit::FAILED, "nobody reads what is printed", "keep the reports with --log"))
+        }
         _ = tokio::signal::ctrl_c() => Ok(exit::INTERRUPTED),
     }
 }
@@ -89,6 +107,8 @@ struct Receiver {
     log: Arc<Mutex<Log>>,
     is_json: bool,
     wants_inventory: bool,
+    /// Told when what is printed goes nowhere.
+    unseen: Arc<Notify>,
 }
 
 /// Who reports on a stream.
@@ -133,8 +153,13 @@ impl Receiver {
         };
         let node = hello.node.clone().unwrap_or_default();
         let agent = Agent { node_id: node.id, name: node.name, outbox_id: hello.outbox_id.clone() };
-        let welcome = self.welcome(hello).await;
         self.take(&agent, &first).await?;
+        let known = self.log.lock().await.known(&agent.node_id);
+        let welcome = wire::Welcome {
+            acknowledged_sequence: known.last,
+            send_inventory: known.owes_inventory || self.wants_inventory,
+            heartbeat_interval: None,
+        };
         answer(answers, Answer::Welcome(welcome)).await?;
         while let Some(report) = reports.message().await? {
             self.take(&agent, &report).await?;
@@ -145,37 +170,28 @@ impl Receiver {
         Ok(())
     }
 
-    async fn welcome(&self, hello: &wire::Hello) -> wire::Welcome {
-        let known = self.log.lock().await.last(&hello.outbox_id);
-        // What it has acknowledged and we have not is not kept there any more.
-        let lacks = known.is_none_or(|known| known < hello.acknowledged_sequence);
-        wire::Welcome {
-            acknowledged_sequence: known.unwrap_or(0),
-            send_inventory: lacks || self.wants_inventory,
-            heartbeat_interval: None,
-        }
-    }
-
-    /// Keeps and shows a report that is new. When this returns it may be acknowledged.
+    /// Keeps and shows a report, if it is new. When this returns it may be acknowledged.
     async fn take(&self, agent: &Agent, report: &wire::ReportRequest) -> Result<(), Status> {
         let json = output::json(report, "vmsnap.controller.v1.ReportRequest");
-        let json = json.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let report_json = json.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let entry =
+            Entry { node_id: agent.node_id.clone(), outbox_id: agent.outbox_id.clone(), report: report_json };
         let mut log = self.log.lock().await;
-        if report.sequence > 0 && log.last(&agent.outbox_id) >= Some(report.sequence) {
+        if !log.keep(&entry).await.map_err(Status::failed_precondition)? {
             return Ok(());
         }
-        let entry =
-            Entry { node_id: agent.node_id.clone(), outbox_id: agent.outbox_id.clone(), report: json };
-        let kept = log.keep(&entry, report.sequence).await;
-        kept.map_err(|error| Status::unavailable(format!("the report cannot be kept: {error}")))?;
-        if self.is_json {
-            output::line(
-                &serde_json::to_string(&entry).map_err(|error| Status::internal(error.to_string()))?,
-            );
+        let line = if self.is_json {
+            serde_json::to_string(&entry).map_err(|error| Status::internal(error.to_string()))?
         } else {
-            output::line(&told::line(&agent.name, report));
+            told::line(&agent.name, report)
+        };
+        let is_seen = output::try_line(&line).is_ok();
+        if is_seen || log.lasts() {
+            return Ok(());
         }
-        Ok(())
+        // Whoever acknowledges what nobody has seen, and what is kept nowhere, loses it.
+        self.unseen.notify_one();
+        Err(Status::unavailable("nobody reads what is printed"))
     }
 }
 

@@ -114,7 +114,12 @@ fn unprintable(error: &dyn std::fmt::Display) -> Failure {
 
 /// A line on stdout. Whoever reads may have left: that is no error.
 pub(super) fn line(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    let _ = try_line(text);
+}
+
+/// A line on stdout, where it matters whether somebody reads.
+pub(super) fn try_line(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
 }
 
 /// A line on stderr.

@@ -384,7 +384,7 @@ ca = "/etc/vmsnapd/ca.pem"
 certificate = "/etc/vmsnapd/node.pem"
 key = "/etc/vmsnapd/node.key"
 server_name = "controller"
-outbox_bytes = 268435456
+outbox_bytes = 67108864
 "#;
 
     proptest::proptest! {

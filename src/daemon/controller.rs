@@ -7,26 +7,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use hyper::rt::Executor;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
-use super::config::{Config, ConfigError, ControllerConfig};
-use super::start::StartError;
-use crate::api::Api;
+use super::config::{ConfigError, ControllerConfig};
+use crate::api::{Api, ReportEnd};
 use crate::model::OutboxId;
 use crate::model::operation::causes;
 use crate::store::Store;
 
-/// From the first wait to the longest one.
+/// From the first wait to the longest one, without jitter.
 const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
 
 /// A stream that lasted so long was well: after it waits begin anew.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// How long a connection may take.
+/// How long a connection may take: its name, TCP, TLS, and that the other side speaks HTTP/2.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// A controller that has vanished without a word is noticed after so long: the time between two questions, and to an answer.
@@ -46,6 +46,8 @@ enum CallError {
     },
     #[error("the configuration is wrong")]
     Config(#[from] ConfigError),
+    #[error("the controller does not answer")]
+    Late,
     #[error("cannot connect")]
     Connect(#[from] tonic::transport::Error),
     #[error("the stream broke")]
@@ -62,33 +64,45 @@ impl CallError {
     }
 }
 
-/// Lets whatever happens from now on be kept for the controller, or for nobody if none is configured.
-pub(super) async fn keep_outbox(store: &Store, config: &Config) -> Result<(), StartError> {
-    let kept = match &config.controller {
-        Some(controller) => store.open_outbox(OutboxId::new(), controller.outbox_bytes).await.map(drop),
+/// Lets whatever happens from now on be kept for the controller, or for nobody if none is configured. Where that cannot be
+/// written the daemon starts all the same: there may be no room, and guests to thaw. It is tried again with each call.
+pub(super) async fn keep_outbox(store: &Store, controller: Option<&ControllerConfig>) {
+    let kept = match controller {
+        Some(controller) => store.open_outbox(OutboxId::new(), controller.outbox_bytes).await,
         None => store.close_outbox().await,
     };
-    kept.map_err(|cause| StartError::Catalog { path: config.catalog(), cause })
+    if let Err(error) = kept {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(error, "the outbox for the controller cannot be opened, or closed");
+    }
+}
+
+/// Removes what nobody has to be told any more.
+pub(super) async fn prune_outbox(store: &Store) {
+    while store.prune_outbox().await.unwrap_or(false) {}
 }
 
 /// Reports until `stop`.
 pub(super) async fn report(
     api: Api,
+    store: Store,
     config: ControllerConfig,
     reporting: watch::Sender<Reporting>,
     stop: CancellationToken,
 ) {
     let calls = async {
-        let mut waits = waits();
+        let mut waits = waits(WAITS.0);
         loop {
-            let (lasted, error) = call(&api, &config, &reporting).await;
+            keep_outbox(&store, Some(&config)).await;
+            prune_outbox(&store).await;
+            let (lasted, ended) = call(&api, &config, &reporting).await;
             if lasted >= STEADY {
-                waits = self::waits();
+                waits = self::waits(WAITS.0);
             }
-            let is_refusal = error.as_ref().is_some_and(CallError::is_refusal);
-            tell(&config, error.as_ref(), &reporting);
-            let wait = waits.next().filter(|_| !is_refusal).unwrap_or(WAITS.1);
-            tokio::time::sleep(wait).await;
+            let is_refusal = ended.as_ref().is_err_and(CallError::is_refusal);
+            tell(&config, ended, &reporting);
+            let wait = if is_refusal { self::waits(WAITS.1).next() } else { waits.next() };
+            tokio::time::sleep(wait.unwrap_or(WAITS.1)).await;
         }
     };
     tokio::select! {
@@ -97,36 +111,60 @@ pub(super) async fn report(
     }
 }
 
-fn waits() -> ExponentialBackoff {
-    let (first, longest) = WAITS;
-    let waits = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
+/// Each is as long as it is said to be, or up to twice as long.
+fn waits(first: Duration) -> ExponentialBackoff {
+    let waits = ExponentialBuilder::new().with_min_delay(first).with_max_delay(WAITS.1);
     waits.without_max_times().with_jitter().build()
 }
 
-/// One call. Gives how long the controller took us for, and why that ended if it was not by the controller's own will.
+/// One call. Gives how long the controller took us for, and how that ended.
 async fn call(
     api: &Api,
     config: &ControllerConfig,
     reporting: &watch::Sender<Reporting>,
-) -> (Duration, Option<CallError>) {
+) -> (Duration, Result<ReportEnd, CallError>) {
     let mut since = None;
     let accepted = || {
         since = Some(Instant::now());
         tracing::info!(endpoint = config.endpoint, "reporting to the controller");
         drop(reporting.send_replace(Ok(())));
     };
+    let over = CancellationToken::new();
+    // Whatever a controller leaves half open goes with the call.
+    let _ends = over.clone().drop_guard();
     let ended = async {
-        let channel = connect(config).await?;
+        // The time for a connection of the endpoint is for TCP alone.
+        let channel = tokio::time::timeout(CONNECT, connect(config, over));
+        let channel = channel.await.map_err(|_| CallError::Late)??;
         Ok(api.report(channel, accepted).await?)
     };
-    let error = ended.await.err();
-    (since.map_or(Duration::ZERO, |since| since.elapsed()), error)
+    let ended = ended.await;
+    (since.map_or(Duration::ZERO, |since| since.elapsed()), ended)
+}
+
+/// Runs what belongs to one connection, until the connection is given up.
+#[derive(Clone)]
+struct UntilOver(CancellationToken);
+
+impl<F> Executor<F> for UntilOver
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let over = self.0.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = over.cancelled() => {}
+            }
+        });
+    }
 }
 
 /// Certificates and keys are read each time: one that was changed is used from then on.
-async fn connect(config: &ControllerConfig) -> Result<Channel, CallError> {
+async fn connect(config: &ControllerConfig, over: CancellationToken) -> Result<Channel, CallError> {
     let mut endpoint = Endpoint::from_shared(config.endpoint.clone())?
-        .connect_timeout(CONNECT)
+        .executor(UntilOver(over))
         .http2_keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         .keep_alive_while_idle(true);
@@ -148,10 +186,15 @@ async fn read(path: &PathBuf) -> Result<Vec<u8>, CallError> {
 }
 
 /// Once for each reason, not for each attempt.
-fn tell(config: &ControllerConfig, error: Option<&CallError>, reporting: &watch::Sender<Reporting>) {
-    let words = match error {
-        Some(error) => std::iter::once(error.to_string()).chain(causes(error)).collect::<Vec<_>>().join(": "),
-        None => "the controller ended the stream".to_owned(),
+fn tell(
+    config: &ControllerConfig,
+    ended: Result<ReportEnd, CallError>,
+    reporting: &watch::Sender<Reporting>,
+) {
+    let words = match ended {
+        Err(error) => std::iter::once(error.to_string()).chain(causes(&error)).collect::<Vec<_>>().join(": "),
+        Ok(ReportEnd::ByController) => "the controller ended the stream".to_owned(),
+        Ok(ReportEnd::ByUs) => "another stream has to begin".to_owned(),
     };
     let is_new = reporting.send_if_modified(|known| {
         let now = Err(words.clone());

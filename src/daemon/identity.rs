@@ -13,28 +13,28 @@ use crate::api::NodeIdentity;
 /// The file in the state directory.
 const FILE: &str = "node-id";
 
-/// The node's identity. One that cannot be kept is no reason not to start: guests may wait for a thaw. Blocks.
+/// The node's identity. One that cannot be read or kept is no reason not to start: guests may wait for a thaw. Blocks.
 pub(super) fn of_node(state_directory: &Path) -> NodeIdentity {
     let path = state_directory.join(FILE);
-    let id = read(&path).unwrap_or_else(|| {
-        let id = Uuid::now_v7();
-        if let Err(error) = keep(&path, id) {
-            let path = path.display();
-            tracing::warn!(%path, %error, "the id of this node cannot be kept: the next start makes another");
-        }
-        id
+    let id = read_or_make(&path).unwrap_or_else(|error| {
+        let path = path.display();
+        tracing::warn!(%path, %error, "the id of this node cannot be read or kept: another one is used until the next start");
+        Uuid::now_v7()
     });
     let host_name = uname().map(|names| names.nodename().to_string_lossy().into_owned()).unwrap_or_default();
     NodeIdentity { id, host_name }
 }
 
-fn read(path: &Path) -> Option<Uuid> {
-    let text = fs::read_to_string(path).ok()?;
-    let id = Uuid::parse_str(text.trim()).ok();
-    if id.is_none() {
-        tracing::warn!(path = %path.display(), "this is no id of a node: another is made");
+/// Another one is made only where there is none: one that cannot be read now may be well.
+fn read_or_make(path: &Path) -> io::Result<Uuid> {
+    match fs::read_to_string(path) {
+        Ok(text) => Uuid::parse_str(text.trim()).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = Uuid::now_v7();
+            keep(path, id).map(|()| id)
+        }
+        Err(error) => Err(error),
     }
-    id
 }
 
 /// It has its name once it is whole.
@@ -59,9 +59,8 @@ mod tests {
         assert!(!first.host_name.is_empty());
         assert_eq!(of_node(state.path()), first);
         fs::write(state.path().join(FILE), "nonsense").unwrap();
-        let second = of_node(state.path());
-        assert_ne!(second.id, first.id);
-        assert_eq!(of_node(state.path()), second);
+        assert_ne!(of_node(state.path()).id, first.id);
+        assert_eq!(fs::read_to_string(state.path().join(FILE)).unwrap(), "nonsense", "somebody may mend it");
     }
 
     #[test]

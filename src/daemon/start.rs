@@ -251,7 +251,7 @@ impl Daemon {
     /// Recovers what an earlier life left, then listens. Calls are answered when this returns.
     pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
         // What is told from here on is kept for the controller, too.
-        controller::keep_outbox(&store, config).await?;
+        controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
@@ -264,7 +264,11 @@ impl Daemon {
             let (reporting, watched) = watch::channel(Err("it is called for the first time".to_owned()));
             health::watch_controller(health.clone(), watched.clone());
             api = api.reporting(watched);
-            tokio::spawn(controller::report(api.clone(), controller, reporting, stop.clone()));
+            let store = engine.store().clone();
+            tokio::spawn(controller::report(api.clone(), store, controller, reporting, stop.clone()));
+        } else {
+            let store = engine.store().clone();
+            tokio::spawn(async move { controller::prune_outbox(&store).await });
         }
         let serving = tokio::spawn(serve::serve(listener, api, health_service, stop.clone()));
         tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");

@@ -166,11 +166,11 @@ pub fn of_presence(vm: VmId, name: &str, is_here: bool, snapshots: usize, cause:
     event.with("snapshots", snapshots)
 }
 
-/// The outbox for the controller was full, and so many items are gone.
+/// What a controller has to be told was dropped, so many items, and another outbox has begun.
 #[must_use]
-pub fn of_full_outbox(dropped: u64, at: Timestamp) -> Event {
+pub fn of_dropped_outbox(dropped: u64, why: &str, at: Timestamp) -> Event {
     let message = format!(
-        "the controller was away for too long: its outbox was full, and {dropped} items were dropped; it has to ask for an inventory"
+        "the outbox for the controller was dropped, and {dropped} items in it: {why}. The controller has to ask for an inventory"
     );
     let cause = Cause { operation: None, actor: "vmsnapd".to_owned(), at };
     let event = Event { severity: Severity::Error, ..Event::new(EventKind::OutboxDropped, message, &cause) };

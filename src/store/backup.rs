@@ -166,6 +166,8 @@ fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
     // A backup that nobody could open is none.
     schema::check(&copy).map_err(io::Error::other)?;
     hold_operations(&mut copy).map_err(io::Error::other)?;
+    // What waited for a controller may be most of it.
+    copy.execute("VACUUM", []).map_err(sqlite)?;
     drop(copy);
     file.sync_all()?;
     Ok(file.metadata()?.len())

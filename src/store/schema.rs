@@ -197,7 +197,8 @@ const V5: &str = "
 CREATE TABLE way_back (operation TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
-/// `event` is the place of an event; NULL: the body is an operation. There is a state while there is a controller.
+/// `event` is the place of an event; NULL: the body is an operation. There is a state while there is a controller. Numbers go on from
+/// one outbox to the next: what is told is the number behind `base`. `bytes` are those of all bodies behind it.
 const V6: &str = "
 CREATE TABLE outbox (
     sequence    INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -207,6 +208,7 @@ CREATE TABLE outbox (
 ) STRICT;
 CREATE TABLE outbox_state (
     id          TEXT NOT NULL,
+    base        INTEGER NOT NULL,
     acknowledged INTEGER NOT NULL,
     bytes       INTEGER NOT NULL,
     most_bytes  INTEGER NOT NULL

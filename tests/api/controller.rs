@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use vmsnap::host::Link;
-use vmsnap::host::sim::Method;
+use vmsnap::host::sim::{Complaint, Method, Mishap};
+use vmsnap::model::OutboxId;
 use vmsnap::proto::controller::v1 as wire;
 use vmsnap::proto::controller::v1::report_request::Message;
 use vmsnap::proto::v1;
@@ -14,8 +15,12 @@ use vmsnap::proto::v1;
 use super::client::succeed;
 use super::node::{Node, PATIENCE, delete};
 
+mod python;
 mod receive;
+#[path = "../bed/reports.rs"]
+mod reports;
 mod server;
+mod tls;
 
 use server::{Controller, Manners};
 
@@ -122,7 +127,7 @@ async fn what_is_acknowledged_is_not_told_again() {
     node.crash();
     node.restart();
     let heard = controller.until(|heard| hellos(heard).len() >= 2).await;
-    assert_eq!(hellos(&heard)[1].acknowledged_sequence, outbox.acknowledged);
+    assert!(hellos(&heard)[1].acknowledged_sequence >= outbox.acknowledged);
     controller.until(|heard| heard.iter().any(|report| report.sequence > outbox.last)).await;
     items(&controller.heard());
 }
@@ -166,10 +171,14 @@ async fn an_inventory_is_all_there_is() {
     assert!(whole.operations.is_empty());
 }
 
-/// An operation that stands still in a step is shown in it, with number 0, between its begin and its end.
+/// An operation that stands still in a step is shown in it, with number 0, between its begin and its end, and not after that.
 #[tokio::test]
 async fn progress_is_told_between_the_states() {
-    let controller = Controller::start(Manners { acknowledges: true, ..Manners::default() }).await;
+    let welcome = wire::Welcome {
+        heartbeat_interval: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..wire::Welcome::default()
+    };
+    let controller = Controller::start(Manners { welcome, acknowledges: true, ..Manners::default() }).await;
     let node = Node::reporting_to(controller.endpoint());
     node.take("one").await;
     let hold = node.hold(Method::Remove);
@@ -181,18 +190,20 @@ async fn progress_is_told_between_the_states() {
     };
     controller.until(|heard| heard.iter().any(is_progress)).await;
     drop(hold);
-    let heard = controller.until(|heard| has_ended(heard, &deletion.id)).await;
-    let mut generation = 0;
-    for report in &heard {
-        if let Some(Message::Operation(operation)) = &report.message
-            && operation.id == deletion.id
-        {
-            assert!(operation.generation >= generation, "it never goes back: {heard:#?}");
-            generation = operation.generation;
-        }
-    }
-    let last = heard.iter().rposition(is_progress).unwrap();
-    assert!(!has_ended(&heard[..last], &deletion.id));
+    let end =
+        |heard: &[wire::ReportRequest]| (0..heard.len()).find(|end| has_ended(&heard[..=*end], &deletion.id));
+    // Two heartbeats later nothing of it is on its way any more.
+    let is_heartbeat = |report: &&wire::ReportRequest| matches!(report.message, Some(Message::Heartbeat(_)));
+    let heard = controller
+        .until(|heard| end(heard).is_some_and(|end| heard[end..].iter().filter(is_heartbeat).count() >= 2))
+        .await;
+    let end = end(&heard).unwrap();
+    assert!(!heard[end..].iter().any(is_progress), "{heard:#?}");
+    let of_it = heard.iter().filter_map(|report| match &report.message {
+        Some(Message::Operation(operation)) if operation.id == deletion.id => Some(operation.generation),
+        _ => None,
+    });
+    assert!(of_it.is_sorted(), "it never goes back: {heard:#?}");
 }
 
 /// The catalog was put back: the numbers that the controller knows stand for something else.
@@ -206,7 +217,6 @@ async fn a_controller_that_is_ahead_gets_another_outbox() {
     let heard = controller.until(|heard| hellos(heard).len() >= 2).await;
     let hellos = hellos(&heard);
     assert_ne!(hellos[0].outbox_id, hellos[1].outbox_id);
-    assert_eq!(hellos[1].last_sequence, 0);
     let operation = node.begin("one").await;
     controller.until(|heard| has_ended(heard, &operation.id)).await;
 }
@@ -217,9 +227,66 @@ async fn whether_there_is_a_controller_is_told() {
     let node = Node::reporting_to(controller.endpoint());
     let request = HealthCheckRequest { service: "controller".to_owned() };
     let mut watch = node.health().watch(request).await.unwrap().into_inner();
-    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    let serves =
+        async { while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {} };
+    tokio::time::timeout(PATIENCE, serves).await.expect("it takes us");
     let shown = succeed(&node, "node show").await;
     assert!(shown.contains("controller"), "{shown}");
+}
+
+/// What a controller says is believed as far as it can be true, and nothing that it does holds the daemon up.
+#[tokio::test]
+async fn a_controller_that_is_wrong_is_left() {
+    let ahead = Manners { claims: 1000, ..Manners::default() };
+    let endless = wire::Welcome {
+        heartbeat_interval: Some(prost_types::Duration { seconds: i64::MAX, nanos: 0 }),
+        ..wire::Welcome::default()
+    };
+    let controller = Controller::start(ahead).await;
+    let mut node = Node::reporting_to(controller.endpoint());
+    node.until_part_says("controller", "acknowledged what was never sent").await;
+    let first = node.begin("one").await;
+    controller.behave(Manners { welcome: endless, acknowledges: true, ..Manners::default() });
+    // It is called again late; a daemon that starts calls at once.
+    node.crash();
+    node.restart();
+    let heard = controller.until(|heard| has_ended(heard, &first.id)).await;
+    items(&heard);
+}
+
+/// The stream is of an outbox that was. One half of it has ended, and the controller does not mind.
+#[tokio::test]
+async fn another_outbox_is_told_on_another_stream() {
+    let controller =
+        Controller::start(Manners { acknowledges: true, stays: true, ..Manners::default() }).await;
+    let node = Node::reporting_to(controller.endpoint());
+    node.take("one").await;
+    let old = node.store().outbox().await.unwrap().unwrap().id;
+    let now = "2026-01-01T00:00:00Z".parse().unwrap();
+    node.store().renew_outbox(old, OutboxId::new(), "of a test", now).await.unwrap();
+    let heard = controller.until(|heard| hellos(heard).len() >= 2).await;
+    let hellos = hellos(&heard);
+    assert_ne!(hellos[0].outbox_id, hellos[1].outbox_id);
+    let deletion = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
+    let deletion = deletion.operation.unwrap();
+    controller.until(|heard| has_ended(heard, &deletion.id)).await;
+}
+
+/// It is tried again; what happens is told meanwhile.
+#[tokio::test]
+async fn an_inventory_that_fails_holds_nothing_up() {
+    let welcome = wire::Welcome { send_inventory: true, ..wire::Welcome::default() };
+    let controller = Controller::start(Manners { welcome, acknowledges: true, ..Manners::default() }).await;
+    let mut node = Node::reporting_to(controller.endpoint());
+    node.take("one").await;
+    node.crash();
+    node.strike(Method::Vms, Mishap::Error(Complaint::TimedOut));
+    node.restart();
+    let after = controller.until(|heard| hellos(heard).len() >= 2).await.len();
+    let last = hellos(&controller.heard())[1].last_sequence;
+    let heard = controller.until(|heard| heard.iter().any(|report| report.sequence >= last)).await;
+    let is_inventory = |report: &wire::ReportRequest| matches!(report.message, Some(Message::Inventory(_)));
+    assert!(!heard[after..].iter().any(is_inventory));
 }
 
 /// Nobody is to be told: nothing is kept.

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
 mod adoption;
+mod authority;
 mod backup;
 mod bad_requests;
 mod bandwidth;

@@ -36,13 +36,8 @@ pub struct Node {
     pub vm: VmId,
     store: Store,
     directory: TempDir,
-    controller: Option<String>,
+    controller: Option<ControllerConfig>,
     life: Option<Life>,
-}
-
-fn without_tls(endpoint: String) -> ControllerConfig {
-    let (ca, certificate, key, server_name) = (None, None, None, None);
-    ControllerConfig { endpoint, ca, certificate, key, server_name, outbox_bytes: 1 << 20 }
 }
 
 /// A runtime that can be dropped while another one runs on the thread.
@@ -72,12 +67,19 @@ impl Node {
         Self::start_with(sim, vm)
     }
 
-    /// The same, with a controller.
+    /// The same, with a controller on this machine.
     pub fn reporting_to(endpoint: String) -> Self {
+        let (ca, certificate, key, server_name) = (None, None, None, None);
+        let outbox_bytes = 1 << 20;
+        Self::reporting_with(ControllerConfig { endpoint, ca, certificate, key, server_name, outbox_bytes })
+    }
+
+    /// The same, with any controller.
+    pub fn reporting_with(controller: ControllerConfig) -> Self {
         let sim = SimHost::new();
         let vm = sim.vm("web").disks(2).build();
         let mut node = Self::without_daemon(sim, vm);
-        node.controller = Some(endpoint);
+        node.controller = Some(controller);
         node.restart();
         node
     }
@@ -142,7 +144,7 @@ impl Node {
             state_directory: self.directory.path().to_owned(),
             image_directories: vec!["/images".into()],
             drain_seconds: 30,
-            controller: self.controller.clone().map(without_tls),
+            controller: self.controller.clone(),
             ..Config::default()
         }
     }
@@ -212,6 +214,24 @@ impl Node {
     pub async fn operation(&self, id: &str) -> v1::Operation {
         let request = v1::GetOperationRequest { operation_id: id.to_owned() };
         self.operations().get_operation(request).await.unwrap().into_inner().operation.unwrap()
+    }
+
+    /// Waits until a part is ill for a reason with these words. Only its health has an event, not its reason.
+    pub async fn until_part_says(&self, part: &str, words: &str) {
+        let look = async {
+            loop {
+                let node =
+                    self.nodes().get_node(v1::GetNodeRequest {}).await.unwrap().into_inner().node.unwrap();
+                let part = node.parts.into_iter().find(|found| found.name == part).unwrap();
+                if part.reason.contains(words) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, look)
+            .await
+            .unwrap_or_else(|_| panic!("{part} does not say {words:?}"));
     }
 
     /// Follows an operation until it does not move any more.

@@ -21,6 +21,7 @@ mod load;
 pub mod named;
 mod node;
 mod progress;
+pub mod reports;
 pub mod scratch;
 mod slot;
 mod small;
@@ -58,7 +59,7 @@ pub fn python() -> PathBuf {
 }
 
 /// A program of this package, of the same build as the running test or example.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process knows its own file");
     // target/PROFILE/deps/test-HASH or target/PROFILE/examples/demo
     let profile = own.parent().and_then(Path::parent).expect("cargo puts programs two levels deep");

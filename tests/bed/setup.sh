@@ -18,7 +18,7 @@ PATH=$PATH:/usr/sbin:/sbin
 hypervisor=(qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients libvirt-dev)
 tools=(make gcc libc6-dev pkg-config cpio gzip xz-utils zstd kmod e2fsprogs ovmf)
 python=(python3-venv)
-python_packages=(grpcio grpcio-reflection grpcio-status buf-bin)
+python_packages=(grpcio grpcio-reflection grpcio-status grpcio-tools buf-bin)
 
 say() { echo "setup: $*"; }
 fail() {

@@ -1,12 +1,15 @@
 //! What a controller says: that it takes us, what it has, that it wants an inventory.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::{Heard, of_store};
+use super::{Heard, ReportEnd, Said, of_store};
+use crate::model::OutboxId;
 use crate::proto::controller::v1 as wire;
 use crate::proto::controller::v1::report_response::Message;
 use crate::store::{Outbox, Store};
@@ -17,21 +20,27 @@ const PACE: Duration = Duration::from_millis(500);
 /// The longest silence if the controller does not say.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// The shortest silence that a controller may ask for.
-const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(1);
+/// What a controller may ask for between heartbeats.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 
 /// A listener to one stream.
 pub(super) struct Hear {
     store: Store,
     outbox: Outbox,
-    heard: watch::Sender<Heard>,
+    ear: watch::Sender<Heard>,
+    says: watch::Receiver<Said>,
     /// The last item that was acknowledged, and is not written as such.
     unwritten: Option<u64>,
 }
 
 impl Hear {
-    pub(super) fn new(store: Store, outbox: Outbox, heard: watch::Sender<Heard>) -> Self {
-        Self { store, outbox, heard, unwritten: None }
+    pub(super) fn new(
+        store: Store,
+        outbox: Outbox,
+        ear: watch::Sender<Heard>,
+        says: watch::Receiver<Said>,
+    ) -> Self {
+        Self { store, outbox, ear, says, unwritten: None }
     }
 
     /// Listens until the controller ends the stream.
@@ -40,17 +49,18 @@ impl Hear {
         first: Option<wire::ReportResponse>,
         mut answers: Streaming<wire::ReportResponse>,
         accepted: impl FnOnce(),
-    ) -> Result<(), Status> {
+    ) -> Result<ReportEnd, Status> {
         let Some(Message::Welcome(welcome)) = first.and_then(|first| first.message) else {
             return Err(Status::failed_precondition("the controller did not begin with a welcome"));
         };
         if !self.welcome(&welcome).await? {
-            return Ok(());
+            return Ok(ReportEnd::ByUs);
         }
         accepted();
         let ended = self.go_on(&mut answers).await;
         // Whatever ended it: what the controller has need not be sent again.
-        self.write().await.and(ended)
+        self.write().await;
+        ended.map(|()| ReportEnd::ByController)
     }
 
     /// Gives whether the stream goes on.
@@ -58,20 +68,17 @@ impl Hear {
         let known = welcome.acknowledged_sequence;
         if known > self.outbox.last {
             // Our catalog is older than what the controller knows of it: its numbers stand for something else there.
-            tracing::warn!(
-                known,
-                last = self.outbox.last,
-                "the controller is ahead of the outbox: another begins"
-            );
-            self.store.renew_outbox(self.outbox.id).await.map_err(of_store)?;
-            return Ok(false);
+            let why = "the controller has more of it than there is, so the catalog is an older one";
+            let renewed =
+                self.store.renew_outbox(self.outbox.id, OutboxId::new(), why, Timestamp::now()).await;
+            return renewed.map(|()| false).map_err(of_store);
         }
         self.unwritten = Some(known);
-        self.write().await?;
+        self.write().await;
         let asked = welcome.heartbeat_interval.and_then(|asked| Duration::try_from(asked).ok());
-        let heartbeat = asked.unwrap_or(HEARTBEAT).max(SHORTEST_HEARTBEAT);
+        let heartbeat = asked.unwrap_or(HEARTBEAT).clamp(*HEARTBEATS.start(), *HEARTBEATS.end());
         let after = known.max(self.outbox.acknowledged);
-        self.heard.send_modify(|heard| {
+        self.ear.send_modify(|heard| {
             heard.welcome = Some((after, heartbeat));
             heard.inventories = u64::from(welcome.send_inventory);
         });
@@ -84,17 +91,15 @@ impl Hear {
             let answer = tokio::select! {
                 answer = answers.message() => answer?,
                 () = tokio::time::sleep_until(due), if self.unwritten.is_some() => {
-                    self.write().await?;
+                    self.write().await;
                     due = Instant::now() + PACE;
                     continue;
                 }
             };
             let Some(answer) = answer else { return Ok(()) };
             match answer.message {
-                Some(Message::Acknowledge(items)) => {
-                    self.unwritten = self.unwritten.max(Some(items.sequence));
-                }
-                Some(Message::RequestInventory(_)) => self.heard.send_modify(|heard| heard.inventories += 1),
+                Some(Message::Acknowledge(items)) => self.acknowledge(items.sequence)?,
+                Some(Message::RequestInventory(_)) => self.ear.send_modify(|heard| heard.inventories += 1),
                 Some(Message::Welcome(_)) => {
                     return Err(Status::failed_precondition("the controller welcomed us twice"));
                 }
@@ -104,8 +109,28 @@ impl Hear {
         }
     }
 
-    async fn write(&mut self) -> Result<(), Status> {
-        let Some(sequence) = self.unwritten.take() else { return Ok(()) };
-        self.store.acknowledge(self.outbox.id, sequence).await.map_err(of_store)
+    /// What was never sent would be gone, and the controller would never miss it.
+    fn acknowledge(&mut self, sequence: u64) -> Result<(), Status> {
+        if sequence > self.says.borrow().item.max(self.outbox.acknowledged) {
+            return Err(Status::failed_precondition("the controller acknowledged what was never sent"));
+        }
+        self.unwritten = self.unwritten.max(Some(sequence));
+        Ok(())
+    }
+
+    /// What cannot be written stays to be written, and is sent again at worst.
+    async fn write(&mut self) {
+        let Some(sequence) = self.unwritten else { return };
+        if let Err(error) = self.pass_on(sequence).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "what the controller has acknowledged cannot be noted");
+        }
+        self.unwritten = None;
+    }
+
+    async fn pass_on(&self, sequence: u64) -> crate::store::Result<()> {
+        self.store.acknowledge(self.outbox.id, sequence).await?;
+        while self.store.prune_outbox().await? {}
+        Ok(())
     }
 }

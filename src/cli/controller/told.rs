@@ -18,7 +18,7 @@ pub(super) fn line(node: &str, report: &wire::ReportRequest) -> String {
 fn words_of(message: &Message) -> String {
     match message {
         Message::Hello(hello) => {
-            let waiting = hello.last_sequence - hello.acknowledged_sequence;
+            let waiting = hello.last_sequence.saturating_sub(hello.acknowledged_sequence);
             format!("hello, {waiting} reports wait in outbox {}", hello.outbox_id)
         }
         Message::Inventory(part) => format!(

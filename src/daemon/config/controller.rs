@@ -12,7 +12,8 @@ use super::ConfigError;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerConfig {
-    /// Where the controller serves `ControllerService`: `https://host:port`. `http://` only on this machine itself.
+    /// Where the controller serves `ControllerService`: `https://host:port`. `http://` only on this machine itself. The unit of
+    /// systemd lets nobody to the network unless `vmsnapd-network.conf` is put beside it.
     pub endpoint: String,
     /// Certificates, PEM: one of them must have signed the controller's. Read anew for each connection, as the next two.
     pub ca: Option<PathBuf>,
@@ -22,15 +23,15 @@ pub struct ControllerConfig {
     pub key: Option<PathBuf>,
     /// The name in the controller's certificate. Unset: the host of the endpoint.
     pub server_name: Option<String>,
-    /// Bytes that are kept for a controller that is away. When they are not enough all of them go, and the controller has to
+    /// Bytes that are kept for a controller that is away; the file of the catalog grows by somewhat more. When they are not enough all of them go, and the controller has to
     /// ask for an inventory.
     #[serde(default = "outbox_bytes")]
     pub outbox_bytes: u64,
 }
 
-/// Some ten thousand operations.
+/// Some thousands of operations.
 fn outbox_bytes() -> u64 {
-    256 << 20
+    64 << 20
 }
 
 /// What proves who both sides are.

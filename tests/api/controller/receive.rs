@@ -1,29 +1,32 @@
 //! `vmsnap controller receive`: what it prints and keeps, and that a controller which is killed over and over has all of it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
+use super::reports;
 use crate::client::run;
 use crate::node::{Node, PATIENCE, delete};
 
 /// A running receiver.
-struct Receiver {
+pub struct Receiver {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
     /// Held: whoever writes to a pipe that nobody reads would end.
     _stderr: Lines<BufReader<ChildStderr>>,
-    address: String,
+    pub address: String,
 }
 
 impl Receiver {
     async fn start(listen: &str, log: &Path, format: &str) -> Self {
+        Self::start_with(listen, log, format, &[]).await
+    }
+
+    pub async fn start_with(listen: &str, log: &Path, format: &str, tls: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmsnap"));
-        command.args(["controller", "receive", "--listen", listen, "-o", format, "--log"]).arg(log);
+        command.args(["controller", "receive", "--listen", listen, "-o", format, "--log"]).arg(log).args(tls);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -34,7 +37,7 @@ impl Receiver {
     }
 
     /// Reads lines until one has all these words.
-    async fn until(&mut self, words: &[&str]) -> Vec<String> {
+    pub async fn until(&mut self, words: &[&str]) -> Vec<String> {
         let mut lines = Vec::new();
         let read = async {
             loop {
@@ -59,23 +62,6 @@ fn log(directory: &tempfile::TempDir) -> PathBuf {
     directory.path().join("reports.jsonl")
 }
 
-/// The items of the log. None is in it twice, none is missing.
-fn kept(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
-    let entries = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut last: BTreeMap<String, u64> = BTreeMap::new();
-    let mut items = Vec::new();
-    for entry in entries {
-        let Some(sequence) = entry["report"]["sequence"].as_str() else { continue };
-        let last = last.entry(entry["outbox_id"].as_str().unwrap().to_owned()).or_default();
-        *last += 1;
-        assert_eq!(sequence, last.to_string());
-        items.push(entry["report"].clone());
-    }
-    assert_eq!(last.len(), 1, "there is one outbox");
-    items
-}
-
 #[tokio::test]
 async fn a_receiver_that_is_killed_again_and_again_has_everything() {
     let directory = tempfile::tempdir().unwrap();
@@ -96,10 +82,9 @@ async fn a_receiver_that_is_killed_again_and_again_has_everything() {
     let last = operations.last().unwrap();
     receiver.until(&[last, "OPERATION_STATE_SUCCEEDED"]).await;
     receiver.kill().await;
-    let items = kept(&log(&directory));
+    let items = reports::items(&log(&directory));
     for operation in &operations {
-        let of_it = items.iter().filter(|item| item["operation"]["id"] == operation.as_str());
-        let states: Vec<&str> = of_it.filter_map(|item| item["operation"]["state"].as_str()).collect();
+        let states = reports::states(&items, operation);
         assert_eq!(states, ["OPERATION_STATE_RUNNING", "OPERATION_STATE_SUCCEEDED"]);
     }
 }

@@ -22,6 +22,10 @@ pub struct Manners {
     pub welcome: wire::Welcome,
     /// Acknowledges each item.
     pub acknowledges: bool,
+    /// Acknowledges this item at once, whether there is one or not; 0 for none.
+    pub claims: u64,
+    /// Leaves its own half of a stream open when the daemon has ended the other.
+    pub stays: bool,
     /// Breaks the stream after so many items; 0 for never.
     pub breaks_after: usize,
 }
@@ -86,13 +90,19 @@ impl Controller {
             };
             items += usize::from(report.sequence > 0);
             self.heard.send_modify(|heard| heard.push(report));
-            if let Some(answer) = answer {
-                let _ = answers.send(Ok(wire::ReportResponse { message: Some(answer) })).await;
+            let is_welcome = matches!(answer, Some(Answer::Welcome(_)));
+            let claim = (is_welcome && manners.claims > 0)
+                .then_some(Answer::Acknowledge(wire::Acknowledge { sequence: manners.claims }));
+            for message in answer.into_iter().chain(claim) {
+                let _ = answers.send(Ok(wire::ReportResponse { message: Some(message) })).await;
             }
             if items > 0 && items == manners.breaks_after {
                 let _ = answers.send(Err(Status::unavailable("it breaks"))).await;
                 return;
             }
+        }
+        if manners.stays {
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -8,6 +8,7 @@
 #[path = "../bed/mod.rs"]
 mod bed;
 mod clones;
+mod controller;
 mod devices;
 mod e2e;
 mod firmware;

@@ -101,6 +101,8 @@ install: build
 	install -D -m 755 $(BUILT)/vmsnapd $(DESTDIR)$(PREFIX)/bin/vmsnapd
 	install -D -m 755 $(BUILT)/vmsnap $(DESTDIR)$(PREFIX)/bin/vmsnap
 	install -D -m 644 systemd/vmsnapd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapd.service
+	install -D -m 644 systemd/vmsnapd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapd.socket
+	install -D -m 644 systemd/vmsnapd-network.conf $(DESTDIR)$(PREFIX)/share/vmsnapd/network.conf
 	install -D -m 644 systemd/vmsnapd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vmsnapd.conf
 	install -D -m 644 systemd/vmsnapd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmsnapd.conf
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \

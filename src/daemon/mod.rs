@@ -11,6 +11,7 @@ mod identity;
 mod lock;
 mod rebuild;
 mod serve;
+mod service;
 mod start;
 pub mod telemetry;
 mod thaw;

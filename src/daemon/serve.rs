@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -15,6 +15,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use super::admission::Admission;
 use super::config::Config;
 use super::connections;
+use super::service;
 use super::start::StartError;
 use crate::api::Api;
 use crate::proto;
@@ -29,9 +30,25 @@ const HEADERS: u32 = 16 * 1024;
 /// one whose request never comes whole.
 const ANSWER: Duration = Duration::from_secs(120);
 
-/// Listens on the configured socket. A socket that nobody answers on any more is replaced.
-pub(super) fn listen(config: &Config) -> Result<UnixListener, StartError> {
+/// What is listened on.
+pub(super) struct Listening {
+    pub(super) listener: UnixListener,
+    /// The file of the socket, if we made it: then it is ours to remove.
+    pub(super) made: Option<PathBuf>,
+}
+
+/// Listens on the socket that systemd hands over, or else on the configured one. A socket that nobody answers on any more is
+/// replaced.
+pub(super) fn listen(config: &Config) -> Result<Listening, StartError> {
     let path = &config.socket;
+    let take = || -> io::Result<Option<UnixListener>> {
+        let Some(listener) = service::handed_over()? else { return Ok(None) };
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Some)
+    };
+    if let Some(listener) = take().map_err(|cause| StartError::Listen { path: path.clone(), cause })? {
+        return Ok(Listening { listener, made: None });
+    }
     let bind = || -> io::Result<UnixListener> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
@@ -43,7 +60,7 @@ pub(super) fn listen(config: &Config) -> Result<UnixListener, StartError> {
     let listener = bind().map_err(|cause| StartError::Listen { path: path.clone(), cause })?;
     let mode = Permissions::from_mode(config.mode()?);
     fs::set_permissions(path, mode).map_err(|cause| StartError::Listen { path: path.clone(), cause })?;
-    Ok(listener)
+    Ok(Listening { listener, made: Some(path.clone()) })
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use super::config::{Config, ConfigError};
-use super::{controller, health, identity, lock, serve};
+use super::serve::Listening;
+use super::{controller, health, identity, lock, serve, service};
 use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
@@ -243,7 +244,8 @@ pub struct Daemon {
     health: HealthReporter,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    socket: PathBuf,
+    /// The file of the socket that we made.
+    socket: Option<PathBuf>,
     patience: Duration,
 }
 
@@ -255,30 +257,34 @@ impl Daemon {
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
-        let listener = serve::listen(config)?;
+        let Listening { listener, made } = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();
         let identity = identity_of_node(config.state_directory.clone()).await?;
         let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
+        let mut reporting = None;
         if let Some(controller) = config.controller.clone() {
-            let (reporting, watched) = watch::channel(Err("it is called for the first time".to_owned()));
+            let (told, watched) = watch::channel(Err("it is called for the first time".to_owned()));
             health::watch_controller(health.clone(), watched.clone());
-            api = api.reporting(watched);
+            api = api.reporting(watched.clone());
+            reporting = Some(watched);
             let store = engine.store().clone();
-            tokio::spawn(controller::report(api.clone(), store, controller, reporting, stop.clone()));
+            tokio::spawn(controller::report(api.clone(), store, controller, told, stop.clone()));
         } else {
             let store = engine.store().clone();
             tokio::spawn(async move { controller::prune_outbox(&store).await });
         }
+        service::feed_watchdog(engine.clone());
+        service::keep_status(engine.clone(), reporting);
         let serving = tokio::spawn(serve::serve(listener, api, health_service, stop.clone()));
         tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
-        tell_systemd(&[NotifyState::Ready]);
+        service::tell(&[NotifyState::Ready]);
         Ok(Self {
             engine,
             health,
             stop,
             serving,
-            socket: config.socket.clone(),
+            socket: made,
             patience: Duration::from_secs(config.drain_seconds),
         })
     }
@@ -291,7 +297,7 @@ impl Daemon {
             served = &mut self.serving => return served.unwrap_or(Ok(())).map_err(StartError::Serve),
         }
         tracing::info!(operations = self.engine.busy(), "vmsnapd goes down");
-        tell_systemd(&[NotifyState::Stopping]);
+        service::tell(&[NotifyState::Stopping]);
         health::not_serving(&self.health).await;
         if tokio::time::timeout(self.patience, self.engine.drain()).await.is_err() {
             tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
@@ -299,7 +305,7 @@ impl Daemon {
         self.stop.cancel();
         let served = tokio::time::timeout(Duration::from_secs(2), self.serving).await;
         // The socket is removed only by the daemon that made it, and only while it still holds the lock.
-        let _ = fs::remove_file(&self.socket);
+        let _ = self.socket.map(fs::remove_file);
         match served {
             Ok(Ok(result)) => result.map_err(StartError::Serve),
             // Streams that do not end are cut.
@@ -370,11 +376,4 @@ fn told_to_go() -> io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Without systemd there is nobody to tell.
-fn tell_systemd(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd was not told");
-    }
 }

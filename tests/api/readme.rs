@@ -51,6 +51,8 @@ fn install(root: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for file in [
         "lib/systemd/system/vmsnapd.service",
+        "lib/systemd/system/vmsnapd.socket",
+        "share/vmsnapd/network.conf",
         "lib/sysusers.d/vmsnapd.conf",
         "lib/tmpfiles.d/vmsnapd.conf",
         "share/bash-completion/completions/vmsnap",

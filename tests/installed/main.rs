@@ -1,6 +1,9 @@
 //! What is installed: a client that needs no libvirt, and a unit that keeps what is promised of it.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
+
+mod service;
 
 use std::fs;
 use std::process::Command;
@@ -9,11 +12,12 @@ use std::process::Command;
 const LIBVIRT: &[u8] = b"libvirt.so";
 
 const UNIT: &str = "systemd/vmsnapd.service";
-/// In tenths, as `systemd-analyze security` has it: the more the worse.
-const EXPOSED: &str = "25";
+const NETWORK: &str = "systemd/vmsnapd-network.conf";
+/// In tenths, as `systemd-analyze security` has it: the more the worse. Without a way to the network, and with one.
+const EXPOSED: [&str; 2] = ["25", "28"];
 
 fn names_libvirt(program: &str) -> bool {
-    let bytes = fs::read(program).expect("cargo built the program");
+    let bytes = fs::read(program).unwrap();
     bytes.windows(LIBVIRT.len()).any(|window| window == LIBVIRT)
 }
 
@@ -29,7 +33,7 @@ fn settings(unit: &str) -> Vec<(&str, &str)> {
 
 #[test]
 fn the_unit_keeps_what_is_promised() {
-    let unit = fs::read_to_string(UNIT).expect("it is in the tree");
+    let unit = fs::read_to_string(UNIT).unwrap();
     let settings = settings(&unit);
     let has =
         |key: &str, word: &str| settings.iter().any(|(name, value)| *name == key && value.contains(word));
@@ -48,12 +52,26 @@ fn the_unit_keeps_what_is_promised() {
     }
 }
 
-/// Where systemd is installed, it says itself how exposed the unit is.
+/// Where systemd is installed, it says itself how exposed the unit is, and that it understands it.
 #[test]
 fn the_unit_is_confined() {
-    let threshold = format!("--threshold={EXPOSED}");
-    let arguments = ["security", "--offline=true", "--no-pager", &threshold, UNIT];
-    let Ok(output) = Command::new("systemd-analyze").args(arguments).output() else { return };
-    let words = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{words}{}", String::from_utf8_lossy(&output.stderr));
+    let directory = tempfile::tempdir().unwrap();
+    let unit = directory.path().join("vmsnapd.service");
+    // It complains of programs that are not installed.
+    let text = fs::read_to_string(UNIT).unwrap();
+    fs::write(&unit, text.replace("/usr/bin/vmsnapd", env!("CARGO_BIN_EXE_vmsnapd"))).unwrap();
+    let analyze = |arguments: &[&str]| {
+        let Ok(output) = Command::new("systemd-analyze").args(arguments).arg(&unit).output() else { return };
+        let words = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&words));
+    };
+    for (exposed, opened) in EXPOSED.into_iter().zip([None, Some(NETWORK)]) {
+        if let Some(opened) = opened {
+            let drop_ins = directory.path().join("vmsnapd.service.d");
+            fs::create_dir(&drop_ins).unwrap();
+            fs::copy(opened, drop_ins.join("network.conf")).unwrap();
+        }
+        analyze(&["verify", "--man=no", "--recursive-errors=no"]);
+        analyze(&["security", "--offline=true", "--no-pager", &format!("--threshold={exposed}")]);
+    }
 }

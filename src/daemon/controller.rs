@@ -21,10 +21,13 @@ use crate::model::operation::causes;
 use crate::store::Store;
 
 /// From the first wait to the longest one, without jitter.
-const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
+const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A controller that has said that it does not want us is called again after so long.
+const REFUSED: Duration = Duration::from_secs(120);
 
 /// A stream that lasted so long was well: after it waits begin anew.
-const STEADY: Duration = Duration::from_secs(30);
+const STEADY: Duration = Duration::from_secs(5);
 
 /// How long a connection may take: its name, TCP, TLS, and that the other side speaks HTTP/2.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -91,17 +94,17 @@ pub(super) async fn report(
     stop: CancellationToken,
 ) {
     let calls = async {
-        let mut waits = waits(WAITS.0);
+        let mut waits = waits(WAITS);
         loop {
             keep_outbox(&store, Some(&config)).await;
             prune_outbox(&store).await;
             let (lasted, ended) = call(&api, &config, &reporting).await;
             if lasted >= STEADY {
-                waits = self::waits(WAITS.0);
+                waits = self::waits(WAITS);
             }
             let is_refusal = ended.as_ref().is_err_and(CallError::is_refusal);
             tell(&config, ended, &reporting);
-            let wait = if is_refusal { self::waits(WAITS.1).next() } else { waits.next() };
+            let wait = if is_refusal { self::waits((REFUSED, REFUSED)).next() } else { waits.next() };
             tokio::time::sleep(wait.unwrap_or(WAITS.1)).await;
         }
     };
@@ -112,8 +115,8 @@ pub(super) async fn report(
 }
 
 /// Each is as long as it is said to be, or up to twice as long.
-fn waits(first: Duration) -> ExponentialBackoff {
-    let waits = ExponentialBuilder::new().with_min_delay(first).with_max_delay(WAITS.1);
+fn waits((first, longest): (Duration, Duration)) -> ExponentialBackoff {
+    let waits = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
     waits.without_max_times().with_jitter().build()
 }
 

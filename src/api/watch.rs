@@ -28,11 +28,11 @@ pub(super) type WatchStream = Pin<Box<dyn Stream<Item = Message> + Send>>;
 
 type Message = Result<v1::WatchOperationResponse, Status>;
 
-/// Between heartbeats if the client does not say.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Between heartbeats if the client, or the controller, does not say.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// What a client may ask for between heartbeats.
-const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+/// What either may ask for between heartbeats.
+pub(super) const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 
 /// Updates closer together than this are one: nobody reads faster.
 const PACE: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use super::config::Config;
 use super::rebuild::{self, RebuildArgs};
 use super::{advice, start, telemetry, thaw};
-use crate::model::operation::causes;
+use crate::model::operation::in_one_line;
 
 /// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
 const EXIT_CONFIG: u8 = 78;
@@ -88,8 +88,7 @@ pub fn main() -> ExitCode {
 /// One line with the whole chain of causes, on stderr: logging may not have started.
 #[allow(clippy::print_stderr, reason = "the last words of a program that cannot start")]
 fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
-    let words: Vec<String> = std::iter::once(error.to_string()).chain(causes(error)).collect();
-    eprintln!("vmsnapd: {}", words.join(": "));
+    eprintln!("vmsnapd: {}", in_one_line(error));
     ExitCode::from(code)
 }
 

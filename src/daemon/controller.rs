@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use super::config::{ConfigError, ControllerConfig};
 use crate::api::{Api, ReportEnd};
 use crate::model::OutboxId;
-use crate::model::operation::causes;
+use crate::model::operation::in_one_line;
 use crate::store::Store;
 
 /// From the first wait to the longest one, without jitter.
@@ -80,9 +80,12 @@ pub(super) async fn keep_outbox(store: &Store, controller: Option<&ControllerCon
     }
 }
 
-/// Removes what nobody has to be told any more.
+/// Removes what nobody has to be told any more. What is left is removed with the next call, or at the next start.
 pub(super) async fn prune_outbox(store: &Store) {
-    while store.prune_outbox().await.unwrap_or(false) {}
+    if let Err(error) = store.prune_outbox().await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(error, "what the controller need not be told any more cannot be removed");
+    }
 }
 
 /// Reports until `stop`.
@@ -195,7 +198,7 @@ fn tell(
     reporting: &watch::Sender<Reporting>,
 ) {
     let words = match ended {
-        Err(error) => std::iter::once(error.to_string()).chain(causes(&error)).collect::<Vec<_>>().join(": "),
+        Err(error) => in_one_line(&error),
         Ok(ReportEnd::ByController) => "the controller ended the stream".to_owned(),
         Ok(ReportEnd::ByUs) => "another stream has to begin".to_owned(),
     };

@@ -34,7 +34,7 @@ pub(super) fn handed_over() -> std::io::Result<Option<UnixListener>> {
 pub(super) fn feed_watchdog(engine: Engine) {
     let Some(patience) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
-        // Twice within the patience may be late (sd_watchdog_enabled(3) advises half of it).
+        // sd_watchdog_enabled(3) advises half of it; a third leaves room for one that is late.
         let mut meals = tokio::time::interval(patience / 3);
         loop {
             meals.tick().await;

@@ -262,16 +262,14 @@ impl Daemon {
         let stop = CancellationToken::new();
         let identity = identity_of_node(config.state_directory.clone()).await?;
         let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
-        let mut reporting = None;
+        let (mut reporting, store) = (None, engine.store().clone());
         if let Some(controller) = config.controller.clone() {
             let (told, watched) = watch::channel(Err("it is called for the first time".to_owned()));
             health::watch_controller(health.clone(), watched.clone());
             api = api.reporting(watched.clone());
             reporting = Some(watched);
-            let store = engine.store().clone();
             tokio::spawn(controller::report(api.clone(), store, controller, told, stop.clone()));
         } else {
-            let store = engine.store().clone();
             tokio::spawn(async move { controller::prune_outbox(&store).await });
         }
         service::feed_watchdog(engine.clone());

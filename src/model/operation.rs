@@ -338,6 +338,12 @@ impl Failure {
     }
 }
 
+/// An error and what is behind it, in one line.
+#[must_use]
+pub fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    [error.to_string()].into_iter().chain(causes(error)).collect::<Vec<_>>().join(": ")
+}
+
 /// What is behind an error, each one layer deeper.
 #[must_use]
 pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {

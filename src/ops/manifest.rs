@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Engine, OpsError, Result};
 use crate::host::{HostError, Images, unfinished};
 use crate::model::manifest::{Manifest, checksum};
-use crate::model::operation::causes;
+use crate::model::operation::in_one_line;
 use crate::model::step::DoomedImage;
 use crate::model::{Difference, DifferenceKind, LayerTree, SnapshotId, VmId};
 use crate::plan::{self, Places};
@@ -149,9 +149,7 @@ impl Manifests {
             }
             Err(error) => {
                 let error: &(dyn std::error::Error + 'static) = error;
-                let words =
-                    [error.to_string()].into_iter().chain(causes(error)).collect::<Vec<_>>().join(": ");
-                if self.lock_failing().insert(what, (vm, words)).is_none() {
+                if self.lock_failing().insert(what, (vm, in_one_line(error))).is_none() {
                     tracing::warn!(?what, %vm, error, "a manifest cannot be written: it is tried again");
                 }
             }

@@ -165,9 +165,14 @@ fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
     let mut copy = Connection::open_with_flags(unfinished, flags).map_err(sqlite)?;
     // A backup that nobody could open is none.
     schema::check(&copy).map_err(io::Error::other)?;
+    // What is told from the copy on is not what was told after it was made: another outbox has to begin.
+    let dropped = copy.execute("DELETE FROM outbox", []).map_err(sqlite)?;
+    copy.execute("DELETE FROM outbox_state", []).map_err(sqlite)?;
     hold_operations(&mut copy).map_err(io::Error::other)?;
-    // What waited for a controller may be most of it.
-    copy.execute("VACUUM", []).map_err(sqlite)?;
+    if dropped > 0 {
+        // It may have been most of the copy.
+        within_deadline(&copy, || copy.execute("VACUUM", []))?;
+    }
     drop(copy);
     file.sync_all()?;
     Ok(file.metadata()?.len())
@@ -177,8 +182,6 @@ fn fill(catalog: &Path, unfinished: &Path) -> io::Result<u64> {
 /// half way. Carried on with from here it would stop a VM, or let one write to what snapshots refer to.
 fn hold_operations(copy: &mut Connection) -> Result<()> {
     let transaction = copy.transaction()?;
-    // What is told from the copy on is not what was told after it was made: another outbox has to begin.
-    transaction.execute_batch("DELETE FROM outbox; DELETE FROM outbox_state")?;
     // Whoever is frozen when the copy is put in place was frozen by somebody else.
     transaction.execute("DELETE FROM lease", [])?;
     for mut operation in journal::read_open(&transaction)? {

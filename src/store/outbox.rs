@@ -140,8 +140,14 @@ impl Store {
         .await
     }
 
-    /// Removes some of what nobody has to be told any more. Gives whether there may be more of it.
-    pub async fn prune_outbox(&self) -> Result<bool> {
+    /// Removes what nobody has to be told any more, in portions: others get their turn in between.
+    pub async fn prune_outbox(&self) -> Result<()> {
+        while self.prune_portion().await? {}
+        Ok(())
+    }
+
+    /// Gives whether there may be more to remove.
+    pub(super) async fn prune_portion(&self) -> Result<bool> {
         self.transact(|transaction| {
             let state = state(transaction)?;
             let (base, until) = match &state {

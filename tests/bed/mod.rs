@@ -20,6 +20,7 @@ pub mod images;
 mod load;
 pub mod named;
 mod node;
+pub mod process;
 mod progress;
 pub mod reports;
 pub mod scratch;

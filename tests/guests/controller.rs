@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::bed::{Daemon, Dice, Guest, Setup, Spec, eventually, program, reports};
+use crate::bed::{Daemon, Dice, Guest, Setup, Spec, eventually, process, program, reports};
 
 const END: Duration = Duration::from_secs(180);
 
@@ -63,12 +63,6 @@ fn while_away(dice: &mut Dice) -> Duration {
     Duration::from_millis(u64::try_from(dice.roll(3000)).unwrap())
 }
 
-fn anonymous_kib(daemon: &Daemon) -> u64 {
-    let told = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
-    let found = told.lines().find_map(|row| row.strip_prefix("RssAnon:")).unwrap();
-    found.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 /// A merge that takes some seconds, in which the controller sees it move. Gives its operation.
 fn slow_merge(guest: &Guest, daemon: &Daemon, log: &Path) -> String {
     let (client, vm) = (daemon.client(), guest.name());
@@ -103,7 +97,7 @@ fn work(guest: &Guest, daemon: &Daemon, minutes: f64) -> (Vec<String>, [u64; 2])
         guest.exec(&format!("rm /mnt/vdb/{name}"));
         let listed = client.json(&["op", "list", vm, "--limit", "2"]);
         operations.extend(listed["operations"].as_array().unwrap().iter().map(id));
-        taken[1] = anonymous_kib(daemon);
+        taken[1] = process::status(daemon.id(), "RssAnon:");
         if taken[0] == 0 && begun.elapsed() > long / 4 {
             taken[0] = taken[1];
         }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
+use crate::bed::process::status;
+
 #[derive(Debug, Clone, Copy)]
 pub struct Footprint {
     /// Memory that is resident.
@@ -42,10 +44,4 @@ pub fn processor_time(process: u32) -> Duration {
     let ticks: u32 = fields[11].parse::<u32>().unwrap() + fields[12].parse::<u32>().unwrap();
     let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
     Duration::from_secs(ticks.into()) / u32::try_from(per_second).unwrap()
-}
-
-fn status(process: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }

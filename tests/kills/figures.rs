@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vmsnap::proto::v1;
 
+use crate::bed::process::status;
 use crate::line::outcome;
 use crate::thaw::Frozen;
 use crate::watch::{Open, Phase};
@@ -124,11 +125,7 @@ impl Figures {
 
     /// Looks at the process of the daemon, which is at rest.
     pub fn sample(&mut self, life: u32, process: u32) {
-        let told = fs::read_to_string(format!("/proc/{process}/status")).expect("the daemon runs");
-        let value = |key: &str| {
-            let found = told.lines().find_map(|row| row.strip_prefix(key)).expect("the kernel tells it");
-            found.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
-        };
+        let value = |key| status(process, key);
         let descriptors = fs::read_dir(format!("/proc/{process}/fd")).expect("the daemon runs").count();
         let descriptors = u64::try_from(descriptors).expect("a number of descriptors");
         let (resident_kib, anonymous_kib, threads) = (value("VmRSS:"), value("RssAnon:"), value("Threads:"));

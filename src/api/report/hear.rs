@@ -1,6 +1,5 @@
 //! What a controller says: that it takes us, what it has, that it wants an inventory.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::{Heard, ReportEnd, Said, of_store};
+use crate::api::watch::{HEARTBEAT, HEARTBEATS};
 use crate::model::OutboxId;
 use crate::proto::controller::v1 as wire;
 use crate::proto::controller::v1::report_response::Message;
@@ -16,12 +16,6 @@ use crate::store::{Outbox, Store};
 
 /// Acknowledgements closer together than this are written as one: each is a write to the disk.
 const PACE: Duration = Duration::from_millis(500);
-
-/// The longest silence if the controller does not say.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-
-/// What a controller may ask for between heartbeats.
-const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 
 /// A listener to one stream.
 pub(super) struct Hear {
@@ -118,19 +112,17 @@ impl Hear {
         Ok(())
     }
 
-    /// What cannot be written stays to be written, and is sent again at worst.
+    /// What cannot be written is written with the next one, or sent again at worst.
     async fn write(&mut self) {
-        let Some(sequence) = self.unwritten else { return };
+        let Some(sequence) = self.unwritten.take() else { return };
         if let Err(error) = self.pass_on(sequence).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error, "what the controller has acknowledged cannot be noted");
         }
-        self.unwritten = None;
     }
 
     async fn pass_on(&self, sequence: u64) -> crate::store::Result<()> {
         self.store.acknowledge(self.outbox.id, sequence).await?;
-        while self.store.prune_outbox().await? {}
-        Ok(())
+        self.store.prune_outbox().await
     }
 }

@@ -23,8 +23,8 @@ pub struct ControllerConfig {
     pub key: Option<PathBuf>,
     /// The name in the controller's certificate. Unset: the host of the endpoint.
     pub server_name: Option<String>,
-    /// Bytes that are kept for a controller that is away; the file of the catalog grows by somewhat more. When they are not enough all of them go, and the controller has to
-    /// ask for an inventory.
+    /// Bytes that are kept for a controller that is away; the file of the catalog grows by somewhat more. When they are not
+    /// enough all of them go, and the controller has to ask for an inventory.
     #[serde(default = "outbox_bytes")]
     pub outbox_bytes: u64,
 }
@@ -53,11 +53,7 @@ impl ControllerConfig {
             .parse()
             .map_err(|error| bad("controller.endpoint", format!("{:?}: {error}", self.endpoint)))?;
         let host = uri.host().unwrap_or_default();
-        let files = [
-            ("controller.ca", &self.ca),
-            ("controller.certificate", &self.certificate),
-            ("controller.key", &self.key),
-        ];
+        let files = self.files();
         match uri.scheme_str() {
             Some("https") => {
                 let [ca, certificate, key] = files.map(|(name, path)| {
@@ -80,16 +76,21 @@ impl ControllerConfig {
         }
     }
 
+    /// By their keys.
+    fn files(&self) -> [(&'static str, &Option<PathBuf>); 3] {
+        [
+            ("controller.ca", &self.ca),
+            ("controller.certificate", &self.certificate),
+            ("controller.key", &self.key),
+        ]
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.tls()?;
         if self.outbox_bytes < 1 << 20 {
             return Err(bad("controller.outbox_bytes", "at least 1048576".to_owned()));
         }
-        for (key, path) in [
-            ("controller.ca", &self.ca),
-            ("controller.certificate", &self.certificate),
-            ("controller.key", &self.key),
-        ] {
+        for (key, path) in self.files() {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
                 return Err(bad(key, "the path is not absolute".to_owned()));
             }

@@ -118,7 +118,7 @@ async fn what_is_acknowledged_goes() {
         (1, 3, (3, 3, 0)),
     ] {
         store.acknowledge(id(outbox), sequence).await.unwrap();
-        while store.prune_outbox().await.unwrap() {}
+        store.prune_outbox().await.unwrap();
         assert_eq!(left().await, expected, "{sequence} of {outbox}");
     }
     store.tell(said("d")).await.unwrap();
@@ -135,7 +135,7 @@ async fn a_full_outbox_is_followed_by_another_that_says_so() {
     for round in 0..10 {
         store.tell(said(&long)).await.unwrap();
         store.acknowledge(first.id, round + 1).await.unwrap();
-        while store.prune_outbox().await.unwrap() {}
+        store.prune_outbox().await.unwrap();
     }
     assert_eq!(store.outbox().await.unwrap(), Some(Outbox { acknowledged: 10, last: 10, ..first }));
     for _ in 0..4 {
@@ -150,7 +150,7 @@ async fn a_full_outbox_is_followed_by_another_that_says_so() {
     assert_eq!(full.event.attributes["dropped"], "4");
     let page = store.events(EventFilter::default(), EventOrder::After(0), 100).await.unwrap();
     assert_eq!(page.total, 15, "the events themselves are all there");
-    while store.prune_outbox().await.unwrap() {}
+    store.prune_outbox().await.unwrap();
     assert_eq!(store.outbox_items(0).await.unwrap().unwrap().1, items, "what is given up goes, and no more");
 
     let renew = async |old| store.renew_outbox(old, id(3), "of a test", Timestamp::UNIX_EPOCH).await.unwrap();
@@ -171,13 +171,13 @@ async fn much_is_removed_in_portions() {
     }
     store.acknowledge(id(1), 190).await.unwrap();
     let mut portions = 1;
-    while store.prune_outbox().await.unwrap() {
+    while store.prune_portion().await.unwrap() {
         portions += 1;
     }
     assert_eq!(portions, 3);
     assert_eq!(told(&store, 0).await.len(), 10);
     store.close_outbox().await.unwrap();
-    while store.prune_outbox().await.unwrap() {}
+    store.prune_outbox().await.unwrap();
     store.open_outbox(id(2), ROOM).await.unwrap();
     assert_eq!(told(&store, 0).await, []);
 }
@@ -189,7 +189,14 @@ async fn a_backup_has_no_outbox() {
     let store = Store::open(&directory.path().join("catalog.db")).unwrap();
     store.open_outbox(id(1), ROOM).await.unwrap();
     store.begin(operation(1), None, Reservation::None).await.unwrap();
-    let backup = store.back_up(None, 3, Timestamp::UNIX_EPOCH).await.unwrap();
+    let small = store.back_up(None, 3, Timestamp::UNIX_EPOCH).await.unwrap().bytes;
+    let long = "x".repeat(1000);
+    for _ in 0..500 {
+        store.tell(said(&long)).await.unwrap();
+    }
+    store.prune_history(SignedDuration::from_hours(1), Timestamp::now()).await.unwrap();
+    let backup = store.back_up(None, 3, Timestamp::now()).await.unwrap();
+    assert!(backup.bytes < small + 100_000, "nor the room that it took: {small}, then {}", backup.bytes);
     let copy = Store::open(&backup.path).unwrap();
     assert_eq!(copy.outbox().await.unwrap(), None);
     copy.open_outbox(id(2), ROOM).await.unwrap();

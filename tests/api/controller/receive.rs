@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 use super::reports;
 use crate::client::run;
@@ -14,8 +14,6 @@ use crate::node::{Node, PATIENCE, delete};
 pub struct Receiver {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
-    /// Held: whoever writes to a pipe that nobody reads would end.
-    _stderr: Lines<BufReader<ChildStderr>>,
     pub address: String,
 }
 
@@ -33,7 +31,7 @@ impl Receiver {
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let said = tokio::time::timeout(PATIENCE, stderr.next_line()).await.unwrap().unwrap().unwrap();
         let address = said.strip_prefix("listening on ").unwrap_or_else(|| panic!("{said}")).to_owned();
-        Self { child, stdout, _stderr: stderr, address }
+        Self { child, stdout, address }
     }
 
     /// Reads lines until one has all these words.

@@ -1,5 +1,7 @@
 //! Block commits: started, followed, pivoted.
 
+use std::path::{Path, PathBuf};
+
 use vmsnap::host::{Commit, HostError, HostEvent, Hypervisor};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{BlockJob, BlockJobKind, Format, RunState};
@@ -108,6 +110,56 @@ async fn a_frozen_layer_with_progress() {
     assert_eq!(persistent(&view, "vda"), Some(top.path.clone()));
     bed.libvirt.stop(vm.id).await.unwrap();
     run("qemu-io", &["-f", "qcow2", "-c", "read -P 7 0 32M", text(&top.path)]);
+}
+
+/// What QEMU writes into the image above when a merge ends has room there already, on a full disk, too.
+#[tokio::test]
+async fn a_merge_that_ends_on_a_full_disk() {
+    let Some(bed) = Bed::new().await else { return };
+    let Some(_full) = SmallDisk::mount(&bed.path("small"), 16 << 20) else { return };
+    let base = bed.image("small/base", Format::Qcow2);
+    fill(&base, 1);
+    let middle = bed.overlay("small/middle", &base).await;
+    fill(&middle, 1);
+    let top = bed.overlay("small/top", &middle).await;
+    let vm = Vm::with_disks(&[("vda", &top)], "");
+    bed.start(&vm).await;
+    let filler = bed.path("small/filler");
+    let left = std::io::copy(&mut std::io::repeat(7), &mut std::fs::File::create(&filler).unwrap());
+    assert_eq!(left.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    let mut events = bed.libvirt.events();
+    bed.libvirt.start_commit(vm.id, &commit(&middle, &base, false, None)).await.unwrap();
+    while job(&bed, &vm).await.is_some() {
+        heard(&mut events, &HostEvent::BlockJobChanged(vm.id)).await;
+    }
+    let view = bed.observe(&vm).await;
+    assert_eq!((view.run_state, chain(&view, "vda")), (RunState::Running, paths(&[&top, &base])));
+}
+
+/// A file system of so many bytes, until it is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where whoever runs the tests may not mount.
+    fn mount(place: &Path, bytes: u64) -> Option<Self> {
+        std::fs::create_dir(place).unwrap();
+        let size = format!("size={bytes},mode=0755");
+        let mounted = nix::mount::mount(
+            Some("tmpfs"),
+            place,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(size.as_str()),
+        );
+        mounted.is_ok().then(|| Self(place.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The VM that has it open is dropped before.
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
 }
 
 #[tokio::test]

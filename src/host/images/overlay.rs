@@ -34,9 +34,12 @@ pub(super) fn make(overlay: &NewOverlay, geometry: Geometry) -> Result<()> {
     made
 }
 
-/// The header comes last: what has one is whole, whatever happens in between.
+/// The header comes last: what has one is whole, whatever happens in between. All of its cluster is there before, and no hole: QEMU
+/// writes all of it when a merge ends below the image, and where there is no room for that QEMU 10.0 crashes, with its guest
+/// (`commit_abort`, after "Could not update backing file link").
 fn fill(file: &File, empty: &Empty, path: &Path) -> Result<()> {
     file.set_len(empty.length).map_err(failed("write", path))?;
+    file.write_all_at(&vec![0; empty.cluster], 0).map_err(failed("write", path))?;
     for (at, bytes) in &empty.tables {
         file.write_all_at(bytes, *at).map_err(failed("write", path))?;
     }

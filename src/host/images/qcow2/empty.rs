@@ -57,6 +57,8 @@ pub struct Empty {
     pub header: Vec<u8>,
     /// What else is there, and where.
     pub tables: [(u64, Vec<u8>); 2],
+    /// Bytes of a cluster: the header has all of the first.
+    pub cluster: usize,
     /// Bytes of the file.
     pub length: u64,
 }
@@ -114,7 +116,8 @@ pub fn empty(virtual_size: u64, backing: (&str, &str), geometry: Geometry) -> Re
     header[16..20].copy_from_slice(&length(name).to_be_bytes());
     let counts = (0..clusters).flat_map(|_| 1_u16.to_be_bytes()).collect();
     let tables = [(cluster, (2 * cluster).to_be_bytes().to_vec()), (2 * cluster, counts)];
-    Ok(Empty { header, tables, length: clusters * cluster })
+    let header_cluster = usize::try_from(cluster).map_err(|_| Impossible::TooLarge)?;
+    Ok(Empty { header, tables, cluster: header_cluster, length: clusters * cluster })
 }
 
 fn length(text: &str) -> u32 {

@@ -5,6 +5,7 @@
 //!
 //! An error from here is never proof that nothing happened. Every call has a deadline of its own.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::{broadcast, watch};
 use crate::model::served::Served;
 use crate::model::step::{DoomedImage, ImageRef, NewCopy, NewOverlay, NewVm};
 use crate::model::vm::{BlockJob, Format, ImageFacts, LastWritten, MemoryFormat, RunState};
-use crate::model::{DiskTarget, IoLimits, ProcessId, Space, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, Labels, ProcessId, Space, VmId, VmView};
 
 mod error;
 pub mod images;
@@ -50,6 +51,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// All VMs, off ones too.
     async fn vms(&self) -> Result<Vec<VmSummary>>;
+
+    /// What is written on each VM, or on one of them, in the metadata of its definition. Nothing of one that is not there.
+    async fn labels(&self, only: Option<VmId>) -> Result<HashMap<VmId, Labels>>;
 
     /// A VM as it is now. [`HostError::NoSuchVm`] if there is none.
     async fn observe(&self, vm: VmId) -> Result<VmView>;

@@ -3,6 +3,7 @@
 //! Decides which states and transitions exist. Leaves to `plan` what to do with them, to `host` how the world is
 //! seen, to `store` how they last. Must never know a file descriptor, a clock, libvirt or gRPC.
 
+pub mod access;
 pub mod change;
 pub mod clone;
 pub mod convergence;
@@ -24,6 +25,7 @@ pub mod step;
 pub mod vm;
 pub mod window;
 
+pub use access::Labels;
 pub use clone::{CloneMode, CloneState, ClonedVolume};
 pub use difference::{Difference, DifferenceAction, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};

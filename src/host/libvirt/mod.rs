@@ -29,7 +29,7 @@ use super::{
 use crate::model::served::Served;
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, PauseReason, RunState};
-use crate::model::{DiskTarget, IoLimits, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, Labels, VmId, VmView};
 
 mod agent;
 mod awaited;
@@ -48,6 +48,7 @@ mod given;
 mod graph;
 mod io_limits;
 mod jobs;
+mod labels;
 mod lane;
 mod memory_blocker;
 mod migration;
@@ -172,6 +173,11 @@ impl Hypervisor for Libvirt {
 
     async fn vms(&self) -> Result<Vec<VmSummary>> {
         self.look.run("the list of VMs", self.deadlines.query, vms::list).await
+    }
+
+    async fn labels(&self, only: Option<VmId>) -> Result<HashMap<VmId, Labels>> {
+        let read = move |line: &_| labels::written(line, only);
+        self.look.run("the labels of the VMs", self.deadlines.query, read).await
     }
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {

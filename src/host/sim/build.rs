@@ -15,7 +15,7 @@ use super::machine::{Machine, Slot, SlotKind};
 use super::{AgentBehaviour, SimHost};
 use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, Format, PauseReason, RefusedDisk, RunState, Uncovered};
-use crate::model::{DiskTarget, VmId};
+use crate::model::{DiskTarget, Labels, VmId};
 
 /// Size of every disk that does not lie on a template.
 pub const DISK_SIZE: u64 = 1024 * BLOCK;
@@ -33,6 +33,7 @@ pub struct VmBuilder {
     host: SimHost,
     id: VmId,
     name: String,
+    labels: Labels,
     disks: Vec<(Slot, Option<ImageRef>)>,
     agent: AgentBehaviour,
     memory_bytes: u64,
@@ -55,6 +56,7 @@ impl VmBuilder {
             host,
             id: VmId(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())),
             name: name.to_owned(),
+            labels: Labels::default(),
             disks: Vec::new(),
             agent: AgentBehaviour::Obeys,
             memory_bytes: MEMORY,
@@ -70,6 +72,12 @@ impl VmBuilder {
             is_persistent: true,
             run_state: RunState::Running,
         }
+    }
+
+    /// Written on it.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.0.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     /// So many qcow2 disks without backing: `vda`, `vdb`, ...
@@ -237,6 +245,7 @@ impl VmBuilder {
         }
         let machine = Machine {
             name: self.name,
+            labels: self.labels,
             is_persistent: self.is_persistent,
             memory_bytes: self.memory_bytes,
             memory_blocker: self.memory_blocker,

@@ -36,6 +36,7 @@ macro_rules! methods {
 methods! {
     About "about",
     Vms "vms",
+    Labels "labels",
     Observe "observe",
     WrittenImage "written_image",
     WrittenImages "written_images",
@@ -110,6 +111,7 @@ impl Method {
         match self {
             Self::About
             | Self::Vms
+            | Self::Labels
             | Self::Observe
             | Self::WrittenImage
             | Self::WrittenImages

@@ -1,5 +1,6 @@
 //! The hypervisor of the simulated node. Decides nothing: each call is an effect on the world, and an answer.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::fault::{Extent, Method};
 use crate::model::served::Served;
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{BlockJob, RunState};
-use crate::model::{DiskTarget, IoLimits, VmId, VmView};
+use crate::model::{DiskTarget, IoLimits, Labels, VmId, VmView};
 
 #[async_trait]
 impl Hypervisor for SimHost {
@@ -31,6 +32,10 @@ impl Hypervisor for SimHost {
 
     async fn vms(&self) -> Result<Vec<VmSummary>> {
         self.call(Method::Vms, |world, _| Ok(world.vms())).await
+    }
+
+    async fn labels(&self, only: Option<VmId>) -> Result<HashMap<VmId, Labels>> {
+        self.call(Method::Labels, |world, _| Ok(world.labels(only))).await
     }
 
     async fn observe(&self, vm: VmId) -> Result<VmView> {

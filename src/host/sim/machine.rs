@@ -18,12 +18,13 @@ use super::served::Waits;
 use crate::model::served::Served;
 use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, PauseReason, RefusedDisk, RunState, Uncovered};
-use crate::model::{DiskTarget, IoLimits, VmId};
+use crate::model::{DiskTarget, IoLimits, Labels, VmId};
 
 /// A VM, on or off.
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
     pub(super) name: String,
+    pub(super) labels: Labels,
     /// Whether the definition remains when it stops.
     pub(super) is_persistent: bool,
     pub(super) memory_bytes: u64,
@@ -123,6 +124,7 @@ pub struct GuestMemory {
 pub(super) struct Described {
     pub(super) vm: VmId,
     pub(super) disks: BTreeMap<DiskTarget, ImageRef>,
+    pub(super) labels: BTreeMap<String, String>,
 }
 
 impl Machine {

@@ -385,6 +385,13 @@ impl SimHost {
         self.change(|world| world.set_agent(vm, behaviour));
     }
 
+    /// Somebody writes a label on a VM. Nobody is told.
+    pub fn someone_labels(&self, vm: VmId, key: &str, value: &str) {
+        if let Some(machine) = self.world().machines.get_mut(&vm) {
+            machine.labels.0.insert(key.to_owned(), value.to_owned());
+        }
+    }
+
     /// From now on so many bytes are free.
     pub fn set_free_space(&self, bytes: u64) {
         self.world().files.set_free(bytes);

@@ -15,7 +15,7 @@ use super::view::check_definition;
 use super::world::{World, refused};
 use crate::model::step::{ImageRef, NewVm};
 use crate::model::vm::{Format, PauseReason, RunState};
-use crate::model::{DiskTarget, VmId};
+use crate::model::{DiskTarget, Labels, VmId};
 
 const CALL: &str = "start the VM";
 
@@ -237,6 +237,7 @@ impl World {
             |(target, _): &(DiskTarget, ImageRef)| Slot { target: target.clone(), kind: SlotKind::Chain };
         let machine = Machine {
             name: new.name.to_string(),
+            labels: Labels(described.labels),
             is_persistent: true,
             memory_bytes: 256 << 20,
             memory_blocker: None,
@@ -280,8 +281,9 @@ impl World {
 
     /// See [`crate::host::Hypervisor::definition`].
     pub(super) fn definition(&mut self, vm: VmId) -> Result<Definition> {
-        let disks = self.machine(vm)?.active_images();
-        let text = serde_json::to_string(&Described { vm, disks });
+        let machine = self.machine(vm)?;
+        let (disks, labels) = (machine.active_images(), machine.labels.0.clone());
+        let text = serde_json::to_string(&Described { vm, disks, labels });
         text.map(Definition).map_err(|error| malformed(error.into()))
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! Decides what a look shows: the chains of the process, held against the headers; of a VM that is off, the headers.
 
+use std::collections::HashMap;
+
 use super::super::{HostError, LiveImage, Result, VmSummary, WrittenImage};
 use super::files::bad;
 use super::machine::{Machine, SlotKind};
 use super::world::World;
 use crate::model::step::ImageRef;
 use crate::model::vm::{Attachment, BlockJob, ChainImage, DiskSource, DiskView, Format};
-use crate::model::{DiskTarget, ProcessId, VmId, VmView};
+use crate::model::{DiskTarget, Labels, ProcessId, VmId, VmView};
 
 impl World {
     /// See [`crate::host::Hypervisor::observe`]. Looking costs time: what is under way moves on.
@@ -149,6 +151,12 @@ impl World {
             self.end_what_is_not_up(vm.id);
         }
         vms
+    }
+
+    /// See [`crate::host::Hypervisor::labels`].
+    pub(super) fn labels(&self, only: Option<VmId>) -> HashMap<VmId, Labels> {
+        let machines = self.machines.iter().filter(|(id, _)| only.is_none_or(|only| only == **id));
+        machines.map(|(id, machine)| (*id, machine.labels.clone())).collect()
     }
 
     /// See [`crate::host::Hypervisor::block_jobs`]. Looking costs time: what is under way moves on.

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use tonic::{Response, Status};
+use tonic::Status;
 
 use super::snapshot::{OperationOrPlan, answer, answer_or_blocker, asked, bandwidth};
 use super::status::Violations;
 use super::volume::VolumeEtag;
-use super::{Answer, Api, convert, status};
+use super::{Answer, Api, Caller, Reach, answered, convert, status};
 use crate::model::request::NewVmState;
 use crate::model::{
     CloneVolume, ClonedVolume, DeleteVolume, DeployVm, DiskTarget, FlattenVolume, VmName, VolumeId,
@@ -22,38 +22,38 @@ const PATH_LIMIT: usize = 4095;
 
 pub(super) async fn clone_volume(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::CloneVolumeRequest,
 ) -> Answer<v1::CloneVolumeResponse> {
     let kind = v1::OperationKind::CloneVolume;
     let asked = asked(by, "CloneVolume", &message, &message.request_id, message.validate_only);
-    let (operation, plan) = if let Some(before) = api.repeated(&asked).await? {
+    let (operation, plan) = if let Some(before) = api.repeated(&reach, &asked).await? {
         answer(before, kind)
     } else {
         let wish = CloneWish::check(api, &message)?;
         let source = message.source.clone().unwrap_or_default();
-        let snapshot = api.find(&source.snapshot, &source.vm).await?;
+        let snapshot = api.find(&reach, &source.snapshot, &source.vm).await?;
         let request = wish.request(snapshot.id, message);
         answer_or_blocker(api.engine.clone_volume(request, asked.clone()).await, &asked, kind)?
     };
     let volume_id = operation.as_ref().map(|operation| operation.volume_id.clone()).unwrap_or_default();
-    Ok(Response::new(v1::CloneVolumeResponse { operation, plan, volume_id }))
+    Ok(answered(v1::CloneVolumeResponse { operation, plan, volume_id }))
 }
 
 pub(super) async fn flatten_volume(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::FlattenVolumeRequest,
 ) -> Answer<v1::FlattenVolumeResponse> {
     let kind = v1::OperationKind::FlattenVolume;
     let asked = asked(by, "FlattenVolume", &message, &message.request_id, message.validate_only);
-    let (operation, plan) = if let Some(before) = api.repeated(&asked).await? {
+    let (operation, plan) = if let Some(before) = api.repeated(&reach, &asked).await? {
         answer(before, kind)
     } else {
         let mut violations = Violations::default();
         let merge_deadline_ms = violations.merge_deadline(message.merge_deadline);
         violations.check()?;
-        let found = api.clone_named(&message.volume, &message.etag, &message.request_id).await?;
+        let found = api.clone_named(&reach, &message.volume, &message.etag, &message.request_id).await?;
         let request = FlattenVolume {
             volume: found.id,
             bandwidth: bandwidth(message.bandwidth_bytes_per_second),
@@ -62,43 +62,44 @@ pub(super) async fn flatten_volume(
         };
         answer_or_blocker(api.engine.flatten_volume(request, asked.clone()).await, &asked, kind)?
     };
-    Ok(Response::new(v1::FlattenVolumeResponse { operation, plan }))
+    Ok(answered(v1::FlattenVolumeResponse { operation, plan }))
 }
 
 pub(super) async fn delete_volume(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::DeleteVolumeRequest,
 ) -> Answer<v1::DeleteVolumeResponse> {
     let kind = v1::OperationKind::DeleteVolume;
     let asked = asked(by, "DeleteVolume", &message, &message.request_id, message.validate_only);
-    let (operation, plan) = if let Some(before) = api.repeated(&asked).await? {
+    let (operation, plan) = if let Some(before) = api.repeated(&reach, &asked).await? {
         answer(before, kind)
     } else {
-        let found = api.clone_named(&message.volume, &message.etag, &message.request_id).await?;
+        let found = api.clone_named(&reach, &message.volume, &message.etag, &message.request_id).await?;
         let request = DeleteVolume { volume: found.id, generation: found.generation };
         answer_or_blocker(api.engine.delete_volume(request, asked.clone()).await, &asked, kind)?
     };
-    Ok(Response::new(v1::DeleteVolumeResponse { operation, plan }))
+    Ok(answered(v1::DeleteVolumeResponse { operation, plan }))
 }
 
 pub(super) async fn deploy_vm(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::DeployVmRequest,
 ) -> Answer<v1::DeployVmResponse> {
     let kind = v1::OperationKind::DeployVm;
     let asked = asked(by, "DeployVm", &message, &message.request_id, message.validate_only);
-    let (operation, plan): OperationOrPlan = match api.repeated(&asked).await? {
+    let (operation, plan): OperationOrPlan = match api.repeated(&reach, &asked).await? {
         Some(before) => answer(before, kind),
-        None => deploy(api, message, &asked, kind).await?,
+        None => deploy(api, &reach, message, &asked, kind).await?,
     };
     let vm_id = operation.as_ref().map(|operation| operation.new_vm_id.clone()).unwrap_or_default();
-    Ok(Response::new(v1::DeployVmResponse { operation, plan, vm_id }))
+    Ok(answered(v1::DeployVmResponse { operation, plan, vm_id }))
 }
 
 async fn deploy(
     api: &Api,
+    reach: &Reach,
     message: v1::DeployVmRequest,
     asked: &Asked,
     kind: v1::OperationKind,
@@ -117,7 +118,7 @@ async fn deploy(
         }
     };
     violations.check()?;
-    let snapshot = api.find(&message.snapshot, &message.vm).await?;
+    let snapshot = api.find(reach, &message.snapshot, &message.vm).await?;
     let request = DeployVm {
         snapshot: snapshot.id,
         name: name.expect("a name that is none was refused"),
@@ -201,13 +202,19 @@ struct NamedClone {
 }
 
 impl Api {
-    async fn clone_named(&self, volume: &str, etag: &str, request_id: &str) -> Result<NamedClone, Status> {
+    async fn clone_named(
+        &self,
+        reach: &Reach,
+        volume: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<NamedClone, Status> {
         let mut violations = Violations::default();
         violations.request_id(request_id);
         violations.required("volume", volume);
         let etag = violations.take("etag", VolumeEtag::parse(etag)).flatten();
         violations.check()?;
-        let found = self.engine.find_volume(volume).await.map_err(status::of)?;
+        let found = self.found_volume(reach, volume).await?;
         let generation = match etag {
             None => None,
             Some(VolumeEtag::Generation(generation)) => Some(generation),

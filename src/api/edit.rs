@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use tonic::{Response, Status};
 
+use super::reach::NOT_YOURS;
 use super::status::Violations;
-use super::{Answer, Api, convert, paging, status};
+use super::{Answer, Api, Caller, Reach, answered, convert, paging, status};
 use crate::model::{CommentId, Edit, Hold, HoldName, SnapshotName, Update};
 use crate::ops::{Asked, OpsError};
 use crate::proto::v1;
@@ -18,19 +19,19 @@ const REASON_LIMIT: usize = 1024;
 
 pub(super) async fn update(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::UpdateSnapshotRequest,
 ) -> Answer<v1::UpdateSnapshotResponse> {
     let asked = asked(by, "UpdateSnapshot", &message, &message.request_id);
-    let update = check_update(&message)?;
+    let update = check_update(&message, &reach)?;
     let which = (message.snapshot.as_str(), message.vm.as_str());
-    let snapshot = api.edit(which, Edit::Update(Box::new(update)), asked).await?;
-    Ok(Response::new(v1::UpdateSnapshotResponse { snapshot: Some(snapshot) }))
+    let snapshot = api.edit(&reach, which, Edit::Update(Box::new(update)), asked).await?;
+    Ok(answered(v1::UpdateSnapshotResponse { snapshot: Some(snapshot) }))
 }
 
 pub(super) async fn add_hold(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::AddSnapshotHoldRequest,
 ) -> Answer<v1::AddSnapshotHoldResponse> {
     let asked = asked(by, "AddSnapshotHold", &message, &message.request_id);
@@ -47,13 +48,13 @@ pub(super) async fn add_hold(
         created_by,
     });
     let hold = hold.expect("a name that is none was refused");
-    let snapshot = api.edit((&message.snapshot, &message.vm), Edit::AddHold(hold), asked).await?;
-    Ok(Response::new(v1::AddSnapshotHoldResponse { snapshot: Some(snapshot) }))
+    let snapshot = api.edit(&reach, (&message.snapshot, &message.vm), Edit::AddHold(hold), asked).await?;
+    Ok(answered(v1::AddSnapshotHoldResponse { snapshot: Some(snapshot) }))
 }
 
 pub(super) async fn remove_hold(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::RemoveSnapshotHoldRequest,
 ) -> Answer<v1::RemoveSnapshotHoldResponse> {
     let asked = asked(by, "RemoveSnapshotHold", &message, &message.request_id);
@@ -62,13 +63,13 @@ pub(super) async fn remove_hold(
     let name = violations.take("name", message.name.parse::<HoldName>());
     violations.check()?;
     let name = name.expect("a name that is none was refused");
-    let snapshot = api.edit((&message.snapshot, &message.vm), Edit::RemoveHold(name), asked).await?;
-    Ok(Response::new(v1::RemoveSnapshotHoldResponse { snapshot: Some(snapshot) }))
+    let snapshot = api.edit(&reach, (&message.snapshot, &message.vm), Edit::RemoveHold(name), asked).await?;
+    Ok(answered(v1::RemoveSnapshotHoldResponse { snapshot: Some(snapshot) }))
 }
 
 pub(super) async fn add_comment(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::AddSnapshotCommentRequest,
 ) -> Answer<v1::AddSnapshotCommentResponse> {
     let asked = asked(by, "AddSnapshotComment", &message, &message.request_id);
@@ -79,13 +80,14 @@ pub(super) async fn add_comment(
     }
     violations.text("text", &message.text);
     violations.check()?;
-    let found = api.find(&message.snapshot, &message.vm).await?;
+    let found = api.find(&reach, &message.snapshot, &message.vm).await?;
     let comment = api.engine.add_comment(found.id, message.text, asked).await.map_err(status::of)?;
-    Ok(Response::new(v1::AddSnapshotCommentResponse { comment: Some(convert::comment(&comment)) }))
+    Ok(answered(v1::AddSnapshotCommentResponse { comment: Some(convert::comment(&comment)) }))
 }
 
 pub(super) async fn comments(
     api: &Api,
+    reach: Reach,
     mut message: v1::ListSnapshotCommentsRequest,
 ) -> Answer<v1::ListSnapshotCommentsResponse> {
     let limit = paging::size(message.page_size)?;
@@ -95,7 +97,7 @@ pub(super) async fn comments(
     let after = paging::position(&query, &token)?
         .map(|position| position.parse::<CommentId>().map_err(|_| paging::invalid()))
         .transpose()?;
-    let found = api.find(&message.snapshot, &message.vm).await?;
+    let found = api.find(&reach, &message.snapshot, &message.vm).await?;
     let (mut comments, total) =
         api.engine.comments(found.id, after, limit.saturating_add(1)).await.map_err(status::of)?;
     let has_more = comments.len() > usize::try_from(limit).unwrap_or(usize::MAX);
@@ -133,15 +135,19 @@ impl Api {
     /// Changes the snapshot of this name, of this VM.
     async fn edit(
         &self,
+        reach: &Reach,
         (snapshot, vm): (&str, &str),
         edit: Edit,
         asked: Asked,
     ) -> Result<v1::Snapshot, Status> {
         let before = self.engine.edited_before(asked.key.as_ref()).await.map_err(status::of)?;
         let snapshot = if let Some(snapshot) = before {
+            if !reach.has(snapshot.vm) {
+                return Err(status::of(OpsError::NoSuchSnapshot(snapshot.id.to_string())));
+            }
             snapshot
         } else {
-            let found = self.find(snapshot, vm).await?;
+            let found = self.find(reach, snapshot, vm).await?;
             self.engine.edit_snapshot(found.id, edit, asked).await.map_err(status::of)?
         };
         self.shown(snapshot).await
@@ -149,7 +155,7 @@ impl Api {
 }
 
 /// What is named is checked, and taken.
-fn check_update(message: &v1::UpdateSnapshotRequest) -> Result<Update, Status> {
+fn check_update(message: &v1::UpdateSnapshotRequest, reach: &Reach) -> Result<Update, Status> {
     let mut violations = Violations::default();
     violations.request_id(&message.request_id);
     let paths = message.update_mask.as_ref().map_or(&[][..], |mask| mask.paths.as_slice());
@@ -168,6 +174,13 @@ fn check_update(message: &v1::UpdateSnapshotRequest) -> Result<Update, Status> {
         ("project", &message.project),
     ] {
         violations.label(field, if named(field) { value } else { "" });
+    }
+    for (field, value) in
+        [("account", &message.account), ("domain", &message.domain), ("project", &message.project)]
+    {
+        if named(field) && !reach.may_own(field, value) {
+            violations.add(field, NOT_YOURS);
+        }
     }
     violations.text("description", if named("description") { &message.description } else { "" });
     violations.properties(message.set_properties.iter());

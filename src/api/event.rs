@@ -10,9 +10,10 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::known::KnownLabels;
 use super::status::Violations;
-use super::{Answer, Api, convert, paging, status, watch};
-use crate::model::Reason;
+use super::{Answer, Api, Reach, convert, paging, status, watch};
+use crate::model::{Reason, VmId};
 use crate::ops::{Engine, OpsError};
 use crate::proto::v1;
 use crate::proto::v1::event_service_server::EventService;
@@ -29,6 +30,7 @@ impl EventService for Api {
     type WatchEventsStream = WatchStream;
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut request = request.into_inner();
         let limit = paging::size(request.page_size)?;
         let token = std::mem::take(&mut request.page_token);
@@ -42,7 +44,7 @@ impl EventService for Api {
             "sequence" | "sequence asc" => EventOrder::After(place.unwrap_or(0)),
             _ => return Err(bad("order_by", "sequence, or sequence desc")),
         };
-        let filter = self.event_filter(request.filter.unwrap_or_default()).await?;
+        let filter = self.event_filter(&reach, request.filter.unwrap_or_default()).await?;
         let page = self.engine.events(filter, order, limit).await.map_err(status::of)?;
         let last = page.events.last().filter(|_| page.has_more);
         Ok(Response::new(v1::ListEventsResponse {
@@ -59,15 +61,28 @@ impl EventService for Api {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Answer<Self::WatchEventsStream> {
+        let reach = self.caller(&request).await?.reach;
         let request = request.into_inner();
         let heartbeat = watch::heartbeat(request.heartbeat_interval)?;
         let mut violations = Violations::default();
         let since = violations.take_time("since", request.since);
         violations.check()?;
-        let filter = self.event_filter(request.filter.unwrap_or_default()).await?;
+        let filter = request.filter.unwrap_or_default();
+        let names_one = !filter.vm.is_empty();
+        let filter = self.event_filter(&reach, filter).await?;
+        let of_one = filter.vms.clone().filter(|_| names_one);
         let from = start(&self.engine, &request.resume_token, since).await?;
         let (sender, receiver) = mpsc::channel(8);
-        let follow = Follow { engine: self.engine.clone(), filter, from, heartbeat, sender };
+        let follow = Follow {
+            engine: self.engine.clone(),
+            known: self.known.clone(),
+            reach,
+            of_one,
+            filter,
+            from,
+            heartbeat,
+            sender,
+        };
         tokio::spawn(follow.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -96,6 +111,10 @@ async fn start(engine: &Engine, token: &str, since: Option<Timestamp>) -> Result
 /// A watch.
 struct Follow {
     engine: Engine,
+    known: KnownLabels,
+    reach: Reach,
+    /// The VM that the request names.
+    of_one: Option<Vec<VmId>>,
     filter: EventFilter,
     /// All up to here has been looked at.
     from: u64,
@@ -149,6 +168,9 @@ impl Follow {
 
     /// Sends all that is new. None if the client is gone.
     async fn send_new(&mut self) -> Option<Result<(), Status>> {
+        if let Err(error) = self.look_anew().await {
+            return Some(Err(status::of(error)));
+        }
         loop {
             let page = self.engine.events(self.filter.clone(), EventOrder::After(self.from), BATCH).await;
             let page = match page {
@@ -167,6 +189,17 @@ impl Follow {
         }
     }
 
+    /// VMs come and go while somebody watches all that are within his scope.
+    async fn look_anew(&mut self) -> Result<(), OpsError> {
+        let Reach::Vms { scope, .. } = &self.reach else { return Ok(()) };
+        self.reach = self.known.reach(&self.engine, Some(scope.clone())).await?;
+        self.filter.vms = match &self.of_one {
+            Some(vms) => Some(vms.iter().copied().filter(|vm| self.reach.has(*vm)).collect()),
+            None => self.reach.vms(),
+        };
+        Ok(())
+    }
+
     async fn send(&self, update: Update) -> Option<()> {
         let resume_token = self.from.to_string();
         self.sender.send(Ok(v1::WatchEventsResponse { resume_token, update: Some(update) })).await.ok()
@@ -174,7 +207,7 @@ impl Follow {
 }
 
 impl Api {
-    async fn event_filter(&self, asked: v1::EventFilter) -> Result<EventFilter, Status> {
+    async fn event_filter(&self, reach: &Reach, asked: v1::EventFilter) -> Result<EventFilter, Status> {
         if !asked.schedule_id.is_empty() {
             return Err(status::not_implemented("events of schedules"));
         }
@@ -182,7 +215,8 @@ impl Api {
         violations.few("filter.kinds", asked.kinds.len());
         let known = asked.kinds().filter_map(convert::event_kind).collect();
         let filter = EventFilter {
-            vm: None,
+            vms: None,
+            without_clones: reach.is_scoped(),
             snapshot: violations.take_id("snapshot_id", &asked.snapshot_id),
             volume: violations.take_id("volume_id", &asked.volume_id),
             operation: violations.take_id("operation_id", &asked.operation_id),
@@ -195,11 +229,7 @@ impl Api {
         if filter.kinds.is_empty() && !asked.kinds.is_empty() {
             return Err(status::not_implemented("events of these kinds"));
         }
-        let vm = match asked.vm.as_str() {
-            "" => None,
-            vm => Some(self.vm_id(vm).await?),
-        };
-        Ok(EventFilter { vm, ..filter })
+        Ok(EventFilter { vms: self.vms_of(reach, &asked.vm).await?, ..filter })
     }
 }
 

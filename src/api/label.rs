@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::Reach;
 use super::status::Violations;
 use crate::model::Label;
 use crate::model::snapshot::Owner;
@@ -41,11 +42,12 @@ written!(v1::CreateVolumeSnapshotRequest);
 
 impl Violations {
     /// A label, as far as it is well-formed.
-    pub(super) fn take_label<'a>(&mut self, written: impl Into<Written<'a>>) -> Label {
+    pub(super) fn take_label<'a>(&mut self, written: impl Into<Written<'a>>, reach: &Reach) -> Label {
         let written = written.into();
         self.label("display_name", written.display_name);
         self.text("description", written.description);
-        let owner = self.take_owner(written.owner);
+        let mut owner = self.take_owner(written.owner);
+        reach.check_owner(self, &mut owner);
         self.properties(written.properties.iter());
         let name = match written.name {
             "" => None,

@@ -3,7 +3,7 @@
 use tonic::{Response, Status};
 
 use super::status::Violations;
-use super::{Answer, Api, convert, paging, status};
+use super::{Answer, Api, Reach, convert, paging, status};
 use crate::model::{LayerTree, Snapshot, SnapshotId, SnapshotKind, VmId};
 use crate::ops::OpsError;
 use crate::proto::v1;
@@ -12,6 +12,7 @@ use crate::store::{Direction, OrderBy, Page, Placed, Position, SnapshotFilter};
 /// A page of snapshots.
 pub(super) async fn snapshots(
     api: &Api,
+    reach: Reach,
     mut request: v1::ListSnapshotsRequest,
 ) -> Answer<v1::ListSnapshotsResponse> {
     let limit = paging::size(request.page_size)?;
@@ -20,7 +21,7 @@ pub(super) async fn snapshots(
     let query = status::digest("ListSnapshots", &request);
     let (order, direction) = order(&request.order_by)?;
     let after = paging::position(&query, &token)?.map(|text| position(order, text)).transpose()?;
-    let filter = filter(api, request.filter.unwrap_or_default()).await?;
+    let filter = filter(api, &reach, request.filter.unwrap_or_default()).await?;
     let page =
         api.engine.snapshots(filter, Page { limit, after, order, direction }).await.map_err(status::of)?;
 
@@ -35,12 +36,13 @@ pub(super) async fn snapshots(
 /// The tree of a VM: each snapshot behind its parent.
 pub(super) async fn tree(
     api: &Api,
+    reach: Reach,
     request: v1::GetSnapshotTreeRequest,
 ) -> Answer<v1::GetSnapshotTreeResponse> {
     let mut violations = Violations::default();
     violations.required("vm", &request.vm);
     violations.check()?;
-    let vm = api.vm_id(&request.vm).await?;
+    let vm = api.vm_id(&reach, &request.vm).await?;
     let tree = api.tree(vm).await?;
     let holder = api.engine.under_way(vm);
     // A VM that has left, or a hypervisor that is down: the tree is shown all the same.
@@ -122,7 +124,7 @@ fn order(order_by: &str) -> Result<(OrderBy, Direction), Status> {
     Ok((order, direction))
 }
 
-async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, Status> {
+async fn filter(api: &Api, reach: &Reach, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, Status> {
     let mut violations = Violations::default();
     let volume = violations.take_id("filter.volume_id", &asked.volume_id);
     let parent = violations.take_id("filter.parent_id", &asked.parent_id);
@@ -140,12 +142,8 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
     if !asked.schedule_id.is_empty() {
         return Err(status::not_implemented("a filter of snapshots by schedule"));
     }
-    let vm = match asked.vm.as_str() {
-        "" => None,
-        vm => Some(api.vm_id(vm).await?),
-    };
     Ok(SnapshotFilter {
-        vm,
+        vms: api.vms_of(reach, &asked.vm).await?,
         states,
         kinds,
         volume,
@@ -165,9 +163,11 @@ async fn filter(api: &Api, asked: v1::SnapshotFilter) -> Result<SnapshotFilter, 
 impl Api {
     /// The VM of a name or an id. One that the hypervisor cannot be asked about is still known by its id. Where there is
     /// no such VM, whatever has snapshots under that name: a volume that no VM had, a VM that has gone.
-    pub(super) async fn vm_id(&self, vm: &str) -> Result<VmId, Status> {
-        match (self.engine.find_vm(vm).await, vm.parse()) {
+    pub(super) async fn vm_id(&self, reach: &Reach, vm: &str) -> Result<VmId, Status> {
+        match (self.found_vm(reach, vm).await, vm.parse()) {
             (Ok(vm), _) => Ok(vm.id),
+            // Of what is not there now, nothing is within a scope.
+            (Err(error), _) if reach.is_scoped() => Err(status::of(error)),
             (Err(OpsError::Host(_) | OpsError::NoSuchVm(_)), Ok(id)) if self.is_known(id).await => Ok(id),
             (Err(error @ OpsError::NoSuchVm(_)), _) => {
                 let known = self.engine.store().snapshotted_as(vm.to_owned()).await;

@@ -4,29 +4,34 @@
 //! answers UNIMPLEMENTED.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch::Receiver;
-use tonic::Request;
 use tonic::transport::Server;
-use tonic::transport::server::{Router, UdsConnectInfo};
+use tonic::transport::server::Router;
 use uuid::Uuid;
 
 use crate::ops::{Asked, Engine};
 use crate::proto::v1;
 use crate::store::RequestKey;
 
+mod about;
+pub mod calls;
 mod clone;
 mod convert;
 mod edit;
 mod event;
+mod known;
 mod label;
 mod later;
 mod list;
 mod node;
 mod operation;
 mod paging;
+mod reach;
 mod reason;
+mod reload;
 mod report;
 mod request;
 mod resolve;
@@ -38,8 +43,14 @@ mod volume;
 mod volume_list;
 mod watch;
 
+pub use about::About;
+pub use reload::{Reload, ReloadError, Reloaded};
 pub use report::ReportEnd;
+pub use status::{denied, late, rules_changed, too_many, unknown_call, unproven};
 
+use about::answered;
+use known::KnownLabels;
+use reach::{Caller, Reach};
 use shown::Watched;
 
 /// Longest request, in bytes. One with all texts and properties as long as may be has some tens of KiB; the rest is for
@@ -73,16 +84,25 @@ pub struct Api {
     state_directory: PathBuf,
     started: Instant,
     watched: Watched,
+    known: KnownLabels,
     /// Whether a controller has taken us; None where there is none.
     reporting: Option<Receiver<Result<(), String>>>,
+    /// What reads the configuration again.
+    reloading: Option<Arc<dyn Reload>>,
 }
 
 impl Api {
     /// The services over an engine.
     #[must_use]
     pub fn new(engine: Engine, identity: NodeIdentity, state_directory: PathBuf) -> Self {
-        let (started, watched) = (Instant::now(), Watched::default());
-        Self { engine, identity, state_directory, started, watched, reporting: None }
+        let (started, watched, known) = (Instant::now(), Watched::default(), KnownLabels::default());
+        Self { engine, identity, state_directory, started, watched, known, reporting: None, reloading: None }
+    }
+
+    /// With what reads the configuration again.
+    #[must_use]
+    pub fn reloading(self, reloading: Arc<dyn Reload>) -> Self {
+        Self { reloading: Some(reloading), ..self }
     }
 
     /// With a controller: whether it has taken us, or why not.
@@ -102,15 +122,6 @@ impl Api {
             .add_service(limited!(self, volume_service_server::VolumeServiceServer))
             .add_service(limited!(self, event_service_server::EventServiceServer))
             .add_service(limited!(self, schedule_service_server::ScheduleServiceServer))
-    }
-}
-
-/// Who calls: over the Unix socket, the user at the other end (`SO_PEERCRED`).
-fn caller<T>(request: &Request<T>) -> String {
-    let connection = request.extensions().get::<UdsConnectInfo>();
-    match connection.and_then(|connection| connection.peer_cred) {
-        Some(peer) => format!("uid:{}", peer.uid()),
-        None => "unknown".to_owned(),
     }
 }
 

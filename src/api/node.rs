@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use jiff::{SignedDuration, Timestamp};
 use tonic::{Request, Response, Status};
 
-use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, asked, caller, convert, paging, status};
+use super::{Answer, Api, asked, convert, paging, status};
 use crate::host::{About, Link};
 use crate::model::Space;
 use crate::proto::v1;
 use crate::proto::v1::node_service_server::NodeService;
-use crate::store::{Page, SnapshotFilter};
+use crate::store::{OperationFilter, Page, SnapshotFilter};
 
 #[tonic::async_trait]
 impl NodeService for Api {
@@ -34,7 +33,7 @@ impl NodeService for Api {
         &self,
         request: Request<v1::BackUpCatalogRequest>,
     ) -> Answer<v1::BackUpCatalogResponse> {
-        let by = caller(&request);
+        let by = self.caller(&request).await?.by;
         let message = request.into_inner();
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
@@ -46,8 +45,11 @@ impl NodeService for Api {
         Ok(Response::new(v1::BackUpCatalogResponse { path, bytes: backup.bytes }))
     }
 
-    later! {
-        reload_configuration(ReloadConfigurationRequest) -> v1::ReloadConfigurationResponse;
+    async fn reload_configuration(
+        &self,
+        request: Request<v1::ReloadConfigurationRequest>,
+    ) -> Answer<v1::ReloadConfigurationResponse> {
+        super::reload::reload(self, request.into_inner()).await
     }
 }
 
@@ -61,7 +63,8 @@ impl Api {
             Link::Up => hypervisor.about().await.ok(),
             Link::Down(_) => None,
         };
-        let (open, _) = self.engine.operations(None, true, None, 1000).await.map_err(status::of)?;
+        let of_open = OperationFilter { only_open: true, ..OperationFilter::default() };
+        let (open, _) = self.engine.operations(of_open, None, 1000).await.map_err(status::of)?;
         let everything = SnapshotFilter::default();
         let one = Page { limit: 1, ..Page::default() };
         let snapshots = self.engine.snapshots(everything, one).await.map_err(status::of)?;

@@ -5,11 +5,12 @@ use tonic::{Request, Response, Status};
 use super::later::later;
 use super::snapshot::bandwidth;
 use super::watch::WatchStream;
-use super::{Answer, Api, convert, later, paging, status, watch};
+use super::{Answer, Api, answered, convert, later, paging, status, watch};
 use crate::model::OperationId;
 use crate::ops::OpsError;
 use crate::proto::v1;
 use crate::proto::v1::operation_service_server::OperationService;
+use crate::store::OperationFilter;
 
 #[tonic::async_trait]
 impl OperationService for Api {
@@ -20,8 +21,8 @@ impl OperationService for Api {
         &self,
         request: Request<v1::GetOperationRequest>,
     ) -> Answer<v1::GetOperationResponse> {
-        let view =
-            self.engine.operation(parse(&request.get_ref().operation_id)?).await.map_err(status::of)?;
+        let reach = self.caller(&request).await?.reach;
+        let view = self.found_operation(&reach, &request.get_ref().operation_id).await?;
         Ok(Response::new(v1::GetOperationResponse { operation: Some(convert::operation(&view)) }))
     }
 
@@ -29,6 +30,7 @@ impl OperationService for Api {
         &self,
         request: Request<v1::ListOperationsRequest>,
     ) -> Answer<v1::ListOperationsResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut request = request.into_inner();
         let limit = paging::size(request.page_size)?;
         let token = std::mem::take(&mut request.page_token);
@@ -37,13 +39,13 @@ impl OperationService for Api {
         let before = paging::position(&query, &token)?;
         let before = before.map(str::parse::<OperationId>).transpose().map_err(|_| paging::invalid())?;
         let filter = request.filter.unwrap_or_default();
-        let vm = match filter.vm.as_str() {
-            "" => None,
-            vm => Some(self.engine.find_vm(vm).await.map_err(status::of)?.id),
+        let vms = match filter.vm.as_str() {
+            "" => reach.vms(),
+            vm => Some(vec![self.found_vm(&reach, vm).await.map_err(status::of)?.id]),
         };
         let only_open = is_only_open(&filter)?;
-        let (operations, total) =
-            self.engine.operations(vm, only_open, before, limit).await.map_err(status::of)?;
+        let wanted = OperationFilter { vms, only_open, without_clones: reach.is_scoped() };
+        let (operations, total) = self.engine.operations(wanted, before, limit).await.map_err(status::of)?;
         let mut answer = v1::ListOperationsResponse {
             total_size: i64::try_from(total).unwrap_or(i64::MAX),
             ..v1::ListOperationsResponse::default()
@@ -65,23 +67,28 @@ impl OperationService for Api {
         &self,
         request: Request<v1::WatchOperationRequest>,
     ) -> Answer<Self::WatchOperationStream> {
-        watch::start(&self.engine, &self.watched, request.into_inner()).await.map(Response::new)
+        let reach = self.caller(&request).await?.reach;
+        let id = self.found_operation(&reach, &request.get_ref().operation_id).await?.operation.id;
+        watch::start(&self.engine, &self.watched, id, request.get_ref()).await.map(Response::new)
     }
 
     async fn cancel_operation(
         &self,
         request: Request<v1::CancelOperationRequest>,
     ) -> Answer<v1::CancelOperationResponse> {
-        let view = self.engine.cancel(parse(&request.get_ref().operation_id)?).await.map_err(status::of)?;
-        Ok(Response::new(v1::CancelOperationResponse { operation: Some(convert::operation(&view)) }))
+        let caller = self.caller(&request).await?;
+        let id = self.steered_operation(&caller, &request.get_ref().operation_id).await?;
+        let view = self.engine.cancel(id).await.map_err(status::of)?;
+        Ok(answered(v1::CancelOperationResponse { operation: Some(convert::operation(&view)) }))
     }
 
     async fn resolve_operation(
         &self,
         request: Request<v1::ResolveOperationRequest>,
     ) -> Answer<v1::ResolveOperationResponse> {
+        let caller = self.caller(&request).await?;
         let request = request.into_inner();
-        let id = parse(&request.operation_id)?;
+        let id = self.steered_operation(&caller, &request.operation_id).await?;
         let abandon = match request.action() {
             v1::Resolution::Retry => false,
             v1::Resolution::Abandon => true,
@@ -95,28 +102,24 @@ impl OperationService for Api {
         };
         tracing::warn!(operation = %id, abandon, comment = request.comment, "an operation is resolved by a person");
         let view = self.engine.resolve(id, abandon).await.map_err(status::of)?;
-        Ok(Response::new(v1::ResolveOperationResponse { operation: Some(convert::operation(&view)) }))
+        Ok(answered(v1::ResolveOperationResponse { operation: Some(convert::operation(&view)) }))
     }
 
     async fn set_operation_bandwidth(
         &self,
         request: Request<v1::SetOperationBandwidthRequest>,
     ) -> Answer<v1::SetOperationBandwidthResponse> {
+        let caller = self.caller(&request).await?;
         let request = request.into_inner();
-        let id = parse(&request.operation_id)?;
+        let id = self.steered_operation(&caller, &request.operation_id).await?;
         let bandwidth = bandwidth(request.bandwidth_bytes_per_second);
         let view = self.engine.limit(id, bandwidth).await.map_err(status::of)?;
-        Ok(Response::new(v1::SetOperationBandwidthResponse { operation: Some(convert::operation(&view)) }))
+        Ok(answered(v1::SetOperationBandwidthResponse { operation: Some(convert::operation(&view)) }))
     }
 
     later! {
         watch_operations(WatchOperationsRequest) -> Self::WatchOperationsStream;
     }
-}
-
-/// An id that is not one names no operation.
-pub(super) fn parse(id: &str) -> Result<OperationId, Status> {
-    id.parse().map_err(|_| status::of(OpsError::NoSuchOperation(id.to_owned())))
 }
 
 /// The states that are not ends.

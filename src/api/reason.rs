@@ -35,6 +35,10 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
 /// As the contract spells it, and the code that a call failing for it has.
 pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
     match reason {
+        Reason::PermissionDenied => (v1::Reason::PermissionDenied, Code::PermissionDenied),
+        Reason::Unauthenticated => (v1::Reason::Unauthenticated, Code::Unauthenticated),
+        Reason::RateLimited => (v1::Reason::RateLimited, Code::ResourceExhausted),
+        Reason::ConfigurationInvalid => (v1::Reason::ConfigurationInvalid, Code::FailedPrecondition),
         Reason::InvalidArgument => (v1::Reason::InvalidRequest, Code::InvalidArgument),
         Reason::RequestIdReused => (v1::Reason::RequestIdReused, Code::InvalidArgument),
         Reason::ResumeTokenInvalid => (v1::Reason::ResumeTokenInvalid, Code::InvalidArgument),

@@ -1,35 +1,35 @@
 //! Differences that somebody settles.
 
-use tonic::{Response, Status};
+use tonic::Status;
 use uuid::Uuid;
 
 use super::snapshot::{OperationOrPlan, answer, answer_or_blocker, asked};
 use super::status::Violations;
-use super::{Answer, Api, convert, status};
+use super::{Answer, Api, Caller, Reach, answered, convert, status};
 use crate::model::{DifferenceAction, Reason};
 use crate::proto::v1;
 
 pub(super) async fn resolve_vm(
     api: &Api,
-    by: String,
+    Caller { by, reach, .. }: Caller,
     message: v1::ResolveVmRequest,
 ) -> Answer<v1::ResolveVmResponse> {
     let kind = v1::OperationKind::ResolveVm;
     let asked = asked(by, "ResolveVm", &message, &message.request_id, message.validate_only);
-    let (operation, plan): OperationOrPlan = if let Some(before) = api.repeated(&asked).await? {
+    let (operation, plan): OperationOrPlan = if let Some(before) = api.repeated(&reach, &asked).await? {
         answer(before, kind)
     } else {
         let (difference, action) = check(&message)?;
         let submitted = if message.vm.is_empty() {
             api.engine.resolve_orphan(difference, action, asked.clone()).await
         } else {
-            let vm = api.vm_id(&message.vm).await?;
-            check_etag(api, &message).await?;
+            let vm = api.vm_id(&reach, &message.vm).await?;
+            check_etag(api, &reach, &message).await?;
             api.engine.resolve_difference(vm, difference, action, asked.clone()).await
         };
         answer_or_blocker(submitted, &asked, kind)?
     };
-    Ok(Response::new(v1::ResolveVmResponse { operation, plan }))
+    Ok(answered(v1::ResolveVmResponse { operation, plan }))
 }
 
 fn check(message: &v1::ResolveVmRequest) -> Result<(Uuid, DifferenceAction), Status> {
@@ -46,8 +46,8 @@ fn check(message: &v1::ResolveVmRequest) -> Result<(Uuid, DifferenceAction), Sta
     both.ok_or_else(|| status::plain(Reason::InvalidArgument, "the request is not complete", "name both"))
 }
 
-async fn check_etag(api: &Api, message: &v1::ResolveVmRequest) -> Result<(), Status> {
-    if message.etag.is_empty() || api.one_vm(&message.vm).await?.etag == message.etag {
+async fn check_etag(api: &Api, reach: &Reach, message: &v1::ResolveVmRequest) -> Result<(), Status> {
+    if message.etag.is_empty() || api.one_vm(reach, &message.vm).await?.etag == message.etag {
         return Ok(());
     }
     Err(status::plain(Reason::EtagMismatch, "the VM was changed since", "look at the VM again"))

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::later::later;
 use super::status::Violations;
-use super::{Answer, Api, caller, convert, generation, status};
+use super::{Answer, Api, Caller, Reach, answered, convert, generation, status};
 use crate::model::{
     CreateSnapshot, DeleteSnapshots, DeletionReason, DiskTarget, Label, PurgeSnapshot, Quiesce,
     RevertSnapshot, RunStateAfter, Snapshot, SnapshotKind,
@@ -31,27 +31,28 @@ impl SnapshotService for Api {
         &self,
         request: Request<v1::CreateSnapshotRequest>,
     ) -> Answer<v1::CreateSnapshotResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::CreateSnapshot;
         let asked = asked(by, "CreateSnapshot", &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
-            return Ok(Response::new(create_response(answer(before, kind))));
+        if let Some(before) = self.repeated(&reach, &asked).await? {
+            return Ok(answered(create_response(answer(before, kind))));
         }
-        let wish = CreateWish::check(&message)?;
-        let vm = self.engine.find_vm(&message.vm).await.map_err(status::of)?;
+        let wish = CreateWish::check(&message, &reach)?;
+        let vm = self.found_vm(&reach, &message.vm).await.map_err(status::of)?;
         let request = wish.request(vm.id, message);
         let submitted = self.engine.create_snapshot(request, asked.clone()).await;
         let answer = answer_or_blocker(submitted, &asked, kind)?;
-        Ok(Response::new(create_response(answer)))
+        Ok(answered(create_response(answer)))
     }
 
     async fn get_snapshot(
         &self,
         request: Request<v1::GetSnapshotRequest>,
     ) -> Answer<v1::GetSnapshotResponse> {
+        let reach = self.caller(&request).await?.reach;
         let request = request.into_inner();
-        let snapshot = self.find(&request.snapshot, &request.vm).await?;
+        let snapshot = self.find(&reach, &request.snapshot, &request.vm).await?;
         let snapshot = Some(self.shown(snapshot).await?);
         Ok(Response::new(v1::GetSnapshotResponse { snapshot }))
     }
@@ -60,33 +61,33 @@ impl SnapshotService for Api {
         &self,
         request: Request<v1::ListSnapshotsRequest>,
     ) -> Answer<v1::ListSnapshotsResponse> {
-        super::list::snapshots(self, request.into_inner()).await
+        super::list::snapshots(self, self.caller(&request).await?.reach, request.into_inner()).await
     }
 
     async fn get_snapshot_tree(
         &self,
         request: Request<v1::GetSnapshotTreeRequest>,
     ) -> Answer<v1::GetSnapshotTreeResponse> {
-        super::list::tree(self, request.into_inner()).await
+        super::list::tree(self, self.caller(&request).await?.reach, request.into_inner()).await
     }
 
     async fn revert_snapshot(
         &self,
         request: Request<v1::RevertSnapshotRequest>,
     ) -> Answer<v1::RevertSnapshotResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::RevertSnapshot;
         let asked = asked(by, "RevertSnapshot", &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
+        if let Some(before) = self.repeated(&reach, &asked).await? {
             let (operation, plan) = answer(before, kind);
-            return Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }));
+            return Ok(answered(v1::RevertSnapshotResponse { operation, plan }));
         }
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         let generation = violations.take("etag", generation(&message.etag)).flatten();
         violations.check()?;
-        let snapshot = self.find(&message.snapshot, &message.vm).await?;
+        let snapshot = self.find(&reach, &message.snapshot, &message.vm).await?;
         let request = RevertSnapshot {
             snapshot: snapshot.id,
             run_state_after: run_state_after(message.run_state_after()),
@@ -94,27 +95,27 @@ impl SnapshotService for Api {
         };
         let submitted = self.engine.revert_snapshot(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
-        Ok(Response::new(v1::RevertSnapshotResponse { operation, plan }))
+        Ok(answered(v1::RevertSnapshotResponse { operation, plan }))
     }
 
     async fn delete_snapshot(
         &self,
         request: Request<v1::DeleteSnapshotRequest>,
     ) -> Answer<v1::DeleteSnapshotResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::DeleteSnapshot;
         let asked = asked(by, "DeleteSnapshot", &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
+        if let Some(before) = self.repeated(&reach, &asked).await? {
             let (operation, plan) = answer(before, kind);
-            return Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }));
+            return Ok(answered(v1::DeleteSnapshotResponse { operation, plan }));
         }
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         let generation = violations.take("etag", generation(&message.etag)).flatten();
         let merge_deadline_ms = violations.merge_deadline(message.merge_deadline);
         violations.check()?;
-        let snapshot = self.find(&message.snapshot, &message.vm).await?;
+        let snapshot = self.find(&reach, &message.snapshot, &message.vm).await?;
         let request = DeleteSnapshots {
             snapshots: vec![snapshot.id],
             with_children: false,
@@ -125,19 +126,19 @@ impl SnapshotService for Api {
         };
         let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
-        Ok(Response::new(v1::DeleteSnapshotResponse { operation, plan }))
+        Ok(answered(v1::DeleteSnapshotResponse { operation, plan }))
     }
 
     async fn batch_delete_snapshots(
         &self,
         request: Request<v1::BatchDeleteSnapshotsRequest>,
     ) -> Answer<v1::BatchDeleteSnapshotsResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let rpc = "BatchDeleteSnapshots";
         let asked = asked(by, rpc, &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
-            return Ok(Response::new(batch_delete_response(Ok(before), &asked)?));
+        if let Some(before) = self.repeated(&reach, &asked).await? {
+            return Ok(answered(batch_delete_response(Ok(before), &asked)?));
         }
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
@@ -154,7 +155,7 @@ impl SnapshotService for Api {
         violations.check()?;
         let mut snapshots = Vec::with_capacity(message.snapshots.len());
         for snapshot in &message.snapshots {
-            snapshots.push(self.find(snapshot, &message.vm).await?.id);
+            snapshots.push(self.find(&reach, snapshot, &message.vm).await?.id);
         }
         let request = DeleteSnapshots {
             snapshots,
@@ -165,72 +166,72 @@ impl SnapshotService for Api {
             reason: DeletionReason::Asked,
         };
         let submitted = self.engine.delete_snapshots(request, asked.clone()).await;
-        Ok(Response::new(batch_delete_response(submitted, &asked)?))
+        Ok(answered(batch_delete_response(submitted, &asked)?))
     }
 
     async fn purge_snapshot(
         &self,
         request: Request<v1::PurgeSnapshotRequest>,
     ) -> Answer<v1::PurgeSnapshotResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::PurgeSnapshot;
         let asked = asked(by, "PurgeSnapshot", &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
+        if let Some(before) = self.repeated(&reach, &asked).await? {
             let (operation, plan) = answer(before, kind);
-            return Ok(Response::new(v1::PurgeSnapshotResponse { operation, plan }));
+            return Ok(answered(v1::PurgeSnapshotResponse { operation, plan }));
         }
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         let generation = violations.take("etag", generation(&message.etag)).flatten();
         violations.check()?;
-        let snapshot = self.find(&message.snapshot, "").await?;
+        let snapshot = self.find(&reach, &message.snapshot, "").await?;
         let request = PurgeSnapshot { snapshot: snapshot.id, generation };
         let submitted = self.engine.purge_snapshot(request, asked.clone()).await;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
-        Ok(Response::new(v1::PurgeSnapshotResponse { operation, plan }))
+        Ok(answered(v1::PurgeSnapshotResponse { operation, plan }))
     }
 
     async fn update_snapshot(
         &self,
         request: Request<v1::UpdateSnapshotRequest>,
     ) -> Answer<v1::UpdateSnapshotResponse> {
-        super::edit::update(self, caller(&request), request.into_inner()).await
+        super::edit::update(self, self.caller(&request).await?, request.into_inner()).await
     }
 
     async fn add_snapshot_hold(
         &self,
         request: Request<v1::AddSnapshotHoldRequest>,
     ) -> Answer<v1::AddSnapshotHoldResponse> {
-        super::edit::add_hold(self, caller(&request), request.into_inner()).await
+        super::edit::add_hold(self, self.caller(&request).await?, request.into_inner()).await
     }
 
     async fn remove_snapshot_hold(
         &self,
         request: Request<v1::RemoveSnapshotHoldRequest>,
     ) -> Answer<v1::RemoveSnapshotHoldResponse> {
-        super::edit::remove_hold(self, caller(&request), request.into_inner()).await
+        super::edit::remove_hold(self, self.caller(&request).await?, request.into_inner()).await
     }
 
     async fn add_snapshot_comment(
         &self,
         request: Request<v1::AddSnapshotCommentRequest>,
     ) -> Answer<v1::AddSnapshotCommentResponse> {
-        super::edit::add_comment(self, caller(&request), request.into_inner()).await
+        super::edit::add_comment(self, self.caller(&request).await?, request.into_inner()).await
     }
 
     async fn delete_snapshot_comment(
         &self,
         request: Request<v1::DeleteSnapshotCommentRequest>,
     ) -> Answer<v1::DeleteSnapshotCommentResponse> {
-        super::edit::delete_comment(self, caller(&request), request.into_inner()).await
+        super::edit::delete_comment(self, self.caller(&request).await?.by, request.into_inner()).await
     }
 
     async fn list_snapshot_comments(
         &self,
         request: Request<v1::ListSnapshotCommentsRequest>,
     ) -> Answer<v1::ListSnapshotCommentsResponse> {
-        super::edit::comments(self, request.into_inner()).await
+        super::edit::comments(self, self.caller(&request).await?.reach, request.into_inner()).await
     }
 
     later! {
@@ -300,20 +301,24 @@ pub(super) fn answer_or_blocker(
 }
 
 impl Api {
-    pub(super) async fn repeated(&self, asked: &Asked) -> Result<Option<Submitted>, Status> {
-        self.engine.repeated(asked.key.as_ref()).await.map_err(status::of)
+    /// What came of the same request before. Nothing, if that is about what its caller may not know of any more.
+    pub(super) async fn repeated(&self, reach: &Reach, asked: &Asked) -> Result<Option<Submitted>, Status> {
+        let before = self.engine.repeated(asked.key.as_ref()).await.map_err(status::of)?;
+        if let Some(Submitted::Operation(view)) = &before
+            && !reach.sees(&view.operation)
+        {
+            return Err(status::of(OpsError::NoSuchOperation(view.operation.id.to_string())));
+        }
+        Ok(before)
     }
 
     /// The snapshot that answers to an id, a name within `vm`, or a name that is unique on the node.
-    pub(super) async fn find(&self, snapshot: &str, vm: &str) -> Result<Snapshot, Status> {
+    pub(super) async fn find(&self, reach: &Reach, snapshot: &str, vm: &str) -> Result<Snapshot, Status> {
         let mut violations = Violations::default();
         violations.required("snapshot", snapshot);
         violations.check()?;
-        let vm = match vm {
-            "" => None,
-            vm => Some(self.vm_id(vm).await?),
-        };
-        self.engine.find_snapshot(snapshot, vm).await.map_err(status::of)
+        let vms = self.vms_of(reach, vm).await?;
+        self.engine.find_snapshot(snapshot, vms).await.map_err(status::of)
     }
 
     /// A snapshot with what stands around it.
@@ -335,11 +340,11 @@ struct CreateWish {
 }
 
 impl CreateWish {
-    fn check(message: &v1::CreateSnapshotRequest) -> Result<Self, Status> {
+    fn check(message: &v1::CreateSnapshotRequest, reach: &Reach) -> Result<Self, Status> {
         let mut violations = Violations::default();
         violations.required("vm", &message.vm);
         violations.request_id(&message.request_id);
-        let label = violations.take_label(message);
+        let label = violations.take_label(message, reach);
         if message.max_pause.is_some() && !message.memory {
             violations.add("max_pause", "only memory is captured with a pause");
         }

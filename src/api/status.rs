@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prost::Message;
@@ -10,6 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::reason;
+use crate::model::access::Denial;
 use crate::model::operation::causes;
 use crate::model::{Failure, Reason};
 use crate::ops::OpsError;
@@ -77,7 +79,7 @@ pub(super) fn of(error: OpsError) -> Status {
     let message = if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") };
     let mut details = details(error.reason(), error.remedy(), &cause);
     if let Some(seconds) = retry_after(code) {
-        details.set_retry_info(Some(std::time::Duration::from_secs(seconds)));
+        details.set_retry_info(Some(Duration::from_secs(seconds)));
     }
     Status::with_error_details(code, message, details)
 }
@@ -95,6 +97,57 @@ pub(super) fn not_implemented(what: &str) -> Status {
 /// A status with a reason of ours and nothing behind it.
 pub(super) fn plain(reason: Reason, message: &str, remedy: &str) -> Status {
     Status::with_error_details(reason::of(reason).1, message, details(reason, remedy, ""))
+}
+
+/// A call that is not for its caller.
+#[must_use]
+pub fn denied(denial: &Denial) -> Status {
+    let remedy = "ask whoever runs this node: see [[access]] in its configuration";
+    plain(Reason::PermissionDenied, &denial.to_string(), remedy)
+}
+
+/// A call of somebody whose certificate proves nothing, or nothing any more.
+#[must_use]
+pub fn unproven(why: &str) -> Status {
+    plain(
+        Reason::Unauthenticated,
+        &format!("the certificate proves nothing: {why}"),
+        "connect with a valid certificate",
+    )
+}
+
+/// A call that goes on, and whose caller is given something else than when it began.
+#[must_use]
+pub fn rules_changed() -> Status {
+    let mut details = details(Reason::Draining, "make the call again", "");
+    details.set_retry_info(Some(Duration::from_secs(1)));
+    Status::with_error_details(Code::Unavailable, "what its caller may know of has changed", details)
+}
+
+/// One call more than its caller may make, or may have open, now.
+#[must_use]
+pub fn too_many(message: &str, wait: Duration) -> Status {
+    let mut details = details(Reason::RateLimited, "try again later", "");
+    details.set_retry_info(Some(wait));
+    Status::with_error_details(reason::of(Reason::RateLimited).1, message, details)
+}
+
+/// A call that took longer than it may.
+#[must_use]
+pub fn late() -> Status {
+    let remedy = "look whether it was done: a mutation with the same request_id is done once";
+    let details = ErrorDetails::with_error_info(
+        name(Reason::TimedOut),
+        reason::DOMAIN,
+        [("remedy".to_owned(), remedy.to_owned())],
+    );
+    Status::with_error_details(Code::DeadlineExceeded, "the call has taken longer than its deadline", details)
+}
+
+/// A call that nothing serves.
+#[must_use]
+pub fn unknown_call(path: &str) -> Status {
+    plain(Reason::NotImplemented, &format!("there is no call {path:?}"), "use a later version of vmsnapd")
 }
 
 /// Retrying makes sense by itself only where nothing has to be mended (AIP-194).

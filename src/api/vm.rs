@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tonic::{Request, Response, Status};
 
 use super::status::Violations;
-use super::{Answer, Api, caller, clone, convert, paging, resolve, status};
+use super::{Answer, Api, Reach, answered, clone, convert, paging, resolve, status};
 use crate::host::VmSummary;
 use crate::model::vm::DiskView;
 use crate::model::{ImageFacts, LayerTree, VmId};
@@ -17,6 +17,7 @@ use crate::proto::v1::vm_service_server::VmService;
 #[tonic::async_trait]
 impl VmService for Api {
     async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut request = request.into_inner();
         let limit = usize::try_from(paging::size(request.page_size)?).unwrap_or(usize::MAX);
         let token = std::mem::take(&mut request.page_token);
@@ -35,10 +36,11 @@ impl VmService for Api {
         }
         let mut vms = self.engine.vms().await.map_err(status::of)?;
         let gone = self.engine.gone(&vms).await.map_err(status::of)?;
+        let labels = self.engine.labels(None).await.map_err(status::of)?;
         if filter.include_gone {
             vms.extend(gone.clone());
         }
-        vms.retain(|vm| vm.name.starts_with(&prefix));
+        vms.retain(|vm| vm.name.starts_with(&prefix) && reach.has(vm.id));
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         let total_size = i64::try_from(vms.len()).unwrap_or(i64::MAX);
         vms.retain(|vm| vm.name.as_str() > after);
@@ -51,62 +53,72 @@ impl VmService for Api {
             v1::ListVmsResponse { total_size, next_page_token, ..v1::ListVmsResponse::default() };
         for vm in vms {
             let shown = self.without_disks(&vm).await?;
-            answer.vms.push(v1::Vm { gone: gone.contains(&vm), ..shown });
+            let labels = labels.get(&vm.id).map(|labels| labels.0.clone()).unwrap_or_default();
+            answer.vms.push(reach.shown(v1::Vm { gone: gone.contains(&vm), labels, ..shown }));
         }
         Ok(Response::new(answer))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Answer<v1::GetVmResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut violations = Violations::default();
         violations.required("vm", &request.get_ref().vm);
         violations.check()?;
-        let vm = self.one_vm(&request.get_ref().vm).await?;
+        let vm = self.one_vm(&reach, &request.get_ref().vm).await?;
         Ok(Response::new(v1::GetVmResponse { vm: Some(vm) }))
     }
 
     async fn check_vm(&self, request: Request<v1::CheckVmRequest>) -> Answer<v1::CheckVmResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut violations = Violations::default();
         violations.required("vm", &request.get_ref().vm);
         violations.check()?;
-        let id = self.vm_id(&request.get_ref().vm).await?;
+        let id = self.vm_id(&reach, &request.get_ref().vm).await?;
         let found = self.engine.check_vm(id).await.map_err(status::of)?;
         let differences = found.iter().map(convert::difference).collect();
-        let vm = self.one_vm(&request.get_ref().vm).await?;
+        let vm = self.one_vm(&reach, &request.get_ref().vm).await?;
         Ok(Response::new(v1::CheckVmResponse { vm: Some(vm), differences }))
     }
 
     async fn deploy_vm(&self, request: Request<v1::DeployVmRequest>) -> Answer<v1::DeployVmResponse> {
-        let by = caller(&request);
-        clone::deploy_vm(self, by, request.into_inner()).await
+        let caller = self.caller(&request).await?;
+        clone::deploy_vm(self, caller, request.into_inner()).await
     }
 
     async fn resolve_vm(&self, request: Request<v1::ResolveVmRequest>) -> Answer<v1::ResolveVmResponse> {
-        let by = caller(&request);
-        resolve::resolve_vm(self, by, request.into_inner()).await
+        let caller = self.caller(&request).await?;
+        resolve::resolve_vm(self, caller, request.into_inner()).await
     }
 
     async fn resume_vm(&self, request: Request<v1::ResumeVmRequest>) -> Answer<v1::ResumeVmResponse> {
+        let reach = self.caller(&request).await?.reach;
         let mut violations = Violations::default();
         violations.required("vm", &request.get_ref().vm);
         violations.check()?;
-        let found = self.engine.find_vm(&request.get_ref().vm).await.map_err(status::of)?;
+        let found = self.found_vm(&reach, &request.get_ref().vm).await.map_err(status::of)?;
         // What a repeated call asks for is so already: that needs no note of the first.
         self.engine.resume_vm(found.id).await.map_err(status::of)?;
-        let vm = self.one_vm(&request.get_ref().vm).await?;
-        Ok(Response::new(v1::ResumeVmResponse { vm: Some(vm) }))
+        let vm = self.one_vm(&reach, &request.get_ref().vm).await?;
+        Ok(answered(v1::ResumeVmResponse { vm: Some(vm) }))
     }
 }
 
 impl Api {
-    pub(super) async fn one_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
-        let found = match self.engine.find_vm(wanted).await {
-            Err(OpsError::NoSuchVm(_)) => return self.gone_vm(wanted).await,
+    pub(super) async fn one_vm(&self, reach: &Reach, wanted: &str) -> Result<v1::Vm, Status> {
+        let found = match self.found_vm(reach, wanted).await {
+            Err(OpsError::NoSuchVm(_)) => return self.gone_vm(reach, wanted).await,
             found => found.map_err(status::of)?,
         };
+        let labels = self.engine.labels(Some(found.id)).await.map_err(status::of)?.remove(&found.id);
+        let vm = self.seen_vm(&found).await?;
+        Ok(reach.shown(v1::Vm { labels: labels.unwrap_or_default().0, ..vm }))
+    }
+
+    async fn seen_vm(&self, found: &VmSummary) -> Result<v1::Vm, Status> {
         let (view, tree) = match self.engine.vm(found.id).await {
             // It can be shown without its disks, and has to be: somebody wants to know what is wrong with it.
             Err(OpsError::Host(error)) if is_unreadable(&error) => {
-                let vm = self.without_disks(&found).await?;
+                let vm = self.without_disks(found).await?;
                 return Ok(v1::Vm { blocked_reason: error.to_string(), ..vm });
             }
             seen => seen.map_err(status::of)?,
@@ -119,8 +131,8 @@ impl Api {
     }
 
     /// A VM that has left: what the catalog has of it.
-    async fn gone_vm(&self, wanted: &str) -> Result<v1::Vm, Status> {
-        let id = self.vm_id(wanted).await?;
+    async fn gone_vm(&self, reach: &Reach, wanted: &str) -> Result<v1::Vm, Status> {
+        let id = self.vm_id(reach, wanted).await?;
         let gone = self.engine.gone(&[]).await.map_err(status::of)?;
         let found = gone.into_iter().find(|gone| gone.id == id);
         let found = found.ok_or_else(|| status::of(OpsError::NoSuchVm(wanted.to_owned())))?;

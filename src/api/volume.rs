@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::snapshot::{FREEZE_TIMEOUT, answer, answer_or_blocker, asked, quiesce};
 use super::status::Violations;
-use super::{Answer, Api, caller, clone, convert, status};
+use super::{Answer, Api, Caller, Reach, answered, clone, convert, status};
 use crate::model::{
     CreateSnapshot, DiskTarget, Label, LayerId, RevertVolume, SnapshotKind, TakeFromSnapshot, VmId,
 };
@@ -19,11 +19,12 @@ use crate::proto::v1::volume_service_server::VolumeService;
 #[tonic::async_trait]
 impl VolumeService for Api {
     async fn get_volume(&self, request: Request<v1::GetVolumeRequest>) -> Answer<v1::GetVolumeResponse> {
+        let reach = self.caller(&request).await?.reach;
         let wanted = request.into_inner().volume;
         let mut violations = Violations::default();
         violations.required("volume", &wanted);
         violations.check()?;
-        let volume = self.engine.find_volume(&wanted).await.map_err(status::of)?;
+        let volume = self.found_volume(&reach, &wanted).await?;
         Ok(Response::new(v1::GetVolumeResponse { volume: Some(convert::volume(&volume)) }))
     }
 
@@ -31,66 +32,66 @@ impl VolumeService for Api {
         &self,
         request: Request<v1::ListVolumesRequest>,
     ) -> Answer<v1::ListVolumesResponse> {
-        super::volume_list::list(self, request.into_inner()).await
+        super::volume_list::list(self, self.caller(&request).await?.reach, request.into_inner()).await
     }
 
     async fn create_volume_snapshot(
         &self,
         request: Request<v1::CreateVolumeSnapshotRequest>,
     ) -> Answer<v1::CreateVolumeSnapshotResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::CreateVolumeSnapshot;
         let asked = asked(by, "CreateVolumeSnapshot", &message, &message.request_id, message.validate_only);
-        let submitted = match self.repeated(&asked).await? {
+        let submitted = match self.repeated(&reach, &asked).await? {
             Some(before) => Ok(before),
-            None => self.take(message, asked.clone()).await?,
+            None => self.take(&reach, message, asked.clone()).await?,
         };
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
         let snapshot_id =
             operation.as_ref().map(|operation| operation.snapshot_id.clone()).unwrap_or_default();
-        Ok(Response::new(v1::CreateVolumeSnapshotResponse { operation, plan, snapshot_id }))
+        Ok(answered(v1::CreateVolumeSnapshotResponse { operation, plan, snapshot_id }))
     }
 
     async fn revert_volume(
         &self,
         request: Request<v1::RevertVolumeRequest>,
     ) -> Answer<v1::RevertVolumeResponse> {
-        let by = caller(&request);
+        let Caller { by, reach, .. } = self.caller(&request).await?;
         let message = request.into_inner();
         let kind = v1::OperationKind::RevertVolume;
         let asked = asked(by, "RevertVolume", &message, &message.request_id, message.validate_only);
-        if let Some(before) = self.repeated(&asked).await? {
+        if let Some(before) = self.repeated(&reach, &asked).await? {
             let (operation, plan) = answer(before, kind);
-            return Ok(Response::new(v1::RevertVolumeResponse { operation, plan }));
+            return Ok(answered(v1::RevertVolumeResponse { operation, plan }));
         }
-        let submitted = self.revert(message, asked.clone()).await?;
+        let submitted = self.revert(&reach, message, asked.clone()).await?;
         let (operation, plan) = answer_or_blocker(submitted, &asked, kind)?;
-        Ok(Response::new(v1::RevertVolumeResponse { operation, plan }))
+        Ok(answered(v1::RevertVolumeResponse { operation, plan }))
     }
 
     async fn clone_volume(
         &self,
         request: Request<v1::CloneVolumeRequest>,
     ) -> Answer<v1::CloneVolumeResponse> {
-        let by = caller(&request);
-        clone::clone_volume(self, by, request.into_inner()).await
+        let caller = self.caller(&request).await?;
+        clone::clone_volume(self, caller, request.into_inner()).await
     }
 
     async fn flatten_volume(
         &self,
         request: Request<v1::FlattenVolumeRequest>,
     ) -> Answer<v1::FlattenVolumeResponse> {
-        let by = caller(&request);
-        clone::flatten_volume(self, by, request.into_inner()).await
+        let caller = self.caller(&request).await?;
+        clone::flatten_volume(self, caller, request.into_inner()).await
     }
 
     async fn delete_volume(
         &self,
         request: Request<v1::DeleteVolumeRequest>,
     ) -> Answer<v1::DeleteVolumeResponse> {
-        let by = caller(&request);
-        clone::delete_volume(self, by, request.into_inner()).await
+        let caller = self.caller(&request).await?;
+        clone::delete_volume(self, caller, request.into_inner()).await
     }
 }
 
@@ -117,14 +118,19 @@ impl VolumeEtag {
 type Taken = Result<Submitted, OpsError>;
 
 impl Api {
-    async fn revert(&self, message: v1::RevertVolumeRequest, asked: Asked) -> Result<Taken, Status> {
+    async fn revert(
+        &self,
+        reach: &Reach,
+        message: v1::RevertVolumeRequest,
+        asked: Asked,
+    ) -> Result<Taken, Status> {
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
         violations.required("volume", &message.volume);
         violations.required("snapshot", &message.snapshot);
         let etag = violations.take("etag", VolumeEtag::parse(&message.etag)).flatten();
         violations.check()?;
-        let volume = self.engine.find_volume(&message.volume).await.map_err(status::of)?;
+        let volume = self.found_volume(reach, &message.volume).await?;
         let active = match etag {
             None => None,
             Some(VolumeEtag::Layer(layer)) => Some(layer),
@@ -133,10 +139,10 @@ impl Api {
         };
         let detached = VmId::of_detached(volume.id);
         let vm = volume.user.as_ref().map_or(detached, |place| place.vm.id);
-        let snapshot = match self.engine.find_snapshot(&message.snapshot, Some(vm)).await {
+        let snapshot = match self.engine.find_snapshot(&message.snapshot, Some(vec![vm])).await {
             // Taken before a VM had it.
-            Err(OpsError::NoSuchSnapshot(_)) if vm != detached => {
-                self.engine.find_snapshot(&message.snapshot, Some(detached)).await
+            Err(OpsError::NoSuchSnapshot(_)) if vm != detached && !reach.is_scoped() => {
+                self.engine.find_snapshot(&message.snapshot, Some(vec![detached])).await
             }
             found => found,
         };
@@ -145,10 +151,15 @@ impl Api {
         Ok(self.engine.revert_volume(request, asked).await)
     }
 
-    async fn take(&self, message: v1::CreateVolumeSnapshotRequest, asked: Asked) -> Result<Taken, Status> {
+    async fn take(
+        &self,
+        reach: &Reach,
+        message: v1::CreateVolumeSnapshotRequest,
+        asked: Asked,
+    ) -> Result<Taken, Status> {
         let mut violations = Violations::default();
         violations.request_id(&message.request_id);
-        let label = violations.take_label(&message);
+        let label = violations.take_label(&message, reach);
         let disk = match &message.source {
             None => {
                 violations.add("volume", "name a volume, or a disk of a snapshot");
@@ -169,23 +180,24 @@ impl Api {
         violations.check()?;
         match message.source {
             Some(Source::SnapshotDisk(source)) => {
-                let snapshot = self.find(&source.snapshot, &source.vm).await?;
+                let snapshot = self.find(reach, &source.snapshot, &source.vm).await?;
                 let request = TakeFromSnapshot { snapshot: snapshot.id, disk, label };
                 Ok(self.engine.take_from_snapshot(request, asked).await)
             }
-            Some(Source::Volume(ref volume)) => self.take_now(&message, volume, label, asked).await,
+            Some(Source::Volume(ref volume)) => self.take_now(reach, &message, volume, label, asked).await,
             None => unreachable!("a request without a source was refused"),
         }
     }
 
     async fn take_now(
         &self,
+        reach: &Reach,
         message: &v1::CreateVolumeSnapshotRequest,
         volume: &str,
         label: Label,
         asked: Asked,
     ) -> Result<Taken, Status> {
-        let volume = self.engine.find_volume(volume).await.map_err(status::of)?;
+        let volume = self.found_volume(reach, volume).await?;
         let (vm, image, disks) = match &volume.user {
             Some(place) => (place.vm.id, None, BTreeSet::from([place.target.clone()])),
             None => (VmId::of_detached(volume.id), Some(volume.image.path), BTreeSet::new()),

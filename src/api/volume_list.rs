@@ -6,11 +6,16 @@ use jiff::Timestamp;
 use tonic::{Response, Status};
 
 use super::status::Violations;
-use super::{Answer, Api, convert, paging, status};
+use super::{Answer, Api, Reach, convert, paging, status};
+use crate::ops::VolumeView;
 use crate::proto::v1;
 
 /// A page of volumes.
-pub(super) async fn list(api: &Api, mut request: v1::ListVolumesRequest) -> Answer<v1::ListVolumesResponse> {
+pub(super) async fn list(
+    api: &Api,
+    reach: Reach,
+    mut request: v1::ListVolumesRequest,
+) -> Answer<v1::ListVolumesResponse> {
     let limit = usize::try_from(paging::size(request.page_size)?).unwrap_or(usize::MAX);
     let token = std::mem::take(&mut request.page_token);
     request.page_size = 0;
@@ -19,10 +24,14 @@ pub(super) async fn list(api: &Api, mut request: v1::ListVolumesRequest) -> Answ
     let filter = Filter::parse(request.filter.unwrap_or_default())?;
     let vm = match filter.asked.vm.as_str() {
         "" => None,
-        vm => Some(api.engine.find_vm(vm).await.map_err(status::of)?),
+        vm => Some(api.found_vm(&reach, vm).await.map_err(status::of)?),
     };
     let volumes = api.engine.volumes(vm.as_ref()).await.map_err(status::of)?;
-    let mut volumes: Vec<v1::Volume> = volumes.iter().map(convert::volume).collect();
+    let is_within = |volume: &&VolumeView| match &volume.user {
+        Some(place) => reach.has(place.vm.id),
+        None => !reach.is_scoped(),
+    };
+    let mut volumes: Vec<v1::Volume> = volumes.iter().filter(is_within).map(convert::volume).collect();
     volumes.retain(|volume| filter.fits(volume));
     volumes.sort_by_key(|volume| order.place(volume));
     if order.is_descending {

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::Status;
 
-use super::operation::parse;
 use super::shown::{Shown, Watched};
 use super::{convert, status};
 use crate::model::{OperationId, Reason};
@@ -41,9 +40,9 @@ const PACE: Duration = Duration::from_millis(100);
 pub(super) async fn start(
     engine: &Engine,
     shared: &Watched,
-    request: v1::WatchOperationRequest,
+    id: OperationId,
+    request: &v1::WatchOperationRequest,
 ) -> Result<WatchStream, Status> {
-    let id = parse(&request.operation_id)?;
     let seen = revision(&request.resume_token)?;
     let heartbeat = heartbeat(request.heartbeat_interval)?;
     // Before the look at the journal: one that ends in between is found there.

@@ -51,6 +51,8 @@ pub(super) struct Global {
         value_name = "PATH"
     )]
     pub(super) socket: PathBuf,
+    #[command(flatten)]
+    pub(super) remote: Remote,
     /// How to print the result
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub(super) output: Format,
@@ -60,6 +62,29 @@ pub(super) struct Global {
     /// Show no progress
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
+}
+
+/// vmsnapd on another node, instead of the socket of this one.
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct Remote {
+    /// vmsnapd on another node, by a name in its certificate. Takes --tls-ca, --tls-certificate and --tls-key
+    #[arg(
+        long,
+        global = true,
+        env = "VMSNAP_HOST",
+        value_name = "NAME:PORT",
+        requires_all = ["tls_ca", "tls_certificate", "tls_key"]
+    )]
+    pub(super) host: Option<String>,
+    /// Certificates that may sign that of vmsnapd, PEM
+    #[arg(long, global = true, env = "VMSNAP_TLS_CA", value_name = "FILE")]
+    pub(super) tls_ca: Option<PathBuf>,
+    /// Certificate to show, PEM
+    #[arg(long, global = true, env = "VMSNAP_TLS_CERTIFICATE", value_name = "FILE")]
+    pub(super) tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, global = true, env = "VMSNAP_TLS_KEY", value_name = "FILE")]
+    pub(super) tls_key: Option<PathBuf>,
 }
 
 /// How a result is printed.
@@ -203,6 +228,12 @@ pub(super) enum NodeVerb {
     Check,
     /// Copy the catalog into the state directory, while the daemon runs
     Backup,
+    /// Let the daemon read its configuration and certificates again
+    Reload {
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Settle a difference that a check of the node has found, one of the ways it offers
     Resolve(ResolveArgs),
 }

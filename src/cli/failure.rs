@@ -109,11 +109,11 @@ impl From<Status> for Failure {
                 failure.words.message.truncate(failure.words.message.len() - tail.len());
             }
         }
-        if info.is_none() && matches!(status.code(), Code::Unavailable | Code::Unknown) {
+        if info.is_none() && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) {
             "vmsnapd cannot be reached".clone_into(&mut failure.words.message);
             failure.code = exit::UNAVAILABLE;
             failure.words.cause = deepest(&status).unwrap_or_else(|| status.message().to_owned());
-            "start vmsnapd, or name its socket with --socket".clone_into(&mut failure.words.remedy);
+            "start vmsnapd, or say where it is with --socket or --host".clone_into(&mut failure.words.remedy);
         }
         failure
     }

@@ -63,7 +63,10 @@ pub async fn run() -> anyhow::Result<ExitCode> {
         command => command,
     };
     let output = Output::new(&args.global);
-    let daemon = Daemon::new(&args.global.socket);
+    let daemon = match Daemon::new(&args.global) {
+        Ok(daemon) => daemon,
+        Err(failure) => return Ok(failure.show()),
+    };
     let session = Session { daemon, output, global: args.global };
     Ok(match session.carry_out(command).await {
         Ok(code) => ExitCode::from(code),
@@ -91,7 +94,11 @@ impl Session {
 /// Ours, and the daemon's if it answers.
 async fn version(global: &Global) -> ExitCode {
     output::line(&format!("vmsnap {}", env!("CARGO_PKG_VERSION")));
-    if let Ok(versions) = node::versions(&Daemon::new(&global.socket)).await {
+    let daemon = match Daemon::new(global) {
+        Ok(daemon) => daemon,
+        Err(failure) => return failure.show(),
+    };
+    if let Ok(versions) = node::versions(&daemon).await {
         output::line(&format!(
             "vmsnapd {}, libvirt {}, QEMU {}",
             versions.agent, versions.libvirt, versions.qemu

@@ -12,6 +12,7 @@ pub(super) async fn carry_out(session: &Session, verb: NodeVerb) -> Result<u8, F
         NodeVerb::Show => show(session).await,
         NodeVerb::Check => check::node(session).await,
         NodeVerb::Backup => back_up(session).await,
+        NodeVerb::Reload { dry_run } => reload(session, dry_run).await,
         NodeVerb::Resolve(what) => resolve::of_node(session, what).await,
     }
 }
@@ -49,6 +50,27 @@ async fn show(session: &Session) -> Result<u8, Failure> {
         name: "GetNodeResponse",
         ids: vec![node.name],
         text: Text::Lines(lines.join("\n")),
+    })?;
+    Ok(0)
+}
+
+async fn reload(session: &Session, dry_run: bool) -> Result<u8, Failure> {
+    let request = v1::ReloadConfigurationRequest { validate_only: dry_run };
+    let answer = session.daemon.nodes().reload_configuration(request).await?.into_inner();
+    let (in_force, waiting) = if dry_run {
+        ("would be in force", "would need a restart")
+    } else {
+        ("in force", "as before until a restart")
+    };
+    let lines = [(in_force, &answer.changed_keys), (waiting, &answer.restart_keys)];
+    let lines = lines.into_iter().filter(|(_, keys)| !keys.is_empty());
+    let lines: Vec<String> = lines.map(|(what, keys)| format!("{what}: {}", keys.join(", "))).collect();
+    let words = if lines.is_empty() { "nothing has changed".to_owned() } else { lines.join("\n") };
+    session.output.show(&Shown {
+        message: &answer,
+        name: "ReloadConfigurationResponse",
+        ids: answer.changed_keys.clone(),
+        text: Text::Lines(words),
     })?;
     Ok(0)
 }

@@ -120,6 +120,10 @@ async fn show(session: &Session, vm: String) -> Result<u8, Failure> {
     if vm.tpm {
         lines.push("tpm        its state is not in snapshots without memory".to_owned());
     }
+    if !vm.labels.is_empty() {
+        let labels = vm.labels.iter().map(|(key, value)| format!("{key}={value}"));
+        lines.push(format!("labels     {}", labels.collect::<Vec<_>>().join(", ")));
+    }
     if let Some(debt) = vm.merge_debt.filter(|debt| debt.layers > 0) {
         let bytes = words::size(debt.bytes);
         lines.push(format!("to merge   {} layers with {bytes} that no snapshot needs", debt.layers));

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::config::Config;
+use super::config::{Config, Origin};
 use super::rebuild::{self, RebuildArgs};
-use super::{advice, start, telemetry, thaw};
+use super::{access, advice, probe, start, telemetry, thaw};
 use crate::model::operation::in_one_line;
 
 /// `EX_CONFIG`: starting again changes nothing. The unit does not restart on it.
@@ -36,6 +36,12 @@ struct Args {
 enum Verb {
     /// Check the configuration and leave
     CheckConfig,
+    /// Ask the daemon that runs whether it serves, and leave: 0 if it does, else 1
+    Health {
+        /// Ask for this part alone: libvirt, catalog, storage, controller
+        #[arg(long, value_name = "PART", default_value = "", hide_default_value = true)]
+        part: String,
+    },
     /// Thaw the guests that a daemon which is gone has left frozen, and leave
     Thaw,
     /// Make a catalog that was lost anew, from the manifests beside the images, the images, and libvirt
@@ -46,21 +52,18 @@ enum Verb {
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    let mut config = match Config::load(args.config.as_deref()) {
+    let origin = Origin { path: args.config, socket: args.socket, state_directory: args.state_dir };
+    let config = match Config::load(&origin) {
         Ok(config) => config,
         Err(error) => return complain(&error, EXIT_CONFIG),
     };
-    if let Some(socket) = args.socket {
-        config.socket = socket;
-    }
-    if let Some(directory) = args.state_dir {
-        config.state_directory = directory;
-    }
-    if let Err(error) = config.check() {
-        return complain(&error, EXIT_CONFIG);
-    }
     if matches!(args.verb, Some(Verb::CheckConfig)) {
-        return ExitCode::SUCCESS;
+        // The files that it names, too: a daemon that is started with them would need them.
+        return access::InForce::read(&config)
+            .map_or_else(|error| complain(&error, EXIT_CONFIG), |_| ExitCode::SUCCESS);
+    }
+    if let Some(Verb::Health { part }) = &args.verb {
+        return probe::ask(&config, part).map_or_else(|error| complain(&error, 1), |()| ExitCode::SUCCESS);
     }
     if let Err(error) = telemetry::start(&config.log) {
         return complain(&error, EXIT_CONFIG);
@@ -68,7 +71,7 @@ pub fn main() -> ExitCode {
     let ended = match &args.verb {
         Some(Verb::Rebuild(args)) => rebuild::run(&config, args),
         Some(Verb::Thaw) => thaw::run(&config),
-        Some(Verb::CheckConfig) => Ok(()),
+        Some(Verb::CheckConfig | Verb::Health { .. }) => Ok(()),
         None => start::run(&config),
     };
     match ended {

@@ -1,22 +1,31 @@
 //! The configuration: TOML, every key optional, unknown keys refused. Decides what a sane value is.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::host::images::Geometry;
+use crate::model::access::Rules;
 use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, SpeedPolicy};
 
+mod access;
 mod controller;
+mod metrics;
+mod origin;
+mod tcp;
 
+pub use access::{AccessConfig, RoleName};
 pub use controller::{ControllerConfig, TlsFiles};
+pub use metrics::MetricsConfig;
+pub use origin::{DEFAULT_PATH, Origin};
+pub use tcp::TcpConfig;
 
 /// Everything that can be set. Every default works unset.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The Unix socket to listen on.
@@ -80,8 +89,21 @@ pub struct Config {
     pub drain_seconds: u64,
     /// Whom to report to: the section `[controller]`. Unset: nobody.
     pub controller: Option<ControllerConfig>,
+    /// Where else to listen: the section `[tcp]`. Unset: on the Unix socket alone.
+    pub tcp: Option<TcpConfig>,
+    /// Who may do what: the sections `[[access]]`, of which the first that names a caller speaks for it. Unset: whoever the mode
+    /// of the Unix socket lets in may do all, and nobody else anything. Root on this node always may do all, unless a rule says
+    /// otherwise.
+    pub access: Vec<AccessConfig>,
+    /// Where Prometheus asks for figures: the section `[metrics]`. Unset: nowhere.
+    pub metrics: Option<MetricsConfig>,
+    /// Calls that one caller may make in a second, and twice as many at once.
+    pub calls_per_second: u32,
     /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter of tracing-subscriber.
     pub log: String,
+    /// Where all of this was read from.
+    #[serde(skip)]
+    pub origin: Origin,
 }
 
 impl Default for Config {
@@ -112,7 +134,12 @@ impl Default for Config {
             event_days: 90,
             drain_seconds: 60,
             controller: None,
+            tcp: None,
+            access: Vec::new(),
+            metrics: None,
+            calls_per_second: 1000,
             log: "info".to_owned(),
+            origin: Origin::default(),
         }
     }
 }
@@ -148,29 +175,26 @@ pub enum ConfigError {
     },
 }
 
-/// Where the configuration is looked for if nobody says.
-pub const DEFAULT_PATH: &str = "/etc/vmsnapd/vmsnapd.toml";
-
 impl Config {
-    /// The configuration at `path`; at [`DEFAULT_PATH`], or the defaults if nothing is there, if no path is given.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
-        let text = match fs::read_to_string(wanted) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
-                return Ok(Self::default());
-            }
-            Err(cause) => return Err(ConfigError::Unreadable { path: wanted.to_owned(), cause }),
+    /// The configuration of this origin; the defaults, if no file is named and none is at [`DEFAULT_PATH`].
+    pub fn load(origin: &Origin) -> Result<Self, ConfigError> {
+        let mut config = match origin.text()? {
+            Some((text, path)) => toml::from_str(&text)
+                .map_err(|cause| ConfigError::Malformed { path, cause: Box::new(cause) })?,
+            None => Self::default(),
         };
-        Self::read(&text, wanted)
-    }
-
-    /// A text out of the file at `path` as a configuration.
-    fn read(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|cause| ConfigError::Malformed { path: path.to_owned(), cause: Box::new(cause) })?;
+        origin.override_in(&mut config);
+        config.origin = origin.clone();
         config.check()?;
         Ok(config)
+    }
+
+    /// Who may do what. Asks the node who its users and groups are.
+    pub fn rules(&self) -> Result<Rules, ConfigError> {
+        if self.access.is_empty() {
+            return Ok(Rules::unwritten());
+        }
+        self.access.iter().map(AccessConfig::rule).collect::<Result<_, _>>().map(Rules::new)
     }
 
     /// What is done about merges that guests outrun.
@@ -249,6 +273,9 @@ impl Config {
         }
         self.overlays()?;
         self.controller.as_ref().map_or(Ok(()), ControllerConfig::check)?;
+        self.tcp.as_ref().map_or(Ok(()), TcpConfig::check)?;
+        self.access.iter().try_for_each(AccessConfig::check)?;
+        self.pace()?;
         self.mode().map(drop)
     }
 
@@ -260,6 +287,12 @@ impl Config {
             key: "overlay_cluster_kib",
             problem: format!("{} is no power of two between 16 and 2048", self.overlay_cluster_kib),
         })
+    }
+
+    /// Calls that one caller may make in a second.
+    pub fn pace(&self) -> Result<NonZeroU32, ConfigError> {
+        NonZeroU32::new(self.calls_per_second)
+            .ok_or_else(|| bad("calls_per_second", "at least one".to_owned()))
     }
 
     /// The mode of the socket file.
@@ -285,15 +318,22 @@ impl Config {
     }
 }
 
+fn bad(key: &'static str, problem: String) -> ConfigError {
+    ConfigError::BadValue { key, problem }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn check(text: &str, expected: Result<fn(&Config) -> bool, &str>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vmsnapd.toml");
         fs::write(&path, text).unwrap();
-        match (Config::load(Some(&path)), expected) {
+        match (Config::load(&Origin::file(&path)), expected) {
             (Ok(config), Ok(holds)) => assert!(holds(&config), "{config:?}"),
             (Err(error), Err(part)) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -305,7 +345,7 @@ mod tests {
 
     #[test]
     fn configurations() {
-        check("", Ok(|config| *config == Config::default()));
+        check("", Ok(|config| Config { origin: Origin::default(), ..config.clone() } == Config::default()));
         check("log = \"debug\"", Ok(|config| config.log == "debug"));
         check("memory_directory = \"/m\"", Ok(|config| config.memory_directory() == Path::new("/m")));
         check("state_directory = \"/s\"", Ok(|config| config.memory_directory() == Path::new("/s/memory")));
@@ -353,7 +393,7 @@ mod tests {
     #[test]
     fn a_file_that_was_named_must_be_there() {
         assert!(matches!(
-            Config::load(Some(Path::new("/nowhere/x.toml"))),
+            Config::load(&Origin::file(Path::new("/nowhere/x.toml"))),
             Err(ConfigError::Unreadable { .. })
         ));
     }
@@ -385,14 +425,49 @@ certificate = "/etc/vmsnapd/node.pem"
 key = "/etc/vmsnapd/node.key"
 server_name = "controller"
 outbox_bytes = 67108864
+
+[tcp]
+listen = "[::]:7443"
+certificate = "/etc/vmsnapd/node.pem"
+key = "/etc/vmsnapd/node.key"
+client_ca = "/etc/vmsnapd/clients.pem"
+
+[[access]]
+who = ["uri:spiffe://cloud/controller", "uid:0"]
+role = "restorer"
+account = "acme"
+labels = { tier = "gold" }
 "#;
+
+    /// What stands in the file that is installed as an example is what there is: each key with its default, and no other.
+    #[test]
+    fn the_example() {
+        let example = include_str!("../../packaging/vmsnapd.toml");
+        let keys = example.lines().filter_map(|line| line.strip_prefix('#'));
+        let keys = keys.filter(|line| !line.is_empty() && !line.starts_with(' '));
+        let text = keys.collect::<Vec<_>>().join("\n");
+        let all: Config = toml::from_str(&text).unwrap();
+        all.check().unwrap();
+        let (plain, sections) = text.split_once("[controller]").unwrap();
+        assert!(!sections.is_empty());
+        let config: Config = toml::from_str(plain).unwrap();
+        let unset = Config { memory_directory: None, overlay_directory: None, ..config };
+        assert_eq!(unset, Config::default());
+        for key in serde_json::to_value(Config::default()).unwrap().as_object().unwrap().keys() {
+            let (key, section) = (format!("{key} = "), format!("[{key}]"));
+            assert!(text.lines().any(|line| line.starts_with(&key)) || text.contains(&section), "{key}");
+        }
+    }
 
     proptest::proptest! {
         #![proptest_config(crate::mutation::config())]
 
         #[test]
         fn any_file_is_refused_or_makes_sense(text in crate::mutation::text([SAMPLE])) {
-            let Ok(config) = Config::read(&text, Path::new("/x")) else { return Ok(()) };
+            let Ok(config) = toml::from_str::<Config>(&text) else { return Ok(()) };
+            if config.check().is_err() {
+                return Ok(());
+            }
             let directories = [&config.socket, &config.state_directory];
             let paths = config.image_directories.iter().chain(&config.overlay_directory).chain(directories);
             for path in paths.chain([&config.memory_directory(), &config.catalog()]) {

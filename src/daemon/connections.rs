@@ -12,6 +12,7 @@
 //! nobody out for longer than that. Of calls, each connection may have one, and more out of a stock that all share: as many
 //! as it leaves half of.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,15 +20,22 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Fuse};
-use futures_util::{FutureExt, Stream, stream};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
-use tonic::transport::server::{Connected, UdsConnectInfo};
+use tokio::net::{TcpListener, UnixListener};
+use tonic::transport::server::Connected;
 
+use super::access::{Current, Peer, Standing};
+use super::audit::Refusals;
+use crowd::Member;
 use places::{Places, Seat};
+use wire::Wire;
 
+mod crowd;
 mod places;
+mod remote;
+mod wire;
 
 pub(super) use places::Call;
 
@@ -41,22 +49,39 @@ const STALLED: Duration = Duration::from_secs(60);
 /// Until the next attempt when there is no descriptor for a connection. Nothing tells when there is one again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections of a listener, one after the other. Never ends, whatever accepting one says.
-pub(super) fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Connection>> {
+/// The connections of all listeners, one after the other. Never ends, whatever accepting one says. Those from the network have
+/// places of their own: no crowd there keeps anybody on this node out.
+pub(super) fn incoming(
+    here: UnixListener,
+    network: Option<TcpListener>,
+    current: Current,
+    refusals: Arc<Refusals>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let places = Places::of(most() / 2);
+    let remote = network.map(|listener| remote::incoming(listener, places, current.clone(), refusals));
+    let remote = remote.map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
     let places = Places::of(most());
-    stream::unfold((listener, places), async |(listener, places)| {
-        let connection = next(&listener, &places).await;
-        Some((Ok(connection), (listener, places)))
-    })
+    let local = stream::unfold((here, places, current), async |(listener, places, current)| {
+        let ((stream, _), seat) = next(&places, |context| listener.poll_accept(context)).await;
+        let peer = Peer::Local(stream.connect_info());
+        let connection =
+            Connection::new(Wire::Local(stream), seat, Standing::new(peer, current.clone()), None);
+        Some((Ok(connection), (listener, places, current)))
+    });
+    stream::select(local, remote)
 }
 
-/// Work needs descriptors, too: at least half of them are left to it.
+/// Work needs descriptors, too: at least half of them are left to it, or a quarter where calls are taken from the network.
 fn most() -> usize {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     usize::try_from(descriptors / 2).unwrap_or(usize::MAX).min(MOST)
 }
 
-async fn next(listener: &UnixListener, places: &Arc<Places>) -> Connection {
+/// Whoever comes next, and its place.
+async fn next<S>(
+    places: &Arc<Places>,
+    accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>,
+) -> (S, Seat) {
     let mut is_told = false;
     let mut tell_once = |told: &str| {
         if !std::mem::replace(&mut is_told, true) {
@@ -64,8 +89,8 @@ async fn next(listener: &UnixListener, places: &Arc<Places>) -> Connection {
         }
     };
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match poll_fn(&accept).await {
+            Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors or of memory: whoever waits is still there afterwards.
                 tell_once(&format!("no connection can be accepted now: {error}"));
@@ -75,7 +100,7 @@ async fn next(listener: &UnixListener, places: &Arc<Places>) -> Connection {
             }
         };
         match places.take().await {
-            Some(seat) => return Connection::new(stream, seat),
+            Some(seat) => return (stream, seat),
             None => tell_once("a connection was refused: as many as may be have made calls and are open"),
         }
     }
@@ -83,8 +108,11 @@ async fn next(listener: &UnixListener, places: &Arc<Places>) -> Connection {
 
 /// A client's connection, in its place.
 pub(super) struct Connection {
-    stream: UnixStream,
+    wire: Wire,
     seat: Arc<Seat>,
+    standing: Arc<Standing>,
+    /// Of one from the network.
+    _member: Option<Member>,
     /// Of one that has made no call.
     patience: Option<Fuse<BoxFuture<'static, io::Error>>>,
     /// Since when the client takes nothing.
@@ -94,7 +122,7 @@ pub(super) struct Connection {
 /// Who is at the other end of a call.
 #[derive(Clone)]
 pub(super) struct Caller {
-    pub(super) credentials: UdsConnectInfo,
+    pub(super) standing: Arc<Standing>,
     seat: Arc<Seat>,
 }
 
@@ -106,9 +134,10 @@ impl Caller {
 }
 
 impl Connection {
-    fn new(stream: UnixStream, seat: Seat) -> Self {
+    fn new(wire: Wire, seat: Seat, standing: Standing, member: Option<Member>) -> Self {
         let patience = Some(seat.patience());
-        Self { stream, seat: Arc::new(seat), patience, stalled: None }
+        let (seat, standing) = (Arc::new(seat), Arc::new(standing));
+        Self { wire, seat, standing, _member: member, patience, stalled: None }
     }
 
     /// Ready when the connection has to end.
@@ -139,7 +168,7 @@ impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        Caller { credentials: self.stream.connect_info(), seat: Arc::clone(&self.seat) }
+        Caller { standing: Arc::clone(&self.standing), seat: Arc::clone(&self.seat) }
     }
 }
 
@@ -158,7 +187,7 @@ impl AsyncRead for Connection {
         if let Poll::Ready(over) = self.poll_patience(context) {
             return Poll::Ready(over);
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        Pin::new(&mut self.wire).poll_read(context, buffer)
     }
 }
 
@@ -171,7 +200,7 @@ impl AsyncWrite for Connection {
         if let Poll::Ready(Err(over)) = self.poll_patience(context) {
             return Poll::Ready(Err(over));
         }
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = Pin::new(&mut self.wire).poll_write(context, bytes);
         self.watched(written, context)
     }
 
@@ -183,20 +212,20 @@ impl AsyncWrite for Connection {
         if let Poll::Ready(Err(over)) = self.poll_patience(context) {
             return Poll::Ready(Err(over));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let written = Pin::new(&mut self.wire).poll_write_vectored(context, slices);
         self.watched(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.wire).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.wire).poll_shutdown(context)
     }
 }
 

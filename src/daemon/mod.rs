@@ -1,20 +1,28 @@
 //! The daemon: configuration, start order, listeners, shutdown. Puts the parts together; decides nothing about VMs.
 
+mod access;
 mod admission;
 mod advice;
 mod args;
+mod audit;
 pub mod config;
 mod connections;
 mod controller;
+mod deadline;
 mod health;
 mod identity;
 mod lock;
+mod metrics;
+mod pace;
+mod probe;
 mod rebuild;
+mod reload;
 mod serve;
 mod service;
 mod start;
 pub mod telemetry;
 mod thaw;
+mod tls;
 
 pub use args::main;
 pub use start::{Daemon, StartError};

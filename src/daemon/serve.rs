@@ -2,17 +2,20 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use super::admission::Admission;
+use super::access::Current;
+use super::admission::{Admission, Limits};
 use super::config::Config;
 use super::connections;
 use super::service;
@@ -26,20 +29,34 @@ const STREAMS: u32 = 64;
 /// Headers of a call, in bytes. Ours have some hundred.
 const HEADERS: u32 = 16 * 1024;
 
-/// How long a call may take to its answer, or to the begin of one that goes on: longer than any of ours, so that it ends
-/// one whose request never comes whole.
-const ANSWER: Duration = Duration::from_secs(120);
-
 /// What is listened on.
 pub(super) struct Listening {
     pub(super) listener: UnixListener,
+    /// For clients with a certificate.
+    pub(super) network: Option<TcpListener>,
+    /// For Prometheus.
+    pub(super) metrics: Option<TcpListener>,
     /// The file of the socket, if we made it: then it is ours to remove.
     pub(super) made: Option<PathBuf>,
 }
 
+/// Listens where the configuration says.
+pub(super) async fn listen(config: &Config) -> Result<Listening, StartError> {
+    let (listener, made) = listen_here(config)?;
+    let network = bind(config.tcp.as_ref().map(|tcp| tcp.listen)).await?;
+    let metrics = bind(config.metrics.as_ref().map(|metrics| metrics.listen)).await?;
+    Ok(Listening { listener, network, metrics, made })
+}
+
+async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|cause| StartError::ListenTcp { address, cause })
+}
+
 /// Listens on the socket that systemd hands over, or else on the configured one. A socket that nobody answers on any more is
 /// replaced.
-pub(super) fn listen(config: &Config) -> Result<Listening, StartError> {
+fn listen_here(config: &Config) -> Result<(UnixListener, Option<PathBuf>), StartError> {
     let path = &config.socket;
     let take = || -> io::Result<Option<UnixListener>> {
         let Some(listener) = service::handed_over()? else { return Ok(None) };
@@ -47,7 +64,7 @@ pub(super) fn listen(config: &Config) -> Result<Listening, StartError> {
         UnixListener::from_std(listener).map(Some)
     };
     if let Some(listener) = take().map_err(|cause| StartError::Listen { path: path.clone(), cause })? {
-        return Ok(Listening { listener, made: None });
+        return Ok((listener, None));
     }
     let bind = || -> io::Result<UnixListener> {
         if let Some(directory) = path.parent() {
@@ -60,7 +77,7 @@ pub(super) fn listen(config: &Config) -> Result<Listening, StartError> {
     let listener = bind().map_err(|cause| StartError::Listen { path: path.clone(), cause })?;
     let mode = Permissions::from_mode(config.mode()?);
     fs::set_permissions(path, mode).map_err(|cause| StartError::Listen { path: path.clone(), cause })?;
-    Ok(Listening { listener, made: Some(path.clone()) })
+    Ok((listener, Some(path.clone())))
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -76,7 +93,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// Serves until `stop`, then until the open calls have ended.
 pub(super) async fn serve<H: Health>(
-    listener: UnixListener,
+    (listener, network): (UnixListener, Option<TcpListener>),
+    current: Current,
+    limits: Limits,
     api: Api,
     health: HealthServer<H>,
     stop: CancellationToken,
@@ -87,6 +106,8 @@ pub(super) async fn serve<H: Health>(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
+    let limits = Arc::new(limits);
+    let incoming = connections::incoming(listener, network, current, Arc::clone(&limits.refusals));
     let built = "our own descriptors are well formed";
     api.routes(
         Server::builder()
@@ -95,13 +116,12 @@ pub(super) async fn serve<H: Health>(
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_concurrent_streams(STREAMS)
             .http2_max_header_list_size(HEADERS)
-            .timeout(ANSWER)
-            .layer(tower::layer::layer_fn(Admission)),
+            .layer(tower::layer::layer_fn(move |inner| Admission { inner, limits: Arc::clone(&limits) })),
     )
     .add_service(health)
     .add_service(describe().build_v1().expect(built))
     // Python's grpcio-reflection and older grpcurl ask for v1alpha.
     .add_service(describe().build_v1alpha().expect(built))
-    .serve_with_incoming_shutdown(connections::incoming(listener), stop.cancelled_owned())
+    .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
     .await
 }

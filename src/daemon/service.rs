@@ -24,6 +24,14 @@ pub(super) fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
+/// The configuration is read again, until it is told that we are ready (`RELOADING=1`).
+pub(super) fn tell_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
 /// The socket that systemd listens on for us, if it does (`vmsnapd.socket`). To be asked once: it is gone after that.
 pub(super) fn handed_over() -> std::io::Result<Option<UnixListener>> {
     ListenFd::from_env().take_unix_listener(0)

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +17,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
+use super::admission::Limits;
 use super::config::{Config, ConfigError};
+use super::metrics::Metrics;
+use super::pace::Pace;
+use super::reload::Reloading;
 use super::serve::Listening;
-use super::{controller, health, identity, lock, serve, service};
+use super::{controller, health, identity, lock, metrics, reload, serve, service};
 use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
@@ -118,6 +123,18 @@ pub enum StartError {
     /// A value makes no sense.
     #[error("the configuration is wrong")]
     Config(#[from] ConfigError),
+    /// Who may do what, or the certificates, cannot be used.
+    #[error("cannot tell who may do what")]
+    Access(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The port cannot be listened on.
+    #[error("cannot listen on {address}")]
+    ListenTcp {
+        /// Address and port.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// The socket cannot be listened on.
     #[error("cannot listen on {}", .path.display())]
     Listen {
@@ -196,6 +213,9 @@ impl StartError {
             | Self::Slowed { .. }
             | Self::Captured { .. }
             | Self::Listen { .. }
+            | Self::ListenTcp { .. }
+            // Users may be looked up where nobody answers now; certificates may be about to be written.
+            | Self::Access(_)
             | Self::Host(_)
             | Self::System(_)
             | Self::Serve(_) => 1,
@@ -246,22 +266,30 @@ pub struct Daemon {
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
+    /// Where clients from the network are listened for.
+    network: Option<SocketAddr>,
+    /// Where Prometheus asks.
+    figures: Option<SocketAddr>,
     patience: Duration,
 }
 
 impl Daemon {
     /// Recovers what an earlier life left, then listens. Calls are answered when this returns.
     pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
+        let hangups = reload::hangups().map_err(StartError::System)?;
+        let reloading = Reloading::start(config).await.map_err(|error| StartError::Access(error.into()))?;
         // What is told from here on is kept for the controller, too.
         controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
-        let Listening { listener, made } = serve::listen(config)?;
+        let Listening { listener, network, metrics: asked, made } = serve::listen(config).await?;
+        let address = network.as_ref().and_then(|network| network.local_addr().ok());
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();
         let identity = identity_of_node(config.state_directory.clone()).await?;
         let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
+        api = api.reloading(Arc::clone(&reloading) as _);
         let (mut reporting, store) = (None, engine.store().clone());
         if let Some(controller) = config.controller.clone() {
             let (told, watched) = watch::channel(Err("it is called for the first time".to_owned()));
@@ -272,9 +300,23 @@ impl Daemon {
         } else {
             tokio::spawn(async move { controller::prune_outbox(&store).await });
         }
+        let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(io::Error::other(error)))?);
+        let figures = asked.as_ref().and_then(|asked| asked.local_addr().ok());
+        if let Some(asked) = asked {
+            let (metrics, engine, reporting) = (Arc::clone(&metrics), engine.clone(), reporting.clone());
+            tokio::spawn(metrics::observe(Arc::clone(&metrics), engine.clone()));
+            let state_directory = config.state_directory.clone();
+            let source = metrics::listen::Source { metrics, engine, state_directory, reporting };
+            tokio::spawn(metrics::listen::listen(asked, source, stop.clone()));
+        }
         service::feed_watchdog(engine.clone());
         service::keep_status(engine.clone(), reporting);
-        let serving = tokio::spawn(serve::serve(listener, api, health_service, stop.clone()));
+        let limits = Limits { pace: Pace::of(config.pace()?), refusals: Arc::default(), metrics };
+        let listeners = (listener, network);
+        let current = reloading.current();
+        let serving =
+            tokio::spawn(serve::serve(listeners, current, limits, api, health_service, stop.clone()));
+        tokio::spawn(reload::on_hangup(reloading, hangups, stop.clone()));
         tracing::info!(socket = %config.socket.display(), recovered, "vmsnapd is ready");
         service::tell(&[NotifyState::Ready]);
         Ok(Self {
@@ -283,8 +325,22 @@ impl Daemon {
             stop,
             serving,
             socket: made,
+            network: address,
+            figures,
             patience: Duration::from_secs(config.drain_seconds),
         })
+    }
+
+    /// Where clients from the network are listened for, if they are.
+    #[must_use]
+    pub fn network(&self) -> Option<SocketAddr> {
+        self.network
+    }
+
+    /// Where Prometheus asks for figures, if it may.
+    #[must_use]
+    pub fn figures(&self) -> Option<SocketAddr> {
+        self.figures
     }
 
     /// Serves until `told` to go; then takes no new work, lets operations come to a durable stop, ends the streams.

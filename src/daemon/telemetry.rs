@@ -7,9 +7,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it.
+/// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it. Neither holds back the audit trail.
 pub fn start(filter: &str) -> Result<(), tracing_subscriber::util::TryInitError> {
     let filter = EnvFilter::try_from_env("VMSNAPD_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
+    let audit = format!("{}=info", super::audit::TARGET);
+    let filter = match audit.parse() {
+        Ok(audit) => filter.add_directive(audit),
+        Err(_) => filter,
+    };
     let registry = tracing_subscriber::registry().with(filter);
     match tracing_journald::layer() {
         Ok(journal) if stderr_is_the_journal() => registry.with(journal.with_field_prefix(None)).try_init(),

@@ -355,6 +355,10 @@ pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "each is explained once, in proto/vmsnap/v1/errors.proto")]
 pub enum Reason {
+    PermissionDenied,
+    Unauthenticated,
+    ConfigurationInvalid,
+    RateLimited,
     InvalidArgument,
     RequestIdReused,
     ResumeTokenInvalid,

@@ -46,6 +46,22 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether it is about clones, or the VMs that are made of them: each of a snapshot of one VM, and none of that VM.
+    #[must_use]
+    pub fn makes_clones(&self) -> bool {
+        match self {
+            Self::CloneVolume(_) | Self::FlattenVolume(_) | Self::DeleteVolume(_) | Self::DeployVm(_) => true,
+            Self::CreateSnapshot(_)
+            | Self::TakeFromSnapshot(_)
+            | Self::RevertSnapshot(_)
+            | Self::RevertVolume(_)
+            | Self::DeleteSnapshots(_)
+            | Self::PurgeSnapshot(_)
+            | Self::ResolveDifference(_)
+            | Self::Collapse { .. } => false,
+        }
+    }
+
     /// The snapshots that it deletes because their time has come.
     #[must_use]
     pub fn expired(&self) -> &[SnapshotId] {

@@ -16,10 +16,10 @@ use crate::host::{Host, VmSummary};
 use crate::model::operation::OperationState;
 use crate::model::vm::Format;
 use crate::model::{
-    Difference, ImageFacts, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
+    Difference, ImageFacts, Labels, LayerTree, Operation, OperationId, Snapshot, SnapshotId, VmId, VmView,
 };
 use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
-use crate::store::{Departure, Page, SnapshotFilter, SnapshotPage, Store};
+use crate::store::{Departure, OperationFilter, Page, SnapshotFilter, SnapshotPage, Store};
 
 mod backup;
 mod board;
@@ -236,6 +236,11 @@ impl Engine {
         Ok(vms)
     }
 
+    /// What is written on the VMs that the hypervisor knows, or on one of them.
+    pub async fn labels(&self, only: Option<VmId>) -> Result<HashMap<VmId, Labels>> {
+        Ok(self.0.host.hypervisor.labels(only).await?)
+    }
+
     /// The VM that answers to a name or an id.
     pub async fn find_vm(&self, wanted: &str) -> Result<VmSummary> {
         let id = wanted.parse::<VmId>().ok();
@@ -277,17 +282,18 @@ impl Engine {
         self.holder(vm).filter(|holder| self.0.board.is_under_way(*holder))
     }
 
-    /// The snapshot that answers to an id, or to a name within `vm` or, if the name is unique, anywhere.
-    pub async fn find_snapshot(&self, wanted: &str, vm: Option<VmId>) -> Result<Snapshot> {
+    /// The snapshot that answers to an id, or to a name within `vms` or, where none are named, anywhere, if it is unique there.
+    pub async fn find_snapshot(&self, wanted: &str, vms: Option<Vec<VmId>>) -> Result<Snapshot> {
         let nobody = || OpsError::NoSuchSnapshot(wanted.to_owned());
         if let Ok(id) = wanted.parse::<SnapshotId>() {
             let found = self.0.store.snapshot(id).await?;
-            return found.filter(|snapshot| vm.is_none_or(|vm| vm == snapshot.vm)).ok_or_else(nobody);
+            let is_within = |snapshot: &Snapshot| vms.as_ref().is_none_or(|vms| vms.contains(&snapshot.vm));
+            return found.filter(is_within).ok_or_else(nobody);
         }
         if wanted.is_empty() {
             return Err(nobody());
         }
-        let filter = SnapshotFilter { vm, name: wanted.to_owned(), ..SnapshotFilter::default() };
+        let filter = SnapshotFilter { vms, name: wanted.to_owned(), ..SnapshotFilter::default() };
         let page = self.0.store.snapshots(filter, Page { limit: 10, ..Page::default() }).await?;
         let mut found: Vec<_> = page.snapshots.into_iter().map(|placed| placed.snapshot).collect();
         match (found.pop(), found.is_empty()) {
@@ -321,12 +327,11 @@ impl Engine {
     /// Operations, newest first. With the number there are.
     pub async fn operations(
         &self,
-        vm: Option<VmId>,
-        only_open: bool,
+        filter: OperationFilter,
         before: Option<OperationId>,
         limit: u32,
     ) -> Result<(Vec<Operation>, u64)> {
-        Ok(self.0.store.operations(vm, only_open, before, limit).await?)
+        Ok(self.0.store.operations(filter, before, limit).await?)
     }
 
     /// Follows an operation under way. None for one that has ended.

@@ -104,13 +104,19 @@ impl Engine {
         Ok(volumes)
     }
 
-    /// The volume that answers to an id, a name, or the path of its image.
-    pub async fn find_volume(&self, wanted: &str) -> Result<VolumeView> {
+    /// The volume that answers to an id, a name, or the path of its image. With `within`, one that one of these VMs has.
+    pub async fn find_volume(&self, wanted: &str, within: Option<&BTreeSet<VmId>>) -> Result<VolumeView> {
         let (vm, target) = match wanted.split_once('/') {
             // A path.
             None | Some(("", _)) => (None, None),
             Some((vm, target)) => (Some(self.find_vm(vm).await?), Some(target)),
         };
+        let is_within = |vm: VmId| within.is_none_or(|within| within.contains(&vm));
+        if vm.as_ref().is_some_and(|vm| !is_within(vm.id)) {
+            // As it was asked for: not by the name that it has.
+            let asked = wanted.split_once('/').map_or(wanted, |(vm, _)| vm);
+            return Err(OpsError::NoSuchVm(asked.to_owned()));
+        }
         let id = wanted.parse::<VolumeId>().ok();
         let is_wanted = |volume: &VolumeView| {
             let place = volume.user.as_ref().map(|place| place.target.as_str());
@@ -121,7 +127,13 @@ impl Engine {
         };
         let mut found = self.volumes(vm.as_ref()).await?;
         found.retain(is_wanted);
+        found.retain(|volume| match &volume.user {
+            Some(place) => is_within(place.vm.id),
+            None => within.is_none(),
+        });
         match (found.pop(), found.is_empty()) {
+            // What else stands there is nothing for whoever may know of some VMs alone.
+            (None, _) if within.is_some() => Err(OpsError::NoSuchVolume(wanted.to_owned())),
             (None, _) => Err(self.missing(wanted).await?),
             (Some(volume), true) => Ok(volume),
             (Some(last), false) => Err(OpsError::AmbiguousVolume {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::vm::{Attachment, DiskSource, DiskView};
@@ -116,7 +116,7 @@ pub struct VolumeUser {
 }
 
 /// When a running VM may be let to pull layers up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LivePulls {
     /// When nothing makes it dangerous.
@@ -127,7 +127,7 @@ pub enum LivePulls {
 }
 
 /// When memory may be captured while its guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackgroundCaptures {
     /// Wherever the hypervisor can.
@@ -138,7 +138,7 @@ pub enum BackgroundCaptures {
 }
 
 /// How memory is written that is captured while its guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryCompression {
     /// As it is.

@@ -2,6 +2,8 @@
 
 use rusqlite::types::Value;
 
+use crate::model::VmId;
+
 /// A `WHERE` clause and its values.
 pub(super) struct Conditions {
     /// The clause.
@@ -23,6 +25,16 @@ impl Conditions {
         self.values.extend(values);
     }
 
+    /// Adds that the VM is one of these, if the choice is limited: to none of them, too.
+    pub(super) fn of_vms(&mut self, vms: Option<&[VmId]>) {
+        match vms {
+            None => {}
+            // What an index serves best.
+            Some([vm]) => self.and("vm = ?", [vm.to_string().into()]),
+            Some(vms) => self.and("vm IN (SELECT value FROM json_each(?))", [json_of_vms(vms).into()]),
+        }
+    }
+
     /// Adds that a column has one of these values, if there are any.
     pub(super) fn one_of(&mut self, column: &str, values: Vec<Value>) {
         if !values.is_empty() {
@@ -30,4 +42,18 @@ impl Conditions {
             self.and(&format!("{column} IN ({marks})"), values);
         }
     }
+}
+
+/// A condition: the operation in this column is one of those of which [`Request::makes_clones`] says so.
+///
+/// [`Request::makes_clones`]: crate::model::Request::makes_clones
+pub(super) fn makes_clones(body: &str) -> String {
+    format!(
+        "(json_extract({body}, '$.request.request') IN ('clone_volume', 'flatten_volume', 'delete_volume', 'deploy_vm'))"
+    )
+}
+
+/// VMs as `json_each` takes them: as many as there are, in one value.
+fn json_of_vms(vms: &[VmId]) -> String {
+    vms.iter().map(ToString::to_string).collect::<serde_json::Value>().to_string()
 }

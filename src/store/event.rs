@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
-use super::conditions::Conditions;
+use super::conditions::{Conditions, makes_clones};
 use super::{Prepared, Result, Store, from_json, outbox, to_json};
 use crate::model::event::{Event, EventKind, Severity};
 use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
@@ -12,8 +12,10 @@ use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
 /// Which events; each part left empty lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
-    /// Of this VM.
-    pub vm: Option<VmId>,
+    /// Of one of these VMs. None: of any, and of none.
+    pub vms: Option<Vec<VmId>>,
+    /// Neither about clones nor part of an operation on them.
+    pub without_clones: bool,
     /// Of this snapshot.
     pub snapshot: Option<SnapshotId>,
     /// Of this volume.
@@ -161,8 +163,16 @@ fn read(
 
 fn conditions(filter: &EventFilter) -> Result<Conditions> {
     let mut wanted = Conditions::none();
+    wanted.of_vms(filter.vms.as_deref());
+    if filter.without_clones {
+        let of_clones = makes_clones("operation.body");
+        let part = format!("SELECT 1 FROM operation WHERE operation.id = event.operation AND {of_clones}");
+        wanted.and(
+            &format!("kind <> ? AND NOT EXISTS ({part})"),
+            [to_json(&EventKind::VolumeStateChanged, "kind of event")?.into()],
+        );
+    }
     for (column, id) in [
-        ("vm", filter.vm.map(|id| id.to_string())),
         ("snapshot", filter.snapshot.map(|id| id.to_string())),
         ("volume", filter.volume.map(|id| id.to_string())),
         ("operation", filter.operation.map(|id| id.to_string())),

@@ -1,7 +1,8 @@
 //! Operations: what was meant, how far it is. Written before each turn.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params, params_from_iter};
 
+use super::conditions::{Conditions, makes_clones};
 use super::request::{self, Answer, RequestKey};
 use super::{
     Prepared, Result, Store, StoreError, clone, event, from_json, outbox, snapshot, to_json, way_back,
@@ -101,33 +102,51 @@ impl Store {
         self.transact(read_open).await
     }
 
-    /// Operations, newest first: of a VM or of all, at most `limit`, older than `before`. With the number there are.
+    /// Operations, newest first, at most `limit`, older than `before`. With the number there are.
     pub async fn operations(
         &self,
-        vm: Option<VmId>,
-        only_open: bool,
+        filter: OperationFilter,
         before: Option<OperationId>,
         limit: u32,
     ) -> Result<(Vec<Operation>, u64)> {
         self.read(move |transaction| {
-            let vm = vm.map(|vm| vm.to_string());
-            let before = before.map(|id| id.to_string());
+            let mut wanted = Conditions::none();
+            wanted.of_vms(filter.vms.as_deref());
+            if filter.only_open {
+                wanted.and("is_open = 1", []);
+            }
+            if filter.without_clones {
+                wanted.and(&format!("NOT {}", makes_clones("body")), []);
+            }
             let total: i64 = transaction.row(
-                "SELECT count(*) FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)",
-                params![vm, only_open],
+                &format!("SELECT count(*) FROM operation WHERE {}", wanted.text),
+                params_from_iter(&wanted.values),
                 |row| row.get(0),
             )?;
-            let mut statement = transaction.prepare_cached(
-                "SELECT body FROM operation WHERE (?1 IS NULL OR vm = ?1) AND (NOT ?2 OR is_open = 1)
-                 AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
-            )?;
+            if let Some(before) = before {
+                wanted.and("id < ?", [before.to_string().into()]);
+            }
+            let sql = format!("SELECT body FROM operation WHERE {} ORDER BY id DESC LIMIT ?", wanted.text);
+            let mut statement = transaction.prepare_cached(&sql)?;
+            wanted.values.push(limit.into());
             let rows =
-                statement.query_map(params![vm, only_open, before, limit], |row| row.get::<_, String>(0))?;
+                statement.query_map(params_from_iter(&wanted.values), |row| row.get::<_, String>(0))?;
             let operations = rows.map(|row| parsed(&row?)).collect::<Result<_>>()?;
             Ok((operations, total.unsigned_abs()))
         })
         .await
     }
+}
+
+/// Which operations. The default lets all through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OperationFilter {
+    /// On one of these VMs. None: on any.
+    pub vms: Option<Vec<VmId>>,
+    /// That have not ended.
+    pub only_open: bool,
+    /// That are not about clones: see [`Request::makes_clones`](crate::model::Request::makes_clones).
+    pub without_clones: bool,
 }
 
 /// Tells what is new of an operation.

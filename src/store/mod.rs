@@ -47,7 +47,7 @@ pub use anew::{put_in_place, write_anew};
 pub use backup::Backup;
 pub use departure::Departure;
 pub use event::{EventFilter, EventOrder, EventPage, NumberedEvent};
-pub use journal::{Begun, Reservation};
+pub use journal::{Begun, OperationFilter, Reservation};
 pub use lease::{GuestLease, Standstill};
 pub use manifest::KeptManifest;
 pub use outbox::{News, Outbox, OutboxItem};

@@ -13,8 +13,8 @@ use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId, Volu
 /// Which snapshots; each part left empty lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotFilter {
-    /// Of this VM.
-    pub vm: Option<VmId>,
+    /// Of one of these VMs. None: of any.
+    pub vms: Option<Vec<VmId>>,
     /// In one of these states.
     pub states: Vec<SnapshotState>,
     /// Of one of these kinds.
@@ -215,9 +215,7 @@ impl SnapshotFilter {
 impl Conditions {
     fn of(filter: &SnapshotFilter, is_common: impl Fn(&Property) -> Result<bool>) -> Result<Self> {
         let mut wanted = Self::none();
-        if let Some(vm) = filter.vm {
-            wanted.and("vm = ?", [vm.to_string().into()]);
-        }
+        wanted.of_vms(filter.vms.as_deref());
         wanted.one_of(
             "state",
             filter.states.iter().map(|state| state_column(*state).to_owned().into()).collect(),

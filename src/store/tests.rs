@@ -126,7 +126,7 @@ async fn what_is_over_goes_when_it_is_old() {
         }
     }
     let kept = async || {
-        let (operations, _) = store.operations(None, false, None, 10).await.unwrap();
+        let (operations, _) = store.operations(OperationFilter::default(), None, 10).await.unwrap();
         let mut kept: Vec<u128> = operations.iter().map(|operation| operation.id.0.as_u128()).collect();
         kept.sort_unstable();
         kept

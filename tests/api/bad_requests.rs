@@ -160,8 +160,12 @@ async fn others() {
     check(node.vms().check_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
     let nobody = v1::ResumeVmRequest::default();
     check(node.vms().resume_vm(nobody).await.map(drop), Code::InvalidArgument, "INVALID_REQUEST");
-    let later = v1::ReloadConfigurationRequest::default();
-    check(node.nodes().reload_configuration(later).await.map(drop), Code::Unimplemented, "NOT_IMPLEMENTED");
+    let later = v1::ResetSnapshotStateRequest::default();
+    check(
+        node.snapshots().reset_snapshot_state(later).await.map(drop),
+        Code::Unimplemented,
+        "NOT_IMPLEMENTED",
+    );
     assert_eq!(node.acts(), acts, "something was done");
     assert_eq!(node.names().await, ["one"]);
 }

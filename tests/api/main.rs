@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
+mod access;
 mod adoption;
 mod authority;
 mod backup;
@@ -24,15 +25,20 @@ mod heard;
 mod life;
 mod lists;
 mod manifests;
+mod metrics;
+mod network;
 mod node;
+mod operations;
 mod orphans;
 mod presence;
 mod readers;
 mod readme;
 mod resolve;
+mod secured;
 mod space;
 mod started;
 mod stuck;
+mod tenants;
 mod thaw;
 mod volumes;
 mod watch;

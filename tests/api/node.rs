@@ -1,5 +1,6 @@
 //! A simulated node with a daemon on it, and the ways to reach it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
-use vmsnap::daemon::config::{Config, ControllerConfig};
+use vmsnap::daemon::config::{Config, ControllerConfig, Origin};
 use vmsnap::daemon::{Daemon, StartError};
 use vmsnap::host::sim::{BLOCK, Fault, Hold, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::step::NewOverlay;
@@ -37,6 +38,8 @@ pub struct Node {
     store: Store,
     directory: TempDir,
     controller: Option<ControllerConfig>,
+    /// The text of its configuration is in a file, and can be read again.
+    configured: bool,
     life: Option<Life>,
 }
 
@@ -57,6 +60,8 @@ struct Life {
     runtime: Apart,
     told: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), StartError>>,
+    network: Option<SocketAddr>,
+    figures: Option<SocketAddr>,
 }
 
 impl Node {
@@ -91,10 +96,39 @@ impl Node {
         node
     }
 
+    /// One whose configuration is this text, and what every node of the tests has.
+    pub fn configured(sim: SimHost, vm: VmId, text: &str) -> Self {
+        let mut node = Self::without_daemon(sim, vm);
+        node.configured = true;
+        node.configure(text);
+        node.restart();
+        node
+    }
+
+    /// Another text, for when it is read again.
+    pub fn configure(&self, text: &str) {
+        let all = format!("image_directories = ['/images']\ndrain_seconds = 30\n{text}");
+        std::fs::write(self.configuration(), all).unwrap();
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.path().join("vmsnapd.toml")
+    }
+
+    /// Where the daemon takes calls from the network.
+    pub fn network(&self) -> SocketAddr {
+        self.life.as_ref().and_then(|life| life.network).expect("it listens on the network")
+    }
+
+    /// Where Prometheus asks the daemon.
+    pub fn figures(&self) -> SocketAddr {
+        self.life.as_ref().and_then(|life| life.figures).expect("it has a listener for metrics")
+    }
+
     fn without_daemon(sim: SimHost, vm: VmId) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("catalog.db")).unwrap();
-        Self { sim, vm, store, directory, controller: None, life: None }
+        Self { sim, vm, store, directory, controller: None, configured: false, life: None }
     }
 
     /// Another life of the daemon.
@@ -106,8 +140,9 @@ impl Node {
         let starting = runtime.spawn(async move { Daemon::start(host, store, &config).await });
         let daemon = wait(starting).unwrap().unwrap();
         let (told, hear) = oneshot::channel::<()>();
+        let (network, figures) = (daemon.network(), daemon.figures());
         let serving = runtime.spawn(daemon.run(async { drop(hear.await) }));
-        self.life = Some(Life { runtime: Apart(Some(runtime)), told, serving });
+        self.life = Some(Life { runtime: Apart(Some(runtime)), told, serving, network, figures });
     }
 
     /// The daemon dies: every task is dropped where it stands.
@@ -139,6 +174,11 @@ impl Node {
     }
 
     fn config(&self) -> Config {
+        if self.configured {
+            let (socket, state_directory) = (Some(self.socket()), Some(self.directory.path().to_owned()));
+            let origin = Origin { path: Some(self.configuration()), socket, state_directory };
+            return Config::load(&origin).unwrap();
+        }
         Config {
             socket: self.socket(),
             state_directory: self.directory.path().to_owned(),

@@ -36,12 +36,12 @@ async fn every_command_of_the_readme_works() {
     assert_eq!(node.names().await, ["with-memory"], "the README's own story");
 }
 
-fn program(root: &Path, name: &str) -> PathBuf {
+pub fn program(root: &Path, name: &str) -> PathBuf {
     root.join("usr/bin").join(name)
 }
 
 /// `make install`, of what has been built for the tests.
-fn install(root: &Path) {
+pub fn install(root: &Path) {
     let output = Command::new("make")
         .args(["install", "PROFILE=dev", "--assume-old=build"])
         .arg(format!("DESTDIR={}", root.display()))
@@ -53,6 +53,7 @@ fn install(root: &Path) {
         "lib/systemd/system/vmsnapd.service",
         "lib/systemd/system/vmsnapd.socket",
         "share/vmsnapd/network.conf",
+        "share/vmsnapd/vmsnapd.toml",
         "lib/sysusers.d/vmsnapd.conf",
         "lib/tmpfiles.d/vmsnapd.conf",
         "share/bash-completion/completions/vmsnap",
@@ -62,7 +63,7 @@ fn install(root: &Path) {
     }
 }
 
-fn check_config(root: &Path, arguments: &str) {
+pub fn check_config(root: &Path, arguments: &str) {
     assert_eq!(arguments, "check-config");
     let status = Command::new(program(root, "vmsnapd")).arg(arguments).status().unwrap();
     assert!(status.success());

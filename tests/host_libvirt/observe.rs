@@ -226,3 +226,34 @@ async fn disks_on_every_bus() {
         assert_eq!(chain(&view, disk), paths(&[overlay, image, base]));
     }
 }
+
+/// As `virsh metadata` writes them, and as nova does.
+#[tokio::test]
+async fn what_is_written_on_vms() {
+    let Some(bed) = Bed::new().await else { return };
+    let nova = "<metadata><nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'><nova:owner>\
+                <nova:project uuid='0a1b'>demo</nova:project></nova:owner></nova:instance></metadata>";
+    let (plain, of_nova) = (Vm::define("", "", ""), Vm::define("", "", nova));
+    bed.start(&plain).await;
+    let labels = async |vm: &Vm| {
+        let one = bed.libvirt.labels(Some(vm.id)).await.unwrap();
+        let all = bed.libvirt.labels(None).await.unwrap();
+        assert_eq!(one.get(&vm.id), all.get(&vm.id));
+        one.get(&vm.id).cloned().unwrap().0.into_iter().collect::<Vec<_>>()
+    };
+    let pairs = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(labels(&plain).await, pairs(&[]));
+    assert_eq!(labels(&of_nova).await, pairs(&[("project", "0a1b")]));
+    // As docs/OPERATIONS.md says that it is done.
+    let page = include_str!("../../docs/OPERATIONS.md");
+    let command = page.lines().find_map(|line| line.strip_prefix("    virsh metadata web ")).unwrap();
+    for vm in [&plain, &of_nova] {
+        run("sh", &["-c", &format!("virsh -q -c {URI} metadata {} {command}", vm.name)]);
+    }
+    assert_eq!(labels(&plain).await, pairs(&[("account", "acme")]));
+    assert_eq!(labels(&of_nova).await, pairs(&[("account", "acme"), ("project", "0a1b")]));
+    let nobody = VmId(uuid::Uuid::now_v7());
+    assert!(bed.libvirt.labels(Some(nobody)).await.unwrap().is_empty());
+}

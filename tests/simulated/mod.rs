@@ -300,7 +300,9 @@ impl Scene {
     /// The newest operation that somebody asked for.
     pub fn last_asked(&self) -> Option<Operation> {
         let runtime = Builder::new_current_thread().build().unwrap();
-        let (newest, _) = runtime.block_on(self.store.operations(None, false, None, 3)).unwrap();
+        let (newest, _) = runtime
+            .block_on(self.store.operations(vmsnap::store::OperationFilter::default(), None, 3))
+            .unwrap();
         newest.into_iter().find(|operation| !matches!(operation.request, Request::Collapse { .. }))
     }
 

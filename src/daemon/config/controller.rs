@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
 
-use super::ConfigError;
+use super::{ConfigError, bad};
 
 /// Without this section nobody is reported to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerConfig {
     /// Where the controller serves `ControllerService`: `https://host:port`. `http://` only on this machine itself. The unit of
@@ -102,10 +102,6 @@ impl ControllerConfig {
 fn is_here(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn bad(key: &'static str, problem: String) -> ConfigError {
-    ConfigError::BadValue { key, problem }
 }
 
 #[cfg(test)]

@@ -83,6 +83,11 @@ impl Places {
         Arc::new(Self { most, taken: Mutex::default() })
     }
 
+    /// How many there are.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// A place, as soon as a stranger may be sent away for it; None if there are only callers.
     pub(super) async fn take(self: &Arc<Self>) -> Option<Seat> {
         loop {
@@ -178,6 +183,13 @@ impl Seat {
             )
         };
         patience.boxed().fuse()
+    }
+}
+
+/// Of a connection that never came to be, too.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -1,15 +1,23 @@
 //! Who gets a place, who loses it, who gets a call.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use tokio::time::Instant;
 
 use super::places::{FIRST_CALL, GRACE, SHARED_CALLS};
 use super::*;
 
+/// Rules that count for nobody here: no call is made.
+fn nobody_asks() -> Current {
+    let in_force = crate::daemon::access::InForce::read(&crate::daemon::config::Config::default());
+    tokio::sync::watch::channel(Arc::new(in_force.unwrap())).1
+}
+
 async fn connected(places: &Arc<Places>) -> (Connection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Connection::new(ours, places.take().await.unwrap()), theirs)
+    let standing = Standing::new(Peer::Local(ours.connect_info()), nobody_asks());
+    (Connection::new(Wire::Local(ours), places.take().await.unwrap(), standing, None), theirs)
 }
 
 async fn read(connection: &mut Connection) -> io::Result<u8> {

@@ -80,7 +80,7 @@ async fn filters() {
         assert_eq!(found, expected, "{filter:?}");
     };
     check(all(), &ALL).await;
-    check(SnapshotFilter { vm: Some(VmId(Uuid::nil())), ..all() }, &[]).await;
+    check(SnapshotFilter { vms: Some(vec![VmId(Uuid::nil())]), ..all() }, &[]).await;
     check(SnapshotFilter { name: "beta".to_owned(), ..all() }, &["beta"]).await;
     check(SnapshotFilter { name_prefix: "bet".to_owned(), ..all() }, &["beta", "betb"]).await;
     check(SnapshotFilter { name_prefix: "%".to_owned(), ..all() }, &[]).await;

@@ -259,13 +259,17 @@ fn layer(id: LayerId, path: PathBuf) -> Layer {
 }
 
 fn list(random: &mut Rng) -> List {
+    // Of none of them, too.
+    let some_vms = random.u8(0..4);
+    let some_vms = (0..some_vms).map(|_| VmId(Uuid::from_u128(random.u128(0..4)))).collect::<Vec<_>>();
+    let vms = (random.u8(0..5) == 0).then_some(some_vms);
     let mut sometimes = |most: u128| (random.u8(0..5) == 0).then(|| random.u128(0..most));
     let owner = |choice: Option<u128>| OWNERS[usize::try_from(choice.unwrap_or(0)).unwrap()].to_owned();
     let uuid = |choice: Option<u128>| choice.map(Uuid::from_u128);
     let time =
         |choice: Option<u128>| choice.map(|at| Timestamp::from_second(i64::try_from(at).unwrap()).unwrap());
     let mut filter = SnapshotFilter {
-        vm: uuid(sometimes(4)).map(VmId),
+        vms,
         states: Vec::new(),
         kinds: Vec::new(),
         volume: uuid(sometimes(3)).map(VolumeId),
@@ -316,7 +320,7 @@ fn fits(filter: &SnapshotFilter, snapshot: &Snapshot) -> bool {
     let has = |(key, value): &(String, Option<String>)| {
         snapshot.properties.get(key).is_some_and(|found| is(value.as_ref(), found))
     };
-    is(filter.vm.as_ref(), &snapshot.vm)
+    filter.vms.as_ref().is_none_or(|vms| vms.contains(&snapshot.vm))
         && (filter.states.is_empty() || filter.states.contains(&snapshot.state))
         && (filter.kinds.is_empty() || filter.kinds.contains(&snapshot.kind))
         && filter.volume.is_none_or(|volume| snapshot.disks.iter().any(|disk| disk.volume == volume))

@@ -1,0 +1,128 @@
+//! What has happened since the daemon started, counted from its events: nothing has to tell the metrics by itself, and what is
+//! told to a controller and what is counted here is the same.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Metrics;
+use super::look::whole;
+use crate::model::event::{EventKind, Severity};
+use crate::model::operation::in_one_line;
+use crate::model::{Event, LayerTree, VmId};
+use crate::ops::{Engine, OpsError};
+use crate::store::{EventFilter, EventOrder};
+
+/// Events that are read at once.
+const BATCH: u32 = 64;
+
+/// Until the next attempt where the catalog cannot be read: nothing tells when it can.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Counts until the engine drains.
+pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
+    let (mut newest, stopping) = (engine.newest_event(), engine.draining());
+    let mut from = *newest.borrow();
+    let mut trees = Trees::default();
+    let all = engine.vms().await.unwrap_or_default();
+    trees.look(&metrics, &engine, all.into_iter().map(|vm| vm.id).collect()).await;
+    loop {
+        let seen = from;
+        tokio::select! {
+            newer = newest.wait_for(|newest| *newest > seen) => if newer.is_err() { return },
+            () = stopping.cancelled() => return,
+        }
+        match count(&metrics, &engine, &mut from).await {
+            Ok(touched) => trees.look(&metrics, &engine, touched).await,
+            Err(error) => {
+                // They are counted with the next ones.
+                tracing::debug!(why = in_one_line(&error), "events cannot be read to be counted");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Counts all events behind `from`. Gives the VMs that they are about.
+async fn count(metrics: &Metrics, engine: &Engine, from: &mut u64) -> Result<BTreeSet<VmId>, OpsError> {
+    let mut touched = BTreeSet::new();
+    loop {
+        let page = engine.events(EventFilter::default(), EventOrder::After(*from), BATCH).await?;
+        for event in &page.events {
+            *from = event.sequence;
+            count_one(metrics, &event.event);
+            touched.extend(event.event.vm);
+        }
+        if !page.has_more {
+            return Ok(touched);
+        }
+    }
+}
+
+fn count_one(metrics: &Metrics, event: &Event) {
+    let severity = match event.severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    };
+    metrics.events.with_label_values(&[name(event.kind).as_str(), severity]).inc();
+    if event.kind != EventKind::OperationStateChanged {
+        return;
+    }
+    let text = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
+    let number = |key: &str| event.attributes.get(key).and_then(|number| number.parse::<f64>().ok());
+    // Only one that has ended took so long.
+    let Some(milliseconds) = number("milliseconds") else { return };
+    let (operation, outcome) = (text("operation").replace(' ', "_"), text("to").to_ascii_lowercase());
+    metrics.ended.with_label_values(&[operation.as_str(), outcome.as_str()]).inc();
+    metrics.took.with_label_values(&[operation.as_str()]).observe(milliseconds / 1000.0);
+    for (key, figure) in [("frozen_ms", &metrics.frozen), ("paused_ms", &metrics.paused)] {
+        if let Some(milliseconds) = number(key) {
+            figure.observe(milliseconds / 1000.0);
+        }
+    }
+}
+
+/// As the catalog and JSON spell it.
+fn name(kind: EventKind) -> String {
+    let name = serde_json::to_value(kind).unwrap_or_default();
+    name.as_str().unwrap_or_default().to_owned()
+}
+
+/// What is known of the layers of each VM. A tree is read when something has happened to it, and not kept.
+#[derive(Default)]
+struct Trees(HashMap<VmId, Shape>);
+
+struct Shape {
+    layers: usize,
+    waiting: usize,
+    deepest: usize,
+}
+
+impl Trees {
+    async fn look(&mut self, metrics: &Metrics, engine: &Engine, vms: BTreeSet<VmId>) {
+        for vm in vms {
+            match engine.store().tree(vm).await {
+                Ok(tree) if tree.layers.is_empty() => drop(self.0.remove(&vm)),
+                Ok(tree) => drop(self.0.insert(vm, Shape::of(&tree))),
+                // It is known from the last time.
+                Err(_) => {}
+            }
+        }
+        let sum = |of: fn(&Shape) -> usize| whole(self.0.values().map(of).sum());
+        metrics.layers.set(sum(|shape| shape.layers));
+        metrics.waiting.set(sum(|shape| shape.waiting));
+        metrics.deepest.set(whole(self.0.values().map(|shape| shape.deepest).max().unwrap_or(0)));
+    }
+}
+
+impl Shape {
+    fn of(tree: &LayerTree) -> Self {
+        let depths = tree.volumes.iter().map(|volume| tree.chain(volume.active).len());
+        Self {
+            layers: tree.layers.len(),
+            waiting: tree.pending().count(),
+            deepest: depths.max().unwrap_or(0),
+        }
+    }
+}

@@ -69,7 +69,7 @@ impl EventService for Api {
         violations.check()?;
         let filter = request.filter.unwrap_or_default();
         let names_one = !filter.vm.is_empty();
-        let filter = self.event_filter(&reach, filter).await?;
+        let filter = EventFilter { uncounted: true, ..self.event_filter(&reach, filter).await? };
         let of_one = filter.vms.clone().filter(|_| names_one);
         let from = start(&self.engine, &request.resume_token, since).await?;
         let (sender, receiver) = mpsc::channel(8);
@@ -90,7 +90,7 @@ impl EventService for Api {
 
 /// The place that a watch begins behind.
 async fn start(engine: &Engine, token: &str, since: Option<Timestamp>) -> Result<u64, Status> {
-    let filter = EventFilter { created_after: since, ..EventFilter::default() };
+    let filter = EventFilter { created_after: since, uncounted: true, ..EventFilter::default() };
     let page = engine.events(filter, EventOrder::After(0), 1).await.map_err(status::of)?;
     if token.is_empty() {
         let first = page.events.first().filter(|_| since.is_some());
@@ -217,6 +217,7 @@ impl Api {
         let filter = EventFilter {
             vms: None,
             without_clones: reach.is_scoped(),
+            uncounted: false,
             snapshot: violations.take_id("snapshot_id", &asked.snapshot_id),
             volume: violations.take_id("volume_id", &asked.volume_id),
             operation: violations.take_id("operation_id", &asked.operation_id),

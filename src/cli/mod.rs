@@ -5,7 +5,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 
 mod args;
 mod ask;
@@ -45,7 +46,13 @@ struct Session {
 
 /// The whole of `vmsnap`. Gives the exit code that the manual documents.
 pub async fn run() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
+    let matches = Args::command().get_matches();
+    let mut args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let is_typed = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if is_typed("socket") && !is_typed("host") {
+        // What is typed goes before a node that the environment names.
+        args.global.remote.host = None;
+    }
     let command = match args.command {
         Command::Completions { shell } => {
             output::completions(shell);

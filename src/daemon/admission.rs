@@ -77,7 +77,9 @@ where
             }
         };
         let Some(call) = caller.call() else {
-            return refuse(api::too_many("too many calls are open: try again when some have ended", LATER));
+            let status = api::too_many("too many calls are open: try again when some have ended", LATER);
+            self.limits.refusals.write(&caller.standing.peer, what.path, &status);
+            return refuse(status);
         };
         let written = grant.clone().filter(|grant| {
             request.extensions_mut().insert(grant.clone());

@@ -151,6 +151,18 @@ impl Connection {
         }
     }
 
+    /// The same of bytes. What TLS has taken has gone nowhere yet: only a flush tells.
+    fn watched_write<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match self.wire {
+            Wire::Remote(_) if written.is_ready() => written,
+            Wire::Local(_) | Wire::Remote(_) => self.watched(written, context),
+        }
+    }
+
     /// What became of a write: [`STALLED`] counts from the first that had to wait.
     fn watched<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
@@ -201,7 +213,7 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(over));
         }
         let written = Pin::new(&mut self.wire).poll_write(context, bytes);
-        self.watched(written, context)
+        self.watched_write(written, context)
     }
 
     fn poll_write_vectored(
@@ -213,7 +225,7 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(over));
         }
         let written = Pin::new(&mut self.wire).poll_write_vectored(context, slices);
-        self.watched(written, context)
+        self.watched_write(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -221,11 +233,13 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(context)
+        let flushed = Pin::new(&mut self.wire).poll_flush(context);
+        self.watched(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(context)
+        let shut = Pin::new(&mut self.wire).poll_shutdown(context);
+        self.watched(shut, context)
     }
 }
 

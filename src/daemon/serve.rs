@@ -29,23 +29,19 @@ const STREAMS: u32 = 64;
 /// Headers of a call, in bytes. Ours have some hundred.
 const HEADERS: u32 = 16 * 1024;
 
-/// What is listened on.
-pub(super) struct Listening {
-    pub(super) listener: UnixListener,
+/// The ports that are listened on.
+pub(super) struct Ports {
     /// For clients with a certificate.
     pub(super) network: Option<TcpListener>,
     /// For Prometheus.
     pub(super) metrics: Option<TcpListener>,
-    /// The file of the socket, if we made it: then it is ours to remove.
-    pub(super) made: Option<PathBuf>,
 }
 
-/// Listens where the configuration says.
-pub(super) async fn listen(config: &Config) -> Result<Listening, StartError> {
-    let (listener, made) = listen_here(config)?;
+/// Takes the ports that the configuration names. Nobody is answered yet.
+pub(super) async fn bind_ports(config: &Config) -> Result<Ports, StartError> {
     let network = bind(config.tcp.as_ref().map(|tcp| tcp.listen)).await?;
     let metrics = bind(config.metrics.as_ref().map(|metrics| metrics.listen)).await?;
-    Ok(Listening { listener, network, metrics, made })
+    Ok(Ports { network, metrics })
 }
 
 async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
@@ -55,8 +51,8 @@ async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartE
 }
 
 /// Listens on the socket that systemd hands over, or else on the configured one. A socket that nobody answers on any more is
-/// replaced.
-fn listen_here(config: &Config) -> Result<(UnixListener, Option<PathBuf>), StartError> {
+/// replaced. Gives the file of it, if we made it: then it is ours to remove.
+pub(super) fn listen(config: &Config) -> Result<(UnixListener, Option<PathBuf>), StartError> {
     let path = &config.socket;
     let take = || -> io::Result<Option<UnixListener>> {
         let Some(listener) = service::handed_over()? else { return Ok(None) };

@@ -22,7 +22,7 @@ use super::config::{Config, ConfigError};
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::reload::Reloading;
-use super::serve::Listening;
+use super::serve::Ports;
 use super::{controller, health, identity, lock, metrics, reload, serve, service};
 use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
@@ -278,13 +278,15 @@ impl Daemon {
     pub async fn start(host: Host, store: Store, config: &Config) -> Result<Self, StartError> {
         let hangups = reload::hangups().map_err(StartError::System)?;
         let reloading = Reloading::start(config).await.map_err(|error| StartError::Access(error.into()))?;
+        // Before anything is gone on with: where a port is taken, the next start tries again.
+        let Ports { network, metrics: asked } = serve::bind_ports(config).await?;
+        let address = network.as_ref().and_then(|network| network.local_addr().ok());
         // What is told from here on is kept for the controller, too.
         controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
-        let Listening { listener, network, metrics: asked, made } = serve::listen(config).await?;
-        let address = network.as_ref().and_then(|network| network.local_addr().ok());
+        let (listener, made) = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
         let stop = CancellationToken::new();
         let identity = identity_of_node(config.state_directory.clone()).await?;

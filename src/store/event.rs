@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
-use super::conditions::{Conditions, makes_clones};
+use super::conditions::{Conditions, MAKES_CLONES};
 use super::{Prepared, Result, Store, from_json, outbox, to_json};
 use crate::model::event::{Event, EventKind, Severity};
 use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
@@ -14,8 +14,10 @@ use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
 pub struct EventFilter {
     /// Of one of these VMs. None: of any, and of none.
     pub vms: Option<Vec<VmId>>,
-    /// Neither about clones nor part of an operation on them.
+    /// Neither about clones nor part of an operation on them, nor of what differs, which may name them.
     pub without_clones: bool,
+    /// Nobody wants to know how many there are in all: that takes longest.
+    pub uncounted: bool,
     /// Of this snapshot.
     pub snapshot: Option<SnapshotId>,
     /// Of this volume.
@@ -122,11 +124,12 @@ fn read(
     let newest = newest(transaction)?;
     let oldest: Option<i64> = transaction.row("SELECT min(sequence) FROM event", [], |row| row.get(0))?;
     let mut wanted = conditions(filter)?;
-    let total: i64 = transaction.row(
-        &format!("SELECT count(*) FROM event WHERE {}", wanted.text),
-        params_from_iter(&wanted.values),
-        |row| row.get(0),
-    )?;
+    let total: i64 = if filter.uncounted {
+        0
+    } else {
+        let sql = format!("SELECT count(*) FROM event WHERE {}", wanted.text);
+        transaction.row(&sql, params_from_iter(&wanted.values), |row| row.get(0))?
+    };
     let place = |place: u64| [Value::from(i64::try_from(place).unwrap_or(i64::MAX))];
     let direction = match order {
         EventOrder::After(last) => {
@@ -165,12 +168,12 @@ fn conditions(filter: &EventFilter) -> Result<Conditions> {
     let mut wanted = Conditions::none();
     wanted.of_vms(filter.vms.as_deref());
     if filter.without_clones {
-        let of_clones = makes_clones("operation.body");
-        let part = format!("SELECT 1 FROM operation WHERE operation.id = event.operation AND {of_clones}");
-        wanted.and(
-            &format!("kind <> ? AND NOT EXISTS ({part})"),
-            [to_json(&EventKind::VolumeStateChanged, "kind of event")?.into()],
-        );
+        // What differs at a VM may name its clones.
+        let kinds = [EventKind::VolumeStateChanged, EventKind::VmDifference];
+        for kind in kinds {
+            wanted.and("kind <> ?", [to_json(&kind, "kind of event")?.into()]);
+        }
+        wanted.and(&format!("operation NOT IN {MAKES_CLONES}"), []);
     }
     for (column, id) in [
         ("snapshot", filter.snapshot.map(|id| id.to_string())),

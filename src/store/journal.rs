@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, Transaction, params, params_from_iter};
 
-use super::conditions::{Conditions, makes_clones};
+use super::conditions::{Conditions, MAKES_CLONES};
 use super::request::{self, Answer, RequestKey};
 use super::{
     Prepared, Result, Store, StoreError, clone, event, from_json, outbox, snapshot, to_json, way_back,
@@ -116,7 +116,7 @@ impl Store {
                 wanted.and("is_open = 1", []);
             }
             if filter.without_clones {
-                wanted.and(&format!("NOT {}", makes_clones("body")), []);
+                wanted.and(&format!("id NOT IN {MAKES_CLONES}"), []);
             }
             let total: i64 = transaction.row(
                 &format!("SELECT count(*) FROM operation WHERE {}", wanted.text),

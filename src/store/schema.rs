@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x766d_736e;
 const STATEMENTS: usize = 128;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -213,6 +213,13 @@ CREATE TABLE outbox_state (
     bytes       INTEGER NOT NULL,
     most_bytes  INTEGER NOT NULL
 ) STRICT;
+";
+
+/// The operations that callers with a scope see nothing of: `conditions::MAKES_CLONES` has to spell the same.
+const V7: &str = "
+CREATE INDEX operation_of_clones ON operation (id) WHERE
+    iif(json_valid(body), json_extract(body, '$.request.request'), '')
+    IN ('clone_volume', 'flatten_volume', 'delete_volume', 'deploy_vm');
 ";
 
 /// The tables without which a plan would be wrong, and that have indexes.

@@ -116,9 +116,13 @@ impl<'a> Name<'a> {
             Self::Group(group) => {
                 let found = Group::from_name(group).map_err(|error| error.to_string())?;
                 let found = found.ok_or_else(|| format!("there is no group {group:?}"))?;
-                let members = found.mem.iter().filter_map(|member| User::from_name(member).ok().flatten());
-                let members = members.map(|member| Identity::User(member.uid.as_raw()));
-                Ok([Identity::Group(found.gid.as_raw())].into_iter().chain(members).collect())
+                let mut identities = vec![Identity::Group(found.gid.as_raw())];
+                for member in &found.mem {
+                    // One who is not known any more is nobody; one who cannot be asked for now may be anybody.
+                    let member = User::from_name(member).map_err(|error| format!("{member:?}: {error}"))?;
+                    identities.extend(member.map(|member| Identity::User(member.uid.as_raw())));
+                }
+                Ok(identities)
             }
         }
     }

@@ -94,6 +94,8 @@ async fn prove(
     let server = current.borrow().tls.as_ref().map(|tls| Arc::clone(&tls.server));
     let acceptor = TlsAcceptor::from(server.ok_or(Refusal::Closed)?);
     let handshake = async {
+        // Who says nothing keeps nobody from his.
+        stream.readable().await?;
         let _one_of_few = handshakes.acquire().await;
         acceptor.accept(stream).await
     };

@@ -1,6 +1,7 @@
 //! How things are when somebody asks.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -21,6 +22,9 @@ const SNAPSHOT_STATES: [(SnapshotState, &str); 6] = [
     (SnapshotState::Lost, "lost"),
 ];
 
+/// How long is waited for what is outside of the daemon.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Brings what is a state up to date. What cannot be learned now stays as it was, and `up` says so.
 pub(in crate::daemon) async fn look(
     metrics: &Metrics,
@@ -35,10 +39,11 @@ pub(in crate::daemon) async fn look(
     }
     look_at_operations(metrics, engine);
     up("catalog", look_at_catalog(metrics, engine).await.is_ok());
-    if let Ok(vms) = engine.vms().await {
+    // What else there is to tell does not wait for a hypervisor or a file system that hangs.
+    if let Ok(Ok(vms)) = tokio::time::timeout(PATIENCE, engine.vms()).await {
         metrics.vms.set(whole(vms.len()));
     }
-    let Ok(storage) = engine.storage(own).await else { return };
+    let Ok(Ok(storage)) = tokio::time::timeout(PATIENCE, engine.storage(own)).await else { return };
     // A file system that images have left is not told of any more.
     metrics.free.reset();
     metrics.size.reset();

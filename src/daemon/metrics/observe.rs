@@ -24,16 +24,20 @@ pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
     let (mut newest, stopping) = (engine.newest_event(), engine.draining());
     let mut from = *newest.borrow();
     let mut trees = Trees::default();
-    let all = engine.vms().await.unwrap_or_default();
-    trees.look(&metrics, &engine, all.into_iter().map(|vm| vm.id).collect()).await;
+    // Whether or not the hypervisor can be asked which there are.
+    let all = engine.store().vms().await.unwrap_or_default();
+    trees.look(&metrics, &engine, all.into_iter().collect()).await;
     loop {
         let seen = from;
         tokio::select! {
             newer = newest.wait_for(|newest| *newest > seen) => if newer.is_err() { return },
             () = stopping.cancelled() => return,
         }
-        match count(&metrics, &engine, &mut from).await {
-            Ok(touched) => trees.look(&metrics, &engine, touched).await,
+        let mut touched = BTreeSet::new();
+        let counted = count(&metrics, &engine, &mut from, &mut touched).await;
+        trees.look(&metrics, &engine, touched).await;
+        match counted {
+            Ok(()) => {}
             Err(error) => {
                 // They are counted with the next ones.
                 tracing::debug!(why = in_one_line(&error), "events cannot be read to be counted");
@@ -43,20 +47,28 @@ pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
     }
 }
 
-/// Counts all events behind `from`. Gives the VMs that they are about.
-async fn count(metrics: &Metrics, engine: &Engine, from: &mut u64) -> Result<BTreeSet<VmId>, OpsError> {
-    let mut touched = BTreeSet::new();
+/// Counts all events behind `from`, and notes the VMs that they are about.
+async fn count(
+    metrics: &Metrics,
+    engine: &Engine,
+    from: &mut u64,
+    touched: &mut BTreeSet<VmId>,
+) -> Result<(), OpsError> {
     loop {
-        let page = engine.events(EventFilter::default(), EventOrder::After(*from), BATCH).await?;
+        let page = engine.events(everything(), EventOrder::After(*from), BATCH).await?;
         for event in &page.events {
             *from = event.sequence;
             count_one(metrics, &event.event);
             touched.extend(event.event.vm);
         }
         if !page.has_more {
-            return Ok(touched);
+            return Ok(());
         }
     }
+}
+
+fn everything() -> EventFilter {
+    EventFilter { uncounted: true, ..EventFilter::default() }
 }
 
 fn count_one(metrics: &Metrics, event: &Event) {

@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 use tonic::{Request, Status};
 
 use super::status::Violations;
-use super::{Api, status};
+use super::{Api, calls, status};
 use crate::host::VmSummary;
-use crate::model::access::{Denial, Grant, Identity, Role, Scope};
+use crate::model::access::{Demand, Grant, Role, Scope};
 use crate::model::request::Request as Asking;
 use crate::model::snapshot::Owner;
 use crate::model::{Operation, OperationId, VmId};
@@ -44,25 +44,27 @@ pub(super) struct Caller {
     pub(super) by: String,
     /// Which VMs.
     pub(super) reach: Reach,
-    pub(super) role: Role,
-    principal: Identity,
+    grant: Grant,
 }
 
-/// The least role that may begin such an operation.
-fn needed_for(request: &Asking) -> Role {
+/// As much as can be asked for.
+const ALL: Demand = Demand { role: Role::Admin, within_scope: false };
+
+/// The call that begins such an operation: what it asks for is asked of whoever steers one.
+fn call_of(request: &Asking) -> &'static str {
     match request {
-        Asking::CreateSnapshot(_)
-        | Asking::TakeFromSnapshot(_)
-        | Asking::DeleteSnapshots(_)
-        // Begun by the daemon, behind one of those.
-        | Asking::Collapse { .. } => Role::Operator,
-        Asking::RevertSnapshot(_)
-        | Asking::RevertVolume(_)
-        | Asking::CloneVolume(_)
-        | Asking::FlattenVolume(_)
-        | Asking::DeleteVolume(_)
-        | Asking::DeployVm(_) => Role::Restorer,
-        Asking::PurgeSnapshot(_) | Asking::ResolveDifference(_) => Role::Admin,
+        Asking::CreateSnapshot(_) => "/vmsnap.v1.SnapshotService/CreateSnapshot",
+        Asking::TakeFromSnapshot(_) => "/vmsnap.v1.VolumeService/CreateVolumeSnapshot",
+        Asking::RevertSnapshot(_) => "/vmsnap.v1.SnapshotService/RevertSnapshot",
+        Asking::RevertVolume(_) => "/vmsnap.v1.VolumeService/RevertVolume",
+        // The daemon begins the second, behind one of the first.
+        Asking::DeleteSnapshots(_) | Asking::Collapse { .. } => "/vmsnap.v1.SnapshotService/DeleteSnapshot",
+        Asking::PurgeSnapshot(_) => "/vmsnap.v1.SnapshotService/PurgeSnapshot",
+        Asking::CloneVolume(_) => "/vmsnap.v1.VolumeService/CloneVolume",
+        Asking::FlattenVolume(_) => "/vmsnap.v1.VolumeService/FlattenVolume",
+        Asking::DeleteVolume(_) => "/vmsnap.v1.VolumeService/DeleteVolume",
+        Asking::DeployVm(_) => "/vmsnap.v1.VmService/DeployVm",
+        Asking::ResolveDifference(_) => "/vmsnap.v1.VmService/ResolveVm",
     }
 }
 
@@ -138,8 +140,8 @@ impl Api {
         let grant = request.extensions().get::<Grant>().cloned();
         let grant = grant.ok_or_else(|| Status::internal("nobody has asked who calls"))?;
         let by = grant.principal.to_string();
-        let reach = self.known.reach(&self.engine, grant.scope).await.map_err(status::of)?;
-        Ok(Caller { by, reach, role: grant.role, principal: grant.principal })
+        let reach = self.known.reach(&self.engine, grant.scope.clone()).await.map_err(status::of)?;
+        Ok(Caller { by, reach, grant })
     }
 
     /// The VMs that a request is about: the one that it names, or all that its caller may know of. None for no limit.
@@ -179,11 +181,10 @@ impl Api {
         wanted: &str,
     ) -> Result<OperationId, Status> {
         let found = self.found_operation(&caller.reach, wanted).await?;
-        let (has, needs) = (caller.role, needed_for(&found.operation.request));
-        if has < needs {
-            let principal = caller.principal.clone();
-            return Err(status::denied(&Denial::Role { principal, has, needs }));
-        }
+        let call = calls::call(call_of(&found.operation.request));
+        // What no call begins is for those who may do all.
+        let demand = call.and_then(|call| call.demand).unwrap_or(ALL);
+        caller.grant.check(demand).map_err(|denial| status::denied(&denial))?;
         Ok(found.operation.id)
     }
 }

@@ -1,8 +1,8 @@
 //! The audit trail: a line in the log for each call that may change something, and for each that was refused.
 //!
-//! Decides what it says: who, from where, what, whether it was let through, what came of it, and what it was about: the operation that has begun, or
-//! the snapshot or VM.
-//! They have a target of their own, `vmsnapd::audit`, and no filter of the log holds them back.
+//! Decides what it says: who, from where, what, whether it was let through, what came of it, and what it was about: the operation
+//! that has begun, or the snapshot or VM. They have a target of their own, `vmsnapd::audit`, and no filter of the log holds them
+//! back.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -36,13 +36,10 @@ pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
         let mut touched = BTreeSet::new();
         let counted = count(&metrics, &engine, &mut from, &mut touched).await;
         trees.look(&metrics, &engine, touched).await;
-        match counted {
-            Ok(()) => {}
-            Err(error) => {
-                // They are counted with the next ones.
-                tracing::debug!(why = in_one_line(&error), "events cannot be read to be counted");
-                tokio::time::sleep(AGAIN).await;
-            }
+        if let Err(error) = counted {
+            // They are counted with the next ones.
+            tracing::debug!(why = in_one_line(&error), "events cannot be read to be counted");
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }

@@ -104,6 +104,7 @@ install: build
 	install -D -m 644 systemd/vmsnapd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/vmsnapd.socket
 	install -D -m 644 systemd/vmsnapd-network.conf $(DESTDIR)$(PREFIX)/share/vmsnapd/network.conf
 	install -D -m 644 packaging/vmsnapd.toml $(DESTDIR)$(PREFIX)/share/vmsnapd/vmsnapd.toml
+	install -D -m 644 systemd/vmsnapd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vmsnapd.catalog
 	install -D -m 644 systemd/vmsnapd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vmsnapd.conf
 	install -D -m 644 systemd/vmsnapd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmsnapd.conf
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions \

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use super::access::{Peer, Standing};
+use super::message_id;
 use super::pace::Pace;
 use crate::api::About;
 use crate::model::access::{Grant, Identity};
@@ -42,6 +43,7 @@ impl Admitted {
         self.is_written = true;
         tracing::info!(
             target: TARGET,
+            message_id = message_id::CALL_ADMITTED,
             principal = %self.grant.principal,
             role = %self.grant.role,
             from = self.standing.peer.place(),
@@ -80,6 +82,7 @@ impl Refusals {
         }
         tracing::warn!(
             target: TARGET,
+            message_id = message_id::CALL_REFUSED,
             from = peer.place(),
             call,
             decision = "refused",
@@ -92,7 +95,8 @@ impl Refusals {
     /// Somebody did not get so far as to make a call.
     pub(super) fn turned_away(&self, from: &str, why: &str) {
         if self.0.count(&Identity::Socket).is_ok() {
-            tracing::warn!(target: TARGET, from, decision = "refused", why, "a connection was refused");
+            let message_id = message_id::CALL_REFUSED;
+            tracing::warn!(target: TARGET, message_id, from, decision = "refused", why, "a connection was refused");
         }
     }
 }

@@ -19,11 +19,12 @@ use tonic_health::server::HealthReporter;
 
 use super::admission::Limits;
 use super::config::{Config, ConfigError};
+use super::follow::Follower;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::reload::Reloading;
 use super::serve::Ports;
-use super::{controller, health, identity, lock, metrics, reload, serve, service};
+use super::{controller, event_log, health, identity, lock, metrics, reload, serve, service};
 use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
@@ -258,12 +259,17 @@ pub(super) fn libvirt_host(config: &Config) -> Result<Host, StartError> {
     })
 }
 
+/// How long streams have to end, and events to be logged, when the daemon goes down.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// A daemon that has recovered and listens. It is the same over libvirt and over a simulated node.
 pub struct Daemon {
     engine: Engine,
     health: HealthReporter,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Events are logged.
+    logging: JoinHandle<()>,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
     /// Where clients from the network are listened for.
@@ -284,11 +290,13 @@ impl Daemon {
         // What is told from here on is kept for the controller, too.
         controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
+        let stop = CancellationToken::new();
+        // What the recovery does is logged, too.
+        let logging = tokio::spawn(event_log::log(Follower::new(&engine), stop.clone()));
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
         let (listener, made) = serve::listen(config)?;
         let (health, health_service) = health::start(&engine, config);
-        let stop = CancellationToken::new();
         let identity = identity_of_node(config.state_directory.clone()).await?;
         let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
         api = api.reloading(Arc::clone(&reloading) as _);
@@ -326,6 +334,7 @@ impl Daemon {
             health,
             stop,
             serving,
+            logging,
             socket: made,
             network: address,
             figures,
@@ -359,7 +368,9 @@ impl Daemon {
             tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
         }
         self.stop.cancel();
-        let served = tokio::time::timeout(Duration::from_secs(2), self.serving).await;
+        let served = tokio::time::timeout(LAST_WORDS, self.serving).await;
+        // A catalog that cannot be read keeps nobody from going.
+        let _ = tokio::time::timeout(LAST_WORDS, self.logging).await;
         // The socket is removed only by the daemon that made it, and only while it still holds the lock.
         let _ = self.socket.map(fs::remove_file);
         match served {

@@ -3,6 +3,7 @@
 use std::env;
 use std::os::unix::fs::MetadataExt;
 
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -17,9 +18,16 @@ pub fn start(filter: &str) -> Result<(), tracing_subscriber::util::TryInitError>
     };
     let registry = tracing_subscriber::registry().with(filter);
     match tracing_journald::layer() {
-        Ok(journal) if stderr_is_the_journal() => registry.with(journal.with_field_prefix(None)).try_init(),
+        Ok(journal) if stderr_is_the_journal() => {
+            registry.with(journal.with_field_prefix(None).with_priority_mappings(priorities())).try_init()
+        }
         Ok(_) | Err(_) => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
     }
+}
+
+/// What is for the record is `info` for the journal, too: by itself the layer makes it `notice`, which is shown in bold.
+fn priorities() -> PriorityMappings {
+    PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() }
 }
 
 /// systemd tells which file stderr was when it started us (systemd.exec(5), `$JOURNAL_STREAM`).

@@ -78,6 +78,38 @@ pub enum EventKind {
     OutboxDropped,
 }
 
+impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::SnapshotStateChanged,
+        Self::SnapshotUpdated,
+        Self::SnapshotCommented,
+        Self::SnapshotHeld,
+        Self::SnapshotExpired,
+        Self::OperationStateChanged,
+        Self::OperationSteered,
+        Self::MergeNotConverging,
+        Self::GuestFrozen,
+        Self::GuestThawed,
+        Self::SpaceLow,
+        Self::VmOutOfSpace,
+        Self::VolumeStateChanged,
+        Self::VmArrived,
+        Self::VmLeft,
+        Self::VmDifference,
+        Self::DaemonStarted,
+        Self::DaemonStopping,
+        Self::OutboxDropped,
+    ];
+
+    /// As the catalog and JSON spell it.
+    #[must_use]
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self).unwrap_or_default();
+        name.as_str().unwrap_or_default().to_owned()
+    }
+}
+
 /// How much attention an event wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

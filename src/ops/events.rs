@@ -44,10 +44,12 @@ impl Engine {
         self.tell(Event::new(EventKind::DaemonStopping, message, &by_itself())).await;
     }
 
+    /// Whoever follows events logs them; only one that cannot be kept is logged here.
     pub(super) async fn tell(&self, event: Event) {
+        let message = event.message.clone();
         if let Err(error) = self.0.store.tell(event).await {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "an event cannot be kept");
+            tracing::warn!(error, "an event cannot be kept: {message}");
         }
     }
 

@@ -240,7 +240,6 @@ impl Watch {
                 image: &image.path,
                 free: free.map(|space| space.free),
             };
-            tracing::error!(vm = view.name, disk = %target, image = %image.path.display(), "a VM is paused: no space");
             engine.tell(of_out_of_space(&disk, &by_itself())).await;
         }
     }
@@ -260,7 +259,6 @@ impl Watch {
                     image: &growing.image,
                     free: Some(space.free),
                 };
-                tracing::warn!(vm = growing.vm_name, disk = %target, free = space.free, "there is little room");
                 engine.tell(of_low_space(&disk, &by_itself())).await;
                 growing.is_told = true;
             }

@@ -119,9 +119,8 @@ impl Engine {
             (Reason::VmNotFound, message)
         };
         let why = Failure { reason, message: message.to_owned(), causes: Vec::new() };
-        let lost = self.0.store.lose(vm, why, by_itself()).await?;
+        self.0.store.lose(vm, why, by_itself()).await?;
         self.settle_manifests();
-        tracing::warn!(%vm, lost, "a VM has left: its snapshots are LOST, their files are kept");
         Ok(())
     }
 
@@ -143,9 +142,8 @@ impl Engine {
         let whole = lost.filter(|lost| plan::is_whole(&world, lost));
         let ids: Vec<SnapshotId> = whole.map(|snapshot| snapshot.id).collect();
         if !ids.is_empty() {
-            let regained = self.0.store.regain(vm, ids, by_itself()).await?;
+            self.0.store.regain(vm, ids, by_itself()).await?;
             self.settle_manifests();
-            tracing::info!(%vm, regained, "snapshots that were LOST are READY");
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::host::Link;
-use crate::model::operation::{Direction, OperationState, Reason};
+use crate::model::operation::{OperationState, Reason};
 use crate::model::step::CatalogChange;
 use crate::model::{
     Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
@@ -130,7 +130,6 @@ impl Runner {
         }
         self.operation.ended_at = Some(Timestamp::now());
         self.save().await;
-        self.log_end();
         self.engine.0.touched.note(self.operation.vm);
         // What was held up by the references that have gone now goes, too.
         if !matches!(self.operation.request, Request::Collapse { .. }) {
@@ -374,7 +373,6 @@ impl Runner {
         if !self.save().await {
             return false;
         }
-        tracing::error!(operation = %self.operation.id, vm = %self.operation.vm, "operation is stuck: a person is needed");
         loop {
             let command = tokio::select! {
                 biased;
@@ -415,27 +413,6 @@ impl Runner {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
             }
-        }
-    }
-
-    fn log_end(&self) {
-        let operation = &self.operation;
-        match operation.cursor.state {
-            OperationState::Succeeded => tracing::info!(
-                operation = %operation.id, vm = %operation.vm, snapshot = ?operation.snapshot,
-                frozen_ms = operation.findings.frozen_ms, paused_ms = operation.findings.paused_ms,
-                "operation succeeded"
-            ),
-            OperationState::Failed => {
-                let failure = operation.failure.as_ref();
-                tracing::warn!(
-                    operation = %operation.id, vm = %operation.vm, reason = ?failure.map(|failure| failure.reason),
-                    "operation failed, all is undone"
-                );
-            }
-            OperationState::Running { .. }
-            | OperationState::Undoing { .. }
-            | OperationState::Stuck { direction: Direction::Forward | Direction::Back, .. } => {}
         }
     }
 }

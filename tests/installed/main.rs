@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(clippy::disallowed_methods, reason = "tests run programs: they are the outside")]
 
+mod journal;
 mod service;
 
 use std::fs;

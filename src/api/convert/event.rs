@@ -69,28 +69,7 @@ fn kind(kind: EventKind) -> v1::EventKind {
 
 /// A kind as a filter names it. None for one that this version never sends.
 pub(in crate::api) fn event_kind(wanted: v1::EventKind) -> Option<EventKind> {
-    const KINDS: [EventKind; 19] = [
-        EventKind::SnapshotStateChanged,
-        EventKind::SnapshotUpdated,
-        EventKind::SnapshotCommented,
-        EventKind::SnapshotHeld,
-        EventKind::SnapshotExpired,
-        EventKind::OperationStateChanged,
-        EventKind::OperationSteered,
-        EventKind::GuestFrozen,
-        EventKind::GuestThawed,
-        EventKind::SpaceLow,
-        EventKind::VmOutOfSpace,
-        EventKind::VolumeStateChanged,
-        EventKind::VmArrived,
-        EventKind::VmLeft,
-        EventKind::MergeNotConverging,
-        EventKind::VmDifference,
-        EventKind::DaemonStarted,
-        EventKind::DaemonStopping,
-        EventKind::OutboxDropped,
-    ];
-    KINDS.into_iter().find(|known| kind(*known) == wanted)
+    EventKind::ALL.into_iter().find(|known| kind(*known) == wanted)
 }
 
 /// A severity as a filter names it.

@@ -3,69 +3,30 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Metrics;
 use super::look::whole;
+use crate::daemon::follow::Follower;
 use crate::model::event::{EventKind, Severity};
-use crate::model::operation::in_one_line;
 use crate::model::{Event, LayerTree, VmId};
-use crate::ops::{Engine, OpsError};
-use crate::store::{EventFilter, EventOrder};
-
-/// Events that are read at once.
-const BATCH: u32 = 64;
-
-/// Until the next attempt where the catalog cannot be read: nothing tells when it can.
-const AGAIN: Duration = Duration::from_secs(5);
+use crate::ops::Engine;
 
 /// Counts until the engine drains.
 pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
-    let (mut newest, stopping) = (engine.newest_event(), engine.draining());
-    let mut from = *newest.borrow();
+    let (mut follower, stopping) = (Follower::new(&engine), engine.draining());
     let mut trees = Trees::default();
     // Whether or not the hypervisor can be asked which there are.
     let all = engine.store().vms().await.unwrap_or_default();
     trees.look(&metrics, &engine, all.into_iter().collect()).await;
     loop {
-        let seen = from;
-        tokio::select! {
-            newer = newest.wait_for(|newest| *newest > seen) => if newer.is_err() { return },
+        let events = tokio::select! {
+            events = follower.next() => events,
             () = stopping.cancelled() => return,
-        }
-        let mut touched = BTreeSet::new();
-        let counted = count(&metrics, &engine, &mut from, &mut touched).await;
+        };
+        events.iter().for_each(|event| count_one(&metrics, &event.event));
+        let touched = events.iter().filter_map(|event| event.event.vm).collect();
         trees.look(&metrics, &engine, touched).await;
-        if let Err(error) = counted {
-            // They are counted with the next ones.
-            tracing::debug!(why = in_one_line(&error), "events cannot be read to be counted");
-            tokio::time::sleep(AGAIN).await;
-        }
     }
-}
-
-/// Counts all events behind `from`, and notes the VMs that they are about.
-async fn count(
-    metrics: &Metrics,
-    engine: &Engine,
-    from: &mut u64,
-    touched: &mut BTreeSet<VmId>,
-) -> Result<(), OpsError> {
-    loop {
-        let page = engine.events(everything(), EventOrder::After(*from), BATCH).await?;
-        for event in &page.events {
-            *from = event.sequence;
-            count_one(metrics, &event.event);
-            touched.extend(event.event.vm);
-        }
-        if !page.has_more {
-            return Ok(());
-        }
-    }
-}
-
-fn everything() -> EventFilter {
-    EventFilter { uncounted: true, ..EventFilter::default() }
 }
 
 fn count_one(metrics: &Metrics, event: &Event) {
@@ -74,7 +35,7 @@ fn count_one(metrics: &Metrics, event: &Event) {
         Severity::Warning => "warning",
         Severity::Error => "error",
     };
-    metrics.events.with_label_values(&[name(event.kind).as_str(), severity]).inc();
+    metrics.events.with_label_values(&[event.kind.name().as_str(), severity]).inc();
     if event.kind != EventKind::OperationStateChanged {
         return;
     }
@@ -90,12 +51,6 @@ fn count_one(metrics: &Metrics, event: &Event) {
             figure.observe(milliseconds / 1000.0);
         }
     }
-}
-
-/// As the catalog and JSON spell it.
-fn name(kind: EventKind) -> String {
-    let name = serde_json::to_value(kind).unwrap_or_default();
-    name.as_str().unwrap_or_default().to_owned()
 }
 
 /// What is known of the layers of each VM. A tree is read when something has happened to it, and not kept.

@@ -242,10 +242,10 @@ impl<'a> Watch<'a> {
     async fn tell(&self, news: MergeNews) {
         let Context { operation, store, .. } = self.context;
         let event = of_merge(operation, &self.merge.target, news, self.tracker.pace(), Timestamp::now());
-        tracing::warn!(operation = %operation.id, "{}", event.message);
+        let message = event.message.clone();
         if let Err(error) = store.tell(event).await {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "an event cannot be kept");
+            tracing::warn!(operation = %operation.id, error, "an event cannot be kept: {message}");
         }
     }
 

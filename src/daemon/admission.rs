@@ -20,11 +20,13 @@ use tonic::{Code, Status};
 use super::access::Standing;
 use super::audit::{self, Refusals};
 use super::connections::{Call, Caller};
+use super::crowd::{Crowd, Member};
 use super::deadline;
 use super::metrics::Metrics;
 use super::pace::Pace;
+use super::turns::{self, Turns};
 use crate::api::{self, About};
-use crate::model::access::{Demand, Grant};
+use crate::model::access::{Demand, Grant, Identity};
 
 /// Until a call is tried again for which there is no room: some of the others have ended by then.
 const LATER: Duration = Duration::from_secs(1);
@@ -39,13 +41,16 @@ pub(super) struct Admission<S> {
 /// What all calls share.
 pub(super) struct Limits {
     pub(super) pace: Pace,
+    /// Open calls of each caller.
+    pub(super) crowd: Arc<Crowd>,
+    pub(super) turns: Turns,
     pub(super) refusals: Arc<Refusals>,
     pub(super) metrics: Arc<Metrics>,
 }
 
 impl<S> Service<Request<Body>> for Admission<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -76,7 +81,7 @@ where
                 return refuse(status);
             }
         };
-        let Some(call) = caller.call() else {
+        let Some(places) = self.places(&caller) else {
             let status = api::too_many("too many calls are open: try again when some have ended", LATER);
             self.limits.refusals.write(&caller.standing.peer, what.path, &status);
             return refuse(status);
@@ -89,8 +94,20 @@ where
             written.map(|grant| audit::Admitted::new(Arc::clone(&caller.standing), grant, what.path));
         let deadline = deadline::of(request.headers());
         let limits = Arc::clone(&self.limits);
-        let answer = self.inner.call(request);
+        // The one that is ready is the one that is called.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
         async move {
+            let answer = async {
+                let _turn = if what.is_list {
+                    let turn = limits.turns.take().await;
+                    let Some(turn) = turn else { return Ok(too_busy().into_http()) };
+                    Some(turn)
+                } else {
+                    None
+                };
+                inner.call(request).await
+            };
             let answer = match tokio::time::timeout(deadline, answer).await {
                 Ok(answer) => answer?,
                 Err(_) => api::late().into_http(),
@@ -101,14 +118,31 @@ where
                 written.answered(code, answer.extensions().get::<About>());
             }
             let (standing, refusals) = (caller.standing, Arc::clone(&limits.refusals));
-            let open = Open { _call: call, standing, refusals, what, grant, has_answered: false };
+            let open = Open { _places: places, standing, refusals, what, grant, has_answered: false };
             Ok(answer.map(|body| Body::new(Admitted { body, open: Some(open) })))
         }
         .boxed()
     }
 }
 
+/// What an open call takes up.
+type Places = (Call, Option<Member>);
+
+fn too_busy() -> Status {
+    api::too_many("too much is asked for at once: this call was not begun", turns::LATER)
+}
+
 impl<S> Admission<S> {
+    /// Room for one more open call, if there is. Of root on this node they are not counted, for the reason for which `pace` does
+    /// not count them.
+    fn places(&self, caller: &Caller) -> Option<Places> {
+        let member = match caller.standing.peer.identity() {
+            Identity::User(0) => None,
+            who => Some(self.limits.crowd.enter(who)?),
+        };
+        Some((caller.call()?, member))
+    }
+
     /// Who makes a call that asks for so much. None where nobody is asked.
     fn admit(&self, caller: &Caller, demand: Option<Demand>) -> Result<Option<Grant>, Status> {
         let counted = self.limits.pace.count(&caller.standing.peer.identity());
@@ -119,7 +153,7 @@ impl<S> Admission<S> {
 
 /// A call that is open.
 struct Open {
-    _call: Call,
+    _places: Places,
     standing: Arc<Standing>,
     refusals: Arc<Refusals>,
     what: &'static api::calls::Call,

@@ -99,6 +99,8 @@ pub struct Config {
     pub metrics: Option<MetricsConfig>,
     /// Calls that one caller may make in a second, and twice as many at once.
     pub calls_per_second: u32,
+    /// Calls that one caller may have open: watches, and what has not been answered.
+    pub open_calls: u32,
     /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter of tracing-subscriber.
     pub log: String,
     /// Where all of this was read from.
@@ -138,6 +140,7 @@ impl Default for Config {
             access: Vec::new(),
             metrics: None,
             calls_per_second: 1000,
+            open_calls: 256,
             log: "info".to_owned(),
             origin: Origin::default(),
         }
@@ -276,6 +279,7 @@ impl Config {
         self.tcp.as_ref().map_or(Ok(()), TcpConfig::check)?;
         self.access.iter().try_for_each(AccessConfig::check)?;
         self.pace()?;
+        self.crowd()?;
         self.mode().map(drop)
     }
 
@@ -293,6 +297,12 @@ impl Config {
     pub fn pace(&self) -> Result<NonZeroU32, ConfigError> {
         NonZeroU32::new(self.calls_per_second)
             .ok_or_else(|| bad("calls_per_second", "at least one".to_owned()))
+    }
+
+    /// Calls that one caller may have open.
+    pub fn crowd(&self) -> Result<usize, ConfigError> {
+        let most = usize::try_from(self.open_calls).unwrap_or(usize::MAX);
+        if most == 0 { Err(bad("open_calls", "at least one".to_owned())) } else { Ok(most) }
     }
 
     /// The mode of the socket file.

@@ -28,11 +28,10 @@ use tonic::transport::server::Connected;
 
 use super::access::{Current, Peer, Standing};
 use super::audit::Refusals;
-use crowd::Member;
+use super::crowd::Member;
 use places::{Places, Seat};
 use wire::Wire;
 
-mod crowd;
 mod places;
 mod remote;
 mod wire;

@@ -8,6 +8,7 @@ mod audit;
 pub mod config;
 mod connections;
 mod controller;
+mod crowd;
 mod deadline;
 mod event_log;
 mod follow;
@@ -26,6 +27,7 @@ mod start;
 pub mod telemetry;
 mod thaw;
 mod tls;
+mod turns;
 
 pub use args::main;
 pub use start::{Daemon, StartError};

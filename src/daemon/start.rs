@@ -19,11 +19,13 @@ use tonic_health::server::HealthReporter;
 
 use super::admission::Limits;
 use super::config::{Config, ConfigError};
+use super::crowd::Crowd;
 use super::follow::Follower;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::reload::Reloading;
 use super::serve::Ports;
+use super::turns::Turns;
 use super::{controller, event_log, health, identity, lock, metrics, reload, serve, service};
 use crate::api::{Api, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
@@ -321,7 +323,13 @@ impl Daemon {
         }
         service::feed_watchdog(engine.clone());
         service::keep_status(engine.clone(), reporting);
-        let limits = Limits { pace: Pace::of(config.pace()?), refusals: Arc::default(), metrics };
+        let limits = Limits {
+            pace: Pace::of(config.pace()?),
+            crowd: Crowd::of(config.crowd()?),
+            turns: Turns::default(),
+            refusals: Arc::default(),
+            metrics,
+        };
         let listeners = (listener, network);
         let current = reloading.current();
         let serving =

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
+use vmsnap::host::sim::SimHost;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::event_service_client::EventServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
@@ -128,6 +129,33 @@ async fn a_certificate_that_is_revoked_is_of_no_use() {
 }
 
 /// A rule that was taken away counts at once.
+/// One caller cannot take all that may be open, over however many connections it calls.
+#[tokio::test]
+async fn one_caller_has_so_many_calls_open() {
+    let access =
+        rules(&[(&format!("uri:{OPERATOR}"), "operator", ""), ("uri:spiffe://test/other", "viewer", "")]);
+    let sim = SimHost::new();
+    let vm = sim.vm("web").build();
+    let secured = Secured::limited(sim, vm, "open_calls = 2", &access);
+    let files = secured.authority.sign_uri(OPERATOR, 1, secured.path(), "operator");
+    let watch = async |channel: Channel| {
+        EventServiceClient::new(channel).watch_events(v1::WatchEventsRequest::default()).await
+    };
+    let first = watch(secured.channel(&files)).await.unwrap();
+    let _second = watch(secured.channel(&files)).await.unwrap();
+    let refused = watch(secured.channel(&files)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
+
+    let other = secured.authority.sign_uri("spiffe://test/other", 2, secured.path(), "other");
+    assert!(watch(secured.channel(&other)).await.is_ok(), "others have their own");
+
+    drop(first);
+    let channel = secured.channel(&files);
+    let again = async { while watch(channel.clone()).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("what has ended is not counted");
+}
+
 #[tokio::test]
 async fn a_rule_that_is_gone_counts_at_once() {
     let mut secured = secured();

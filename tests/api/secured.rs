@@ -31,12 +31,17 @@ impl Secured {
 
     /// The same, of a world of its own.
     pub fn start_with(sim: SimHost, vm: VmId, access: &str) -> Self {
+        Self::limited(sim, vm, "", access)
+    }
+
+    /// The same, with other limits than the tests have else.
+    pub fn limited(sim: SimHost, vm: VmId, limits: &str, access: &str) -> Self {
         listen_to_the_audit();
         let (authority, directory) = (Authority::new(), tempfile::tempdir().unwrap());
         authority.write(directory.path(), "clients");
         authority.sign("localhost", directory.path(), "node");
         authority.revoke(&[], directory.path(), "clients");
-        let text = text_of(directory.path(), access);
+        let text = format!("{limits}\n{}", text_of(directory.path(), access));
         let node = Node::configured(sim, vm, &text);
         Self { node, authority, directory, access: access.to_owned() }
     }

@@ -14,12 +14,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::crowd::Crowd;
 use super::places::{Places, Seat};
 use super::wire::Wire;
 use super::{Connection, next};
 use crate::daemon::access::{Current, Peer, Standing};
 use crate::daemon::audit::Refusals;
+use crate::daemon::crowd::Crowd;
 use crate::daemon::tls::Chain;
 
 /// Longest handshake: two ways over a bad network, and a machine that hardly moves.

@@ -1,20 +1,20 @@
-//! How many connections each client from the network has.
+//! How many each caller has of what there are not enough of for all: connections from the network, open calls.
 //!
-//! Decides that no one of them has more than its part of the places: what it has proven to be is counted, not where it calls from.
+//! Decides that no one of them has more than its part: what it has proven to be is counted, not where it calls from.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::access::Identity;
 
-/// All clients, and how many connections each has.
+/// All callers, and how many each has.
 #[derive(Debug)]
 pub(super) struct Crowd {
     most: usize,
     present: Mutex<HashMap<Identity, usize>>,
 }
 
-/// One connection that is counted, until it is dropped.
+/// One that is counted, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Member {
     who: Identity,

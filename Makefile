@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills bench install clean
+.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills crowd traces bench install clean
 
 all: build
 
@@ -38,7 +38,7 @@ check:
 # Test programs that need root get it from cargo's runner. `cargo test` runs one of them after the other.
 .PHONY: run-tests
 ifneq ($(AS_ROOT),)
-run-tests guests kills bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
+run-tests guests kills crowd traces bench: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = $(AS_ROOT)
 endif
 # Most of them wait for QEMU and libvirt most of the time.
 run-tests: export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
@@ -89,6 +89,15 @@ kills: export VMSNAP_KILLS_GUESTS = $(GUESTS)
 kills: export VMSNAP_KILLS_SEED = $(SEED)
 kills:
 	tests/bed/run.sh $(CARGO) test --test kills -- --nocapture
+
+# 200 clients and 1,000 watchers of one node, for so many minutes.
+CROWD_MINUTES ?= 10
+crowd:
+	tests/bed/run.sh env VMSNAP_CROWD_MINUTES=$(CROWD_MINUTES) $(CARGO) test --test guests -- crowd:: --ignored --nocapture
+
+# The feature `opentelemetry`: a collector gets the spans of a call on a real guest.
+traces:
+	tests/bed/run.sh $(CARGO) test --features opentelemetry --test guests -- traces
 
 # Lists out of 100,000 snapshots; real guests under vmsnap, virsh and a script of it, with a table and plots. BLOCKS is how often
 # all of them are run there and back.

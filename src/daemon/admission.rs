@@ -16,6 +16,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{Bytes, Service};
 use tonic::{Code, Status};
+use tracing::Instrument;
 
 use super::access::Standing;
 use super::audit::{self, Refusals};
@@ -24,9 +25,11 @@ use super::crowd::{Crowd, Member};
 use super::deadline;
 use super::metrics::Metrics;
 use super::pace::Pace;
+use super::traces;
 use super::turns::{self, Turns};
 use crate::api::{self, About};
 use crate::model::access::{Demand, Grant, Identity};
+use crate::ops::SPANS;
 
 /// Until a call is tried again for which there is no room: some of the others have ended by then.
 const LATER: Duration = Duration::from_secs(1);
@@ -94,6 +97,8 @@ where
             written.map(|grant| audit::Admitted::new(Arc::clone(&caller.standing), grant, what.path));
         let deadline = deadline::of(request.headers());
         let limits = Arc::clone(&self.limits);
+        let span = tracing::info_span!(target: SPANS, "call", otel.kind = "server", otel.name = what.path);
+        traces::adopt(&span, request.headers());
         // The one that is ready is the one that is called.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
@@ -121,6 +126,7 @@ where
             let open = Open { _places: places, standing, refusals, what, grant, has_answered: false };
             Ok(answer.map(|body| Body::new(Admitted { body, open: Some(open) })))
         }
+        .instrument(span)
         .boxed()
     }
 }

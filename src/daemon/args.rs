@@ -65,9 +65,10 @@ pub fn main() -> ExitCode {
     if let Some(Verb::Health { part }) = &args.verb {
         return probe::ask(&config, part).map_or_else(|error| complain(&error, 1), |()| ExitCode::SUCCESS);
     }
-    if let Err(error) = telemetry::start(&config.log) {
-        return complain(&error, EXIT_CONFIG);
-    }
+    let _telemetry = match telemetry::start(&config.log) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return complain(error.as_ref(), EXIT_CONFIG),
+    };
     let ended = match &args.verb {
         Some(Verb::Rebuild(args)) => rebuild::run(&config, args),
         Some(Verb::Thaw) => thaw::run(&config),

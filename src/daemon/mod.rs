@@ -27,6 +27,11 @@ mod start;
 pub mod telemetry;
 mod thaw;
 mod tls;
+#[cfg(feature = "opentelemetry")]
+mod traces;
+#[cfg(not(feature = "opentelemetry"))]
+#[path = "traces_off.rs"]
+mod traces;
 mod turns;
 
 pub use args::main;

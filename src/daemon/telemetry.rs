@@ -1,28 +1,50 @@
-//! Where log lines go: to the journal when systemd listens, else to stderr. Decides nothing else.
+//! Where log lines go: to the journal when systemd listens, else to stderr; and spans, to a collector, if one is named.
+//!
+//! Decides nothing else. Spans are not made where nobody takes them.
 
 use std::env;
+use std::error::Error;
 use std::os::unix::fs::MetadataExt;
 
+use tracing::Metadata;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-/// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it. Neither holds back the audit trail.
-pub fn start(filter: &str) -> Result<(), tracing_subscriber::util::TryInitError> {
+use super::traces::Traces;
+use crate::ops::SPANS;
+
+/// Lasts as long as there is something to tell.
+#[must_use]
+pub struct Telemetry(#[allow(dead_code, reason = "it is sent when this is dropped")] Option<Traces>);
+
+/// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it. Neither holds back the audit trail, nor spans.
+pub fn start(filter: &str) -> Result<Telemetry, Box<dyn Error + Send + Sync>> {
+    let traces = Traces::start()?;
     let filter = EnvFilter::try_from_env("VMSNAPD_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
-    let audit = format!("{}=info", super::audit::TARGET);
-    let filter = match audit.parse() {
-        Ok(audit) => filter.add_directive(audit),
-        Err(_) => filter,
-    };
-    let registry = tracing_subscriber::registry().with(filter);
+    let spans = if traces.is_some() { "info" } else { "off" };
+    let filter = filter
+        .add_directive(format!("{}=info", super::audit::TARGET).parse()?)
+        .add_directive(format!("{SPANS}={spans}").parse()?);
+    let taken = traces.as_ref().map(|traces| traces.layer().with_filter(filter_fn(is_span)));
+    let registry = tracing_subscriber::registry().with(filter).with(taken);
+    let is_logged = filter_fn(|metadata: &Metadata<'_>| !is_span(metadata));
     match tracing_journald::layer() {
         Ok(journal) if stderr_is_the_journal() => {
-            registry.with(journal.with_field_prefix(None).with_priority_mappings(priorities())).try_init()
+            let journal = journal.with_field_prefix(None).with_priority_mappings(priorities());
+            registry.with(journal.with_filter(is_logged)).try_init()?;
         }
-        Ok(_) | Err(_) => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        Ok(_) | Err(_) => {
+            registry.with(fmt::layer().with_writer(std::io::stderr).with_filter(is_logged)).try_init()?;
+        }
     }
+    Ok(Telemetry(traces))
+}
+
+fn is_span(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == SPANS
 }
 
 /// What is for the record is `info` for the journal, too: by itself the layer makes it `notice`, which is shown in bold.

@@ -21,6 +21,9 @@ use crate::model::{
 use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
 use crate::store::{Departure, OperationFilter, Page, SnapshotFilter, SnapshotPage, Store};
 
+/// What the spans of calls, operations and steps are known by, for whoever takes them.
+pub const SPANS: &str = "vmsnapd::trace";
+
 mod backup;
 mod board;
 mod captures;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::host::Link;
 use crate::model::operation::{OperationState, Reason};
@@ -20,11 +21,12 @@ use crate::model::step::CatalogChange;
 use crate::model::{
     Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
 };
+use crate::plan;
 
 use super::board::{Command, Decision, Limit, Reporter};
 use super::gate::Permit;
 use super::steps::{Context, Performed, SeenBefore, perform};
-use super::{Engine, Inner, OpsError};
+use super::{Engine, Inner, OpsError, SPANS};
 
 /// An operation on its way.
 pub(super) struct Runner {
@@ -70,8 +72,21 @@ impl Runner {
         self
     }
 
-    /// Runs it to its end, or until the daemon goes down.
-    pub(super) async fn run(mut self) {
+    /// Runs it to its end, or until the daemon goes down. It is part of what whoever calls this does.
+    pub(super) fn run(self) -> impl Future<Output = ()> + Send {
+        let operation = &self.operation;
+        let span = tracing::info_span!(
+            target: SPANS,
+            "operation",
+            id = %operation.id,
+            kind = operation.request.name(),
+            vm = %operation.vm,
+            otel.status_code = tracing::field::Empty
+        );
+        self.run_on().instrument(span)
+    }
+
+    async fn run_on(mut self) {
         tracing::info!(operation = %self.operation.id, vm = %self.operation.vm, snapshot = ?self.operation.snapshot, "operation runs");
         loop {
             if !self.take_turns().await {
@@ -109,7 +124,14 @@ impl Runner {
             if !self.journal(turn).await {
                 return false;
             }
-            self.take_turn(turn).await;
+            let name = match turn {
+                Turn::Ensure(_) => "step",
+                Turn::Undo(_) => "undo",
+            };
+            let what = self.operation.step(turn);
+            let span =
+                tracing::info_span!(target: SPANS, "step", otel.name = name, what = plan::describe(what));
+            self.take_turn(turn).instrument(span).await;
         }
         true
     }
@@ -129,6 +151,9 @@ impl Runner {
             self.engine.look_again(self.operation.vm).await;
         }
         self.operation.ended_at = Some(Timestamp::now());
+        if self.operation.cursor.state == OperationState::Failed {
+            tracing::Span::current().record("otel.status_code", "ERROR");
+        }
         self.save().await;
         self.engine.0.touched.note(self.operation.vm);
         // What was held up by the references that have gone now goes, too.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::host::HostError;
@@ -155,7 +156,8 @@ impl Engine {
             return Err(OpsError::Draining);
         }
         let engine = self.clone();
-        let task = self.0.tasks.spawn(async move { engine.begin(vm, snapshot, request, asked).await });
+        let begun = async move { engine.begin(vm, snapshot, request, asked).await };
+        let task = self.0.tasks.spawn(begun.in_current_span());
         task.await.map_err(|_| OpsError::Draining)?
     }
 

@@ -17,5 +17,7 @@ mod outrun;
 mod proxy;
 mod rebuild;
 mod space;
+#[cfg(feature = "opentelemetry")]
+mod traces;
 mod tree;
 mod unnoted;

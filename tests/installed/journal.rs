@@ -24,13 +24,12 @@ fn entry(mut bytes: &[u8]) -> Entry {
     let mut entry = Entry::new();
     while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
         let (line, rest) = (std::str::from_utf8(&bytes[..end]).unwrap(), &bytes[end + 1..]);
-        let (name, value, rest) = match line.split_once('=') {
-            Some((name, value)) => (name, value.as_bytes(), rest),
-            None => {
-                let (length, rest) = rest.split_first_chunk().unwrap();
-                let length = usize::try_from(u64::from_le_bytes(*length)).unwrap();
-                (line, &rest[..length], &rest[length + 1..])
-            }
+        let (name, value, rest) = if let Some((name, value)) = line.split_once('=') {
+            (name, value.as_bytes(), rest)
+        } else {
+            let (length, rest) = rest.split_first_chunk().unwrap();
+            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap();
+            (line, &rest[..length], &rest[length + 1..])
         };
         entry.insert(name.to_owned(), String::from_utf8(value.to_owned()).unwrap());
         bytes = rest;

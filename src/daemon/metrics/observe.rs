@@ -23,7 +23,9 @@ pub(in crate::daemon) async fn observe(metrics: Arc<Metrics>, engine: Engine) {
             events = follower.next() => events,
             () = stopping.cancelled() => return,
         };
-        events.iter().for_each(|event| count_one(&metrics, &event.event));
+        for event in &events {
+            count_one(&metrics, &event.event);
+        }
         let touched = events.iter().filter_map(|event| event.event.vm).collect();
         trees.look(&metrics, &engine, touched).await;
     }

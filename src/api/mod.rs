@@ -22,6 +22,7 @@ mod clone;
 mod convert;
 mod edit;
 mod event;
+mod facts;
 mod known;
 mod label;
 mod later;
@@ -44,6 +45,7 @@ mod volume_list;
 mod watch;
 
 pub use about::About;
+pub use reason::{is_passing, of as told_as};
 pub use reload::{Reload, ReloadError, Reloaded};
 pub use report::ReportEnd;
 pub use status::{denied, late, rules_changed, too_many, unknown_call, unproven};

@@ -1,5 +1,6 @@
 //! The one table of errors: reason -> reason of the contract, gRPC code. Exhaustive, without a catch-all. And what can be done
-//! where an operation has failed; a call that is refused has more to say for itself.
+//! where an operation has failed; a call that is refused has more to say for itself. `docs/API.md` has the same table for people,
+//! and a test that holds it against this one.
 
 use tonic::Code;
 
@@ -32,8 +33,15 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
     }
 }
 
+/// Whether an answer with this reason says when to ask again: where nothing has to be mended before (AIP-194).
+#[must_use]
+pub fn is_passing(reason: Reason) -> bool {
+    reason == Reason::RateLimited || of(reason).1 == Code::Unavailable
+}
+
 /// As the contract spells it, and the code that a call failing for it has.
-pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
+#[must_use]
+pub fn of(reason: Reason) -> (v1::Reason, Code) {
     match reason {
         Reason::PermissionDenied => (v1::Reason::PermissionDenied, Code::PermissionDenied),
         Reason::Unauthenticated => (v1::Reason::Unauthenticated, Code::Unauthenticated),
@@ -91,6 +99,7 @@ pub(super) fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::HypervisorUnavailable => (v1::Reason::LibvirtUnavailable, Code::Unavailable),
         Reason::Draining => (v1::Reason::Draining, Code::Unavailable),
         Reason::CatalogFailed => (v1::Reason::CatalogUnavailable, Code::Unavailable),
+        Reason::DeadlineExceeded => (v1::Reason::DeadlineExceeded, Code::DeadlineExceeded),
         Reason::TimedOut => (v1::Reason::HostCallTimedOut, Code::DeadlineExceeded),
         Reason::MergeNotConverging => (v1::Reason::MergeNotConverging, Code::DeadlineExceeded),
         Reason::NotImplemented => (v1::Reason::NotImplemented, Code::Unimplemented),

@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::reason;
+use super::{facts, reason};
 use crate::model::access::Denial;
 use crate::model::operation::causes;
 use crate::model::{Failure, Reason};
@@ -77,10 +77,7 @@ pub(super) fn of(error: OpsError) -> Status {
     }
     let cause = causes(&error).join(": ");
     let message = if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") };
-    let mut details = details(error.reason(), error.remedy(), &cause);
-    if let Some(seconds) = retry_after(code) {
-        details.set_retry_info(Some(Duration::from_secs(seconds)));
-    }
+    let details = details_with(error.reason(), error.remedy(), &cause, facts::of(&error));
     Status::with_error_details(code, message, details)
 }
 
@@ -119,9 +116,7 @@ pub fn unproven(why: &str) -> Status {
 /// A call that goes on, and whose caller is given something else than when it began.
 #[must_use]
 pub fn rules_changed() -> Status {
-    let mut details = details(Reason::Draining, "make the call again", "");
-    details.set_retry_info(Some(Duration::from_secs(1)));
-    Status::with_error_details(Code::Unavailable, "what its caller may know of has changed", details)
+    plain(Reason::Draining, "what its caller may know of has changed", "make the call again")
 }
 
 /// One call more than its caller may make, or may have open, now.
@@ -137,11 +132,15 @@ pub fn too_many(message: &str, wait: Duration) -> Status {
 pub fn late() -> Status {
     let remedy = "look whether it was done: a mutation with the same request_id is done once";
     let details = ErrorDetails::with_error_info(
-        name(Reason::TimedOut),
+        name(Reason::DeadlineExceeded),
         reason::DOMAIN,
         [("remedy".to_owned(), remedy.to_owned())],
     );
-    Status::with_error_details(Code::DeadlineExceeded, "the call has taken longer than its deadline", details)
+    Status::with_error_details(
+        reason::of(Reason::DeadlineExceeded).1,
+        "the call has taken longer than its deadline",
+        details,
+    )
 }
 
 /// A call that nothing serves.
@@ -150,21 +149,26 @@ pub fn unknown_call(path: &str) -> Status {
     plain(Reason::NotImplemented, &format!("there is no call {path:?}"), "use a later version of vmsnapd")
 }
 
-/// Retrying makes sense by itself only where nothing has to be mended (AIP-194).
-fn retry_after(code: Code) -> Option<u64> {
-    (code == Code::Unavailable).then_some(1)
-}
+/// Until a call is made again, where nothing has to be mended and nobody knows better.
+const SOON: Duration = Duration::from_secs(1);
 
 fn details(reason: Reason, remedy: &str, cause: &str) -> ErrorDetails {
-    let mut metadata = HashMap::from([
-        ("remedy".to_owned(), remedy.to_owned()),
-        ("changed".to_owned(), "nothing".to_owned()),
-    ]);
+    details_with(reason, remedy, cause, Vec::new())
+}
+
+fn details_with(reason: Reason, remedy: &str, cause: &str, facts: Vec<facts::Fact>) -> ErrorDetails {
+    let mut metadata: HashMap<String, String> =
+        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    metadata.insert("remedy".to_owned(), remedy.to_owned());
+    metadata.insert("changed".to_owned(), "nothing".to_owned());
     if !cause.is_empty() {
         metadata.insert("cause".to_owned(), cause.to_owned());
     }
-    let name = name(reason);
-    ErrorDetails::with_error_info(name, reason::DOMAIN, metadata)
+    let mut details = ErrorDetails::with_error_info(name(reason), reason::DOMAIN, metadata);
+    if reason::is_passing(reason) {
+        details.set_retry_info(Some(SOON));
+    }
+    details
 }
 
 /// The reason as `google.rpc.ErrorInfo` wants it: without the prefix of the enum.
@@ -183,7 +187,7 @@ pub(super) fn blocker(error: &OpsError) -> v1::Error {
         cause: causes(error).join(": "),
         remedy: error.remedy().to_owned(),
         changed: "nothing".to_owned(),
-        ..v1::Error::default()
+        metadata: facts::of(error).into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
     }
 }
 

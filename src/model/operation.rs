@@ -412,6 +412,7 @@ pub enum Reason {
     HypervisorRefused,
     CatalogFailed,
     Draining,
+    DeadlineExceeded,
     TimedOut,
     MergeNotConverging,
     NotImplemented,

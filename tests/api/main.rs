@@ -21,6 +21,7 @@ mod edit;
 mod elsewhere;
 mod events;
 mod expiry;
+mod facts;
 mod heard;
 mod life;
 mod lists;

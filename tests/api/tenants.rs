@@ -195,7 +195,9 @@ async fn check(call: &str, what: &str, ask: impl AsyncFn(String) -> Result<(), S
     assert_eq!(refused.message().replace(what, nothing), absent.message(), "{call}");
     let said = |status: &Status| {
         let info = status.get_error_details().error_info().cloned().unwrap();
-        (info.reason, info.domain, info.metadata.into_iter().collect::<BTreeMap<_, _>>())
+        // What was asked for is said again, and nothing else that is known of it.
+        let metadata = info.metadata.into_iter().map(|(key, value)| (key, value.replace(what, nothing)));
+        (info.reason, info.domain, metadata.collect::<BTreeMap<_, _>>())
     };
     assert_eq!(said(&refused), said(&absent), "{call}");
 }

@@ -42,7 +42,7 @@ impl EventService for Api {
         let order = match request.order_by.as_str() {
             "" | "sequence desc" => EventOrder::Before(place),
             "sequence" | "sequence asc" => EventOrder::After(place.unwrap_or(0)),
-            _ => return Err(bad("order_by", "sequence, or sequence desc")),
+            _ => return Err(paging::bad_order("sequence, or sequence desc")),
         };
         let filter = self.event_filter(&reach, request.filter.unwrap_or_default()).await?;
         let page = self.engine.events(filter, order, limit).await.map_err(status::of)?;
@@ -232,10 +232,4 @@ impl Api {
         }
         Ok(EventFilter { vms: self.vms_of(reach, &asked.vm).await?, ..filter })
     }
-}
-
-fn bad(field: &str, problem: &str) -> Status {
-    let mut violations = Violations::default();
-    violations.add(field, problem);
-    violations.check().expect_err("a violation was added")
 }

@@ -116,9 +116,8 @@ fn order(order_by: &str) -> Result<(OrderBy, Direction), Status> {
         "name" => OrderBy::Name,
         "vm_name" => OrderBy::VmName,
         _ => {
-            let mut violations = Violations::default();
-            violations.add("order_by", "create_time, name or vm_name, and if you like \" desc\" behind it");
-            return Err(violations.check().err().unwrap_or_else(paging::invalid));
+            let allowed = "create_time, name or vm_name, and if you like \" desc\" behind it";
+            return Err(paging::bad_order(allowed));
         }
     };
     Ok((order, direction))

@@ -80,6 +80,7 @@ impl Api {
             versions: Some(versions(about)),
             capabilities: Some(v1::Capabilities {
                 memory: true,
+                volumes: true,
                 max_page_size: paging::MOST,
                 ..v1::Capabilities::default()
             }),

@@ -38,6 +38,7 @@ impl OperationService for Api {
         let query = status::digest("ListOperations", &request);
         let before = paging::position(&query, &token)?;
         let before = before.map(str::parse::<OperationId>).transpose().map_err(|_| paging::invalid())?;
+        check_order(&request.order_by)?;
         let filter = request.filter.unwrap_or_default();
         let vms = match filter.vm.as_str() {
             "" => reach.vms(),
@@ -129,6 +130,17 @@ const OPEN: [v1::OperationState; 3] =
 /// Lets through what has not ended.
 pub(super) fn only_open() -> v1::OperationFilter {
     v1::OperationFilter { states: OPEN.map(i32::from).to_vec(), ..v1::OperationFilter::default() }
+}
+
+/// This version has one order.
+fn check_order(order_by: &str) -> Result<(), Status> {
+    match order_by {
+        "" | "create_time desc" => Ok(()),
+        "create_time" | "create_time asc" | "update_time" | "update_time asc" | "update_time desc" => {
+            Err(status::not_implemented("operations in another order than create_time desc"))
+        }
+        _ => Err(paging::bad_order("create_time or update_time, and if you like \" desc\" behind it")),
+    }
 }
 
 /// The parts of the filter that this version serves: a VM, and the states that are not ends. Any other is refused

@@ -43,6 +43,13 @@ pub(super) fn invalid() -> Status {
     status::plain(Reason::PageTokenInvalid, message, "begin again without a page token")
 }
 
+/// The status of an order that there is not.
+pub(super) fn bad_order(allowed: &str) -> Status {
+    let mut violations = status::Violations::default();
+    violations.add("order_by", allowed);
+    violations.check().err().unwrap_or_else(invalid)
+}
+
 fn fingerprint(query: &[u8]) -> u32 {
     let start = query.first_chunk::<4>().copied().unwrap_or_default();
     u32::from_be_bytes(start)

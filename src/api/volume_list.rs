@@ -76,10 +76,8 @@ impl Order {
             "create_time" => By::Created,
             "virtual_size_bytes" => By::Size,
             _ => {
-                let mut violations = Violations::default();
                 let allowed = "name, create_time or virtual_size_bytes, and if you like \" desc\" behind it";
-                violations.add("order_by", allowed);
-                return Err(violations.check().err().unwrap_or_else(paging::invalid));
+                return Err(paging::bad_order(allowed));
             }
         };
         Ok(Self { by, is_descending })

@@ -135,3 +135,25 @@ async fn volumes_are_filtered_ordered_and_paged() {
     let refused = node.volumes().list_volumes(wrong).await.unwrap_err();
     assert_refused(&refused, Code::InvalidArgument, "INVALID_REQUEST");
 }
+
+/// An order that is not served yet is refused, as one that there is not.
+#[tokio::test]
+async fn an_order_is_not_passed_over() {
+    let node = Node::start();
+    for (order, code, reason) in [
+        ("memory_bytes desc", Code::Unimplemented, "NOT_IMPLEMENTED"),
+        ("beauty", Code::InvalidArgument, "INVALID_REQUEST"),
+    ] {
+        let order_by = order.to_owned();
+        let request = v1::ListVmsRequest { order_by, ..Default::default() };
+        assert_refused(&node.vms().list_vms(request).await.unwrap_err(), code, reason);
+    }
+    for (order, code, reason) in [
+        ("update_time desc", Code::Unimplemented, "NOT_IMPLEMENTED"),
+        ("beauty", Code::InvalidArgument, "INVALID_REQUEST"),
+    ] {
+        let order_by = order.to_owned();
+        let request = v1::ListOperationsRequest { order_by, ..Default::default() };
+        assert_refused(&node.operations().list_operations(request).await.unwrap_err(), code, reason);
+    }
+}

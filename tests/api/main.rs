@@ -31,6 +31,7 @@ mod network;
 mod node;
 mod operations;
 mod orphans;
+mod page;
 mod presence;
 mod readers;
 mod readme;

@@ -6,33 +6,25 @@ use std::process::Command;
 use vmsnap::host::sim::SimHost;
 
 use super::node::Node;
+use super::page::Page;
 use super::readme::{check_config, install, program};
 
-const PAGE: &str = include_str!("../../docs/OPERATIONS.md");
-
-/// The sections of configuration.
-fn sections() -> String {
-    let parts = PAGE.split("```toml\n").skip(1);
-    parts.map(|part| part.split("```").next().unwrap()).collect::<Vec<_>>().concat()
-}
-
-fn commands() -> impl Iterator<Item = &'static str> {
-    PAGE.lines().filter_map(|line| line.strip_prefix("    "))
-}
+const PAGE: Page = Page(include_str!("../../docs/OPERATIONS.md"));
 
 #[tokio::test]
 async fn every_command_of_the_page_works() {
     let (root, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for command in commands().filter(|command| command.starts_with("openssl")) {
+    for command in PAGE.commands().iter().filter(|command| command.starts_with("openssl")) {
         let output = Command::new("sh").args(["-c", command]).current_dir(place.path()).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
     let sim = SimHost::new();
     let vm = sim.vm("web").disks(1).label("account", "acme").build();
     let files = format!("{}/", place.path().display());
-    let configuration = sections().replace("[::]:7443", "127.0.0.1:0").replace("/etc/vmsnapd/tls/", &files);
+    let configuration =
+        PAGE.blocks("toml").replace("[::]:7443", "127.0.0.1:0").replace("/etc/vmsnapd/tls/", &files);
     let node = Node::configured(sim, vm, &configuration);
-    for command in commands() {
+    for command in PAGE.commands() {
         match command.split_once(' ').unwrap() {
             ("make", "install") => install(root.path()),
             ("vmsnapd", arguments @ "check-config") => check_config(root.path(), arguments),

@@ -7,19 +7,15 @@ use std::process::Command;
 
 use super::client::at_a_terminal;
 use super::node::{Node, PATIENCE};
+use super::page::Page;
 
-const README: &str = include_str!("../../README.md");
-
-/// The commands, in their order: the indented lines.
-fn commands() -> Vec<&'static str> {
-    README.lines().filter_map(|line| line.strip_prefix("    ")).collect()
-}
+const README: Page = Page(include_str!("../../README.md"));
 
 #[tokio::test]
 async fn every_command_of_the_readme_works() {
     let root = tempfile::tempdir().unwrap();
     let node = Node::start();
-    for command in commands() {
+    for command in README.commands() {
         match command.split_once(' ') {
             Some(("make", "demo" | "test")) => {}
             Some(("make", "install")) => install(root.path()),

@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::node::{Node, PATIENCE, delete};
+use crate::page::python;
 
 const EXAMPLE: &str = include_str!("../../../examples/controller.py");
 
@@ -19,13 +20,7 @@ fn commands() -> Vec<String> {
 
 /// A shell in a directory with the project's `proto` and `examples`, and the interpreter of the bed.
 fn shell(directory: &Path, command: &str) -> Command {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = project.join(".testbed/python/bin");
-    assert!(
-        python.exists(),
-        "there is no {}: run 'make test', or tests/bed/setup.sh --with-python",
-        python.display()
-    );
+    let python = python();
     let path = std::env::var("PATH").unwrap();
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("exec {command}")]).current_dir(directory);

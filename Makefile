@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills crowd traces bench install clean
+.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills crowd traces bench install deb clean
 
 all: build
 
@@ -122,6 +122,11 @@ install: build
 	$(BUILT)/vmsnap completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_vmsnap
 	$(BUILT)/vmsnap completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmsnap.fish
 	$(BUILT)/vmsnap man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+
+# A Debian package, and one with its debug symbols, in target/debian. REVISION comes after the version.
+REVISION ?= 1
+deb: build
+	packaging/debian/build.sh $(PROFILE) $(abspath $(BUILT)) $(REVISION)
 
 clean:
 	$(CARGO) clean

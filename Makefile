@@ -47,7 +47,7 @@ run-tests:
 
 # All of tests/guests on real guests: the long ones, too.
 guests:
-	tests/bed/run.sh $(CARGO) test --test guests -- --include-ignored
+	tests/bed/run.sh $(CARGO) test --test guests -- --include-ignored --skip crowd::
 
 # The random histories of tests/engine/histories.rs, many more of them than a test run has time for.
 HISTORIES ?= 20000

@@ -14,14 +14,12 @@ pub struct Call {
     pub demand: Option<Demand>,
     /// Whether it may change something: it is written down who made it.
     pub is_mutation: bool,
-    /// Whether it may take the catalog long: a page out of very many.
-    pub is_list: bool,
 }
 
 const ALL: &[Call] = &[
     // Probes come without a name.
-    Call { path: "/grpc.health.v1.Health/Check", demand: None, is_mutation: false, is_list: false },
-    Call { path: "/grpc.health.v1.Health/Watch", demand: None, is_mutation: false, is_list: false },
+    Call { path: "/grpc.health.v1.Health/Check", demand: None, is_mutation: false },
+    Call { path: "/grpc.health.v1.Health/Watch", demand: None, is_mutation: false },
     looks("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
     looks("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
     looks_at_node("/vmsnap.v1.NodeService/GetNode"),
@@ -38,7 +36,7 @@ const ALL: &[Call] = &[
     changes_node("/vmsnap.v1.VmService/DeployVm", Role::Restorer),
     changes("/vmsnap.v1.VmService/ResumeVm", Role::Operator),
     looks("/vmsnap.v1.SnapshotService/GetSnapshot"),
-    lists("/vmsnap.v1.SnapshotService/ListSnapshots"),
+    looks("/vmsnap.v1.SnapshotService/ListSnapshots"),
     looks("/vmsnap.v1.SnapshotService/GetSnapshotTree"),
     looks("/vmsnap.v1.SnapshotService/ListSnapshotComments"),
     changes("/vmsnap.v1.SnapshotService/CreateSnapshot", Role::Operator),
@@ -55,7 +53,7 @@ const ALL: &[Call] = &[
     // It names a comment, and no VM.
     changes_node("/vmsnap.v1.SnapshotService/DeleteSnapshotComment", Role::Operator),
     looks("/vmsnap.v1.VolumeService/GetVolume"),
-    lists("/vmsnap.v1.VolumeService/ListVolumes"),
+    looks("/vmsnap.v1.VolumeService/ListVolumes"),
     changes("/vmsnap.v1.VolumeService/CreateVolumeSnapshot", Role::Operator),
     changes("/vmsnap.v1.VolumeService/RevertVolume", Role::Restorer),
     // Clones belong to no VM.
@@ -63,13 +61,13 @@ const ALL: &[Call] = &[
     changes_node("/vmsnap.v1.VolumeService/FlattenVolume", Role::Restorer),
     changes_node("/vmsnap.v1.VolumeService/DeleteVolume", Role::Restorer),
     looks("/vmsnap.v1.OperationService/GetOperation"),
-    lists("/vmsnap.v1.OperationService/ListOperations"),
+    looks("/vmsnap.v1.OperationService/ListOperations"),
     looks("/vmsnap.v1.OperationService/WatchOperation"),
     looks_at_node("/vmsnap.v1.OperationService/WatchOperations"),
     changes("/vmsnap.v1.OperationService/CancelOperation", Role::Operator),
     changes_node("/vmsnap.v1.OperationService/ResolveOperation", Role::Admin),
     changes("/vmsnap.v1.OperationService/SetOperationBandwidth", Role::Operator),
-    lists("/vmsnap.v1.EventService/ListEvents"),
+    looks("/vmsnap.v1.EventService/ListEvents"),
     looks("/vmsnap.v1.EventService/WatchEvents"),
     looks_at_node("/vmsnap.v1.ScheduleService/GetSchedule"),
     looks_at_node("/vmsnap.v1.ScheduleService/ListSchedules"),
@@ -90,33 +88,19 @@ pub fn call(path: &str) -> Option<&'static Call> {
 }
 
 const fn looks(path: &'static str) -> Call {
-    Call {
-        path,
-        demand: Some(Demand { role: Role::Viewer, within_scope: true }),
-        is_mutation: false,
-        is_list: false,
-    }
-}
-
-const fn lists(path: &'static str) -> Call {
-    Call { is_list: true, ..looks(path) }
+    Call { path, demand: Some(Demand { role: Role::Viewer, within_scope: true }), is_mutation: false }
 }
 
 const fn looks_at_node(path: &'static str) -> Call {
-    Call {
-        path,
-        demand: Some(Demand { role: Role::Viewer, within_scope: false }),
-        is_mutation: false,
-        is_list: false,
-    }
+    Call { path, demand: Some(Demand { role: Role::Viewer, within_scope: false }), is_mutation: false }
 }
 
 const fn changes(path: &'static str, role: Role) -> Call {
-    Call { path, demand: Some(Demand { role, within_scope: true }), is_mutation: true, is_list: false }
+    Call { path, demand: Some(Demand { role, within_scope: true }), is_mutation: true }
 }
 
 const fn changes_node(path: &'static str, role: Role) -> Call {
-    Call { path, demand: Some(Demand { role, within_scope: false }), is_mutation: true, is_list: false }
+    Call { path, demand: Some(Demand { role, within_scope: false }), is_mutation: true }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::known::KnownLabels;
 use super::status::Violations;
-use super::{Answer, Api, Reach, convert, paging, status, watch};
+use super::{Answer, Api, Caller, Reach, convert, paging, status, watch};
 use crate::model::{Reason, VmId};
 use crate::ops::{Engine, OpsError};
 use crate::proto::v1;
@@ -30,7 +30,7 @@ impl EventService for Api {
     type WatchEventsStream = WatchStream;
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
-        let reach = self.caller(&request).await?.reach;
+        let Caller { reach, grant, .. } = self.caller(&request).await?;
         let mut request = request.into_inner();
         let limit = paging::size(request.page_size)?;
         let token = std::mem::take(&mut request.page_token);
@@ -45,7 +45,9 @@ impl EventService for Api {
             _ => return Err(paging::bad_order("sequence, or sequence desc")),
         };
         let filter = self.event_filter(&reach, request.filter.unwrap_or_default()).await?;
+        let turn = self.turns.take(&grant.principal).await?;
         let page = self.engine.events(filter, order, limit).await.map_err(status::of)?;
+        drop(turn);
         let last = page.events.last().filter(|_| page.has_more);
         Ok(Response::new(v1::ListEventsResponse {
             next_page_token: last
@@ -61,7 +63,7 @@ impl EventService for Api {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Answer<Self::WatchEventsStream> {
-        let reach = self.caller(&request).await?.reach;
+        let Caller { reach, grant, .. } = self.caller(&request).await?;
         let request = request.into_inner();
         let heartbeat = watch::heartbeat(request.heartbeat_interval)?;
         let mut violations = Violations::default();
@@ -71,7 +73,10 @@ impl EventService for Api {
         let names_one = !filter.vm.is_empty();
         let filter = EventFilter { uncounted: true, ..self.event_filter(&reach, filter).await? };
         let of_one = filter.vms.clone().filter(|_| names_one);
+        // Where it begins may have to be looked for.
+        let turn = self.turns.take(&grant.principal).await?;
         let from = start(&self.engine, &request.resume_token, since).await?;
+        drop(turn);
         let (sender, receiver) = mpsc::channel(8);
         let follow = Follow {
             engine: self.engine.clone(),

@@ -82,6 +82,7 @@ fn of_host(error: &HostError) -> Vec<Fact> {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "ids and words alike")]
 fn one(key: &'static str, value: impl ToString) -> Vec<Fact> {
     vec![(key, value.to_string())]
 }

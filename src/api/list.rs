@@ -3,7 +3,7 @@
 use tonic::{Response, Status};
 
 use super::status::Violations;
-use super::{Answer, Api, Reach, convert, paging, status};
+use super::{Answer, Api, Caller, Reach, convert, paging, status};
 use crate::model::{LayerTree, Snapshot, SnapshotId, SnapshotKind, VmId};
 use crate::ops::OpsError;
 use crate::proto::v1;
@@ -12,7 +12,7 @@ use crate::store::{Direction, OrderBy, Page, Placed, Position, SnapshotFilter};
 /// A page of snapshots.
 pub(super) async fn snapshots(
     api: &Api,
-    reach: Reach,
+    caller: Caller,
     mut request: v1::ListSnapshotsRequest,
 ) -> Answer<v1::ListSnapshotsResponse> {
     let limit = paging::size(request.page_size)?;
@@ -21,9 +21,11 @@ pub(super) async fn snapshots(
     let query = status::digest("ListSnapshots", &request);
     let (order, direction) = order(&request.order_by)?;
     let after = paging::position(&query, &token)?.map(|text| position(order, text)).transpose()?;
-    let filter = filter(api, &reach, request.filter.unwrap_or_default()).await?;
+    let filter = filter(api, &caller.reach, request.filter.unwrap_or_default()).await?;
+    let turn = api.turns.take(&caller.grant.principal).await?;
     let page =
         api.engine.snapshots(filter, Page { limit, after, order, direction }).await.map_err(status::of)?;
+    drop(turn);
 
     let shown = |placed: &Placed| convert::snapshot(placed, api.engine.under_way(placed.snapshot.vm));
     Ok(Response::new(v1::ListSnapshotsResponse {

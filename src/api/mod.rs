@@ -20,6 +20,7 @@ mod about;
 pub mod calls;
 mod clone;
 mod convert;
+mod crowd;
 mod edit;
 mod event;
 mod facts;
@@ -39,21 +40,24 @@ mod resolve;
 mod shown;
 mod snapshot;
 mod status;
+mod turns;
 mod vm;
 mod volume;
 mod volume_list;
 mod watch;
 
 pub use about::About;
+pub use crowd::{Crowd, Member};
 pub use reason::{is_passing, of as told_as};
 pub use reload::{Reload, ReloadError, Reloaded};
 pub use report::ReportEnd;
-pub use status::{denied, late, rules_changed, too_many, unknown_call, unproven};
+pub use status::{denied, late, name as reason_name, rules_changed, too_many, unknown_call, unproven};
 
 use about::answered;
 use known::KnownLabels;
 use reach::{Caller, Reach};
 use shown::Watched;
+use turns::Turns;
 
 /// Longest request, in bytes. One with all texts and properties as long as may be has some tens of KiB; the rest is for
 /// lists of names. Each call of each connection may hold that much.
@@ -87,6 +91,7 @@ pub struct Api {
     started: Instant,
     watched: Watched,
     known: KnownLabels,
+    turns: Turns,
     /// Whether a controller has taken us; None where there is none.
     reporting: Option<Receiver<Result<(), String>>>,
     /// What reads the configuration again.
@@ -97,8 +102,17 @@ impl Api {
     /// The services over an engine.
     #[must_use]
     pub fn new(engine: Engine, identity: NodeIdentity, state_directory: PathBuf) -> Self {
-        let (started, watched, known) = (Instant::now(), Watched::default(), KnownLabels::default());
-        Self { engine, identity, state_directory, started, watched, known, reporting: None, reloading: None }
+        Self {
+            engine,
+            identity,
+            state_directory,
+            started: Instant::now(),
+            watched: Watched::default(),
+            known: KnownLabels::default(),
+            turns: Turns::default(),
+            reporting: None,
+            reloading: None,
+        }
     }
 
     /// With what reads the configuration again.

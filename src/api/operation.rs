@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 use super::later::later;
 use super::snapshot::bandwidth;
 use super::watch::WatchStream;
-use super::{Answer, Api, answered, convert, later, paging, status, watch};
+use super::{Answer, Api, Caller, answered, convert, later, paging, status, watch};
 use crate::model::OperationId;
 use crate::ops::OpsError;
 use crate::proto::v1;
@@ -30,7 +30,7 @@ impl OperationService for Api {
         &self,
         request: Request<v1::ListOperationsRequest>,
     ) -> Answer<v1::ListOperationsResponse> {
-        let reach = self.caller(&request).await?.reach;
+        let Caller { reach, grant, .. } = self.caller(&request).await?;
         let mut request = request.into_inner();
         let limit = paging::size(request.page_size)?;
         let token = std::mem::take(&mut request.page_token);
@@ -46,7 +46,9 @@ impl OperationService for Api {
         };
         let only_open = is_only_open(&filter)?;
         let wanted = OperationFilter { vms, only_open, without_clones: reach.is_scoped() };
+        let turn = self.turns.take(&grant.principal).await?;
         let (operations, total) = self.engine.operations(wanted, before, limit).await.map_err(status::of)?;
+        drop(turn);
         let mut answer = v1::ListOperationsResponse {
             total_size: i64::try_from(total).unwrap_or(i64::MAX),
             ..v1::ListOperationsResponse::default()

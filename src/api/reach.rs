@@ -44,7 +44,7 @@ pub(super) struct Caller {
     pub(super) by: String,
     /// Which VMs.
     pub(super) reach: Reach,
-    grant: Grant,
+    pub(super) grant: Grant,
 }
 
 /// As much as can be asked for.

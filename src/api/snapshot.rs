@@ -61,7 +61,7 @@ impl SnapshotService for Api {
         &self,
         request: Request<v1::ListSnapshotsRequest>,
     ) -> Answer<v1::ListSnapshotsResponse> {
-        super::list::snapshots(self, self.caller(&request).await?.reach, request.into_inner()).await
+        super::list::snapshots(self, self.caller(&request).await?, request.into_inner()).await
     }
 
     async fn get_snapshot_tree(

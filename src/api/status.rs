@@ -172,7 +172,8 @@ fn details_with(reason: Reason, remedy: &str, cause: &str, facts: Vec<facts::Fac
 }
 
 /// The reason as `google.rpc.ErrorInfo` wants it: without the prefix of the enum.
-fn name(reason: Reason) -> &'static str {
+#[must_use]
+pub fn name(reason: Reason) -> &'static str {
     let name = reason::of(reason).0.as_str_name();
     name.strip_prefix("REASON_").unwrap_or(name)
 }

@@ -1,7 +1,8 @@
 //! The first layer that a call comes through: it is let in, and counted until its answer was taken.
 //!
 //! Decides in which order is asked: what the call is, whether its caller may make it, whether there is room for one more. Leaves
-//! to `api` what each call asks for, to `access` who the caller is, to `connections` who may have another one open, to `audit`
+//! to `api` what each call asks for, to `access` who the caller is, to `connections` and
+//! `crowd` who may have another one open, to `audit`
 //! what is written down. What nobody has let in is not there.
 
 use std::pin::Pin;
@@ -16,18 +17,16 @@ use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{Bytes, Service};
 use tonic::{Code, Status};
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 
 use super::access::Standing;
 use super::audit::{self, Refusals};
 use super::connections::{Call, Caller};
-use super::crowd::{Crowd, Member};
 use super::deadline;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::traces;
-use super::turns::{self, Turns};
-use crate::api::{self, About};
+use crate::api::{self, About, Crowd, Member};
 use crate::model::access::{Demand, Grant, Identity};
 use crate::ops::SPANS;
 
@@ -46,14 +45,13 @@ pub(super) struct Limits {
     pub(super) pace: Pace,
     /// Open calls of each caller.
     pub(super) crowd: Arc<Crowd>,
-    pub(super) turns: Turns,
     pub(super) refusals: Arc<Refusals>,
     pub(super) metrics: Arc<Metrics>,
 }
 
 impl<S> Service<Request<Body>> for Admission<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -97,28 +95,28 @@ where
             written.map(|grant| audit::Admitted::new(Arc::clone(&caller.standing), grant, what.path));
         let deadline = deadline::of(request.headers());
         let limits = Arc::clone(&self.limits);
-        let span = tracing::info_span!(target: SPANS, "call", otel.kind = "server", otel.name = what.path);
+        let span = tracing::info_span!(
+            target: SPANS,
+            "call",
+            otel.kind = "server",
+            otel.name = what.path,
+            otel.status_code = field::Empty,
+            otel.status_description = field::Empty
+        );
         traces::adopt(&span, request.headers());
-        // The one that is ready is the one that is called.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let answer = self.inner.call(request);
         async move {
-            let answer = async {
-                let _turn = if what.is_list {
-                    let turn = limits.turns.take().await;
-                    let Some(turn) = turn else { return Ok(too_busy().into_http()) };
-                    Some(turn)
-                } else {
-                    None
-                };
-                inner.call(request).await
-            };
             let answer = match tokio::time::timeout(deadline, answer).await {
                 Ok(answer) => answer?,
                 Err(_) => api::late().into_http(),
             };
             let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
             limits.metrics.answered(what.path, code);
+            if code != Code::Ok {
+                Span::current()
+                    .record("otel.status_code", "ERROR")
+                    .record("otel.status_description", format!("{code:?}"));
+            }
             if let Some(written) = written {
                 written.answered(code, answer.extensions().get::<About>());
             }
@@ -133,10 +131,6 @@ where
 
 /// What an open call takes up.
 type Places = (Call, Option<Member>);
-
-fn too_busy() -> Status {
-    api::too_many("too much is asked for at once: this call was not begun", turns::LATER)
-}
 
 impl<S> Admission<S> {
     /// Room for one more open call, if there is. Of root on this node they are not counted, for the reason for which `pace` does

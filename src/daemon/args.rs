@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::config::{Config, Origin};
 use super::rebuild::{self, RebuildArgs};
+use super::traces::Traces;
 use super::{access, advice, probe, start, telemetry, thaw};
 use crate::model::operation::in_one_line;
 
@@ -65,10 +66,16 @@ pub fn main() -> ExitCode {
     if let Some(Verb::Health { part }) = &args.verb {
         return probe::ask(&config, part).map_or_else(|error| complain(&error, 1), |()| ExitCode::SUCCESS);
     }
-    let _telemetry = match telemetry::start(&config.log) {
+    // A collector is no reason not to serve, nor not to thaw.
+    let traces = if args.verb.is_none() { Traces::start() } else { Ok(None) };
+    let (traces, untraced) = traces.map_or_else(|error| (None, Some(error)), |traces| (traces, None));
+    let _telemetry = match telemetry::start(&config.log, traces) {
         Ok(telemetry) => telemetry,
         Err(error) => return complain(error.as_ref(), EXIT_CONFIG),
     };
+    if let Some(error) = untraced {
+        tracing::warn!(why = in_one_line(&error), "no traces are sent");
+    }
     let ended = match &args.verb {
         Some(Verb::Rebuild(args)) => rebuild::run(&config, args),
         Some(Verb::Thaw) => thaw::run(&config),

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use super::access::{Peer, Standing};
-use super::message_id;
 use super::pace::Pace;
 use crate::api::About;
 use crate::model::access::{Grant, Identity};
+use crate::ops::message_id;
 
 /// What the lines are known by in the log.
 pub(super) const TARGET: &str = "vmsnapd::audit";

@@ -1,20 +1,42 @@
 //! Events as lines of the log: each kind has an id in the journal, and what it is about are fields that can be asked for, as in
 //! `journalctl VMSNAP_VM_NAME=web`.
 //!
-//! Decides the names of the fields. What stands in an event is not logged beside it by whoever makes it.
+//! Decides the names of the fields. What stands in an event is not logged beside it by whoever makes it; one that cannot be kept
+//! is logged by `ops`.
 
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::Follower;
-use super::message_id;
+use crate::api;
 use crate::model::event::{Event, Severity};
+use crate::ops::{EVENTS, Engine, message_id};
 use crate::store::NumberedEvent;
 
-/// What the lines are known by in the log.
-const TARGET: &str = "vmsnapd::event";
+/// Events are logged, until this is ended.
+pub(super) struct EventLog {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
 
-/// Logs until `stop`, and then what there is still.
-pub(super) async fn log(mut follower: Follower, stop: CancellationToken) {
+impl EventLog {
+    /// Logs what happens from now on.
+    pub(super) fn start(engine: &Engine) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(log(Follower::new(engine), stop.clone()));
+        Self { stop, task }
+    }
+
+    /// Logs what there is still. A catalog that cannot be read keeps nobody from going for longer than `patience`.
+    pub(super) async fn end(self, patience: Duration) {
+        self.stop.cancel();
+        let _ = tokio::time::timeout(patience, self.task).await;
+    }
+}
+
+async fn log(mut follower: Follower, stop: CancellationToken) {
     loop {
         let events = tokio::select! {
             events = follower.next() => events,
@@ -31,7 +53,7 @@ pub(super) async fn log(mut follower: Follower, stop: CancellationToken) {
 macro_rules! line {
     ($level:ident, $sequence:expr, $event:expr) => {
         tracing::$level!(
-            target: TARGET,
+            target: EVENTS,
             message_id = message_id::of_event($event.kind),
             vmsnap_event = $event.kind.name(),
             vmsnap_sequence = $sequence,
@@ -42,7 +64,7 @@ macro_rules! line {
             vmsnap_volume = $event.volume.map(tracing::field::display),
             vmsnap_operation = $event.operation.map(tracing::field::display),
             vmsnap_actor = some(&$event.actor),
-            vmsnap_reason = $event.failure.as_ref().map(|failure| tracing::field::debug(failure.reason)),
+            vmsnap_reason = $event.failure.as_ref().map(|failure| api::reason_name(failure.reason)),
             vmsnap_why = $event.failure.as_ref().map(|failure| failure.message.as_str()),
             vmsnap_facts = facts($event).as_deref(),
             "{}",

@@ -8,14 +8,12 @@ mod audit;
 pub mod config;
 mod connections;
 mod controller;
-mod crowd;
 mod deadline;
 mod event_log;
 mod follow;
 mod health;
 mod identity;
 mod lock;
-mod message_id;
 mod metrics;
 mod pace;
 mod probe;
@@ -24,7 +22,7 @@ mod reload;
 mod serve;
 mod service;
 mod start;
-pub mod telemetry;
+mod telemetry;
 mod thaw;
 mod tls;
 #[cfg(feature = "opentelemetry")]
@@ -32,7 +30,6 @@ mod traces;
 #[cfg(not(feature = "opentelemetry"))]
 #[path = "traces_off.rs"]
 mod traces;
-mod turns;
 
 pub use args::main;
 pub use start::{Daemon, StartError};

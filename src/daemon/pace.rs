@@ -1,7 +1,7 @@
 //! How many calls each caller may make in a time.
 //!
 //! Decides nothing about what they are: a controller that calls in a loop by mistake must not keep the others from theirs. Leaves
-//! to `connections` how many are open at once.
+//! to `crowd` and `connections` how many are open at once.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

@@ -19,15 +19,13 @@ use tonic_health::server::HealthReporter;
 
 use super::admission::Limits;
 use super::config::{Config, ConfigError};
-use super::crowd::Crowd;
-use super::follow::Follower;
+use super::event_log::EventLog;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::reload::Reloading;
 use super::serve::Ports;
-use super::turns::Turns;
-use super::{controller, event_log, health, identity, lock, metrics, reload, serve, service};
-use crate::api::{Api, NodeIdentity};
+use super::{controller, health, identity, lock, metrics, reload, serve, service};
+use crate::api::{Api, Crowd, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
 use crate::host::{Host, HostError};
@@ -270,8 +268,7 @@ pub struct Daemon {
     health: HealthReporter,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    /// Events are logged.
-    logging: JoinHandle<()>,
+    event_log: EventLog,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
     /// Where clients from the network are listened for.
@@ -292,9 +289,9 @@ impl Daemon {
         // What is told from here on is kept for the controller, too.
         controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
-        let stop = CancellationToken::new();
         // What the recovery does is logged, too.
-        let logging = tokio::spawn(event_log::log(Follower::new(&engine), stop.clone()));
+        let event_log = EventLog::start(&engine);
+        let stop = CancellationToken::new();
         let recovered = engine.recover().await.map_err(StartError::Recover)?;
         engine.attend(config.event_retention());
         let (listener, made) = serve::listen(config)?;
@@ -326,7 +323,6 @@ impl Daemon {
         let limits = Limits {
             pace: Pace::of(config.pace()?),
             crowd: Crowd::of(config.crowd()?),
-            turns: Turns::default(),
             refusals: Arc::default(),
             metrics,
         };
@@ -342,7 +338,7 @@ impl Daemon {
             health,
             stop,
             serving,
-            logging,
+            event_log,
             socket: made,
             network: address,
             figures,
@@ -367,7 +363,10 @@ impl Daemon {
         tokio::select! {
             () = told => {}
             // A server that ends by itself has failed, and a daemon that nobody can reach is none.
-            served = &mut self.serving => return served.unwrap_or(Ok(())).map_err(StartError::Serve),
+            served = &mut self.serving => {
+                self.event_log.end(LAST_WORDS).await;
+                return served.unwrap_or(Ok(())).map_err(StartError::Serve);
+            }
         }
         tracing::info!(operations = self.engine.busy(), "vmsnapd goes down");
         service::tell(&[NotifyState::Stopping]);
@@ -377,8 +376,7 @@ impl Daemon {
         }
         self.stop.cancel();
         let served = tokio::time::timeout(LAST_WORDS, self.serving).await;
-        // A catalog that cannot be read keeps nobody from going.
-        let _ = tokio::time::timeout(LAST_WORDS, self.logging).await;
+        self.event_log.end(LAST_WORDS).await;
         // The socket is removed only by the daemon that made it, and only while it still holds the lock.
         let _ = self.socket.map(fs::remove_file);
         match served {

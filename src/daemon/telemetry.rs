@@ -18,11 +18,10 @@ use crate::ops::SPANS;
 
 /// Lasts as long as there is something to tell.
 #[must_use]
-pub struct Telemetry(#[allow(dead_code, reason = "it is sent when this is dropped")] Option<Traces>);
+pub(super) struct Telemetry(#[allow(dead_code, reason = "it is sent when this is dropped")] Option<Traces>);
 
 /// Starts logging. `filter` as in [`EnvFilter`]; `VMSNAPD_LOG` goes before it. Neither holds back the audit trail, nor spans.
-pub fn start(filter: &str) -> Result<Telemetry, Box<dyn Error + Send + Sync>> {
-    let traces = Traces::start()?;
+pub(super) fn start(filter: &str, traces: Option<Traces>) -> Result<Telemetry, Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("VMSNAPD_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
     let spans = if traces.is_some() { "info" } else { "off" };
     let filter = filter

@@ -1,8 +1,8 @@
 //! Spans for a collector of OpenTelemetry: a call, the operation that it has begun, each step of that. Only with the feature
 //! `opentelemetry`; [`off`](super::traces) stands in its place else.
 //!
-//! Decides where they go: to what `OTEL_EXPORTER_OTLP_ENDPOINT` names, and nowhere without it. The other variables of the
-//! OpenTelemetry SDK hold, too. Leaves what is a span to whoever does the work.
+//! Decides where they go: to what `OTEL_EXPORTER_OTLP_ENDPOINT` names, and nowhere without it. Leaves what is a span to whoever
+//! does the work.
 
 use std::env;
 
@@ -25,8 +25,8 @@ const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP
 /// Spans are sent, until this is dropped: then what waits is sent at last.
 pub(super) struct Traces {
     provider: SdkTracerProvider,
-    /// The exporter's own: it lives longer than that of the daemon.
-    _runtime: Runtime,
+    /// The exporter's own: it lives longer than that of the daemon. None once it is let go of.
+    runtime: Option<Runtime>,
 }
 
 /// Why nothing is sent.
@@ -49,10 +49,14 @@ impl Traces {
         let inside = runtime.enter();
         let exporter = SpanExporter::builder().with_tonic().build()?;
         drop(inside);
-        let resource = Resource::builder().with_service_name("vmsnapd").build();
+        let mut resource = Resource::builder();
+        if env::var_os("OTEL_SERVICE_NAME").is_none() && env::var_os("OTEL_RESOURCE_ATTRIBUTES").is_none() {
+            resource = resource.with_service_name("vmsnapd");
+        }
+        let resource = resource.build();
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
-        Ok(Some(Self { provider, _runtime: runtime }))
+        Ok(Some(Self { provider, runtime: Some(runtime) }))
     }
 
     /// What takes the spans.
@@ -66,8 +70,9 @@ impl Traces {
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        // A collector that is away keeps nobody from going: the SDK waits for 5 s.
+        // A collector that is away keeps nobody from going: the SDK waits for 5 s, and a name that is being looked up for nobody.
         let _ = self.provider.shutdown();
+        self.runtime.take().map(Runtime::shutdown_background);
     }
 }
 

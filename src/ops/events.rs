@@ -5,10 +5,13 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
-use crate::model::event::{Cause, Event, EventKind};
-use crate::store::{EventFilter, EventOrder, EventPage};
+use crate::model::event::{Cause, Event, EventKind, Severity};
+use crate::store::{EventFilter, EventOrder, EventPage, Store};
 
-use super::{Engine, Result};
+use super::{Engine, Result, message_id};
+
+/// What lines about events are known by in the log.
+pub const EVENTS: &str = "vmsnapd::event";
 
 /// How often old events are looked for. Their age is in days.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
@@ -44,13 +47,8 @@ impl Engine {
         self.tell(Event::new(EventKind::DaemonStopping, message, &by_itself())).await;
     }
 
-    /// Whoever follows events logs them; only one that cannot be kept is logged here.
     pub(super) async fn tell(&self, event: Event) {
-        let message = event.message.clone();
-        if let Err(error) = self.0.store.tell(event).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "an event cannot be kept: {message}");
-        }
+        tell(&self.0.store, event).await;
     }
 
     /// Lets go of events, and of operations that have ended, older than `kept`, from now until the daemon goes down.
@@ -70,6 +68,31 @@ impl Engine {
                 }
             }
         });
+    }
+}
+
+/// Whoever follows events logs them. One that cannot be kept is logged here: the disk that is full may be that of the catalog.
+pub(super) async fn tell(store: &Store, event: Event) {
+    let Err(error) = store.tell(event.clone()).await else { return };
+    let error: &dyn std::error::Error = &error;
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                target: EVENTS,
+                message_id = message_id::of_event(event.kind),
+                vmsnap_event = event.kind.name(),
+                vmsnap_vm = event.vm.map(tracing::field::display),
+                vmsnap_vm_name = event.vm_name,
+                vmsnap_operation = event.operation.map(tracing::field::display),
+                error,
+                "{} (the catalog cannot keep that)",
+                event.message
+            )
+        };
+    }
+    match event.severity {
+        Severity::Info | Severity::Warning => line!(warn),
+        Severity::Error => line!(error),
     }
 }
 

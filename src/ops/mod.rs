@@ -21,9 +21,6 @@ use crate::model::{
 use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, Places, SpeedPolicy};
 use crate::store::{Departure, OperationFilter, Page, SnapshotFilter, SnapshotPage, Store};
 
-/// What the spans of calls, operations and steps are known by, for whoever takes them.
-pub const SPANS: &str = "vmsnapd::trace";
-
 mod backup;
 mod board;
 mod captures;
@@ -40,6 +37,7 @@ mod expiry;
 mod gate;
 mod growth;
 mod manifest;
+pub mod message_id;
 mod observe;
 mod orphans;
 mod presence;
@@ -49,6 +47,7 @@ mod recover;
 mod resolve;
 mod runner;
 mod space;
+mod spans;
 mod steps;
 mod submit;
 mod throttle;
@@ -59,8 +58,10 @@ pub use captures::{captured, end_captures};
 pub use check::{NodeCheck, is_unreadable};
 pub use elsewhere::Wait;
 pub use error::OpsError;
+pub use events::EVENTS;
 pub use rebuild::gather;
 pub use recover::thaw_guests;
+pub use spans::SPANS;
 pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};

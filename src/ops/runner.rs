@@ -21,12 +21,11 @@ use crate::model::step::CatalogChange;
 use crate::model::{
     Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
 };
-use crate::plan;
 
 use super::board::{Command, Decision, Limit, Reporter};
 use super::gate::Permit;
 use super::steps::{Context, Performed, SeenBefore, perform};
-use super::{Engine, Inner, OpsError, SPANS};
+use super::{Engine, Inner, OpsError, spans};
 
 /// An operation on its way.
 pub(super) struct Runner {
@@ -74,33 +73,32 @@ impl Runner {
 
     /// Runs it to its end, or until the daemon goes down. It is part of what whoever calls this does.
     pub(super) fn run(self) -> impl Future<Output = ()> + Send {
-        let operation = &self.operation;
-        let span = tracing::info_span!(
-            target: SPANS,
-            "operation",
-            id = %operation.id,
-            kind = operation.request.name(),
-            vm = %operation.vm,
-            otel.status_code = tracing::field::Empty
-        );
-        self.run_on().instrument(span)
+        let span = spans::of_operation(&self.operation);
+        async move {
+            let mut next = self.run_one().instrument(span).await;
+            while let Some(runner) = next {
+                let span = spans::of_operation(&runner.operation);
+                next = runner.run_one().instrument(span).await;
+            }
+        }
     }
 
-    async fn run_on(mut self) {
+    /// Gives what it has made way for.
+    async fn run_one(mut self) -> Option<Self> {
         tracing::info!(operation = %self.operation.id, vm = %self.operation.vm, snapshot = ?self.operation.snapshot, "operation runs");
         loop {
             if !self.take_turns().await {
                 tracing::info!(operation = %self.operation.id, "operation is left for the next start");
-                return;
+                return None;
             }
             if !matches!(self.operation.cursor.state, OperationState::Stuck { .. }) {
                 break;
             }
             if !self.wait_for_a_person().await {
-                return;
+                return None;
             }
         }
-        self.end().await;
+        self.end().await
     }
 
     /// Until there is none left to take. False if the daemon goes down first.
@@ -124,19 +122,13 @@ impl Runner {
             if !self.journal(turn).await {
                 return false;
             }
-            let name = match turn {
-                Turn::Ensure(_) => "step",
-                Turn::Undo(_) => "undo",
-            };
-            let what = self.operation.step(turn);
-            let span =
-                tracing::info_span!(target: SPANS, "step", otel.name = name, what = plan::describe(what));
+            let span = spans::of_turn(&self.operation, turn);
             self.take_turn(turn).instrument(span).await;
         }
         true
     }
 
-    async fn end(mut self) {
+    async fn end(mut self) -> Option<Self> {
         // Whoever still says something is told that it comes too late.
         self.commands = mpsc::channel(1).1;
         // Before the end is durable: what was written to has to be looked at, even if the daemon dies now.
@@ -152,20 +144,17 @@ impl Runner {
         }
         self.operation.ended_at = Some(Timestamp::now());
         if self.operation.cursor.state == OperationState::Failed {
-            tracing::Span::current().record("otel.status_code", "ERROR");
+            spans::failed();
         }
         self.save().await;
         self.engine.0.touched.note(self.operation.vm);
         // What was held up by the references that have gone now goes, too.
-        if !matches!(self.operation.request, Request::Collapse { .. }) {
-            self.settle_source();
-            self.engine.collapse_waiting();
-            let next = self.engine.collapse(self.operation.vm, self.permit).await;
-            drop(self.reporter);
-            if let Some(next) = next {
-                Box::pin(next.run()).await;
-            }
+        if matches!(self.operation.request, Request::Collapse { .. }) {
+            return None;
         }
+        self.settle_source();
+        self.engine.collapse_waiting();
+        self.engine.collapse(self.operation.vm, self.permit).await
     }
 
     /// The VM that a clone was made out of, if this lets it stand alone.

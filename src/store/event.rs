@@ -5,7 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::conditions::{Conditions, MAKES_CLONES};
-use super::{Prepared, Result, Store, from_json, outbox, to_json};
+use super::{Prepared, Result, Store, StoreError, from_json, outbox, to_json};
 use crate::model::event::{Event, EventKind, Severity};
 use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
 
@@ -75,7 +75,10 @@ impl Store {
 
     /// A part of the events.
     pub async fn events(&self, filter: EventFilter, order: EventOrder, limit: u32) -> Result<EventPage> {
-        self.read(move |transaction| read(transaction, &filter, order, limit)).await
+        let turn = self.event_reads.acquire().await.map_err(|_| StoreError::Closed)?;
+        let page = self.read(move |transaction| read(transaction, &filter, order, limit)).await;
+        drop(turn);
+        page
     }
 }
 

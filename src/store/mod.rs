@@ -156,6 +156,9 @@ impl StoreError {
 /// Reads that may be in the queue at once: enough that the thread is never idle while somebody wants to read.
 const QUEUED_READS: usize = 32;
 
+/// Reads of events among them: each event is read for each who watches, and operations have to read, too.
+const QUEUED_EVENT_READS: usize = 8;
+
 fn is_full(cause: &std::io::Error) -> bool {
     matches!(cause.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
@@ -165,6 +168,8 @@ fn is_full(cause: &std::io::Error) -> bool {
 pub struct Store {
     desk: Desk,
     reads: Arc<Semaphore>,
+    /// Of these, those that read events.
+    event_reads: Arc<Semaphore>,
     /// The place of the newest event.
     newest_event: watch::Receiver<u64>,
     /// Where the file is; None in memory.
@@ -214,8 +219,15 @@ impl Store {
     }
 
     fn at(desk: Desk, newest_event: watch::Receiver<u64>, path: Option<&Path>) -> Self {
-        let (reads, path) = (Arc::new(Semaphore::new(QUEUED_READS)), path.map(Path::to_owned));
-        Self { desk, reads, newest_event, path, backups: Arc::default() }
+        let (reads, event_reads) = (Semaphore::new(QUEUED_READS), Semaphore::new(QUEUED_EVENT_READS));
+        Self {
+            desk,
+            reads: Arc::new(reads),
+            event_reads: Arc::new(event_reads),
+            newest_event,
+            path: path.map(Path::to_owned),
+            backups: Arc::default(),
+        }
     }
 
     /// Runs `work` in one transaction: all of it lasts, or nothing. Once it has begun it is carried through, even if the

@@ -128,7 +128,6 @@ async fn a_certificate_that_is_revoked_is_of_no_use() {
     assert!(!audit_lines(&["ListSnapshots", "Revoked", "decision=refused"]).is_empty());
 }
 
-/// A rule that was taken away counts at once.
 /// One caller cannot take all that may be open, over however many connections it calls.
 #[tokio::test]
 async fn one_caller_has_so_many_calls_open() {
@@ -156,6 +155,7 @@ async fn one_caller_has_so_many_calls_open() {
     tokio::time::timeout(PATIENCE, again).await.expect("what has ended is not counted");
 }
 
+/// A rule that was taken away counts at once.
 #[tokio::test]
 async fn a_rule_that_is_gone_counts_at_once() {
     let mut secured = secured();

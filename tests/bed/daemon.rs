@@ -19,6 +19,8 @@ use super::scratch::Scratch;
 use super::{eventually, program, wait_until};
 
 const START: Duration = Duration::from_secs(60);
+/// What a call may take, unless somebody says otherwise.
+const ANSWER: Duration = Duration::from_secs(5);
 const STOP: Duration = Duration::from_secs(120);
 const LOG_TAIL: usize = 60;
 
@@ -163,7 +165,12 @@ impl Daemon {
 
     /// A gRPC channel to it; None if it does not answer.
     pub async fn connect(&self) -> Option<Channel> {
-        connect(self.socket()).await
+        self.connect_for(ANSWER).await
+    }
+
+    /// The same, for calls that may take longer to be answered.
+    pub async fn connect_for(&self, answer: Duration) -> Option<Channel> {
+        connect(self.socket(), answer).await
     }
 
     /// Its process id.
@@ -254,13 +261,13 @@ impl Drop for Daemon {
 
 async fn check(socket: PathBuf, part: &str) -> Option<ServingStatus> {
     let request = HealthCheckRequest { service: part.to_owned() };
-    let answer = HealthClient::new(connect(socket).await?).check(request).await.ok()?;
+    let answer = HealthClient::new(connect(socket, ANSWER).await?).check(request).await.ok()?;
     Some(answer.into_inner().status())
 }
 
 /// A gRPC channel over a Unix socket; None if nobody answers.
-async fn connect(socket: PathBuf) -> Option<Channel> {
-    let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_secs(5));
+async fn connect(socket: PathBuf, answer: Duration) -> Option<Channel> {
+    let endpoint = Endpoint::from_static("http://localhost").timeout(answer);
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }

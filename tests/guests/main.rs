@@ -9,6 +9,7 @@
 mod bed;
 mod clones;
 mod controller;
+mod crowd;
 mod devices;
 mod e2e;
 mod firmware;

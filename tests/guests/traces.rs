@@ -135,10 +135,12 @@ fn a_clients_trace_goes_down_to_each_step() {
         request.metadata_mut().insert("traceparent", PARENT.parse().unwrap());
         client.create_snapshot(request).await.unwrap();
     });
-    let spans = eventually("the collector has the operation", std::time::Duration::from_secs(60), || {
-        let spans = collector.spans();
-        spans.iter().any(|span| span.name == "operation").then_some(spans)
-    });
+    let spans =
+        eventually("the collector has call and operation", std::time::Duration::from_secs(60), || {
+            let spans = collector.spans();
+            let has = |end: &str| spans.iter().any(|span| span.name.ends_with(end));
+            (has("operation") && has("CreateSnapshot")).then_some(spans)
+        });
 
     let of: HashMap<String, &Span> = spans.iter().map(|span| (hex(&span.id), span)).collect();
     let ours: Vec<&Span> = spans.iter().filter(|span| PARENT.contains(&hex(&span.trace))).collect();

@@ -17,9 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::places::{Places, Seat};
 use super::wire::Wire;
 use super::{Connection, next};
+use crate::api::Crowd;
 use crate::daemon::access::{Current, Peer, Standing};
 use crate::daemon::audit::Refusals;
-use crate::daemon::crowd::Crowd;
 use crate::daemon::tls::Chain;
 
 /// Longest handshake: two ways over a bad network, and a machine that hardly moves.

@@ -242,11 +242,7 @@ impl<'a> Watch<'a> {
     async fn tell(&self, news: MergeNews) {
         let Context { operation, store, .. } = self.context;
         let event = of_merge(operation, &self.merge.target, news, self.tracker.pace(), Timestamp::now());
-        let message = event.message.clone();
-        if let Err(error) = store.tell(event).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(operation = %operation.id, error, "an event cannot be kept: {message}");
-        }
+        crate::ops::events::tell(store, event).await;
     }
 
     async fn slow(&mut self, limit: u64) {

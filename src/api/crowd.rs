@@ -9,26 +9,28 @@ use crate::model::access::Identity;
 
 /// All callers, and how many each has.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub struct Crowd {
     most: usize,
     present: Mutex<HashMap<Identity, usize>>,
 }
 
 /// One that is counted, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Member {
+pub struct Member {
     who: Identity,
     crowd: Arc<Crowd>,
 }
 
 impl Crowd {
     /// In which each may have so many.
-    pub(super) fn of(most: usize) -> Arc<Self> {
+    #[must_use]
+    pub fn of(most: usize) -> Arc<Self> {
         Arc::new(Self { most, present: Mutex::default() })
     }
 
     /// Counts another one. None if it has as many as it may.
-    pub(super) fn enter(self: &Arc<Self>, who: Identity) -> Option<Member> {
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, who: Identity) -> Option<Member> {
         let mut present = self.present();
         let number = present.entry(who.clone()).or_default();
         if *number >= self.most {

@@ -5,13 +5,14 @@
 use crate::model::event::EventKind;
 
 /// A call that may change something was let through.
-pub(super) const CALL_ADMITTED: &str = "44d8333e7f3049a48cdd977b0a848ef2";
+pub const CALL_ADMITTED: &str = "44d8333e7f3049a48cdd977b0a848ef2";
 
 /// A call or a connection was refused.
-pub(super) const CALL_REFUSED: &str = "ebd665e74d3445ee95b31dd8930a3ec7";
+pub const CALL_REFUSED: &str = "ebd665e74d3445ee95b31dd8930a3ec7";
 
 /// Of an event.
-pub(super) fn of_event(kind: EventKind) -> &'static str {
+#[must_use]
+pub fn of_event(kind: EventKind) -> &'static str {
     match kind {
         EventKind::SnapshotStateChanged => "1d23ce9056964e038a96a7f80ca15a1e",
         EventKind::SnapshotUpdated => "af98a4dfd7ec4d1d8cd8459028f9cea9",

@@ -26,7 +26,7 @@ pub(super) fn of(error: &OpsError) -> Vec<Fact> {
         OpsError::VmBusy(id) | OpsError::VmStuck(id) => one("operation_id", id),
         OpsError::NoSuchComment(id) => one("comment_id", id),
         OpsError::AmbiguousVolume { candidates, .. } | OpsError::AmbiguousSnapshot { candidates, .. } => {
-            one("candidates", candidates.join(", "))
+            one("candidates", &candidates.join(", "))
         }
         _ => Vec::new(),
     }
@@ -82,11 +82,10 @@ fn of_host(error: &HostError) -> Vec<Fact> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "ids and words alike")]
-fn one(key: &'static str, value: impl ToString) -> Vec<Fact> {
+fn one(key: &'static str, value: &impl ToString) -> Vec<Fact> {
     vec![(key, value.to_string())]
 }
 
 fn of_path(path: &Path) -> Vec<Fact> {
-    one("path", path.display())
+    one("path", &path.display())
 }

@@ -7,6 +7,7 @@
 
 mod access;
 mod adoption;
+mod api_page;
 mod authority;
 mod backup;
 mod bad_requests;

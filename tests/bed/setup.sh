@@ -17,7 +17,8 @@ PATH=$PATH:/usr/sbin:/sbin
 # QEMU and libvirt must come from one suite: half of each makes apt remove the other half.
 hypervisor=(qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients libvirt-dev)
 tools=(make gcc libc6-dev pkg-config cpio gzip xz-utils zstd kmod e2fsprogs ovmf)
-python=(python3-venv)
+# jq takes the examples of docs/API.md from one answer to the next request.
+python=(python3-venv jq)
 python_packages=(grpcio grpcio-reflection grpcio-status grpcio-tools buf-bin)
 
 say() { echo "setup: $*"; }

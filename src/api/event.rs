@@ -177,6 +177,11 @@ impl Follow {
             return Some(Err(status::of(error)));
         }
         loop {
+            match self.send_fresh().await? {
+                Ok(true) => return Some(Ok(())),
+                Ok(false) => {}
+                Err(error) => return Some(Err(status::of(error))),
+            }
             let page = self.engine.events(self.filter.clone(), EventOrder::After(self.from), BATCH).await;
             let page = match page {
                 Ok(page) => page,
@@ -192,6 +197,26 @@ impl Follow {
                 return Some(Ok(()));
             }
         }
+    }
+
+    /// Sends all that is new out of memory. False if it has to be looked for in the catalog. None if the client is gone.
+    async fn send_fresh(&mut self) -> Option<Result<bool, OpsError>> {
+        if self.filter.without_clones {
+            return Some(Ok(false));
+        }
+        let fresh = match self.engine.fresh_events(self.from).await {
+            Ok(Some(fresh)) => fresh,
+            Ok(None) => return Some(Ok(false)),
+            Err(error) => return Some(Err(error)),
+        };
+        for event in &fresh.events {
+            self.from = event.sequence;
+            if self.filter.lets_through(&event.event) != Some(false) {
+                self.send(Update::Event(convert::event(event))).await?;
+            }
+        }
+        self.from = self.from.max(fresh.newest);
+        Some(Ok(true))
     }
 
     /// VMs come and go while somebody watches all that are within his scope.

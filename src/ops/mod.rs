@@ -43,6 +43,7 @@ mod orphans;
 mod presence;
 mod readers;
 mod rebuild;
+mod recent;
 mod recover;
 mod resolve;
 mod runner;
@@ -60,6 +61,7 @@ pub use elsewhere::Wait;
 pub use error::OpsError;
 pub use events::EVENTS;
 pub use rebuild::gather;
+pub use recent::Fresh;
 pub use recover::thaw_guests;
 pub use spans::SPANS;
 pub use submit::{Asked, Submitted};
@@ -71,6 +73,7 @@ use deadman::DeadMan;
 use gate::Gate;
 use growth::Touched;
 use manifest::Manifests;
+use recent::Recent;
 use throttle::Throttles;
 
 /// A result of an engine call.
@@ -92,6 +95,7 @@ struct Inner {
     board: Board,
     dead_man: DeadMan,
     manifests: Manifests,
+    recent: Recent,
     /// VMs that operations have changed, for whoever keeps up with their disks.
     touched: Touched,
     /// VMs with layers that wait, and what for.
@@ -151,6 +155,7 @@ impl Engine {
     pub fn new(host: Host, store: Store, settings: Settings) -> std::io::Result<Self> {
         let dead_man = DeadMan::start(Arc::clone(&host.emergency))?;
         let manifests = Manifests::new(Arc::clone(&host.images), store.clone(), settings.places.clone());
+        let recent = Recent::new(&store);
         Ok(Self(Arc::new(Inner {
             host,
             store,
@@ -172,6 +177,7 @@ impl Engine {
             board: Board::default(),
             dead_man,
             manifests,
+            recent,
             touched: Touched::default(),
             waiting: Mutex::default(),
             differences: Mutex::default(),

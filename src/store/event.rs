@@ -67,6 +67,29 @@ pub enum EventOrder {
     Before(Option<u64>),
 }
 
+impl EventFilter {
+    /// Whether an event matches; None where only the catalog can tell.
+    #[must_use]
+    pub fn lets_through(&self, event: &Event) -> Option<bool> {
+        if self.without_clones {
+            // Of which kind its operation was does not stand in it.
+            return None;
+        }
+        Some(
+            self.vms.as_ref().is_none_or(|vms| event.vm.is_some_and(|vm| vms.contains(&vm)))
+                && (self.snapshot.is_none() || self.snapshot == event.snapshot)
+                && (self.volume.is_none() || self.volume == event.volume)
+                && (self.operation.is_none() || self.operation == event.operation)
+                && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+                && self.min_severity.is_none_or(|least| event.severity >= least)
+                && self.created_after.is_none_or(|after| event.at.as_millisecond() >= after.as_millisecond())
+                && self
+                    .created_before
+                    .is_none_or(|before| event.at.as_millisecond() < before.as_millisecond()),
+        )
+    }
+}
+
 impl Store {
     /// Enters an event that is part of no other change.
     pub async fn tell(&self, event: Event) -> Result<()> {

@@ -263,6 +263,7 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
 }
 
 mod backup;
+mod events;
 mod fuzz;
 mod lists;
 mod lists_model;

@@ -31,11 +31,15 @@ const WATCHERS: usize = 1000;
 /// Each client calls so often.
 const PACE: Duration = Duration::from_secs(1);
 
+/// Snapshots that are taken and merged before: a page of operations is full then, and a connection keeps the last frame of the last
+/// answer, with all that lies around it, until the next one.
+const BEFORE: usize = 55;
+
 /// A client waits for so long: the machine has a guest, the daemon and all clients on its processors.
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// What the second half may add: pages that the allocator keeps, KiB. A watch keeps the most that it ever had to say at once.
-const SLACK: u64 = 8 * 1024;
+const SLACK: u64 = 16 * 1024;
 
 /// Until the last of the crowd has been told what there is.
 const END: Duration = Duration::from_secs(120);
@@ -128,16 +132,21 @@ async fn watcher(channel: Channel, seen: Arc<Seen>, mut last: watch::Receiver<Op
     }
 }
 
+fn round(client: &Client, guest: &Guest) {
+    let vm = guest.name();
+    client.json(&["snapshot", "create", vm, "crowded"]);
+    guest.exec("dd if=/dev/urandom of=/mnt/vdb/crowded bs=64k count=16 conv=fsync 2>/dev/null");
+    client.json(&["snapshot", "delete", &format!("{vm}/crowded"), "--yes"]);
+}
+
 /// Snapshots and their deletions until the time is over. Gives how many there were, and what the daemon had after half of
 /// the time and at the end: KiB and descriptors.
 fn work(client: &Client, guest: &Guest, daemon: u32, long: Duration) -> (u32, [(u64, usize); 2]) {
-    let (vm, begun) = (guest.name(), Instant::now());
+    let begun = Instant::now();
     let (mut rounds, mut taken) = (0, [(0, 0); 2]);
     while begun.elapsed() < long {
         rounds += 1;
-        client.json(&["snapshot", "create", vm, "crowded"]);
-        guest.exec("dd if=/dev/urandom of=/mnt/vdb/crowded bs=64k count=16 conv=fsync 2>/dev/null");
-        client.json(&["snapshot", "delete", &format!("{vm}/crowded"), "--yes"]);
+        round(client, guest);
         taken[1] = (process::status(daemon, "RssAnon:"), descriptors(daemon));
         if rounds == 1 || begun.elapsed() < long / 2 {
             taken[0] = taken[1];
@@ -169,6 +178,9 @@ fn a_crowd_is_served_and_the_daemon_does_not_grow() {
     let daemon = Daemon::start_with(Setup { descriptors: Some(DESCRIPTORS), ..Setup::default() });
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).unwrap();
     let alone = descriptors(daemon.id());
+    for _ in 0..BEFORE {
+        round(&daemon.client(), &guest);
+    }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let seen = Arc::new(Seen::default());
     let ((over, is_over), (last, is_last)) = (watch::channel(false), watch::channel(None));

@@ -47,6 +47,11 @@ fn the_unit_keeps_what_is_promised() {
     check("ReadWritePaths", "/var/lib/libvirt/qemu/nvram", "no UEFI variables are brought back");
     check("CapabilityBoundingSet", "CAP_SYS_PTRACE", "who has a block device open is not seen");
     check("CapabilityBoundingSet", "CAP_CHOWN", "QEMU cannot open what is made for it");
+    check(
+        "SystemCallFilter",
+        "capset",
+        "setpriv cannot start qemu-img, so nothing is merged under a VM that is off",
+    );
     // These hide what it has to see: processes, whoever is at the other end of the socket, block devices.
     for key in ["ProtectProc", "ProcSubset", "PrivateUsers", "PrivateDevices"] {
         assert!(settings.iter().all(|(name, _)| *name != key), "{key}=");

@@ -11,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills crowd traces bench install deb clean
+.PHONY: all build demo test guests check histories faults soak mutants fuzz flat kills crowd traces bench install deb package-test clean
 
 all: build
 
@@ -127,6 +127,13 @@ install: build
 REVISION ?= 1
 deb: build
 	packaging/debian/build.sh $(PROFILE) $(abspath $(BUILT)) $(REVISION)
+
+# The package in clean Debian roots: lintian, installation, the demo with what it installed, an upgrade, a removal; and all of
+# that under systemd in a machine of its own.
+package-test: export VMSNAP_PROFILE = $(PROFILE)
+package-test: export VMSNAP_BUILT = $(abspath $(BUILT))
+package-test:
+	tests/bed/run.sh tests/package/run.sh
 
 clean:
 	$(CARGO) clean

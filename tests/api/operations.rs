@@ -1,4 +1,5 @@
-//! Every command of docs/OPERATIONS.md does what it says. Those on libvirt's own metadata are run by `tests/host_libvirt`.
+//! Every command of docs/OPERATIONS.md does what it says. Those on libvirt's own metadata are run by `tests/host_libvirt`, those on
+//! the package by `make package-test`.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,9 @@ use super::page::Page;
 use super::readme::{check_config, install, program};
 
 const PAGE: Page = Page(include_str!("../../docs/OPERATIONS.md"));
+/// `make package-test`: what it makes, and what it runs in a clean Debian root.
+const PACKAGE_TEST: &str =
+    concat!(include_str!("../package/run.sh"), include_str!("../package/installed.sh"));
 
 #[tokio::test]
 async fn every_command_of_the_page_works() {
@@ -34,10 +38,18 @@ async fn every_command_of_the_page_works() {
                 let arguments = arguments.replace("localhost:7443", &port);
                 run(&node, &program(root.path(), "vmsnap"), &arguments, place.path());
             }
+            ("make", "deb") | ("apt", _) => is_in_the_package_test(command),
             ("openssl" | "virsh", _) => {}
             _ => panic!("nobody knows how to test {command:?}"),
         }
     }
+}
+
+/// Word for word, and as a command: not in a comment.
+#[track_caller]
+fn is_in_the_package_test(command: &str) {
+    let runs = |line: &str| !line.trim_start().starts_with('#') && line.contains(command);
+    assert!(PACKAGE_TEST.lines().any(runs), "nobody runs {command:?}");
 }
 
 fn run(node: &Node, program: &Path, arguments: &str, directory: &Path) {

@@ -59,8 +59,12 @@ pub fn python() -> PathBuf {
     python
 }
 
-/// A program of this package, of the same build as the running test or example.
+/// A program of this package: one in the directory `VMSNAP_PROGRAMS`, as tests/package has it for what is installed, else of the
+/// same build as the running test or example.
 pub fn program(name: &str) -> PathBuf {
+    if let Some(programs) = std::env::var_os("VMSNAP_PROGRAMS") {
+        return Path::new(&programs).join(name);
+    }
     let own = std::env::current_exe().expect("a process knows its own file");
     // target/PROFILE/deps/test-HASH or target/PROFILE/examples/demo
     let profile = own.parent().and_then(Path::parent).expect("cargo puts programs two levels deep");

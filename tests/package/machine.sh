@@ -30,7 +30,8 @@ SuccessAction=poweroff-force
 FailureAction=poweroff-force
 [Service]
 Type=oneshot
-ExecStart=/root/inside.sh
+# Not a terminal: nobody is shown how far things have come.
+ExecStart=/bin/sh -c "/root/inside.sh 2>&1 | cat"
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0

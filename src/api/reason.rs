@@ -28,7 +28,10 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
             "delete when the guest writes less, or give it more time with --merge-deadline"
         }
         Reason::CatalogFailed => "see the log of vmsnapd; check the state directory for space and damage",
-        Reason::HypervisorRefused | Reason::TimedOut | Reason::Internal => "see the log of vmsnapd",
+        Reason::HypervisorRefused => {
+            "see the log of vmsnapd; where permission was denied, AppArmor or SELinux confines the VM: docs/OPERATIONS.md"
+        }
+        Reason::TimedOut | Reason::Internal => "see the log of vmsnapd",
         _ => "",
     }
 }

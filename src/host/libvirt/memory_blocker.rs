@@ -19,8 +19,11 @@ pub(super) fn memory_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
 }
 
 /// What stands in the way of capturing memory while the guest runs, in words: each write waits until the page that it goes to is
-/// written out.
+/// written out; and QEMU has to write to a file that it was given open.
 pub(super) fn background_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
+    if is_confined_by_path(domain) {
+        return Some("AppArmor keeps its QEMU from truncating a file that it was given open".to_owned());
+    }
     let pages = children(domain, "memoryBacking")
         .flat_map(|backing| children(backing, "hugepages"))
         .flat_map(|huge| children(huge, "page"));
@@ -35,6 +38,15 @@ pub(super) fn background_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
         }
     };
     pages.into_iter().any(|page| is_huge(&page)).then(|| "its memory has pages of 1 GiB".to_owned())
+}
+
+/// AppArmor goes by the paths in the profile that libvirt made, whoever has opened the file (seen with libvirt 11.3 on Debian 12:
+/// "failed to truncate migration file"). libvirt's own capture adds its file to the profile.
+fn is_confined_by_path<'a>(domain: Node<'a, 'a>) -> bool {
+    children(domain, "seclabel").any(|label| {
+        label.attribute("model") == Some("apparmor")
+            && label.attribute("type").is_some_and(|kind| kind != "none")
+    })
 }
 
 fn device<'a>(device: Node<'a, 'a>) -> Option<String> {
@@ -127,6 +139,25 @@ mod tests {
         device("<smartcard mode='host'/>", Some("a smart card reader that is passed through"));
         device("<crypto><backend model='vhostuser'/></crypto>", Some("a vhost-user crypto device"));
         check("<launchSecurity type='sev'/>", Some("encrypted guest memory (sev)"));
+    }
+
+    #[test]
+    fn confinement() {
+        let check = |label: &str, is_in_the_way: bool| {
+            let xml = format!("<domain>{label}</domain>");
+            let document = roxmltree::Document::parse(&xml).unwrap();
+            assert_eq!(background_blocker(document.root_element()).is_some(), is_in_the_way, "{label}");
+        };
+        check(
+            "<seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-1</label></seclabel>",
+            true,
+        );
+        check(
+            "<seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+64055</label></seclabel>",
+            false,
+        );
+        check("<seclabel type='none' model='apparmor'/>", false);
+        check("<seclabel type='dynamic' model='selinux' relabel='yes'/>", false);
     }
 
     #[test]

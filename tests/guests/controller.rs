@@ -81,8 +81,8 @@ fn slow_merge(guest: &Guest, daemon: &Daemon, log: &Path) -> String {
     merge
 }
 
-/// Snapshots and their deletions until the time is over. Gives the operations, and what the daemon took after the first quarter
-/// and at the end.
+/// Snapshots and their deletions until the time is over. Gives the operations, and what the daemon took after half of the time and
+/// at the end.
 fn work(guest: &Guest, daemon: &Daemon, minutes: f64) -> (Vec<String>, [u64; 2]) {
     let (client, vm) = (daemon.client(), guest.name());
     let begun = Instant::now();
@@ -98,7 +98,7 @@ fn work(guest: &Guest, daemon: &Daemon, minutes: f64) -> (Vec<String>, [u64; 2])
         let listed = client.json(&["op", "list", vm, "--limit", "2"]);
         operations.extend(listed["operations"].as_array().unwrap().iter().map(id));
         taken[1] = process::status(daemon.id(), "RssAnon:");
-        if taken[0] == 0 && begun.elapsed() > long / 4 {
+        if taken[0] == 0 && begun.elapsed() > long / 2 {
             taken[0] = taken[1];
         }
         if begun.elapsed() > long {
@@ -151,7 +151,7 @@ fn a_controller_that_is_killed_again_and_again_has_everything() {
     {
         println!(
             "{} operations, {} events, {kills} kills of the controller; RssAnon of the daemon {} KiB \
-             after a quarter, {} at the end",
+             after half of the time, {} at the end",
             operations.len(),
             events.len(),
             taken[0],

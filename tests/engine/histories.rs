@@ -396,3 +396,26 @@ proptest! {
         }
     }
 }
+
+/// What may be needed by somebody whose manifest was not found is foreign from the first loss on. What the VM writes to is ours all
+/// the same, as its manifest tells.
+#[test]
+fn a_catalog_that_is_lost_again_and_again() {
+    let mut now = History::new();
+    let (scene, disk) = (&now.scene, &disks()[0]);
+    let steps: [&dyn Fn() -> Request; 4] = [
+        &|| scene.create("vm", Quiesce::Auto, false, &[]),
+        &|| scene.take_now("volume", disk),
+        &|| scene.revert("vm"),
+        &|| scene.delete(&["vm"]),
+    ];
+    for request in steps {
+        let life = Life::start(scene);
+        let id = life.begin(request(), || false).unwrap().unwrap();
+        assert_eq!(life.run(id, || false).unwrap().cursor.state, OperationState::Succeeded);
+        life.settle(scene);
+    }
+    for _ in 0..3 {
+        now.lose_catalog().unwrap();
+    }
+}

@@ -27,6 +27,8 @@ struct Growing<'a, 'i> {
     by_file: BTreeMap<(u64, u64), LayerId>,
     /// What disks write to, where manifests tell of it.
     told_active: BTreeMap<PathBuf, LayerId>,
+    /// Of those that are ours, which volume that is.
+    told_volumes: BTreeMap<PathBuf, VolumeId>,
     ids: NewIds<'i>,
 }
 
@@ -40,8 +42,16 @@ pub(super) fn grow(
     let united = same::unite(evidence, &mut found, report);
     let tree = LayerTree::empty(vm);
     let told_active = found.active().map(|layer| (layer.path.clone(), layer.id)).collect();
-    let mut growing =
-        Growing { evidence, tree, by_path: BTreeMap::new(), by_file: BTreeMap::new(), told_active, ids };
+    let ours = found.active().filter(|layer| layer.ownership == Ownership::Owned);
+    let mut growing = Growing {
+        evidence,
+        tree,
+        by_path: BTreeMap::new(),
+        by_file: BTreeMap::new(),
+        told_active,
+        told_volumes: ours.map(|layer| (layer.path.clone(), layer.volume)).collect(),
+        ids,
+    };
     growing.take_told(&found);
     growing.take_disks(&found);
     growing.take_told_disks(&found);
@@ -149,7 +159,9 @@ impl Growing<'_, '_> {
     fn volume_below(&self, chain: &[ChainImage]) -> Option<VolumeId> {
         let layers = chain.iter().filter_map(|image| self.tree.layers.get(&self.known(&image.path)?));
         let mut owned = layers.filter(|layer| layer.ownership == Ownership::Owned);
-        owned.next().map(|layer| layer.volume)
+        // What it lies on may be nobody's to remove since an earlier loss of the catalog.
+        let told = || self.told_volumes.get(&chain.first()?.path).copied();
+        owned.next().map(|layer| layer.volume).or_else(told)
     }
 
     /// What is written to is the VM's own. What lies between, and nobody tells of, may be anybody's.

@@ -40,7 +40,7 @@ pub(super) fn background_blocker<'a>(domain: Node<'a, 'a>) -> Option<String> {
     pages.into_iter().any(|page| is_huge(&page)).then(|| "its memory has pages of 1 GiB".to_owned())
 }
 
-/// AppArmor goes by the paths in the profile that libvirt made, whoever has opened the file (seen with libvirt 11.3 on Debian 12:
+/// A profile of `AppArmor` goes by the paths that libvirt wrote into it, whoever has opened the file (seen with libvirt 11.3:
 /// "failed to truncate migration file"). libvirt's own capture adds its file to the profile.
 fn is_confined_by_path<'a>(domain: Node<'a, 'a>) -> bool {
     children(domain, "seclabel").any(|label| {

@@ -35,10 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("vmsnap_messages.bin"), messages.encode_to_vec())?;
 
     // Ordered maps: one request encodes to one sequence of bytes, by which a repetition is recognised.
-    tonic_prost_build::configure()
-        .btree_map(".")
-        .codec_path("crate::proto::Codec")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }
 

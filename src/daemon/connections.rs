@@ -24,11 +24,13 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use super::access::{Current, Peer, Standing};
 use super::audit::Refusals;
 use crate::api::Member;
+use crate::host;
 use places::{Places, Seat};
 use wire::Wire;
 
@@ -38,13 +40,15 @@ mod wire;
 
 pub(super) use places::Call;
 
-/// Most connections at once: a crowd that watches, and clients beside it (`make crowd`). They are some 60 KiB each, and half a MiB
-/// where a client does not read what it watches: 0.75 GiB if all of them do not.
-const MOST: usize = 1536;
+/// Most connections at once: some for every VM that a node can have, in some tens of MiB.
+const MOST: usize = 1024;
 
 /// How long a client may take nothing of what is written to it: a client that lives reads, whatever its user does. The
 /// keepalive of HTTP/2 does not end such a connection: its last word cannot be written either.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// From the ebb of a crowd to the moment at which its memory is given back.
+const EBB: Duration = Duration::from_secs(1);
 
 /// Until the next attempt when there is no descriptor for a connection. Nothing tells when there is one again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -58,9 +62,11 @@ pub(super) fn incoming(
     refusals: Arc<Refusals>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let places = Places::of(most() / 2);
+    tokio::spawn(give_back_after_crowds(places.ebbs()));
     let remote = network.map(|listener| remote::incoming(listener, places, current.clone(), refusals));
     let remote = remote.map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
     let places = Places::of(most());
+    tokio::spawn(give_back_after_crowds(places.ebbs()));
     let local = stream::unfold((here, places, current), async |(listener, places, current)| {
         let ((stream, _), seat) = next(&places, |context| listener.poll_accept(context)).await;
         let peer = Peer::Local(stream.connect_info());
@@ -69,6 +75,17 @@ pub(super) fn incoming(
         Some((Ok(connection), (listener, places, current)))
     });
     stream::select(local, remote)
+}
+
+/// Gives the memory of crowds that have left back to the system.
+async fn give_back_after_crowds(mut ebbs: watch::Receiver<u64>) {
+    while ebbs.changed().await.is_ok() {
+        // Whatever a connection had is freed after its place. More of them leave meanwhile.
+        tokio::time::sleep(EBB).await;
+        ebbs.borrow_and_update();
+        // It fails when the runtime goes down.
+        let _ = tokio::task::spawn_blocking(host::give_back_memory).await;
+    }
 }
 
 /// Work needs descriptors, too: at least half of them are left to it, or a quarter where calls are taken from the network.

@@ -26,6 +26,7 @@ pub mod sim;
 mod workers;
 
 pub use error::HostError;
+pub use libvirt::give_back_memory;
 
 /// A result from the outside world.
 pub type Result<T> = std::result::Result<T, HostError>;

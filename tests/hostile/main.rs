@@ -27,9 +27,8 @@ use vmsnap::store::Store;
 /// a MiB at most.
 const PEAK_KIB: u64 = 80 * 1024;
 
-/// What may be left afterwards: the allocator keeps pages for each of its arenas, of which there are a few per core, and they have
-/// held all 1,536 connections that are let in at once.
-const LEFT_KIB: u64 = 64 * 1024;
+/// What may be left afterwards: the allocator keeps pages for each of its arenas, of which there are a few per core.
+const LEFT_KIB: u64 = 32 * 1024;
 
 /// Events that there are to be read.
 const EVENTS: usize = 5000;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Fuse};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,11 +24,17 @@ pub(super) const FIRST_CALL: Duration = Duration::from_secs(10);
 /// How long a connection that has made no call keeps its place when others want it.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
+/// So many connections and calls are a crowd: the allocator keeps what they had, wherever something small that stays lies
+/// between.
+const CROWD: usize = 64;
+
 /// All places, and who has them.
 #[derive(Debug)]
 pub(super) struct Places {
     most: usize,
     taken: Mutex<Taken>,
+    /// Rises whenever half of a crowd has left.
+    ebbs: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +46,8 @@ pub(super) struct Taken {
     pub(super) callers: BTreeMap<u64, usize>,
     /// Open calls of all, beside the first of each.
     pub(super) shared: usize,
+    /// Most connections and calls since the last ebb.
+    flood: usize,
 }
 
 /// One that has made no call yet.
@@ -67,6 +76,24 @@ impl Taken {
         oldest.remove().leave.cancel();
         Departure::Sent
     }
+
+    fn rise(&mut self) {
+        self.flood = self.flood.max(self.crowd());
+    }
+
+    /// Whether half of a crowd has left, since it was said last.
+    fn has_ebbed(&mut self) -> bool {
+        let now = self.crowd();
+        let has_ebbed = self.flood >= CROWD && 2 * now <= self.flood;
+        if has_ebbed {
+            self.flood = now;
+        }
+        has_ebbed
+    }
+
+    fn crowd(&self) -> usize {
+        self.strangers.len() + self.callers.len() + self.shared
+    }
 }
 
 /// What came of wanting a place.
@@ -80,7 +107,18 @@ enum Wish {
 
 impl Places {
     pub(super) fn of(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: Mutex::default() })
+        Arc::new(Self { most, taken: Mutex::default(), ebbs: watch::Sender::new(0) })
+    }
+
+    /// Changes whenever half of a crowd has left; closed with the last of these places.
+    pub(super) fn ebbs(&self) -> watch::Receiver<u64> {
+        self.ebbs.subscribe()
+    }
+
+    fn tell_ebb(&self, taken: &mut Taken) {
+        if taken.has_ebbed() {
+            self.ebbs.send_modify(|ebbs| *ebbs += 1);
+        }
     }
 
     /// How many there are.
@@ -111,6 +149,7 @@ impl Places {
         taken.arrivals += 1;
         let (number, leave) = (taken.arrivals, CancellationToken::new());
         taken.strangers.insert(number, Stranger { since: Instant::now(), leave: leave.clone() });
+        taken.rise();
         Wish::Granted(Seat { number, leave, has_called: AtomicBool::new(false), places: Arc::clone(self) })
     }
 
@@ -147,6 +186,7 @@ impl Seat {
             taken.shared += 1;
         }
         *open += 1;
+        taken.rise();
         Some(Call(Arc::clone(self)))
     }
 
@@ -157,6 +197,7 @@ impl Seat {
         if let Some(open) = taken.callers.get_mut(&self.number) {
             *open -= 1;
             taken.shared -= usize::from(*open > 0);
+            self.places.tell_ebb(taken);
         }
     }
 
@@ -170,6 +211,7 @@ impl Seat {
         taken.strangers.remove(&self.number);
         let open = taken.callers.remove(&self.number).unwrap_or(0);
         taken.shared -= open.saturating_sub(1);
+        self.places.tell_ebb(&mut taken);
     }
 
     /// Ends when this has to go without having called.

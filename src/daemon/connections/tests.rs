@@ -97,3 +97,22 @@ async fn who_takes_nothing_goes() {
     drop((connection, theirs));
     assert_eq!(places.taken().callers.len(), 0);
 }
+
+/// What a crowd had is given back when half of it has left, and not each time that somebody goes.
+#[tokio::test]
+async fn the_ebb_of_a_crowd_is_told() {
+    let places = Places::of(1000);
+    let mut told = places.ebbs();
+    let mut seats = Vec::new();
+    for _ in 0..100 {
+        seats.push(places.take().await.unwrap());
+    }
+    seats.truncate(51);
+    assert!(!told.has_changed().unwrap());
+    for left in [50, 25, 0] {
+        seats.truncate(left);
+        let expected = left == 50;
+        assert_eq!(told.has_changed().unwrap(), expected, "{left} are left: fewer than a crowd");
+        told.borrow_and_update();
+    }
+}

@@ -1,4 +1,5 @@
-//! The calls of libvirt's C library that the `virt` crate lacks. The only unsafe code of the crate.
+//! The calls of libvirt's C library that the `virt` crate lacks, and one of the C library itself. The only unsafe code of
+//! the crate.
 //!
 //! Decides nothing: each function is one call, with its pointers kept alive and its memory given back. Errors are
 //! read on the calling thread, right after the call, because libvirt keeps them per thread.
@@ -52,6 +53,13 @@ pub(super) type OnEvent = Box<dyn Fn(EventKind, Uuid) + Send + Sync>;
 
 /// Called once when the connection is lost, on the event loop's thread: must not block, must not call libvirt.
 pub(super) type OnClose = Box<dyn Fn(CloseReason) + Send + Sync>;
+
+/// Gives the pages that the allocator keeps, and nobody uses, back to the system (`malloc_trim(3)`). Blocks while it looks at
+/// each arena: some milliseconds.
+pub fn give_back_memory() {
+    // SAFETY: it takes no pointer, and glibc locks each arena that it looks at.
+    unsafe { nix::libc::malloc_trim(0) };
+}
 
 struct EventSink {
     kind: EventKind,

@@ -64,6 +64,7 @@ mod vms;
 
 pub use agent::AgentLane;
 pub use deadlines::Deadlines;
+pub use ffi::give_back_memory;
 
 use awaited::Awaited;
 use connection::{Watch, start_lines};

@@ -71,6 +71,15 @@ identity!(
 );
 
 identity!(
+    /// A schedule.
+    ScheduleId
+);
+identity!(
+    /// One run of a schedule.
+    ScheduleRunId
+);
+
+identity!(
     /// The outbox for a controller, for as long as it has no gap.
     OutboxId
 );
@@ -122,6 +131,11 @@ pub struct VmName(String);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HoldName(String);
+
+/// The name of a schedule: unique on the node.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ScheduleName(String);
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -179,6 +193,19 @@ impl VmName {
     pub const LIMIT: usize = 63;
 
     /// A VM is asked for by its name or its id, so that one must not be taken for the other.
+    fn check(text: &str) -> Result<(), InvalidName> {
+        if Uuid::parse_str(text).is_ok() {
+            return Err(InvalidName::LooksLikeId);
+        }
+        check_name(text, Self::LIMIT)
+    }
+}
+
+impl ScheduleName {
+    /// Longest name, in characters.
+    pub const LIMIT: usize = 63;
+
+    /// A schedule is asked for by its name or its id, so that one must not be taken for the other.
     fn check(text: &str) -> Result<(), InvalidName> {
         if Uuid::parse_str(text).is_ok() {
             return Err(InvalidName::LooksLikeId);
@@ -279,6 +306,7 @@ name!(SnapshotName);
 name!(HoldName);
 name!(VolumeName);
 name!(VmName);
+name!(ScheduleName);
 
 #[cfg(test)]
 mod tests {

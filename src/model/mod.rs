@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod operation;
 pub mod rebuilt;
 pub mod request;
+pub mod schedule;
 pub mod served;
 pub mod snapshot;
 pub mod space;
@@ -31,8 +32,8 @@ pub use difference::{Difference, DifferenceAction, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use event::{Cause, Event};
 pub use ids::{
-    CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, OutboxId, SnapshotId, SnapshotName,
-    VmId, VmName, VolumeId, VolumeName,
+    CommentId, DiskTarget, HoldName, InvalidName, LayerId, OperationId, OutboxId, ScheduleId, ScheduleName,
+    ScheduleRunId, SnapshotId, SnapshotName, VmId, VmName, VolumeId, VolumeName,
 };
 pub use io_limits::IoLimits;
 pub use layer::{Layer, LayerTree, Ownership, Volume};
@@ -42,6 +43,7 @@ pub use request::{
     PurgeSnapshot, Quiesce, Request, ResolveDifference, RevertSnapshot, RevertVolume, RunStateAfter,
     TakeFromSnapshot,
 };
+pub use schedule::{Schedule, ScheduleRun};
 pub use snapshot::{Consistency, Label, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 pub use space::Space;
 pub use step::Step;

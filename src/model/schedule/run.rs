@@ -1,0 +1,136 @@
+//! One run of a schedule, and how it stands with each VM.
+//!
+//! ```text
+//!   Waiting -> Taking -> Pruning -> Done          of a VM; each may be Done at once, with a failure
+//!
+//!   Running -> Succeeded | Partly | Failed        of the run, once all are Done
+//! ```
+//! Each step is written before it is begun. An operation is asked for with a key made of the run and the VM, so that whoever
+//! goes on with the run after a crash gets the same one.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Schedule;
+use crate::model::ids::{OperationId, ScheduleRunId, SnapshotId, VmId};
+use crate::model::operation::Failure;
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleRun {
+    /// Its identity.
+    pub id: ScheduleRunId,
+    /// The schedule as it was then: a run ends as it began.
+    pub schedule: Schedule,
+    /// Which run of the schedule it is, from 1.
+    pub count: u64,
+    /// How it stands.
+    pub state: RunState,
+    /// When it was due; None for one that was asked for by hand.
+    pub due_at: Option<Timestamp>,
+    /// It makes up for runs that were missed. It does not prune: there are fewer snapshots than the policy thinks of.
+    pub is_late: bool,
+    /// Who asked for it, by hand.
+    pub asked_by: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How it stands with each VM.
+    pub vms: Vec<RunVm>,
+}
+
+/// How a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Going.
+    Running,
+    /// Ended, every VM well.
+    Succeeded,
+    /// Ended; some VMs failed or were skipped.
+    Partly,
+    /// Ended; no VM went well.
+    Failed,
+}
+
+/// How a run stands with a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunVm {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// When it is its turn.
+    pub turn_at: Timestamp,
+    /// What it is at.
+    pub stage: RunStage,
+    /// The operation that takes the snapshot.
+    pub operation: Option<OperationId>,
+    /// The snapshot that was taken.
+    pub snapshot: Option<SnapshotId>,
+    /// Why it failed, or was skipped.
+    pub failure: Option<Failure>,
+    /// Snapshots that are to go, as the retention said.
+    pub doomed: Vec<SnapshotId>,
+    /// What they take, in bytes.
+    pub doomed_bytes: u64,
+    /// How many went.
+    pub pruned: u32,
+    /// What that gave back, in bytes.
+    pub pruned_bytes: u64,
+}
+
+/// What a run is at with a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStage {
+    /// Nothing was done yet.
+    Waiting,
+    /// A snapshot is taken.
+    Taking,
+    /// Snapshots are deleted.
+    Pruning,
+    /// All is over.
+    Done,
+}
+
+impl RunVm {
+    /// Nothing was done yet with a VM.
+    #[must_use]
+    pub fn new(vm: VmId, name: String, turn_at: Timestamp) -> Self {
+        Self {
+            vm,
+            name,
+            turn_at,
+            stage: RunStage::Waiting,
+            operation: None,
+            snapshot: None,
+            failure: None,
+            doomed: Vec::new(),
+            doomed_bytes: 0,
+            pruned: 0,
+            pruned_bytes: 0,
+        }
+    }
+}
+
+impl ScheduleRun {
+    /// The same run when nothing more will be done with any VM; without VMs it has nothing to fail at.
+    #[must_use]
+    pub fn ended(self, at: Timestamp) -> Self {
+        let failed = self.vms.iter().filter(|vm| vm.failure.is_some()).count();
+        let state = match failed {
+            0 => RunState::Succeeded,
+            all if all == self.vms.len() => RunState::Failed,
+            _ => RunState::Partly,
+        };
+        Self { state, ended_at: Some(at), ..self }
+    }
+
+    /// How many snapshots it pruned, and what that gave back, in bytes.
+    #[must_use]
+    pub fn pruned(&self) -> (u32, u64) {
+        self.vms.iter().fold((0, 0), |(count, bytes), vm| (count + vm.pruned, bytes + vm.pruned_bytes))
+    }
+}

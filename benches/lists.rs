@@ -196,6 +196,7 @@ fn snapshot(number: u128) -> Snapshot {
         comments: 0,
         expires_at: None,
         created_at: Timestamp::from_millisecond(i64::try_from(number).unwrap() * APART_MS).unwrap(),
+        schedule: None,
         created_by: "bench".to_owned(),
         operation: OperationId(Uuid::from_u128(number)),
         generation: 1,

@@ -154,6 +154,7 @@ fn snapshot(vm: VmId, vm_name: &str, number: u32) -> Snapshot {
         comments: 0,
         expires_at: None,
         created_at: Timestamp::from_second(1_700_000_000 + i64::from(number)).unwrap(),
+        schedule: None,
         created_by: "bench".to_owned(),
         operation: OperationId::new(),
         generation: 1,

@@ -238,9 +238,6 @@ impl Follow {
 
 impl Api {
     async fn event_filter(&self, reach: &Reach, asked: v1::EventFilter) -> Result<EventFilter, Status> {
-        if !asked.schedule_id.is_empty() {
-            return Err(status::not_implemented("events of schedules"));
-        }
         let mut violations = Violations::default();
         violations.few("filter.kinds", asked.kinds.len());
         let known = asked.kinds().filter_map(convert::event_kind).collect();
@@ -251,6 +248,7 @@ impl Api {
             snapshot: violations.take_id("snapshot_id", &asked.snapshot_id),
             volume: violations.take_id("volume_id", &asked.volume_id),
             operation: violations.take_id("operation_id", &asked.operation_id),
+            schedule: violations.take_id("schedule_id", &asked.schedule_id),
             kinds: known,
             min_severity: convert::severity(asked.min_severity()),
             created_after: violations.take_time("created_after", asked.created_after),

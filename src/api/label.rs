@@ -60,6 +60,7 @@ impl Violations {
             owner,
             properties: written.properties.clone(),
             expires_at: self.take_expiry(written.expire_time),
+            schedule: None,
         }
     }
 

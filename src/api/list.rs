@@ -129,6 +129,7 @@ async fn filter(api: &Api, reach: &Reach, asked: v1::SnapshotFilter) -> Result<S
     let mut violations = Violations::default();
     let volume = violations.take_id("filter.volume_id", &asked.volume_id);
     let parent = violations.take_id("filter.parent_id", &asked.parent_id);
+    let schedule = violations.take_id("filter.schedule_id", &asked.schedule_id);
     let created_after = violations.take_time("filter.created_after", asked.created_after);
     let created_before = violations.take_time("filter.created_before", asked.created_before);
     violations.few("filter.states", asked.states.len());
@@ -140,15 +141,13 @@ async fn filter(api: &Api, reach: &Reach, asked: v1::SnapshotFilter) -> Result<S
     violations.known("filter.states", states.len() == asked.states.len());
     violations.known("filter.kinds", kinds.len() == asked.kinds.len());
     violations.check()?;
-    if !asked.schedule_id.is_empty() {
-        return Err(status::not_implemented("a filter of snapshots by schedule"));
-    }
     Ok(SnapshotFilter {
         vms: api.vms_of(reach, &asked.vm).await?,
         states,
         kinds,
         volume,
         parent,
+        schedule,
         held: asked.held,
         account: asked.account,
         domain: asked.domain,

@@ -62,6 +62,11 @@ pub fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::OperationNotFound => (v1::Reason::OperationNotFound, Code::NotFound),
         Reason::DiskNotFound => (v1::Reason::DiskNotFound, Code::NotFound),
         Reason::SnapshotExists => (v1::Reason::SnapshotExists, Code::AlreadyExists),
+        Reason::ScheduleNotFound => (v1::Reason::ScheduleNotFound, Code::NotFound),
+        Reason::ScheduleExists => (v1::Reason::ScheduleExists, Code::AlreadyExists),
+        Reason::ScheduleRunning => (v1::Reason::ScheduleRunning, Code::FailedPrecondition),
+        Reason::ScheduleLimit => (v1::Reason::ScheduleLimit, Code::FailedPrecondition),
+        Reason::RetentionMinimum => (v1::Reason::RetentionMinimum, Code::FailedPrecondition),
         Reason::NameAmbiguous => (v1::Reason::AmbiguousName, Code::FailedPrecondition),
         Reason::OperationStuck => (v1::Reason::VmStuck, Code::FailedPrecondition),
         Reason::VmUnsettled | Reason::ManagedSavePresent => {

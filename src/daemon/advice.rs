@@ -37,6 +37,10 @@ pub(super) fn on(refused: &StoreError, state: &Path) -> Option<String> {
         | StoreError::Closed
         | StoreError::NameTaken
         | StoreError::VolumeNameTaken(_)
+        | StoreError::ScheduleNameTaken { .. }
+        | StoreError::ScheduleGone(_)
+        | StoreError::ScheduleChanged { .. }
+        | StoreError::ScheduleRunning(_)
         | StoreError::KeyReused(_)
         | StoreError::Edit(_) => None,
     }

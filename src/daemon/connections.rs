@@ -40,8 +40,9 @@ mod wire;
 
 pub(super) use places::Call;
 
-/// Most connections at once: some for every VM that a node can have, in some tens of MiB.
-const MOST: usize = 1024;
+/// Most connections at once: a crowd that watches, and clients beside it (`make crowd`). They are some 60 KiB each, and half a MiB
+/// where a client does not read what it watches: 0.75 GiB if all of them do not.
+const MOST: usize = 1536;
 
 /// How long a client may take nothing of what is written to it: a client that lives reads, whatever its user does. The
 /// keepalive of HTTP/2 does not end such a connection: its last word cannot be written either.

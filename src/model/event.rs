@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use super::clone::{CloneState, ClonedVolume};
 use super::difference::Difference;
 use super::edit::{Comment, Edit};
-use super::ids::{DiskTarget, OperationId, SnapshotId, VmId, VolumeId};
+use super::ids::{DiskTarget, OperationId, ScheduleId, SnapshotId, VmId, VolumeId};
 use super::layer::LayerTree;
 use super::operation::{Failure, Operation, OperationState};
 use super::snapshot::{Consistency, Snapshot, SnapshotState};
 
 mod merge;
+mod schedule;
 
 pub use merge::{MergeNews, of_merge};
+pub use schedule::{Missed, ScheduleChange, of_missed_runs, of_pruning, of_run, of_schedule};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +46,9 @@ pub struct Event {
     pub volume: Option<VolumeId>,
     /// The operation that it is part of.
     pub operation: Option<OperationId>,
+    /// The schedule.
+    #[serde(default)]
+    pub schedule: Option<ScheduleId>,
     /// Who caused it; empty for nobody in particular.
     pub actor: String,
     /// Why, where it is a failure.
@@ -69,6 +74,10 @@ pub enum EventKind {
     GuestThawed,
     SpaceLow,
     VmOutOfSpace,
+    ScheduleRun,
+    ScheduleMissed,
+    SchedulePruned,
+    ScheduleUpdated,
     VolumeStateChanged,
     VmArrived,
     VmLeft,
@@ -80,7 +89,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::SnapshotStateChanged,
         Self::SnapshotUpdated,
         Self::SnapshotCommented,
@@ -93,6 +102,10 @@ impl EventKind {
         Self::GuestThawed,
         Self::SpaceLow,
         Self::VmOutOfSpace,
+        Self::ScheduleRun,
+        Self::ScheduleMissed,
+        Self::SchedulePruned,
+        Self::ScheduleUpdated,
         Self::VolumeStateChanged,
         Self::VmArrived,
         Self::VmLeft,
@@ -148,6 +161,7 @@ impl Event {
             snapshot_name: String::new(),
             volume: None,
             operation: cause.operation,
+            schedule: None,
             actor: cause.actor.clone(),
             failure: None,
             attributes: BTreeMap::new(),

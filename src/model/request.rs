@@ -321,4 +321,6 @@ pub enum DeletionReason {
     Asked,
     /// Their time has come.
     Expired,
+    /// The schedule that made them keeps others.
+    Pruned,
 }

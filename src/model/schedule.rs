@@ -397,6 +397,7 @@ impl From<NameTemplate> for String {
 mod tests {
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]
     fn check<T: FromStr>(text: &str, expected: Result<(), T::Err>)
     where
         T::Err: PartialEq + fmt::Debug,

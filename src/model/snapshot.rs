@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::edit::Hold;
-use super::ids::{DiskTarget, LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
+use super::ids::{DiskTarget, LayerId, OperationId, ScheduleId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::operation::{Failure, Reason};
 use super::vm::{Attachment, RunState};
 
@@ -80,6 +80,9 @@ pub struct Snapshot {
     pub created_at: Timestamp,
     /// Who asked for it.
     pub created_by: String,
+    /// The schedule that made it, which may be gone.
+    #[serde(default)]
+    pub schedule: Option<ScheduleId>,
     /// The operation that made it.
     pub operation: OperationId,
     /// Rises with every change. The `etag` of the contract.
@@ -122,6 +125,9 @@ pub struct Label {
     pub properties: std::collections::BTreeMap<String, String>,
     /// When it is to be deleted by itself; None for never.
     pub expires_at: Option<Timestamp>,
+    /// The schedule that it is taken for.
+    #[serde(default)]
+    pub schedule: Option<ScheduleId>,
 }
 
 /// The account, domain and project of a cloud that a snapshot belongs to. Each may be empty.

@@ -79,6 +79,9 @@ pub enum OpsError {
     /// There is no such comment.
     #[error("there is no comment {0:?}")]
     NoSuchComment(String),
+    /// No schedule answers to the name or id.
+    #[error("there is no schedule {0:?}")]
+    NoSuchSchedule(String),
     /// It is past the point of no return, or has ended.
     #[error("the operation is past its point of no return, or has ended")]
     NotCancellable,
@@ -115,6 +118,7 @@ impl OpsError {
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
             Self::NoSuchComment(_) => Reason::CommentNotFound,
+            Self::NoSuchSchedule(_) => Reason::ScheduleNotFound,
             Self::NotCancellable => Reason::NotCancellable,
             Self::NotStuck => Reason::NotStuck,
             Self::NothingToLimit => Reason::NothingToLimit,
@@ -133,7 +137,16 @@ impl OpsError {
                 "bring the image back; 'vmsnap vm check' tells what needs it"
             }
             Self::Host(_) => "see the log of vmsnapd",
-            Self::Store(StoreError::NameTaken | StoreError::VolumeNameTaken(_)) => "choose another name",
+            Self::Store(StoreError::ScheduleChanged { .. }) => "look at the schedule again",
+            Self::Store(StoreError::ScheduleRunning(_)) => {
+                "wait for its end: 'vmsnap schedule runs' shows it"
+            }
+            Self::NoSuchSchedule(_) | Self::Store(StoreError::ScheduleGone(_)) => {
+                "list the schedules with 'vmsnap schedule list'"
+            }
+            Self::Store(
+                StoreError::NameTaken | StoreError::VolumeNameTaken(_) | StoreError::ScheduleNameTaken { .. },
+            ) => "choose another name",
             Self::Store(StoreError::KeyReused(_)) => "use a new request id for a new request",
             Self::Store(StoreError::Edit(refusal)) => refusal.remedy(),
             Self::Store(StoreError::Backup { .. }) => {

@@ -40,6 +40,7 @@ pub(super) fn reserve(
         expires_at: label.expires_at,
         created_at: world.now,
         created_by: created_by.to_owned(),
+        schedule: label.schedule,
         operation,
         generation: 1,
     })

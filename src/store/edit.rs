@@ -37,8 +37,7 @@ impl Store {
     pub async fn edited_before(&self, key: RequestKey) -> Result<Option<Snapshot>> {
         self.transact(move |transaction| match request::find(transaction, Some(&key))? {
             Some(Answer::Edit(id)) => snapshot::read(transaction, id),
-            Some(Answer::Operation(_) | Answer::Comment(_) | Answer::Uncomment(_) | Answer::Backup(_))
-            | None => Ok(None),
+            Some(_) | None => Ok(None),
         })
         .await
     }

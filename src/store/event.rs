@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_i
 use super::conditions::{Conditions, MAKES_CLONES};
 use super::{Prepared, Result, Store, StoreError, from_json, outbox, to_json};
 use crate::model::event::{Event, EventKind, Severity};
-use crate::model::{OperationId, SnapshotId, VmId, VolumeId};
+use crate::model::{OperationId, ScheduleId, SnapshotId, VmId, VolumeId};
 
 /// Which events; each part left empty lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct EventFilter {
     pub volume: Option<VolumeId>,
     /// Of this operation.
     pub operation: Option<OperationId>,
+    /// Of this schedule.
+    pub schedule: Option<ScheduleId>,
     /// Of these kinds.
     pub kinds: Vec<EventKind>,
     /// At least this severe.
@@ -80,6 +82,7 @@ impl EventFilter {
                 && (self.snapshot.is_none() || self.snapshot == event.snapshot)
                 && (self.volume.is_none() || self.volume == event.volume)
                 && (self.operation.is_none() || self.operation == event.operation)
+                && (self.schedule.is_none() || self.schedule == event.schedule)
                 && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
                 && self.min_severity.is_none_or(|least| event.severity >= least)
                 && self.created_after.is_none_or(|after| event.at.as_millisecond() >= after.as_millisecond())
@@ -118,8 +121,8 @@ pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()>
     let text = |id: Option<String>| id.unwrap_or_default();
     let body = to_json(event, "event")?;
     let mut statement = transaction.prepare_cached(
-        "INSERT INTO event (created_at, kind, severity, vm, snapshot, volume, operation, body)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO event (created_at, kind, severity, vm, snapshot, volume, operation, schedule, body)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     let place = statement.insert(params![
         event.at.as_millisecond(),
@@ -129,6 +132,7 @@ pub(super) fn insert(transaction: &Transaction<'_>, event: &Event) -> Result<()>
         text(event.snapshot.map(|id| id.to_string())),
         text(event.volume.map(|id| id.to_string())),
         text(event.operation.map(|id| id.to_string())),
+        text(event.schedule.map(|id| id.to_string())),
         body,
     ])?;
     outbox::put_event(transaction, event.at, place, &body)
@@ -205,6 +209,7 @@ fn conditions(filter: &EventFilter) -> Result<Conditions> {
         ("snapshot", filter.snapshot.map(|id| id.to_string())),
         ("volume", filter.volume.map(|id| id.to_string())),
         ("operation", filter.operation.map(|id| id.to_string())),
+        ("schedule", filter.schedule.map(|id| id.to_string())),
     ] {
         wanted.one_of(column, id.into_iter().map(Value::from).collect());
     }

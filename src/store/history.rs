@@ -18,6 +18,8 @@ impl Store {
                 "DELETE FROM operation WHERE is_open = 0 AND created_at < ? AND body ->> 'ended_at' < ?",
                 params![milliseconds, until.to_string()],
             )?;
+            transaction
+                .run("DELETE FROM schedule_run WHERE is_open = 0 AND started_at < ?", [milliseconds])?;
             // What an operation that is kept was asked for with still answers with it.
             transaction.run(
                 "DELETE FROM request WHERE created_at < ? AND NOT EXISTS

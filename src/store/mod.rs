@@ -13,7 +13,7 @@ use std::thread;
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use crate::model::{EditRefusal, Reason, VolumeName};
+use crate::model::{EditRefusal, Reason, ScheduleId, ScheduleName, VolumeName};
 
 mod anew;
 mod backup;
@@ -36,6 +36,7 @@ mod placed;
 mod presence;
 mod query;
 mod request;
+mod schedule;
 mod schema;
 mod snapshot;
 #[cfg(test)]
@@ -56,6 +57,7 @@ pub use placed::Placed;
 pub use presence::Kept;
 pub use query::{Direction, OrderBy, Page, Position, SnapshotFilter, SnapshotPage};
 pub use request::RequestKey;
+pub use schedule::{KeptSchedule, ScheduleEdit};
 pub use throttle::Throttle;
 
 /// A result from the catalog.
@@ -120,6 +122,26 @@ pub enum StoreError {
     /// The name is taken.
     #[error("there is a volume {0} already")]
     VolumeNameTaken(VolumeName),
+    /// The name is taken.
+    #[error("there is a schedule {name} already")]
+    ScheduleNameTaken {
+        /// The name.
+        name: ScheduleName,
+        /// Whose it is.
+        by: ScheduleId,
+    },
+    /// There is no such schedule any more.
+    #[error("there is no schedule {0} any more")]
+    ScheduleGone(ScheduleId),
+    /// It was changed meanwhile.
+    #[error("the schedule was changed meanwhile")]
+    ScheduleChanged {
+        /// Its generation now.
+        actual: u64,
+    },
+    /// A run of it is going.
+    #[error("a run of schedule {0} is still going")]
+    ScheduleRunning(ScheduleName),
     /// The client used the id for something else before.
     #[error("the request id {0:?} was used for another request")]
     KeyReused(String),
@@ -135,6 +157,10 @@ impl StoreError {
         match self {
             Self::NameTaken => Reason::SnapshotExists,
             Self::VolumeNameTaken(_) => Reason::VolumeExists,
+            Self::ScheduleNameTaken { .. } => Reason::ScheduleExists,
+            Self::ScheduleGone(_) => Reason::ScheduleNotFound,
+            Self::ScheduleChanged { .. } => Reason::EtagMismatch,
+            Self::ScheduleRunning(_) => Reason::ScheduleRunning,
             Self::KeyReused(_) => Reason::RequestIdReused,
             Self::Edit(refusal) => refusal.reason(),
             Self::Backup { cause, .. } if is_full(cause) => Reason::InsufficientSpace,

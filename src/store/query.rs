@@ -8,7 +8,7 @@ use super::conditions::Conditions;
 use super::placed::{Placed, place};
 use super::snapshot::{kind_column, state_column};
 use super::{Result, Store, count, snapshot};
-use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId, VolumeId};
+use crate::model::{ScheduleId, Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId, VolumeId};
 
 /// Which snapshots; each part left empty lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct SnapshotFilter {
     pub volume: Option<VolumeId>,
     /// Made on top of this one.
     pub parent: Option<SnapshotId>,
+    /// Made by this schedule.
+    pub schedule: Option<ScheduleId>,
     /// Held, or not.
     pub held: Option<bool>,
     /// Of this account.
@@ -227,6 +229,9 @@ impl Conditions {
         }
         if let Some(parent) = filter.parent {
             wanted.and("parent = ?", [parent.to_string().into()]);
+        }
+        if let Some(schedule) = filter.schedule {
+            wanted.and("schedule = ?", [schedule.to_string().into()]);
         }
         if let Some(held) = filter.held {
             wanted.and("held = ?", [held.into()]);

@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Prepared, Result, StoreError, from_json, to_json};
-use crate::model::{CommentId, OperationId, SnapshotId};
+use crate::model::{CommentId, OperationId, ScheduleId, ScheduleRunId, SnapshotId};
 
 /// What makes a request the same request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,10 @@ pub(super) enum Answer {
     Comment(CommentId),
     /// This comment was deleted.
     Uncomment(CommentId),
+    /// This schedule was made, changed or deleted.
+    Schedule(ScheduleId),
+    /// This run was begun.
+    ScheduleRun(ScheduleRunId),
     /// A backup was made, of this time: milliseconds since the epoch.
     Backup(i64),
 }

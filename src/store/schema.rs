@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x766d_736e;
 const STATEMENTS: usize = 128;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -220,6 +220,31 @@ const V7: &str = "
 CREATE INDEX operation_of_clones ON operation (id) WHERE
     iif(json_valid(body), json_extract(body, '$.request.request'), '')
     IN ('clone_volume', 'flatten_volume', 'delete_volume', 'deploy_vm');
+";
+
+/// `seen_until` is the time up to which a schedule's runs were begun or told as missed, `runs` how many there were; both change
+/// with each run and are no change of the schedule.
+const V8: &str = "
+CREATE TABLE schedule (
+    id          TEXT PRIMARY KEY,
+    name        TEXT NOT NULL UNIQUE,
+    body        TEXT NOT NULL,
+    seen_until  INTEGER NOT NULL,
+    runs        INTEGER NOT NULL
+) STRICT;
+CREATE TABLE schedule_run (
+    id          TEXT PRIMARY KEY,
+    schedule    TEXT NOT NULL,
+    is_open     INTEGER NOT NULL,
+    started_at  INTEGER NOT NULL,
+    body        TEXT NOT NULL
+) STRICT;
+CREATE INDEX schedule_run_schedule ON schedule_run (schedule, id);
+CREATE INDEX schedule_run_open ON schedule_run (is_open) WHERE is_open;
+ALTER TABLE snapshot ADD COLUMN schedule TEXT NOT NULL DEFAULT '';
+CREATE INDEX snapshot_schedule ON snapshot (schedule, vm) WHERE schedule <> '';
+ALTER TABLE event ADD COLUMN schedule TEXT NOT NULL DEFAULT '';
+CREATE INDEX event_schedule ON event (schedule) WHERE schedule <> '';
 ";
 
 /// The tables without which a plan would be wrong, and that have indexes.

@@ -13,8 +13,8 @@ use crate::model::{Snapshot, SnapshotId, SnapshotKind, SnapshotState, VmId};
 /// Enters a snapshot that is being made, with the definition that belongs to it.
 pub(super) fn reserve(transaction: &Transaction<'_>, snapshot: &Snapshot, definition: &str) -> Result<()> {
     let mut statement = transaction.prepare_cached(
-        "INSERT INTO snapshot (id, vm, vm_name, name, kind, created_at, state, parent, held, account, domain, project)
-         VALUES (?, ?, ?, ?, ?, ?, '', '', 0, '', '', '') RETURNING number",
+        "INSERT INTO snapshot (id, vm, vm_name, name, kind, created_at, schedule, state, parent, held, account, domain, project)
+         VALUES (?, ?, ?, ?, ?, ?, ?, '', '', 0, '', '', '') RETURNING number",
     )?;
     let row = params![
         snapshot.id.to_string(),
@@ -23,6 +23,7 @@ pub(super) fn reserve(transaction: &Transaction<'_>, snapshot: &Snapshot, defini
         snapshot.name.as_str(),
         kind_column(snapshot.kind),
         snapshot.created_at.as_millisecond(),
+        snapshot.schedule.map(|schedule| schedule.to_string()).unwrap_or_default(),
     ];
     let number: i64 = statement.query_row(row, |row| row.get(0)).map_err(StoreError::from_insert)?;
     transaction

@@ -44,6 +44,7 @@ fn snapshot(name: &str, number: u128) -> Snapshot {
         comments: 0,
         expires_at: None,
         created_at: Timestamp::from_millisecond(i64::try_from(number).unwrap() * 1000).unwrap(),
+        schedule: None,
         created_by: "test".to_owned(),
         operation: OperationId(Uuid::from_u128(number)),
         generation: 1,

@@ -25,10 +25,7 @@ use crate::bed::{Client, Daemon, Guest, Setup, Spec, process, wait_until};
 /// As the unit has it, and enough for the other end.
 const DESCRIPTORS: u64 = 8192;
 
-/// Each has a connection, on which it watches, too: 24 of the daemon's connections are left.
 const CLIENTS: usize = 200;
-
-/// With those of the clients. The others have a connection each.
 const WATCHERS: usize = 1000;
 
 /// Each client calls so often.
@@ -189,13 +186,13 @@ fn a_crowd_is_served_and_the_daemon_does_not_grow() {
     let ((over, is_over), (last, is_last)) = (watch::channel(false), watch::channel(None));
     let (mut clients, mut watchers) = (JoinSet::new(), JoinSet::new());
     runtime.block_on(async {
-        for number in 0..WATCHERS {
+        for _ in 0..WATCHERS {
             let channel = daemon.connect_for(ANSWER).await.unwrap();
-            if number < CLIENTS {
-                let vm = guest.name().to_owned();
-                clients.spawn(client(channel.clone(), number, vm, Arc::clone(&seen), is_over.clone()));
-            }
             watchers.spawn(watcher(channel, Arc::clone(&seen), is_last.clone()));
+        }
+        for number in 0..CLIENTS {
+            let (channel, vm) = (daemon.connect_for(ANSWER).await.unwrap(), guest.name().to_owned());
+            clients.spawn(client(channel, number, vm, Arc::clone(&seen), is_over.clone()));
         }
     });
 

@@ -63,6 +63,7 @@ fn event(number: usize) -> Event {
         snapshot_name: String::new(),
         volume: None,
         operation: None,
+        schedule: None,
         actor: String::new(),
         failure: None,
         attributes: BTreeMap::new(),

@@ -28,10 +28,10 @@ pub(in crate::api) fn event(numbered: &NumberedEvent) -> v1::Event {
         snapshot_name: event.snapshot_name.clone(),
         volume_id: text(event.volume.map(|id| id.to_string())),
         operation_id: text(event.operation.map(|id| id.to_string())),
+        schedule_id: text(event.schedule.map(|id| id.to_string())),
         actor: event.actor.clone(),
         error: event.failure.as_ref().map(|failure| status::failure(failure, "")),
         attributes: event.attributes.clone(),
-        ..v1::Event::default()
     }
 }
 
@@ -56,6 +56,10 @@ fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::GuestThawed => v1::EventKind::GuestThawed,
         EventKind::SpaceLow => v1::EventKind::SpaceLow,
         EventKind::VmOutOfSpace => v1::EventKind::VmOutOfSpace,
+        EventKind::ScheduleRun => v1::EventKind::ScheduleRun,
+        EventKind::ScheduleMissed => v1::EventKind::ScheduleMissed,
+        EventKind::SchedulePruned => v1::EventKind::SchedulePruned,
+        EventKind::ScheduleUpdated => v1::EventKind::ScheduleUpdated,
         EventKind::VolumeStateChanged => v1::EventKind::VolumeStateChanged,
         EventKind::VmArrived => v1::EventKind::VmArrived,
         EventKind::VmLeft => v1::EventKind::VmLeft,

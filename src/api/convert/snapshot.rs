@@ -42,13 +42,13 @@ pub(in crate::api) fn snapshot(placed: &Placed, holder: Option<OperationId>) -> 
         properties: snapshot.properties.clone(),
         holds: snapshot.holds.iter().map(hold).collect(),
         comment_count: snapshot.comments,
+        schedule_id: snapshot.schedule.map(|schedule| schedule.to_string()).unwrap_or_default(),
         expire_time: snapshot.expires_at.map(timestamp),
         create_time: Some(timestamp(snapshot.created_at)),
         created_by: snapshot.created_by.clone(),
         operation_id: holder.filter(|_| is_moving).map(|holder| holder.to_string()).unwrap_or_default(),
         source_snapshot_id: snapshot.source.map(|source| source.to_string()).unwrap_or_default(),
         etag: snapshot.generation.to_string(),
-        ..v1::Snapshot::default()
     }
 }
 

@@ -274,6 +274,7 @@ fn list(random: &mut Rng) -> List {
         kinds: Vec::new(),
         volume: uuid(sometimes(3)).map(VolumeId),
         parent: uuid(sometimes(40)).map(SnapshotId),
+        schedule: None,
         held: sometimes(2).map(|held| held == 1),
         account: owner(sometimes(3)),
         domain: owner(sometimes(3)),

@@ -1,0 +1,105 @@
+//! What schedules tell: runs that begin and end, runs that were missed, snapshots that were pruned, and changes of what people
+//! set.
+
+use jiff::Timestamp;
+
+use super::{Cause, Event, EventKind, Severity};
+use crate::model::schedule::{RunState, RunVm, Schedule, ScheduleRun};
+
+/// What was done with a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleChange {
+    /// It was made.
+    Created,
+    /// It was changed.
+    Updated,
+    /// It rests.
+    Paused,
+    /// It goes on.
+    Resumed,
+    /// It was deleted.
+    Deleted,
+}
+
+impl ScheduleChange {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Runs that did not take place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    /// How many, as far as they were counted.
+    pub count: u32,
+    /// When the last of them was due.
+    pub last_due: Timestamp,
+    /// Why.
+    pub why: &'static str,
+}
+
+fn about(schedule: &Schedule, kind: EventKind, message: String, cause: &Cause) -> Event {
+    Event { schedule: Some(schedule.id), ..Event::new(kind, message, cause) }
+}
+
+/// A schedule was made, changed, paused, resumed or deleted.
+#[must_use]
+pub fn of_schedule(schedule: &Schedule, change: ScheduleChange, cause: &Cause) -> Event {
+    let did = change.name();
+    let message = format!("schedule {} was {did}", schedule.wish.name);
+    about(schedule, EventKind::ScheduleUpdated, message, cause).with("change", did)
+}
+
+/// Runs of a schedule were missed.
+#[must_use]
+pub fn of_missed_runs(schedule: &Schedule, missed: Missed, cause: &Cause) -> Event {
+    let Missed { count, last_due, why } = missed;
+    let runs = if count == 1 { "run" } else { "runs" };
+    let message =
+        format!("schedule {}: {count} {runs} missed, the last of {last_due}: {why}", schedule.wish.name);
+    let event = about(schedule, EventKind::ScheduleMissed, message, cause);
+    let event = event.with("due_time", last_due).with("count", count);
+    Event { severity: Severity::Warning, ..event }
+}
+
+/// A run begins, or has ended.
+#[must_use]
+pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
+    let taken = run.vms.iter().filter(|vm| vm.snapshot.is_some()).count();
+    let failures = run.vms.iter().filter(|vm| vm.failure.is_some()).count();
+    let name = &run.schedule.wish.name;
+    let (change, severity, message) = match run.state {
+        RunState::Running => {
+            ("began", Severity::Info, format!("a run of schedule {name} has begun, of {} VMs", run.vms.len()))
+        }
+        RunState::Succeeded => {
+            ("ended", Severity::Info, format!("a run of schedule {name} has taken {taken} snapshots"))
+        }
+        RunState::Partly | RunState::Failed => {
+            let message =
+                format!("a run of schedule {name} has taken {taken} snapshots, and none of {failures} VMs");
+            let severity = if taken == 0 { Severity::Error } else { Severity::Warning };
+            ("ended", severity, message)
+        }
+    };
+    let event = about(&run.schedule, EventKind::ScheduleRun, message, cause);
+    let event = event.with("change", change).with("run_id", run.id);
+    let event = event.with("snapshots", taken).with("failures", failures);
+    Event { severity, failure: run.vms.iter().find_map(|vm| vm.failure.clone()), ..event }
+}
+
+/// A schedule has deleted snapshots of a VM.
+#[must_use]
+pub fn of_pruning(schedule: &Schedule, vm: &RunVm, cause: &Cause) -> Event {
+    let RunVm { name, pruned, pruned_bytes, .. } = vm;
+    let message = format!("schedule {} has pruned {pruned} snapshots of VM {name}", schedule.wish.name);
+    let event = about(schedule, EventKind::SchedulePruned, message, cause);
+    let event = event.with("snapshots", pruned).with("bytes", pruned_bytes);
+    Event { vm: Some(vm.vm), vm_name: name.clone(), ..event }
+}

@@ -1,0 +1,321 @@
+//! Schedules and their runs.
+//!
+//! A run is entered in the transaction that moves its schedule's clock on: none is begun twice, and none is forgotten.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::request::{self, Answer, RequestKey};
+use super::{Prepared, Result, Store, StoreError, event, from_json, parse, to_json};
+use crate::model::event::{Cause, Event, Missed, ScheduleChange, of_missed_runs, of_run, of_schedule};
+use crate::model::schedule::{RunState, ScheduleWish};
+use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId};
+
+/// A schedule, and where its clock stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptSchedule {
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Runs that were due up to here were begun, or told as missed.
+    pub seen_until: Timestamp,
+    /// How many runs it has had.
+    pub runs: u64,
+    /// The newest run.
+    pub last_run: Option<ScheduleRun>,
+}
+
+/// What people want of a schedule.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ScheduleEdit {
+    /// Other settings.
+    Set(Box<ScheduleWish>),
+    /// To let it rest.
+    Pause,
+    /// To let it go on.
+    Resume,
+}
+
+impl Store {
+    /// Enters a new schedule. The same request again gives the first one.
+    pub async fn add_schedule(
+        &self,
+        schedule: Schedule,
+        key: Option<RequestKey>,
+        cause: Cause,
+    ) -> Result<KeptSchedule> {
+        self.transact(move |transaction| {
+            if let Some(Answer::Schedule(before)) = request::find(transaction, key.as_ref())? {
+                return read(transaction, before)?.ok_or(StoreError::ScheduleGone(before));
+            }
+            check_name(transaction, &schedule)?;
+            transaction.run(
+                "INSERT INTO schedule (id, name, body, seen_until, runs) VALUES (?, ?, ?, ?, 0)",
+                params![
+                    schedule.id.to_string(),
+                    schedule.wish.name.as_str(),
+                    to_json(&schedule, "schedule")?,
+                    cause.at.as_millisecond(),
+                ],
+            )?;
+            event::insert(transaction, &of_schedule(&schedule, ScheduleChange::Created, &cause))?;
+            let answer = Answer::Schedule(schedule.id);
+            request::remember(transaction, key.as_ref(), answer, cause.at.as_millisecond())?;
+            read(transaction, schedule.id)?.ok_or(StoreError::ScheduleGone(schedule.id))
+        })
+        .await
+    }
+
+    /// Changes a schedule, if it still is of the generation that was seen. The same request again changes nothing. One that goes
+    /// on after a rest has missed nothing meanwhile.
+    pub async fn edit_schedule(
+        &self,
+        id: ScheduleId,
+        edit: ScheduleEdit,
+        seen: Option<u64>,
+        key: Option<RequestKey>,
+        cause: Cause,
+    ) -> Result<KeptSchedule> {
+        self.transact(move |transaction| {
+            let before = read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))?;
+            if request::find(transaction, key.as_ref())?.is_some() {
+                return Ok(before);
+            }
+            check_generation(&before.schedule, seen)?;
+            let old = before.schedule;
+            let (after, change) = match edit {
+                ScheduleEdit::Set(wish) => (Schedule { wish: *wish, ..old.clone() }, ScheduleChange::Updated),
+                ScheduleEdit::Pause => (Schedule { is_paused: true, ..old.clone() }, ScheduleChange::Paused),
+                ScheduleEdit::Resume => (Schedule { is_paused: false, ..old.clone() }, ScheduleChange::Resumed),
+            };
+            if after != old {
+                // What was due by another clock, or while it rested, was not missed.
+                let is_anew = after.wish.timing != old.wish.timing || old.is_paused != after.is_paused;
+                let after = Schedule { generation: old.generation + 1, ..after };
+                check_name(transaction, &after)?;
+                transaction.run(
+                    "UPDATE schedule SET name = ?2, body = ?3, seen_until = iif(?4, ?5, seen_until) WHERE id = ?1",
+                    params![
+                        id.to_string(),
+                        after.wish.name.as_str(),
+                        to_json(&after, "schedule")?,
+                        is_anew,
+                        cause.at.as_millisecond(),
+                    ],
+                )?;
+                event::insert(transaction, &of_schedule(&after, change, &cause))?;
+            }
+            request::remember(transaction, key.as_ref(), Answer::Schedule(id), cause.at.as_millisecond())?;
+            read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))
+        })
+        .await
+    }
+
+    /// Deletes a schedule with its runs that have ended. Its snapshots stay. Whether it was there.
+    pub async fn delete_schedule(
+        &self,
+        id: ScheduleId,
+        seen: Option<u64>,
+        key: Option<RequestKey>,
+        cause: Cause,
+    ) -> Result<bool> {
+        self.transact(move |transaction| {
+            if request::find(transaction, key.as_ref())?.is_some() {
+                return Ok(true);
+            }
+            let Some(before) = read(transaction, id)? else { return Ok(false) };
+            check_generation(&before.schedule, seen)?;
+            transaction.run("DELETE FROM schedule WHERE id = ?", [id.to_string()])?;
+            // A run that is going ends as it began.
+            transaction
+                .run("DELETE FROM schedule_run WHERE schedule = ? AND is_open = 0", [id.to_string()])?;
+            event::insert(transaction, &of_schedule(&before.schedule, ScheduleChange::Deleted, &cause))?;
+            request::remember(transaction, key.as_ref(), Answer::Schedule(id), cause.at.as_millisecond())?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// All schedules, by name. There are a handful.
+    pub async fn schedules(&self) -> Result<Vec<KeptSchedule>> {
+        self.transact(|transaction| {
+            let mut statement = transaction.prepare_cached("SELECT id FROM schedule ORDER BY name")?;
+            let ids = statement.query_map([], |row| row.get::<_, String>(0))?;
+            let ids: Vec<String> = ids.collect::<rusqlite::Result<_>>()?;
+            let kept = ids.iter().map(|id| read(transaction, parse(id, "schedule id")?));
+            Ok(kept.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })
+        .await
+    }
+
+    /// The schedule that the same request has made or changed before. Asked first: it may be gone or have another name by now.
+    pub async fn scheduled_before(&self, key: RequestKey) -> Result<Option<ScheduleId>> {
+        self.transact(move |transaction| match request::find(transaction, Some(&key))? {
+            Some(Answer::Schedule(id)) => Ok(Some(id)),
+            Some(_) | None => Ok(None),
+        })
+        .await
+    }
+
+    /// Begins a run, and lets the schedule's clock go on to `seen_until`. What was missed is told with it.
+    pub async fn begin_run(
+        &self,
+        run: ScheduleRun,
+        seen_until: Option<Timestamp>,
+        missed: Option<Missed>,
+        key: Option<RequestKey>,
+        cause: Cause,
+    ) -> Result<ScheduleRun> {
+        self.transact(move |transaction| {
+            if let Some(Answer::ScheduleRun(before)) = request::find(transaction, key.as_ref())? {
+                return read_run(transaction, before)?.ok_or(StoreError::ScheduleGone(run.schedule.id));
+            }
+            let id = run.schedule.id;
+            let kept = read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))?;
+            if kept.last_run.is_some_and(|last| last.state == RunState::Running) {
+                return Err(StoreError::ScheduleRunning(kept.schedule.wish.name));
+            }
+            let run = ScheduleRun { count: kept.runs + 1, ..run };
+            move_clock(transaction, id, seen_until)?;
+            transaction.run("UPDATE schedule SET runs = runs + 1 WHERE id = ?", [id.to_string()])?;
+            if let Some(missed) = missed {
+                event::insert(transaction, &of_missed_runs(&kept.schedule, missed, &cause))?;
+            }
+            event::insert(transaction, &of_run(&run, &cause))?;
+            transaction.run(
+                "INSERT INTO schedule_run (id, schedule, is_open, started_at, body) VALUES (?, ?, 1, ?, ?)",
+                params![
+                    run.id.to_string(),
+                    id.to_string(),
+                    run.started_at.as_millisecond(),
+                    to_json(&run, "run of a schedule")?,
+                ],
+            )?;
+            request::remember(
+                transaction,
+                key.as_ref(),
+                Answer::ScheduleRun(run.id),
+                cause.at.as_millisecond(),
+            )?;
+            Ok(run)
+        })
+        .await
+    }
+
+    /// Lets a schedule's clock go on without a run.
+    pub async fn skip_runs(
+        &self,
+        id: ScheduleId,
+        seen_until: Timestamp,
+        missed: Option<Missed>,
+        cause: Cause,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            let Some(kept) = read(transaction, id)? else { return Ok(()) };
+            move_clock(transaction, id, Some(seen_until))?;
+            match missed {
+                Some(missed) => event::insert(transaction, &of_missed_runs(&kept.schedule, missed, &cause)),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Writes how a run stands, with what there is to tell of it.
+    pub async fn write_run(&self, run: ScheduleRun, told: Vec<Event>) -> Result<()> {
+        self.transact(move |transaction| {
+            let body = to_json(&run, "run of a schedule")?;
+            transaction.run(
+                "UPDATE schedule_run SET is_open = ?2, body = ?3 WHERE id = ?1",
+                params![run.id.to_string(), run.state == RunState::Running, body],
+            )?;
+            event::insert_all(transaction, told)
+        })
+        .await
+    }
+
+    /// The runs that have not ended, the oldest first.
+    pub async fn open_runs(&self) -> Result<Vec<ScheduleRun>> {
+        self.transact(|transaction| {
+            let sql = "SELECT body FROM schedule_run WHERE is_open = 1 ORDER BY id";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?, "run of a schedule")).collect()
+        })
+        .await
+    }
+
+    /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.
+    pub async fn runs(
+        &self,
+        schedule: ScheduleId,
+        before: Option<ScheduleRunId>,
+        limit: u32,
+    ) -> Result<(Vec<ScheduleRun>, u64)> {
+        self.transact(move |transaction| {
+            let schedule = schedule.to_string();
+            let sql = "SELECT count(*) FROM schedule_run WHERE schedule = ?";
+            let total: i64 = transaction.row(sql, [&schedule], |row| row.get(0))?;
+            let mut statement = transaction.prepare_cached(
+                "SELECT body FROM schedule_run WHERE schedule = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+            )?;
+            // Behind each id.
+            let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
+            let rows =
+                statement.query_map(params![schedule, before, limit], |row| row.get::<_, String>(0))?;
+            let runs = rows.map(|row| from_json(&row?, "run of a schedule")).collect::<Result<_>>()?;
+            Ok((runs, total.unsigned_abs()))
+        })
+        .await
+    }
+}
+
+fn read(transaction: &Transaction<'_>, id: ScheduleId) -> Result<Option<KeptSchedule>> {
+    let id = id.to_string();
+    let row = transaction
+        .row("SELECT body, seen_until, runs FROM schedule WHERE id = ?", [&id], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        })
+        .optional()?;
+    let Some((body, seen_until, runs)) = row else { return Ok(None) };
+    let sql = "SELECT body FROM schedule_run WHERE schedule = ? ORDER BY id DESC LIMIT 1";
+    let last: Option<String> = transaction.row(sql, [&id], |row| row.get(0)).optional()?;
+    Ok(Some(KeptSchedule {
+        schedule: from_json(&body, "schedule")?,
+        seen_until: Timestamp::from_millisecond(seen_until).unwrap_or(Timestamp::UNIX_EPOCH),
+        runs: runs.unsigned_abs(),
+        last_run: last.map(|body| from_json(&body, "run of a schedule")).transpose()?,
+    }))
+}
+
+fn read_run(transaction: &Transaction<'_>, id: ScheduleRunId) -> Result<Option<ScheduleRun>> {
+    let sql = "SELECT body FROM schedule_run WHERE id = ?";
+    let body: Option<String> = transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?;
+    body.map(|body| from_json(&body, "run of a schedule")).transpose()
+}
+
+fn move_clock(transaction: &Transaction<'_>, id: ScheduleId, to: Option<Timestamp>) -> Result<()> {
+    let Some(to) = to else { return Ok(()) };
+    let sql = "UPDATE schedule SET seen_until = ?2 WHERE id = ?1";
+    transaction.run(sql, params![id.to_string(), to.as_millisecond()])?;
+    Ok(())
+}
+
+fn check_name(transaction: &Transaction<'_>, schedule: &Schedule) -> Result<()> {
+    let name = &schedule.wish.name;
+    let sql = "SELECT id FROM schedule WHERE name = ? AND id <> ?";
+    let taken =
+        transaction.row(sql, [name.to_string(), schedule.id.to_string()], |row| row.get::<_, String>(0));
+    match taken.optional()? {
+        None => Ok(()),
+        Some(by) => Err(StoreError::ScheduleNameTaken { name: name.clone(), by: parse(&by, "schedule id")? }),
+    }
+}
+
+fn check_generation(schedule: &Schedule, seen: Option<u64>) -> Result<()> {
+    match seen {
+        Some(seen) if seen != schedule.generation => {
+            Err(StoreError::ScheduleChanged { actual: schedule.generation })
+        }
+        Some(_) | None => Ok(()),
+    }
+}

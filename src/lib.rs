@@ -9,4 +9,5 @@ mod mutation;
 pub mod ops;
 pub mod plan;
 pub mod proto;
+pub mod schedule;
 pub mod store;

@@ -12,8 +12,9 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("host", &["model"]),
     ("ops", &["model", "plan", "store", "host"]),
-    ("api", &["model", "plan", "store", "host", "ops", "proto"]),
-    ("daemon", &["model", "plan", "store", "host", "ops", "api", "proto"]),
+    ("schedule", &["model", "plan", "store", "host", "ops"]),
+    ("api", &["model", "plan", "store", "host", "ops", "schedule", "proto"]),
+    ("daemon", &["model", "plan", "store", "host", "ops", "schedule", "api", "proto"]),
     ("cli", &["proto"]),
     ("proto", &[]),
 ];

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 use super::later::later;
 use super::status::Violations;
 use super::{Answer, Api, Caller, Reach, answered, convert, generation, status};
+pub(super) use crate::model::request::FREEZE_TIMEOUT;
 use crate::model::{
     CreateSnapshot, DeleteSnapshots, DeletionReason, DiskTarget, Label, PurgeSnapshot, Quiesce,
     RevertSnapshot, RunStateAfter, Snapshot, SnapshotKind,
@@ -16,8 +17,6 @@ use crate::ops::{Asked, OpsError, Submitted};
 use crate::proto::v1;
 use crate::proto::v1::snapshot_service_server::SnapshotService;
 
-/// Longest freeze if the client does not say: Windows' VSS ends one after ten seconds anyhow.
-pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest freeze that one can ask for.
 const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 /// Most snapshots of one request.

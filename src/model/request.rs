@@ -115,6 +115,9 @@ impl Request {
     }
 }
 
+/// Longest freeze if nobody says otherwise: Windows' VSS ends one after ten seconds anyhow.
+pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Take a snapshot of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CreateSnapshot {

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{DiskTarget, ScheduleId, ScheduleName};
+use super::access::Labels;
+use super::ids::{DiskTarget, ScheduleId, ScheduleName, VmId};
 use super::request::Quiesce;
 use super::snapshot::Owner;
 
@@ -157,6 +158,28 @@ pub struct ScheduleLimits {
     pub free_bytes: u64,
     /// Layers behind each other on a disk.
     pub chain_depth: u32,
+}
+
+impl VmSelector {
+    /// Whether it takes a VM, on which these labels are written.
+    #[must_use]
+    pub fn takes(&self, id: VmId, name: &str, labels: &Labels) -> bool {
+        let written = |key: &str| labels.0.get(key);
+        let has = |(key, value): (&String, &Option<String>)| {
+            written(key).is_some_and(|written| value.as_ref().is_none_or(|value| value == written))
+        };
+        self.all
+            || self.vms.contains(name)
+            || self.vms.iter().any(|wanted| wanted.parse() == Ok(id))
+            || (!self.labels.is_empty() && self.labels.iter().all(has))
+            || (!self.account.is_empty() && written("account") == Some(&self.account))
+    }
+
+    /// Whether it can take any VM at all.
+    #[must_use]
+    pub fn names_something(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 impl Retention {
@@ -417,6 +440,34 @@ mod tests {
         check::<CronPattern>("0 0 0 1 1 * 2030", Err(InvalidTime::Fields(7)));
         for text in ["61 * * * *", "a b c d e", "* 24 * * *", "*/0 * * * *", "5-1 * * * *"] {
             assert!(matches!(text.parse::<CronPattern>(), Err(InvalidTime::Unreadable(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn selected_vms() {
+        let id = VmId(uuid::Uuid::from_u128(7));
+        let labels =
+            Labels([("account", "a"), ("tier", "gold")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        let named = |name: &str| VmSelector { vms: [name.to_owned()].into(), ..VmSelector::default() };
+        let labelled = |labels: &[(&str, Option<&str>)]| VmSelector {
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect(),
+            ..VmSelector::default()
+        };
+        let of = |account: &str| VmSelector { account: account.to_owned(), ..VmSelector::default() };
+        for (selector, expected) in [
+            (VmSelector::default(), false),
+            (VmSelector { all: true, ..VmSelector::default() }, true),
+            (named("web"), true),
+            (named("db"), false),
+            (named(&id.to_string()), true),
+            (labelled(&[("tier", None)]), true),
+            (labelled(&[("tier", Some("gold")), ("account", Some("a"))]), true),
+            (labelled(&[("tier", Some("gold")), ("account", Some("b"))]), false),
+            (labelled(&[("zone", None)]), false),
+            (of("a"), true),
+            (of("b"), false),
+        ] {
+            assert_eq!(selector.takes(id, "web", &labels), expected, "{selector:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::host::HostError;
-use crate::model::{OperationId, Reason};
+use crate::model::{InvalidName, OperationId, Reason};
 use crate::plan::Refusal;
 use crate::store::StoreError;
 
@@ -82,6 +82,15 @@ pub enum OpsError {
     /// No schedule answers to the name or id.
     #[error("there is no schedule {0:?}")]
     NoSuchSchedule(String),
+    /// What a template makes is no name of a snapshot.
+    #[error("{name:?} is no name of a snapshot")]
+    NoName {
+        /// What it makes.
+        name: String,
+        /// Why it is none.
+        #[source]
+        cause: InvalidName,
+    },
     /// It is past the point of no return, or has ended.
     #[error("the operation is past its point of no return, or has ended")]
     NotCancellable,
@@ -113,7 +122,7 @@ impl OpsError {
             Self::NoSuchVolume(_) => Reason::VolumeNotFound,
             Self::NotAVolume { .. } => Reason::LayerInUse,
             Self::AmbiguousSnapshot { .. } | Self::AmbiguousVolume { .. } => Reason::NameAmbiguous,
-            Self::NotAClone(_) | Self::SeveralVms => Reason::InvalidArgument,
+            Self::NotAClone(_) | Self::SeveralVms | Self::NoName { .. } => Reason::InvalidArgument,
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
@@ -166,6 +175,7 @@ impl OpsError {
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
             Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",
             Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comment'",
+            Self::NoName { .. } => "give the schedule another template of names",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",
             Self::NothingToLimit => {

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Prepared, Result, Store, StoreError, event, from_json, parse, to_json};
+use super::{Prepared, Result, Store, StoreError, event, from_json, parse, snapshot, to_json};
 use crate::model::event::{Cause, Event, Missed, ScheduleChange, of_missed_runs, of_run, of_schedule};
 use crate::model::schedule::{RunState, ScheduleWish};
-use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId};
+use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, Snapshot, VmId};
 
 /// A schedule, and where its clock stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -229,6 +229,18 @@ impl Store {
                 params![run.id.to_string(), run.state == RunState::Running, body],
             )?;
             event::insert_all(transaction, told)
+        })
+        .await
+    }
+
+    /// The snapshots that a schedule has of a VM, in the order that they were entered in.
+    pub async fn snapshots_of_schedule(&self, schedule: ScheduleId, vm: VmId) -> Result<Vec<Snapshot>> {
+        self.transact(move |transaction| {
+            let sql = "SELECT number FROM snapshot WHERE schedule = ? AND schedule <> '' AND vm = ? ORDER BY number";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let rows = statement.query_map([schedule.to_string(), vm.to_string()], |row| row.get(0))?;
+            let numbers: Vec<i64> = rows.collect::<rusqlite::Result<_>>()?;
+            snapshot::read_numbered(transaction, &numbers)
         })
         .await
     }

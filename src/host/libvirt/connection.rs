@@ -24,8 +24,9 @@ use tokio::sync::{broadcast, watch};
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
 
-use super::ffi::{self, CloseReason, EventKind, Subscription};
+use super::ffi::{self, Subscription};
 use super::refusal::LibvirtSays;
+use super::told::{CloseReason, EventKind};
 use crate::host::{HostError, HostEvent, Link, Result};
 use crate::model::VmId;
 

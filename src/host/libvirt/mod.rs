@@ -60,6 +60,7 @@ mod requests;
 mod served;
 mod shape;
 mod snapshot_xml;
+mod told;
 mod vms;
 
 pub use agent::AgentLane;

@@ -1,0 +1,188 @@
+//! Which snapshots of a schedule stay, and why.
+//!
+//! Decides by the order in which they were entered, which no clock can turn round, and by their own times, not by the clock of
+//! now: a clock that is set makes nobody old. Leaves deleting to `schedule`. It only ever sees READY snapshots of the schedule:
+//! those of people are none of its business.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp, Zoned};
+
+use crate::model::operation::{Failure, Reason};
+use crate::model::schedule::{Retention, Zone};
+use crate::model::{SnapshotId, SnapshotName, VmId};
+
+/// A READY snapshot of a schedule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its identity.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it takes, in bytes.
+    pub bytes: u64,
+    /// Why it must stay whatever the policy says: holds, clones.
+    pub tied_by: Vec<String>,
+}
+
+/// What becomes of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it takes, in bytes.
+    pub bytes: u64,
+    /// It stays.
+    pub keep: bool,
+    /// Why, for people.
+    pub reasons: Vec<String>,
+}
+
+/// What becomes of all snapshots of a schedule of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRetention {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub vm_name: String,
+    /// Of each, oldest first.
+    pub decisions: Vec<Decision>,
+    /// Why nothing is pruned.
+    pub refusal: Option<Failure>,
+}
+
+impl VmRetention {
+    /// Those that go, and what they take, in bytes.
+    #[must_use]
+    pub fn doomed(&self) -> (Vec<SnapshotId>, u64) {
+        let doomed = self.decisions.iter().filter(|decision| !decision.keep);
+        doomed.fold((Vec::new(), 0), |(mut ids, bytes), decision| {
+            ids.push(decision.snapshot);
+            (ids, bytes + decision.bytes)
+        })
+    }
+
+    /// How many stay, and what they take, in bytes.
+    #[must_use]
+    pub fn kept(&self) -> (usize, u64) {
+        let kept = self.decisions.iter().filter(|decision| decision.keep);
+        kept.fold((0, 0), |(count, bytes), decision| (count + 1, bytes + decision.bytes))
+    }
+}
+
+/// Decides about snapshots that were entered in this order. `next` is when another is made that is not among them yet: it
+/// counts as the newest.
+#[must_use]
+pub fn decide(
+    (vm, vm_name): (VmId, &str),
+    candidates: &[Candidate],
+    next: Option<Timestamp>,
+    retention: &Retention,
+    zone: &Zone,
+) -> VmRetention {
+    let times: Vec<Timestamp> = candidates.iter().map(|candidate| candidate.created_at).chain(next).collect();
+    let rules = reasons(&times, retention, zone);
+    let mut decisions: Vec<Decision> = candidates
+        .iter()
+        .zip(rules)
+        .map(|(candidate, rules)| {
+            let reasons: Vec<String> = candidate.tied_by.iter().cloned().chain(rules).collect();
+            Decision {
+                snapshot: candidate.id,
+                name: candidate.name.clone(),
+                created_at: candidate.created_at,
+                bytes: candidate.bytes,
+                keep: !reasons.is_empty(),
+                reasons,
+            }
+        })
+        .collect();
+    let refusal = refuse(&mut decisions, usize::from(next.is_some()), retention);
+    if refusal.is_none() {
+        spread(&mut decisions, times.len());
+    }
+    for decision in decisions.iter_mut().filter(|decision| !decision.keep) {
+        decision.reasons = vec!["no rule keeps it".to_owned()];
+    }
+    VmRetention { vm, vm_name: vm_name.to_owned(), decisions, refusal }
+}
+
+/// Nothing goes if that would leave fewer than the least.
+fn refuse(decisions: &mut [Decision], beside: usize, retention: &Retention) -> Option<Failure> {
+    let kept = decisions.iter().filter(|decision| decision.keep).count() + beside;
+    if kept >= retention.least() || decisions.iter().all(|decision| decision.keep) {
+        return None;
+    }
+    let message =
+        format!("pruning would leave {kept} of its snapshots, and the least is {}", retention.least());
+    for decision in decisions.iter_mut().filter(|decision| !decision.keep) {
+        decision.keep = true;
+        decision.reasons.push(format!("minimum {}: nothing is pruned", retention.least()));
+    }
+    Some(Failure { reason: Reason::RetentionMinimum, message, causes: Vec::new() })
+}
+
+/// A wrong policy, or a wrong clock, takes no more than half at once: there is time to see it. The oldest go first.
+fn spread(decisions: &mut [Decision], all: usize) {
+    let most = (all / 2).max(1);
+    for decision in decisions.iter_mut().filter(|decision| !decision.keep).skip(most) {
+        decision.keep = true;
+        decision.reasons.push("goes with a later run: at most half go at once".to_owned());
+    }
+}
+
+/// The rules that keep each.
+fn reasons(times: &[Timestamp], retention: &Retention, zone: &Zone) -> Vec<Vec<String>> {
+    let mut reasons = vec![Vec::new(); times.len()];
+    let newest_first = || (0..times.len()).rev();
+    for (place, index) in newest_first().take(count(retention.last)).enumerate() {
+        reasons[index].push(format!("last {} of {}", place + 1, retention.last));
+    }
+    for (name, wanted, period) in periods(retention) {
+        let mut seen = BTreeSet::new();
+        for index in newest_first() {
+            let local = times[index].to_zoned(zone.time_zone().clone());
+            if seen.len() == count(wanted) {
+                break;
+            }
+            if seen.insert(period(&local)) {
+                reasons[index].push(format!("{name} {} of {wanted}", seen.len()));
+            }
+        }
+    }
+    let within = SignedDuration::from_millis(i64::try_from(retention.within_ms).unwrap_or(i64::MAX));
+    let newest = times.iter().max();
+    for (index, time) in times.iter().enumerate() {
+        if retention.within_ms > 0 && newest.is_some_and(|newest| newest.duration_since(*time) < within) {
+            reasons[index].push(format!("younger than {within:#}"));
+        }
+    }
+    reasons
+}
+
+/// What tells one hour, day, week, month or year from another.
+type Period = fn(&Zoned) -> (i16, i64);
+
+fn periods(retention: &Retention) -> [(&'static str, u32, Period); 5] {
+    [
+        // The hour that is repeated when clocks go back is another one.
+        ("hourly", retention.hourly, |time| (0, time.timestamp().as_second().div_euclid(3600))),
+        ("daily", retention.daily, |time| (time.year(), time.day_of_year().into())),
+        ("weekly", retention.weekly, |time| {
+            let week = time.date().iso_week_date();
+            (week.year(), week.week().into())
+        }),
+        ("monthly", retention.monthly, |time| (time.year(), time.month().into())),
+        ("yearly", retention.yearly, |time| (time.year(), 0)),
+    ]
+}
+
+fn count(wanted: u32) -> usize {
+    usize::try_from(wanted).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,188 @@
+//! Schedules: when to ask `ops` for snapshots, and which to let go.
+//!
+//! Decides nothing of its own: when is `plan::due`, which go is `plan::retention`; each snapshot and each deletion is an ordinary
+//! operation of `ops`. Must never know gRPC, libvirt or SQL.
+//!
+//! A run is durable before it begins, and says at each step what it is about to do. One that was cut off is gone on with by the
+//! next life of the daemon.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::host::VmSummary;
+use crate::model::access::Labels;
+use crate::model::event::Cause;
+use crate::model::schedule::{ScheduleWish, VmSelector};
+use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId};
+use crate::ops::{Asked, Engine, OpsError, Result};
+use crate::plan::due;
+use crate::plan::retention::VmRetention;
+use crate::store::{KeptSchedule, ScheduleEdit, Store};
+
+mod clock;
+mod ledger;
+mod limits;
+mod run;
+mod snapshots;
+
+/// Snapshots of a run that are taken at once: each freezes a guest, and all of them write to the same storage.
+const AT_ONCE: usize = 8;
+
+/// All schedules of the node. Cheap to clone.
+#[derive(Clone)]
+pub struct Schedules(Arc<Inner>);
+
+struct Inner {
+    engine: Engine,
+    /// Something about schedules has changed, or a run has ended.
+    changed: Notify,
+    /// Those of which a run is going.
+    going: Mutex<BTreeSet<ScheduleId>>,
+    takes: Semaphore,
+}
+
+/// What a schedule will do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preview {
+    /// When its next runs are due.
+    pub runs: Vec<Timestamp>,
+    /// The VMs that it takes now.
+    pub vms: Vec<VmSummary>,
+    /// What a run that begins now would prune.
+    pub of_vms: Vec<VmRetention>,
+}
+
+impl Schedules {
+    /// The schedules of an engine's node. [`Schedules::start`] lets them run.
+    #[must_use]
+    pub fn new(engine: Engine) -> Self {
+        Self(Arc::new(Inner {
+            engine,
+            changed: Notify::new(),
+            going: Mutex::default(),
+            takes: Semaphore::new(AT_ONCE),
+        }))
+    }
+
+    /// Makes a schedule.
+    pub async fn create(&self, wish: ScheduleWish, is_paused: bool, asked: Asked) -> Result<KeptSchedule> {
+        let now = Timestamp::now();
+        let schedule = Schedule {
+            id: ScheduleId::new(),
+            wish,
+            is_paused,
+            created_at: now,
+            created_by: asked.by.clone(),
+            generation: 1,
+        };
+        let kept = self.store().add_schedule(schedule, asked.key, cause(asked.by, now)).await?;
+        self.0.changed.notify_one();
+        Ok(kept)
+    }
+
+    /// Changes a schedule. A run that is going ends as it began.
+    pub async fn edit(
+        &self,
+        id: ScheduleId,
+        edit: ScheduleEdit,
+        seen: Option<u64>,
+        asked: Asked,
+    ) -> Result<KeptSchedule> {
+        let cause = cause(asked.by, Timestamp::now());
+        let kept = self.store().edit_schedule(id, edit, seen, asked.key, cause).await?;
+        self.0.changed.notify_one();
+        Ok(kept)
+    }
+
+    /// Deletes a schedule. Its snapshots stay.
+    pub async fn delete(&self, id: ScheduleId, seen: Option<u64>, asked: Asked) -> Result<()> {
+        let cause = cause(asked.by, Timestamp::now());
+        let was_there = self.store().delete_schedule(id, seen, asked.key, cause).await?;
+        if was_there { Ok(()) } else { Err(OpsError::NoSuchSchedule(id.to_string())) }
+    }
+
+    /// The schedule that answers to a name or an id.
+    pub async fn find(&self, wanted: &str) -> Result<KeptSchedule> {
+        let id = wanted.parse::<ScheduleId>().ok();
+        let is_meant =
+            |kept: &KeptSchedule| kept.schedule.wish.name.as_str() == wanted || Some(kept.schedule.id) == id;
+        let found = self.all().await?.into_iter().find(is_meant);
+        found.ok_or_else(|| OpsError::NoSuchSchedule(wanted.to_owned()))
+    }
+
+    /// All of them, by name.
+    pub async fn all(&self) -> Result<Vec<KeptSchedule>> {
+        Ok(self.store().schedules().await?)
+    }
+
+    /// Begins a run now, whatever the clock says.
+    pub async fn run_now(&self, id: ScheduleId, asked: Asked) -> Result<ScheduleRun> {
+        let kept = self.find(&id.to_string()).await?;
+        let begin = clock::Begin { due_at: None, is_late: false, seen_until: None, missed: None };
+        self.begin(&kept.schedule, begin, asked).await
+    }
+
+    /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.
+    pub async fn runs(
+        &self,
+        id: ScheduleId,
+        before: Option<ScheduleRunId>,
+        limit: u32,
+    ) -> Result<(Vec<ScheduleRun>, u64)> {
+        Ok(self.store().runs(id, before, limit).await?)
+    }
+
+    /// What a schedule with these settings will do: one that there is, or one that there is not yet.
+    pub async fn preview(&self, wish: &ScheduleWish, of: Option<ScheduleId>, runs: usize) -> Result<Preview> {
+        let now = Timestamp::now();
+        let vms = self.selected(&wish.selector).await?;
+        let mut of_vms = Vec::new();
+        for vm in vms.iter().filter(|_| of.is_some()) {
+            of_vms.extend(match of {
+                Some(id) => Some(self.retention(id, wish, (vm.id, &vm.name), Some(now)).await?),
+                None => None,
+            });
+        }
+        Ok(Preview { runs: due::next_few(&wish.timing, now, runs), vms, of_vms })
+    }
+
+    /// When the next run is due; None for one that rests, or never.
+    #[must_use]
+    pub fn next_run(kept: &KeptSchedule, now: Timestamp) -> Option<Timestamp> {
+        if kept.schedule.is_paused {
+            return None;
+        }
+        due::next(&kept.schedule.wish.timing, kept.seen_until.min(now).max(now))
+    }
+
+    /// The VMs that a selector takes now, by name.
+    pub async fn selected(&self, selector: &VmSelector) -> Result<Vec<VmSummary>> {
+        let mut vms = self.0.engine.vms().await?;
+        let goes_by_labels = !selector.labels.is_empty() || !selector.account.is_empty();
+        let labels = if goes_by_labels { self.0.engine.labels(None).await? } else { Default::default() };
+        let none = Labels::default();
+        vms.retain(|vm| selector.takes(vm.id, &vm.name, labels.get(&vm.id).unwrap_or(&none)));
+        vms.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(vms)
+    }
+
+    fn store(&self) -> &Store {
+        self.0.engine.store()
+    }
+
+    fn going(&self) -> MutexGuard<'_, BTreeSet<ScheduleId>> {
+        self.0.going.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cause(actor: String, at: Timestamp) -> Cause {
+    Cause { operation: None, actor, at }
+}
+
+/// What somebody is called who asks for what a schedule wants.
+fn actor(schedule: &Schedule) -> String {
+    format!("schedule {}", schedule.wish.name)
+}

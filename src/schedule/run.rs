@@ -1,0 +1,292 @@
+//! Carries a run through: of each VM a snapshot, then what the retention lets go. Drawn in `model::schedule::run`.
+//!
+//! Decides nothing but the order. Whatever it asks for has a key made of the run and the VM: asked for again after a crash it is
+//! the same operation. None, wherever it is given, says that the daemon goes down and the run is left to the next life.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::ledger::Ledger;
+use super::{Schedules, actor, cause};
+use crate::model::event::of_pruning;
+use crate::model::operation::{Failure, OperationState, Reason};
+use crate::model::request::FREEZE_TIMEOUT;
+use crate::model::schedule::{RunStage, RunVm};
+use crate::model::{
+    CreateSnapshot, DeleteSnapshots, DeletionReason, Label, Operation, OperationId, ScheduleRun,
+    SnapshotKind, SnapshotName,
+};
+use crate::ops::{Asked, OpsError, Result, Submitted};
+use crate::store::RequestKey;
+
+/// How long a VM that another operation holds is waited for.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What came of an operation that was asked for.
+type Came = std::result::Result<Operation, Failure>;
+
+impl Schedules {
+    /// Carries a run to its end.
+    pub(super) async fn carry(&self, run: ScheduleRun) -> Option<()> {
+        let run = Arc::new(run);
+        let ledger = Arc::new(Ledger::new(self.store().clone(), ScheduleRun::clone(&run)));
+        let mut vms = JoinSet::new();
+        for index in 0..run.vms.len() {
+            let (schedules, run, ledger) = (self.clone(), Arc::clone(&run), Arc::clone(&ledger));
+            vms.spawn(async move {
+                OfVm { schedules: &schedules, run: &run, ledger: &ledger, index }.carry().await
+            });
+        }
+        let all = vms.join_all().await;
+        all.into_iter().collect::<Option<Vec<()>>>()?;
+        noted(ledger.end().await)
+    }
+}
+
+/// A run, as far as it is about one VM.
+struct OfVm<'a> {
+    schedules: &'a Schedules,
+    run: &'a ScheduleRun,
+    ledger: &'a Ledger,
+    index: usize,
+}
+
+impl OfVm<'_> {
+    async fn carry(&self) -> Option<()> {
+        let mut vm = self.run.vms[self.index].clone();
+        if vm.stage == RunStage::Waiting {
+            self.wait(vm.turn_at).await?;
+            vm = self.note(|vm| vm.stage = RunStage::Taking).await?;
+        }
+        if vm.stage == RunStage::Taking {
+            vm = self.take(&vm).await?;
+        }
+        if vm.stage == RunStage::Pruning {
+            self.prune(&vm).await?;
+        }
+        Some(())
+    }
+
+    /// Until it is the VM's turn.
+    async fn wait(&self, turn: Timestamp) -> Option<()> {
+        // Whatever the clock says: no longer than the jitter.
+        let jitter = Duration::from_millis(self.run.schedule.wish.timing.jitter_ms);
+        let wait =
+            Duration::try_from(turn.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO).min(jitter);
+        let stopping = self.schedules.0.engine.draining();
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => None,
+            () = tokio::time::sleep(wait) => Some(()),
+        }
+    }
+
+    async fn take(&self, vm: &RunVm) -> Option<RunVm> {
+        let key = self.key(vm, "take");
+        let turn = self.schedules.0.takes.acquire().await.ok()?;
+        let before = self.schedules.0.engine.repeated(Some(&key)).await;
+        if matches!(before, Ok(None)) {
+            match self.schedules.limit(&self.run.schedule, vm).await {
+                // Pruning may be what makes room.
+                Ok(Some(limit)) => return self.failed(limit, self.after_taking()).await,
+                Ok(None) => {}
+                Err(error) => return self.failed(failure(&error), RunStage::Done).await,
+            }
+        }
+        let came = self.came_of(|asked| async { self.take_now(vm, asked).await }, key).await?;
+        drop(turn);
+        match came {
+            Ok(operation) => {
+                let stage = self.after_taking();
+                self.note(|vm| {
+                    (vm.operation, vm.snapshot, vm.stage) = (Some(operation.id), operation.snapshot, stage);
+                })
+                .await
+            }
+            Err(failure) => self.failed(failure, RunStage::Done).await,
+        }
+    }
+
+    /// A late run does not prune: there are fewer snapshots than the policy thinks of.
+    fn after_taking(&self) -> RunStage {
+        if self.run.is_late { RunStage::Done } else { RunStage::Pruning }
+    }
+
+    async fn take_now(&self, vm: &RunVm, asked: Asked) -> Result<Submitted> {
+        let schedule = &self.run.schedule;
+        let template = &schedule.wish.template;
+        let request = CreateSnapshot {
+            vm: vm.vm,
+            image: None,
+            kind: if template.memory { SnapshotKind::VmDisksAndMemory } else { SnapshotKind::VmDisks },
+            label: Label {
+                name: Some(self.name(vm).await?),
+                display_name: String::new(),
+                description: template.description.clone(),
+                owner: template.owner.clone(),
+                properties: template.properties.clone(),
+                expires_at: None,
+                schedule: Some(schedule.id),
+            },
+            quiesce: template.quiesce,
+            mount_points: template.mount_points.clone(),
+            freeze_timeout_ms: u64::try_from(FREEZE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+            max_pause_ms: None,
+            disks: template.disks.clone(),
+        };
+        self.schedules.0.engine.create_snapshot(request, asked).await
+    }
+
+    /// The name that the template gives; with the number of the run behind it where a snapshot has it already.
+    async fn name(&self, vm: &RunVm) -> Result<SnapshotName> {
+        let (schedule, count) = (&self.run.schedule.wish, self.run.count);
+        let name = schedule.template.name.fill(&vm.name, &schedule.name, self.run.started_at, count);
+        let tree = self.schedules.store().tree(vm.vm).await?;
+        let is_taken = tree.snapshots.iter().any(|snapshot| snapshot.name.as_str() == name);
+        let name = if is_taken { format!("{name}-{count}") } else { name };
+        name.parse().map_err(|cause| OpsError::NoName { name, cause })
+    }
+
+    async fn prune(&self, vm: &RunVm) -> Option<RunVm> {
+        let schedule = &self.run.schedule;
+        let mut vm = vm.clone();
+        if vm.doomed.is_empty() {
+            let decided =
+                self.schedules.retention(schedule.id, &schedule.wish, (vm.vm, &vm.name), None).await;
+            let (doomed, bytes) = match decided {
+                Ok(decided) => match decided.refusal.clone() {
+                    Some(refusal) => return self.failed(refusal, RunStage::Done).await,
+                    None => decided.doomed(),
+                },
+                Err(error) => return self.failed(failure(&error), RunStage::Done).await,
+            };
+            if doomed.is_empty() {
+                return self.note(|vm| vm.stage = RunStage::Done).await;
+            }
+            vm = self.note(|vm| (vm.doomed, vm.doomed_bytes) = (doomed, bytes)).await?;
+        }
+        let request = DeleteSnapshots {
+            snapshots: vm.doomed.clone(),
+            with_children: false,
+            bandwidth: None,
+            merge_deadline_ms: None,
+            generation: None,
+            reason: DeletionReason::Pruned,
+        };
+        let engine = &self.schedules.0.engine;
+        let ask = |asked| async { engine.delete_snapshots(request.clone(), asked).await };
+        match self.came_of(ask, self.key(&vm, "prune")).await? {
+            Err(failure) => self.failed(failure, RunStage::Done).await,
+            Ok(_) => {
+                let change = |vm: &mut RunVm| {
+                    vm.stage = RunStage::Done;
+                    vm.pruned = u32::try_from(vm.doomed.len()).unwrap_or(u32::MAX);
+                    vm.pruned_bytes = vm.doomed_bytes;
+                };
+                let by = cause(actor(schedule), Timestamp::now());
+                noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(schedule, vm, &by))).await)
+            }
+        }
+    }
+
+    /// Asks for an operation and waits for its end. A VM that somebody else holds is waited for.
+    async fn came_of<F>(&self, ask: impl Fn(Asked) -> F, key: RequestKey) -> Option<Came>
+    where
+        F: Future<Output = Result<Submitted>>,
+    {
+        let engine = &self.schedules.0.engine;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let asked = Asked { by: actor(&self.run.schedule), key: Some(key.clone()), validate_only: false };
+            // What it names may be gone by now.
+            let submitted = match engine.repeated(Some(&key)).await {
+                Ok(Some(before)) => Ok(before),
+                Ok(None) => ask(asked).await,
+                Err(error) => Err(error),
+            };
+            match submitted {
+                Ok(Submitted::Operation(view)) => return self.ended(view.operation.id).await.map(outcome),
+                Ok(Submitted::Plan(_)) => unreachable!("an operation was asked for"),
+                Err(OpsError::Draining) => return None,
+                Err(OpsError::VmBusy(holder)) if Instant::now() < until => {
+                    self.ended(holder).await?;
+                }
+                Err(error) => return Some(Err(failure(&error))),
+            }
+        }
+    }
+
+    /// An operation when it has ended, or needs a person.
+    async fn ended(&self, id: OperationId) -> Option<Operation> {
+        let engine = &self.schedules.0.engine;
+        let rests = |operation: &Operation| {
+            operation.cursor.has_ended() || matches!(operation.cursor.state, OperationState::Stuck { .. })
+        };
+        if let Some(mut watcher) = engine.watch(id) {
+            let stopping = engine.draining();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return None,
+                // It fails when the runner has gone, and then the journal knows.
+                _ = watcher.wait_for(|view| rests(&view.operation)) => {}
+            }
+        }
+        let view = engine.operation(id).await.ok()?;
+        rests(&view.operation).then_some(view.operation)
+    }
+
+    fn key(&self, vm: &RunVm, what: &str) -> RequestKey {
+        RequestKey {
+            id: format!("{}/{}/{what}", self.run.id, vm.vm),
+            principal: format!("schedule {}", self.run.schedule.id),
+            digest: what.as_bytes().to_vec(),
+        }
+    }
+
+    async fn note(&self, change: impl FnOnce(&mut RunVm)) -> Option<RunVm> {
+        noted(self.ledger.note(self.index, change, |_| None).await)
+    }
+
+    async fn failed(&self, failure: Failure, then: RunStage) -> Option<RunVm> {
+        self.note(|vm| {
+            // The first one says more.
+            vm.failure.get_or_insert(failure);
+            vm.stage = then;
+        })
+        .await
+    }
+}
+
+fn outcome(operation: Operation) -> Came {
+    match (operation.cursor.state, &operation.failure) {
+        (OperationState::Succeeded, _) => Ok(operation),
+        (OperationState::Stuck { .. }, failure) => Err(Failure {
+            reason: Reason::OperationStuck,
+            message: format!("operation {} is stuck: a person is needed", operation.id),
+            causes: failure.iter().map(|failure| failure.message.clone()).collect(),
+        }),
+        (_, Some(failure)) => Err(failure.clone()),
+        (_, None) => Err(Failure::cancelled("the operation was cancelled")),
+    }
+}
+
+fn failure(error: &OpsError) -> Failure {
+    Failure::new(error.reason(), error)
+}
+
+/// What cannot be written is left as it was written last: the next life goes on from there.
+fn noted<T>(written: Result<T>) -> Option<T> {
+    written
+        .inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(
+                error,
+                "how a run of a schedule stands was not written: the next start goes on with it"
+            );
+        })
+        .ok()
+}

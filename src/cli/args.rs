@@ -7,12 +7,18 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod controller;
 mod event;
+mod schedule;
 mod snapshot;
 mod units;
 mod volume;
 
 pub(super) use controller::{ControllerVerb, ReceiveArgs};
 pub(super) use event::{EventVerb, WhichEvents};
+pub(super) use schedule::{
+    CatchUp, ClearArgs, CreateScheduleArgs, LimitArgs, Paused, RetentionArgs, RunScheduleArgs,
+    ScheduleListArgs, ScheduleOptions, ScheduleSort, ScheduleVerb, SelectionArgs, SetScheduleArgs,
+    TemplateArgs, TimingArgs,
+};
 pub(super) use snapshot::{
     CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, PurgeArgs, Quiesce, RevertArgs,
     RunState, SetArgs, SnapshotVerb, Sort, State, Which,
@@ -112,6 +118,9 @@ pub(super) enum Command {
     /// Volumes: single disks
     #[command(subcommand, alias = "vol")]
     Volume(VolumeVerb),
+    /// Schedules: snapshots by the clock, and which of them to keep
+    #[command(subcommand, alias = "sched")]
+    Schedule(ScheduleVerb),
     /// Operations: what is under way and what has been
     #[command(subcommand, alias = "operation")]
     Op(OpVerb),
@@ -366,5 +375,14 @@ mod tests {
         assert_eq!(check("vmsnap snapshot delete"), Err(2));
         assert_eq!(check("vmsnap snapshot create web --no-wait --timeout 5s"), Err(2));
         assert_eq!(check("vmsnap snapshot create web --property broken"), Err(2));
+        assert_eq!(check("vmsnap schedule create nightly --cron @daily --vm web --keep-daily 7"), Ok(()));
+        assert_eq!(check("vmsnap schedule create nightly --cron @daily --all --label env=prod"), Ok(()));
+        assert_eq!(check("vmsnap schedule create nightly --cron @daily"), Err(2));
+        assert_eq!(check("vmsnap schedule create nightly --all"), Err(2));
+        assert_eq!(check("vmsnap schedule create nightly --cron @daily --all --keep-daily -1"), Err(2));
+        assert_eq!(check("vmsnap schedule set nightly --blackout x --no-blackout"), Err(2));
+        assert_eq!(check("vmsnap schedule run nightly --no-wait --timeout 5s"), Err(2));
+        assert_eq!(check("vmsnap schedule preview nightly --runs 1001"), Err(2));
+        assert_eq!(check("vmsnap schedule delete"), Err(2));
     }
 }

@@ -13,6 +13,7 @@ use super::failure::{Failure, exit};
 use crate::proto::v1::event_service_client::EventServiceClient;
 use crate::proto::v1::node_service_client::NodeServiceClient;
 use crate::proto::v1::operation_service_client::OperationServiceClient;
+use crate::proto::v1::schedule_service_client::ScheduleServiceClient;
 use crate::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use crate::proto::v1::vm_service_client::VmServiceClient;
 use crate::proto::v1::volume_service_client::VolumeServiceClient;
@@ -82,6 +83,10 @@ impl Daemon {
 
     pub(super) fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone())
+    }
+
+    pub(super) fn schedules(&self) -> ScheduleServiceClient<Channel> {
+        ScheduleServiceClient::new(self.channel.clone())
     }
 
     pub(super) fn operations(&self) -> OperationServiceClient<Channel> {

@@ -23,6 +23,7 @@ mod output;
 mod progress;
 mod purge;
 mod resolve;
+mod schedule;
 mod snapshot;
 mod table;
 mod tree;
@@ -87,6 +88,7 @@ impl Session {
             Command::Vm(verb) => vm::carry_out(self, verb).await,
             Command::Snapshot(verb) => snapshot::carry_out(self, verb).await,
             Command::Volume(verb) => volume::carry_out(self, verb).await,
+            Command::Schedule(verb) => schedule::carry_out(self, verb).await,
             Command::Event(verb) => event::carry_out(self, verb).await,
             Command::Op(verb) => operation::carry_out(self, verb).await,
             Command::Node(verb) => node::carry_out(self, verb).await,

@@ -17,7 +17,7 @@ use crate::proto::v1::watch_operation_response::Update;
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// So long a daemon that is away is waited for. An upgrade is over by then.
-const ABSENCE: Duration = Duration::from_secs(120);
+pub(super) const ABSENCE: Duration = Duration::from_secs(120);
 
 /// Waits for the end of an operation.
 pub(super) async fn wait(

@@ -73,9 +73,26 @@ fn span(span: SignedDuration) -> String {
 
 /// A time, in this place's own.
 pub(super) fn time(time: Option<ProtoTimestamp>) -> String {
-    time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
-        .map(|time| time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string())
+    time.map(|time| time_in(time, &jiff::tz::TimeZone::system())).unwrap_or_default()
+}
+
+/// A time, in another place's own.
+pub(super) fn time_in(time: ProtoTimestamp, zone: &jiff::tz::TimeZone) -> String {
+    let time = Timestamp::new(time.seconds, time.nanos);
+    time.map(|time| time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string())
         .unwrap_or_default()
+}
+
+/// How long, as it is typed: exact, in the largest unit that divides it. Nothing for none.
+pub(super) fn duration(duration: Option<prost_types::Duration>) -> String {
+    let Some(duration) = duration else { return String::new() };
+    match (duration.seconds, duration.nanos) {
+        (seconds, nanos) if nanos != 0 => format!("{}ms", seconds * 1000 + i64::from(nanos) / 1_000_000),
+        (seconds, _) if seconds != 0 && seconds % 86400 == 0 => format!("{}d", seconds / 86400),
+        (seconds, _) if seconds != 0 && seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        (seconds, _) if seconds != 0 && seconds % 60 == 0 => format!("{}m", seconds / 60),
+        (seconds, _) => format!("{seconds}s"),
+    }
 }
 
 /// Milliseconds; nothing for none.
@@ -103,6 +120,20 @@ pub(super) fn operation_state(state: v1::OperationState) -> String {
 
 pub(super) fn operation_kind(kind: v1::OperationKind) -> String {
     short(kind.as_str_name(), "OPERATION_KIND_").to_lowercase().replace('_', " ")
+}
+
+pub(super) fn schedule_run_state(state: v1::ScheduleRunState) -> String {
+    short(state.as_str_name(), "SCHEDULE_RUN_STATE_")
+}
+
+/// As the option spells it. Nothing for the default.
+pub(super) fn quiesce(quiesce: v1::Quiesce) -> String {
+    short(quiesce.as_str_name(), "QUIESCE_").to_lowercase()
+}
+
+/// As the option spells it. Nothing for the default.
+pub(super) fn catch_up(catch_up: v1::CatchUp) -> String {
+    short(catch_up.as_str_name(), "CATCH_UP_").to_lowercase()
 }
 
 pub(super) fn step_state(state: v1::StepState) -> String {
@@ -210,6 +241,20 @@ mod tests {
         let both =
             "vda: at most 32.0 MiB/s are copied, so that the guest does not wait: its requests take 45 ms";
         check(32 << 20, Some(wait), Some(both));
+    }
+
+    #[test]
+    fn durations_as_they_are_typed() {
+        let check = |seconds, nanos, expected| {
+            assert_eq!(duration(Some(prost_types::Duration { seconds, nanos })), expected);
+        };
+        check(0, 0, "0s");
+        check(90, 0, "90s");
+        check(600, 0, "10m");
+        check(36000, 0, "10h");
+        check(7 * 86400, 0, "7d");
+        check(1, 500_000_000, "1500ms");
+        assert_eq!(duration(None), "");
     }
 
     #[test]

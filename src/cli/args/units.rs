@@ -49,6 +49,17 @@ pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
     }
 }
 
+/// When a time begins and how long it lasts: `0 8 * * 1-5/10h`. A cron expression has slashes of its own: the last one counts,
+/// and a unit must follow, so that a step such as `*/2` is not taken for two seconds.
+pub(super) fn window(text: &str) -> Result<(String, Duration), String> {
+    let wrong = || "it is CRON/DURATION, as in '0 8 * * 1-5/10h'".to_owned();
+    let (cron, long) = text.rsplit_once('/').ok_or_else(wrong)?;
+    if cron.trim().is_empty() || long.ends_with(|last: char| last.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    Ok((cron.trim().to_owned(), duration(long)?))
+}
+
 pub(super) fn property(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("it is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -104,6 +115,21 @@ mod tests {
         check_duration("", None);
         check_duration("5 parsec", None);
         check_duration("-5s", None);
+    }
+
+    fn check_window(text: &str, expected: Option<(&str, u64)>) {
+        let expected = expected.map(|(cron, seconds)| (cron.to_owned(), Duration::from_secs(seconds)));
+        assert_eq!(window(text).ok(), expected, "{text:?}");
+    }
+
+    #[test]
+    fn windows() {
+        check_window("0 8 * * 1-5/10h", Some(("0 8 * * 1-5", 36000)));
+        check_window("*/5 * * * */90s", Some(("*/5 * * * *", 90)));
+        check_window("0 8 * * */2", None);
+        check_window("0 8 * * *", None);
+        check_window("0 8 * * */", None);
+        check_window("/10h", None);
     }
 
     fn check_bytes(text: &str, expected: Option<u64>) {

@@ -275,11 +275,15 @@ async fn completions_and_manuals_are_generated() {
     let node = Node::start();
     for shell in ["bash", "zsh", "fish"] {
         let script = succeed(&node, &format!("completions {shell}")).await;
-        assert!(script.contains("snapshot") && script.contains("quiesce"), "{shell}: {script}");
+        for word in ["snapshot", "quiesce", "schedule", "keep-daily"] {
+            assert!(script.contains(word), "{shell}: {script}");
+        }
     }
     let directory = tempfile::tempdir().unwrap();
     succeed(&node, &format!("man --dir {}", directory.path().display())).await;
     let manual = std::fs::read_to_string(directory.path().join("vmsnap.1")).unwrap();
     assert!(manual.contains("Exit codes"), "{manual}");
-    assert!(directory.path().join("vmsnap-snapshot-create.1").exists());
+    for verb in ["snapshot-create", "schedule-create", "schedule-preview"] {
+        assert!(directory.path().join(format!("vmsnap-{verb}.1")).exists(), "{verb}");
+    }
 }

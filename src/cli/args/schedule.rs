@@ -73,14 +73,15 @@ pub(in crate::cli) enum ScheduleVerb {
 pub(in crate::cli) struct CreateScheduleArgs {
     /// The schedule's name: letters, digits, '.', '_' and '-'
     pub(in crate::cli) name: String,
-    #[command(flatten)]
-    pub(in crate::cli) options: ScheduleOptions,
     /// Let it rest until it is resumed
     #[arg(long)]
     pub(in crate::cli) paused: bool,
     /// Only show when it would run, and which VMs it would take
     #[arg(long)]
     pub(in crate::cli) dry_run: bool,
+    // Last: what stands below these options in the help would be under their last heading.
+    #[command(flatten)]
+    pub(in crate::cli) options: ScheduleOptions,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -90,13 +91,13 @@ pub(in crate::cli) struct SetScheduleArgs {
     /// Another name
     #[arg(long)]
     pub(in crate::cli) name: Option<String>,
+    /// Only if nobody has changed the schedule since this etag
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    pub(in crate::cli) etag: String,
     #[command(flatten)]
     pub(in crate::cli) options: ScheduleOptions,
     #[command(flatten)]
     pub(in crate::cli) clear: ClearArgs,
-    /// Only if nobody has changed the schedule since this etag
-    #[arg(long, value_name = "ETAG", default_value = "")]
-    pub(in crate::cli) etag: String,
 }
 
 /// What a schedule is told, when it is made and later.

@@ -98,7 +98,7 @@ fn text(
         parts.insert(0, "it rests: nothing of this is done until it is resumed".to_owned());
     }
     parts.extend(decisions(&answer.decisions));
-    if !answer.decisions.is_empty() {
+    if answer.decisions.iter().any(|decision| !decision.keep) {
         parts.push(format!("pruning would give back about {}", words::size(answer.bytes_freed)));
     }
     if let Some(refusal) = &answer.refusal {

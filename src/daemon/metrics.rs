@@ -5,8 +5,8 @@
 //! whoever reads them need not know.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use tonic::Code;
@@ -36,6 +36,11 @@ pub(super) struct Metrics {
     pub(super) paused: Histogram,
     /// Since the start: by `kind` and `severity`.
     pub(super) events: IntCounterVec,
+    /// Since the start: by `outcome`.
+    pub(super) runs: IntCounterVec,
+    pub(super) missed_runs: IntCounter,
+    pub(super) pruned_snapshots: IntCounter,
+    pub(super) pruned_bytes: IntCounter,
     /// Since the start: by `call` and `code`.
     pub(super) calls: IntCounterVec,
     /// Now: by `state`.
@@ -84,6 +89,11 @@ impl Metrics {
                 "How long processors stood still for a capture of memory",
             )?,
             events: of.counters("events_total", "Events that were told", &["kind", "severity"])?,
+            runs: of.counters("schedule_runs_total", "Runs of schedules that have ended", &["outcome"])?,
+            missed_runs: of.counter("schedule_missed_runs_total", "Runs of schedules that were missed")?,
+            pruned_snapshots: of
+                .counter("schedule_pruned_snapshots_total", "Snapshots that schedules have deleted")?,
+            pruned_bytes: of.counter("schedule_pruned_bytes_total", "What those took on the storage")?,
             calls: of.counters("calls_total", "gRPC calls that were answered", &["call", "code"])?,
             open: of.gauges("operations_open", "Operations that have not ended", &["state"])?,
             left_to_copy: of.gauge("copy_remaining_bytes", "What operations under way have still to copy")?,
@@ -130,6 +140,10 @@ impl Figures<'_> {
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
         self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::new(name, help)?)
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {

@@ -184,7 +184,7 @@ mod tests {
     fn nothing_begins_in_a_blackout() {
         let mut timing = timing("*/30 * * * *", "");
         let blackout =
-            |cron: &str, hours| Blackout { cron: cron.parse().unwrap(), duration_ms: hours * 3_600_000 };
+            |cron: &str, hours: u64| Blackout { cron: cron.parse().unwrap(), duration_ms: hours * 3_600_000 };
         timing.blackouts = vec![blackout("0 8 * * MON-FRI", 10)];
         let times = next_few(&timing, time("2026-11-27T07:15:00Z"), 2);
         assert_eq!(times, [time("2026-11-27T07:30:00Z"), time("2026-11-27T18:00:00Z")]);

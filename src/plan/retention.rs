@@ -186,3 +186,6 @@ fn periods(retention: &Retention) -> [(&'static str, u32, Period); 5] {
 fn count(wanted: u32) -> usize {
     usize::try_from(wanted).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,9 +38,29 @@ fn count_one(metrics: &Metrics, event: &Event) {
         Severity::Error => "error",
     };
     metrics.events.with_label_values(&[event.kind.name().as_str(), severity]).inc();
-    if event.kind != EventKind::OperationStateChanged {
-        return;
+    match event.kind {
+        EventKind::OperationStateChanged => count_operation(metrics, event),
+        EventKind::ScheduleRun | EventKind::ScheduleMissed | EventKind::SchedulePruned => {
+            count_run(metrics, event);
+        }
+        _ => {}
     }
+}
+
+fn count_run(metrics: &Metrics, event: &Event) {
+    let number =
+        |key: &str| event.attributes.get(key).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+    if let Some(outcome) = event.attributes.get("outcome") {
+        metrics.runs.with_label_values(&[outcome.as_str()]).inc();
+    }
+    metrics.missed_runs.inc_by(number("count"));
+    if event.kind == EventKind::SchedulePruned {
+        metrics.pruned_snapshots.inc_by(number("snapshots"));
+        metrics.pruned_bytes.inc_by(number("bytes"));
+    }
+}
+
+fn count_operation(metrics: &Metrics, event: &Event) {
     let text = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
     let number = |key: &str| event.attributes.get(key).and_then(|number| number.parse::<f64>().ok());
     // Only one that has ended took so long.

@@ -91,6 +91,12 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
     let event = about(&run.schedule, EventKind::ScheduleRun, message, cause);
     let event = event.with("change", change).with("run_id", run.id);
     let event = event.with("snapshots", taken).with("failures", failures);
+    let event = match run.state {
+        RunState::Running => event,
+        RunState::Succeeded => event.with("outcome", "succeeded"),
+        RunState::Partly => event.with("outcome", "partly"),
+        RunState::Failed => event.with("outcome", "failed"),
+    };
     Event { severity, failure: run.vms.iter().find_map(|vm| vm.failure.clone()), ..event }
 }
 

@@ -17,6 +17,7 @@ mod memory;
 mod outrun;
 mod proxy;
 mod rebuild;
+mod schedule;
 mod space;
 #[cfg(feature = "opentelemetry")]
 mod traces;

@@ -1,0 +1,194 @@
+//! Runs of schedules on a simulated node: what one takes and lets go, and what comes of one whose daemon dies at any moment.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::runtime::{Builder, Runtime};
+use vmsnap::model::schedule::{
+    CatchUp, Retention, RunState, ScheduleLimits, ScheduleWish, SnapshotTemplate, Timing, VmSelector,
+};
+use vmsnap::model::snapshot::Owner;
+use vmsnap::model::{Hold, Quiesce, Reason, ScheduleId, ScheduleRun, ScheduleRunId, Snapshot, SnapshotState};
+use vmsnap::ops::{Asked, Engine};
+use vmsnap::schedule::Schedules;
+use vmsnap::store::KeptSchedule;
+
+use crate::simulated::{Scene, pass_time, settings};
+
+/// What only a broken engine does not do in time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One life of the daemon. Dropping it is a crash.
+struct Life {
+    runtime: Runtime,
+    schedules: Schedules,
+}
+
+impl Life {
+    fn start(scene: &Scene) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let schedules = runtime.block_on(async {
+            let settings = settings(scene.memory_compression);
+            let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
+            engine.recover().await.unwrap();
+            let schedules = Schedules::new(engine);
+            schedules.start();
+            schedules
+        });
+        Self { runtime, schedules }
+    }
+
+    fn create(&self, wish: ScheduleWish) -> ScheduleId {
+        let schedules = self.schedules.clone();
+        let kept: KeptSchedule =
+            self.runtime.block_on(async { schedules.create(wish, false, asked()).await }).unwrap();
+        kept.schedule.id
+    }
+
+    fn begin(&self, schedule: ScheduleId) -> ScheduleRunId {
+        let schedules = self.schedules.clone();
+        self.runtime.block_on(async { schedules.run_now(schedule, asked()).await }).unwrap().id
+    }
+
+    /// Goes on until the newest run has ended; None if the daemon dies before, after so many steps.
+    fn end(&self, schedule: ScheduleId, mut steps: usize) -> Option<ScheduleRun> {
+        let schedules = self.schedules.clone();
+        self.runtime.block_on(async move {
+            let begun = Instant::now();
+            while begun.elapsed() < PATIENCE {
+                let (runs, _) = schedules.runs(schedule, None, 1).await.unwrap();
+                let run = runs.into_iter().next().expect("one was begun");
+                if run.state != RunState::Running {
+                    return Some(run);
+                }
+                steps = steps.checked_sub(1)?;
+                pass_time().await;
+            }
+            panic!("the run does not end");
+        })
+    }
+
+    fn run(&self, schedule: ScheduleId) -> ScheduleRun {
+        self.begin(schedule);
+        self.end(schedule, usize::MAX).expect("nobody dies")
+    }
+}
+
+fn asked() -> Asked {
+    Asked { by: "test".to_owned(), key: None, validate_only: false }
+}
+
+/// By hand only: its time comes once in a leap year.
+fn wish(retention: Retention) -> ScheduleWish {
+    ScheduleWish {
+        name: "rarely".parse().unwrap(),
+        description: String::new(),
+        selector: VmSelector { all: true, ..VmSelector::default() },
+        template: SnapshotTemplate {
+            name: "r-{count}".parse().unwrap(),
+            description: String::new(),
+            disks: [].into(),
+            memory: false,
+            quiesce: Quiesce::Auto,
+            mount_points: Vec::new(),
+            owner: Owner::default(),
+            properties: [].into(),
+        },
+        timing: Timing {
+            cron: "0 3 29 2 *".parse().unwrap(),
+            zone: "UTC".parse().unwrap(),
+            jitter_ms: 2000,
+            blackouts: Vec::new(),
+            catch_up: CatchUp::Once,
+        },
+        retention,
+        limits: ScheduleLimits::default(),
+    }
+}
+
+fn last(last: u32) -> Retention {
+    Retention { last, ..Retention::default() }
+}
+
+/// The names of all snapshots, in order; all of them READY.
+fn names(scene: &Scene) -> Vec<String> {
+    let tree = scene.tree();
+    let not_ready: Vec<&Snapshot> =
+        tree.snapshots.iter().filter(|snapshot| snapshot.state != SnapshotState::Ready).collect();
+    assert!(not_ready.is_empty(), "{not_ready:?}");
+    tree.snapshots.iter().map(|snapshot| snapshot.name.to_string()).collect()
+}
+
+#[test]
+fn a_run_takes_and_lets_go() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(2)));
+    for count in 1..=3 {
+        let run = life.run(schedule);
+        assert_eq!((run.state, run.count), (RunState::Succeeded, count), "{run:?}");
+    }
+    assert_eq!(names(&scene), ["r-2", "r-3"]);
+    // One that is held is nobody's to prune.
+    let held = scene.tree().snapshots[0].id;
+    let hold = Hold {
+        name: "audit".parse().unwrap(),
+        reason: String::new(),
+        created_at: Timestamp::now(),
+        created_by: String::new(),
+    };
+    let cause = vmsnap::model::Cause { operation: None, actor: "test".to_owned(), at: Timestamp::now() };
+    life.runtime.block_on(scene.store.edit(held, vmsnap::model::Edit::AddHold(hold), None, cause)).unwrap();
+    let pruned: Vec<u32> = (0..3).map(|_| life.run(schedule).pruned().0).collect();
+    assert_eq!(pruned, [0, 1, 1]);
+    assert_eq!(names(&scene), ["r-2", "r-5", "r-6"]);
+}
+
+/// The daemon dies after each step of a run: the next life ends it, as if nothing had been.
+#[test]
+fn a_run_whose_daemon_dies_at_any_moment_is_gone_on_with() {
+    let mut died = 0;
+    for steps in 0.. {
+        let scene = Scene::new();
+        let first = Life::start(&scene);
+        let schedule = first.create(wish(last(1)));
+        first.run(schedule);
+        first.begin(schedule);
+        let ended = first.end(schedule, steps);
+        drop(first);
+        let has_died = ended.is_none();
+        died += usize::from(has_died);
+        let run = ended.or_else(|| Life::start(&scene).end(schedule, usize::MAX)).expect("it ends");
+        assert_eq!(run.state, RunState::Succeeded, "after {steps} steps: {run:?}");
+        assert_eq!((run.count, run.pruned().0), (2, 1), "after {steps} steps: {run:?}");
+        assert_eq!(names(&scene), ["r-2"], "after {steps} steps");
+        if !has_died {
+            break;
+        }
+    }
+    assert!(died >= 5, "it died {died} times only");
+}
+
+#[test]
+fn what_a_limit_forbids_is_skipped_and_told() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let limits = ScheduleLimits { snapshots: 2, ..ScheduleLimits::default() };
+    let schedule = life.create(ScheduleWish { limits, ..wish(last(5)) });
+    let ends: Vec<RunState> = (0..3).map(|_| life.run(schedule).state).collect();
+    assert_eq!(ends, [RunState::Succeeded, RunState::Succeeded, RunState::Failed]);
+    let (runs, _) = life.runtime.block_on(life.schedules.runs(schedule, None, 1)).unwrap();
+    let failure = runs[0].vms[0].failure.as_ref().map(|failure| failure.reason);
+    assert_eq!(failure, Some(Reason::ScheduleLimit));
+    assert_eq!(names(&scene), ["r-1", "r-2"]);
+}
+
+#[test]
+fn a_pruning_that_would_leave_too_few_is_refused_and_told() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(Retention { minimum: 3, ..last(2) }));
+    let ends: Vec<RunState> = (0..3).map(|_| life.run(schedule).state).collect();
+    assert_eq!(ends, [RunState::Succeeded, RunState::Succeeded, RunState::Failed]);
+    assert_eq!(names(&scene), ["r-1", "r-2", "r-3"]);
+}

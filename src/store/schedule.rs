@@ -201,6 +201,15 @@ impl Store {
         .await
     }
 
+    /// The run that the same request has begun before, as it is now. Asked first: its schedule may have another name by now.
+    pub async fn run_before(&self, key: RequestKey) -> Result<Option<ScheduleRun>> {
+        self.transact(move |transaction| match request::find(transaction, Some(&key))? {
+            Some(Answer::ScheduleRun(id)) => read_run(transaction, id),
+            Some(_) | None => Ok(None),
+        })
+        .await
+    }
+
     /// Lets a schedule's clock go on without a run.
     pub async fn skip_runs(
         &self,

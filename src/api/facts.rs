@@ -18,13 +18,14 @@ pub(super) fn of(error: &OpsError) -> Vec<Fact> {
     match error {
         OpsError::Refused(refusal) => of_refusal(refusal),
         OpsError::Host(error) => of_host(error),
-        OpsError::Store(StoreError::Edit(refusal)) => of_edit(refusal),
+        OpsError::Store(error) => of_store(error),
         OpsError::NoSuchVm(vm) => one("vm", vm),
         OpsError::NoSuchSnapshot(snapshot) => one("snapshot", snapshot),
         OpsError::NoSuchVolume(volume) => one("volume", volume),
         OpsError::NoSuchOperation(id) => one("operation_id", id),
         OpsError::VmBusy(id) | OpsError::VmStuck(id) => one("operation_id", id),
         OpsError::NoSuchComment(id) => one("comment_id", id),
+        OpsError::NoSuchSchedule(schedule) => one("schedule", schedule),
         OpsError::AmbiguousVolume { candidates, .. } | OpsError::AmbiguousSnapshot { candidates, .. } => {
             one("candidates", &candidates.join(", "))
         }
@@ -56,6 +57,17 @@ fn of_refusal(refusal: &Refusal) -> Vec<Fact> {
         Refusal::NoSuchDifference(id) => one("difference_id", id),
         Refusal::EtagMismatch { actual } => one("etag", actual),
         Refusal::Held(refusal) => of_edit(refusal),
+        _ => Vec::new(),
+    }
+}
+
+fn of_store(error: &StoreError) -> Vec<Fact> {
+    match error {
+        StoreError::Edit(refusal) => of_edit(refusal),
+        StoreError::ScheduleNameTaken { by, .. } => one("schedule", by),
+        StoreError::ScheduleGone(schedule) => one("schedule", schedule),
+        StoreError::ScheduleRunning(schedule) => one("schedule", schedule),
+        StoreError::ScheduleChanged { actual } => one("etag", actual),
         _ => Vec::new(),
     }
 }

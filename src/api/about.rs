@@ -4,7 +4,7 @@ use tonic::Response;
 
 use crate::proto::v1;
 
-/// An operation, a snapshot or a VM, as in `operation ID`. Among the extensions of an answer.
+/// An operation, a snapshot, a VM or a schedule, as in `operation ID`. Among the extensions of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About(pub String);
 
@@ -32,6 +32,8 @@ is_about! {
     snapshot: "snapshot", id, UpdateSnapshotResponse AddSnapshotHoldResponse RemoveSnapshotHoldResponse;
     comment: "snapshot", snapshot_id, AddSnapshotCommentResponse;
     vm: "vm", id, ResumeVmResponse;
+    schedule: "schedule", id, CreateScheduleResponse UpdateScheduleResponse PauseScheduleResponse ResumeScheduleResponse;
+    run: "schedule", schedule_id, RunScheduleResponse;
 }
 
 /// An answer, with what it is about beside it.

@@ -156,7 +156,7 @@ impl CloneWish {
             name => violations.take("name", name.parse::<VolumeName>()),
         };
         let owner = violations.take_owner([&message.account, &message.domain, &message.project]);
-        violations.properties(message.properties.iter());
+        violations.properties("properties", message.properties.iter());
         violations.check()?;
         Ok(Self { disk, path, name: name.expect("a name that is none was refused"), owner })
     }

@@ -183,7 +183,7 @@ fn check_update(message: &v1::UpdateSnapshotRequest, reach: &Reach) -> Result<Up
         }
     }
     violations.text("description", if named("description") { &message.description } else { "" });
-    violations.properties(message.set_properties.iter());
+    violations.properties("properties", message.set_properties.iter());
     let update = Update {
         generation: violations.take("etag", super::generation(&message.etag)).flatten(),
         name: named("name").then(|| violations.take("name", message.name.parse::<SnapshotName>())).flatten(),

@@ -48,7 +48,7 @@ impl Violations {
         self.text("description", written.description);
         let mut owner = self.take_owner(written.owner);
         reach.check_owner(self, &mut owner);
-        self.properties(written.properties.iter());
+        self.properties("properties", written.properties.iter());
         let name = match written.name {
             "" => None,
             name => self.take("name", name.parse()),

@@ -3,10 +3,6 @@
 use tokio_stream::Empty;
 use tonic::Status;
 
-use super::Api;
-use crate::proto::v1;
-use crate::proto::v1::schedule_service_server::ScheduleService;
-
 /// A stream that there is none of yet.
 pub(super) type Never<T> = Empty<Result<T, Status>>;
 
@@ -29,18 +25,3 @@ macro_rules! later {
 }
 
 pub(super) use later;
-
-impl ScheduleService for Api {
-    later! {
-        create_schedule(CreateScheduleRequest) -> v1::CreateScheduleResponse;
-        get_schedule(GetScheduleRequest) -> v1::GetScheduleResponse;
-        list_schedules(ListSchedulesRequest) -> v1::ListSchedulesResponse;
-        update_schedule(UpdateScheduleRequest) -> v1::UpdateScheduleResponse;
-        delete_schedule(DeleteScheduleRequest) -> v1::DeleteScheduleResponse;
-        pause_schedule(PauseScheduleRequest) -> v1::PauseScheduleResponse;
-        resume_schedule(ResumeScheduleRequest) -> v1::ResumeScheduleResponse;
-        run_schedule(RunScheduleRequest) -> v1::RunScheduleResponse;
-        preview_schedule(PreviewScheduleRequest) -> v1::PreviewScheduleResponse;
-        list_schedule_runs(ListScheduleRunsRequest) -> v1::ListScheduleRunsResponse;
-    }
-}

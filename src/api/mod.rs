@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::ops::{Asked, Engine};
 use crate::proto::v1;
+use crate::schedule::Schedules;
 use crate::store::RequestKey;
 
 mod about;
@@ -37,6 +38,7 @@ mod reload;
 mod report;
 mod request;
 mod resolve;
+mod schedule;
 mod shown;
 mod snapshot;
 mod status;
@@ -86,6 +88,7 @@ pub struct NodeIdentity {
 #[derive(Clone)]
 pub struct Api {
     engine: Engine,
+    schedules: Schedules,
     identity: NodeIdentity,
     state_directory: PathBuf,
     started: Instant,
@@ -103,6 +106,7 @@ impl Api {
     #[must_use]
     pub fn new(engine: Engine, identity: NodeIdentity, state_directory: PathBuf) -> Self {
         Self {
+            schedules: Schedules::new(engine.clone()),
             engine,
             identity,
             state_directory,
@@ -155,6 +159,6 @@ fn asked(by: String, request_id: &str, digest: Vec<u8>, validate_only: bool) -> 
 fn generation(etag: &str) -> Result<Option<u64>, &'static str> {
     match etag {
         "" => Ok(None),
-        etag => etag.parse().map(Some).map_err(|_| "it is not an etag of a snapshot"),
+        etag => etag.parse().map(Some).map_err(|_| "it is not an etag"),
     }
 }

@@ -81,6 +81,7 @@ impl Api {
             capabilities: Some(v1::Capabilities {
                 memory: true,
                 volumes: true,
+                schedules: true,
                 max_page_size: paging::MOST,
                 ..v1::Capabilities::default()
             }),

@@ -1,5 +1,6 @@
 //! Shapes that several requests share: checked here, all violations at once.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::status::Violations;
@@ -45,18 +46,31 @@ impl Violations {
     /// Properties: keys that are not empty, all of them labels.
     pub(super) fn properties<'a>(
         &mut self,
+        field: &str,
         properties: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
     ) {
         if properties.len() > PROPERTIES_LIMIT {
-            self.add("properties", format!("at most {PROPERTIES_LIMIT} are kept"));
+            self.add(field, format!("at most {PROPERTIES_LIMIT} are kept"));
         }
         for (key, value) in properties {
             if key.is_empty() {
-                self.add("properties", "a key is empty");
+                self.add(field, "a key is empty");
             }
-            self.label("properties", key);
-            self.label("properties", value);
+            self.label(field, key);
+            self.label(field, value);
         }
+    }
+
+    /// What a text stands for. One that is too long is not even read: what is said of it may quote it.
+    pub(super) fn parse<T: FromStr>(&mut self, field: &str, text: &str) -> Option<T>
+    where
+        T::Err: ToString,
+    {
+        if text.len() > LABEL_LIMIT {
+            self.label(field, text);
+            return None;
+        }
+        self.take(field, text.parse())
     }
 
     /// Alternatives of a filter, of which each becomes a condition.

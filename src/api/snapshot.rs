@@ -22,7 +22,7 @@ const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 /// Most snapshots of one request.
 const BATCH_LIMIT: usize = 1000;
 /// Most mount points of one request.
-const MOUNT_POINTS_LIMIT: usize = 256;
+pub(super) const MOUNT_POINTS_LIMIT: usize = 256;
 
 #[tonic::async_trait]
 impl SnapshotService for Api {

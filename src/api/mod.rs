@@ -119,6 +119,12 @@ impl Api {
         }
     }
 
+    /// The schedules that its calls are about: whoever serves it starts them.
+    #[must_use]
+    pub fn schedules(&self) -> &Schedules {
+        &self.schedules
+    }
+
     /// With what reads the configuration again.
     #[must_use]
     pub fn reloading(self, reloading: Arc<dyn Reload>) -> Self {

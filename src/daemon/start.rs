@@ -299,6 +299,7 @@ impl Daemon {
         let identity = identity_of_node(config.state_directory.clone()).await?;
         let mut api = Api::new(engine.clone(), identity, config.state_directory.clone());
         api = api.reloading(Arc::clone(&reloading) as _);
+        api.schedules().start();
         let (mut reporting, store) = (None, engine.store().clone());
         if let Some(controller) = config.controller.clone() {
             let (told, watched) = watch::channel(Err("it is called for the first time".to_owned()));

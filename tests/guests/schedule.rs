@@ -51,11 +51,13 @@ impl Scheduled {
     }
 
     fn count(&self, kind: &str) -> u64 {
-        let events = self.client().json(&["event", "list", "--kind", kind]);
+        let events = self.client().json(&["event", "list", "--limit", "100000"]);
         let events = events["events"].as_array().cloned().unwrap_or_default();
+        let kind = format!("EVENT_KIND_{kind}");
+        let of_kind = events.iter().filter(|event| event["kind"] == kind.as_str());
         let count =
             |event: &Value| event["attributes"]["count"].as_str().map_or(1, |count| count.parse().unwrap());
-        events.iter().map(count).sum()
+        of_kind.map(count).sum()
     }
 }
 

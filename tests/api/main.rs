@@ -37,6 +37,7 @@ mod presence;
 mod readers;
 mod readme;
 mod resolve;
+mod schedule_page;
 mod secured;
 mod space;
 mod started;

@@ -18,6 +18,12 @@ const LABEL_LIMIT: usize = 255;
 /// Most alternatives of a filter: more than there are kinds of anything, and as many as a snapshot has properties.
 const FILTER_LIMIT: usize = PROPERTIES_LIMIT;
 
+/// A time that is not negative, as the contract has it: no second is written in nanoseconds. prost's own conversion overflows.
+pub(super) fn duration(asked: prost_types::Duration) -> Option<Duration> {
+    let nanos = u32::try_from(asked.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(asked.seconds).ok()?, nanos))
+}
+
 impl Violations {
     /// A request id is short ASCII, or empty.
     pub(super) fn request_id(&mut self, id: &str) {
@@ -28,7 +34,7 @@ impl Violations {
 
     /// How long a merge may be without headway, in milliseconds. None for as long as is configured.
     pub(super) fn merge_deadline(&mut self, asked: Option<prost_types::Duration>) -> Option<u64> {
-        let wanted = Duration::try_from(asked?).ok().filter(|wanted| !wanted.is_zero());
+        let wanted = duration(asked?).filter(|wanted| !wanted.is_zero());
         let millis = wanted.and_then(|wanted| u64::try_from(wanted.as_millis()).ok());
         self.take("merge_deadline", millis.ok_or("more than 0 s"))
     }
@@ -109,6 +115,27 @@ impl Violations {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |seconds, nanos, expected| {
+            assert_eq!(duration(prost_types::Duration { seconds, nanos }), expected, "{seconds} {nanos}");
+        };
+        check(0, 0, Some(Duration::ZERO));
+        check(1, 999_999_999, Some(Duration::new(1, 999_999_999)));
+        check(i64::MAX, 999_999_999, Some(Duration::new(i64::MAX.unsigned_abs(), 999_999_999)));
+        for (seconds, nanos) in [
+            (-1, 0),
+            (0, -1),
+            (1, -1),
+            (0, 1_000_000_000),
+            (i64::MIN, 0),
+            (i64::MIN, i32::MIN),
+            (0, i32::MAX),
+        ] {
+            check(seconds, nanos, None);
+        }
+    }
 
     proptest::proptest! {
         #![proptest_config(crate::mutation::config())]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::later::later;
+use super::request::duration;
 use super::status::Violations;
 use super::{Answer, Api, Caller, Reach, answered, convert, generation, status};
 pub(super) use crate::model::request::FREEZE_TIMEOUT;
@@ -392,14 +393,13 @@ fn millis(duration: Duration) -> u64 {
 
 fn max_pause(asked: Option<prost_types::Duration>) -> Result<Option<Duration>, String> {
     let Some(asked) = asked else { return Ok(None) };
-    let wanted = Duration::try_from(asked).ok().filter(|wanted| wanted.as_millis() > 0);
+    let wanted = duration(asked).filter(|wanted| wanted.as_millis() > 0);
     wanted.map(Some).ok_or_else(|| "at least a millisecond".to_owned())
 }
 
 fn freeze_timeout(asked: Option<prost_types::Duration>) -> Result<Duration, String> {
     let Some(asked) = asked else { return Ok(FREEZE_TIMEOUT) };
-    let wanted =
-        Duration::try_from(asked).ok().filter(|wanted| !wanted.is_zero() && *wanted <= LONGEST_FREEZE);
+    let wanted = duration(asked).filter(|wanted| !wanted.is_zero() && *wanted <= LONGEST_FREEZE);
     wanted.ok_or_else(|| format!("more than 0 and at most {} s", LONGEST_FREEZE.as_secs()))
 }
 

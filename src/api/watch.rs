@@ -16,7 +16,7 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::shown::{Shown, Watched};
-use super::{convert, status};
+use super::{convert, request, status};
 use crate::model::{OperationId, Reason};
 use crate::ops::{Engine, OperationView, OpsError};
 use crate::proto::v1;
@@ -72,9 +72,9 @@ fn revision(token: &str) -> Result<Option<u64>, Status> {
 /// The longest silence of a watch.
 pub(super) fn heartbeat(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
     let Some(asked) = asked else { return Ok(HEARTBEAT) };
-    match Duration::try_from(asked) {
-        Ok(asked) if HEARTBEATS.contains(&asked) => Ok(asked),
-        Ok(_) | Err(_) => {
+    match request::duration(asked) {
+        Some(asked) if HEARTBEATS.contains(&asked) => Ok(asked),
+        Some(_) | None => {
             let mut violations = status::Violations::default();
             violations.add("heartbeat_interval", "between 1 second and 5 minutes");
             violations.check().map(|()| HEARTBEAT)

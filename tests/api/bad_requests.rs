@@ -47,6 +47,8 @@ async fn creates() {
     invalid(v1::CreateSnapshotRequest { properties, ..named("two") }, "properties").await;
     let timeout = Some(prost_types::Duration { seconds: 301, nanos: 0 });
     invalid(v1::CreateSnapshotRequest { freeze_timeout: timeout, ..named("two") }, "freeze_timeout").await;
+    let timeout = Some(prost_types::Duration { seconds: i64::MIN, nanos: i32::MIN });
+    invalid(v1::CreateSnapshotRequest { freeze_timeout: timeout, ..named("two") }, "freeze_timeout").await;
     // Of a hundred thousand that are wrong some are told.
     let disks = vec!["../vda".to_owned(); 100_000];
     let some = ["disks"; 16];

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::{Heard, ReportEnd, Said, of_store};
+use crate::api::request::duration;
 use crate::api::watch::{HEARTBEAT, HEARTBEATS};
 use crate::model::OutboxId;
 use crate::proto::controller::v1 as wire;
@@ -69,7 +70,7 @@ impl Hear {
         }
         self.unwritten = Some(known);
         self.write().await;
-        let asked = welcome.heartbeat_interval.and_then(|asked| Duration::try_from(asked).ok());
+        let asked = welcome.heartbeat_interval.and_then(duration);
         let heartbeat = asked.unwrap_or(HEARTBEAT).clamp(*HEARTBEATS.start(), *HEARTBEATS.end());
         let after = known.max(self.outbox.acknowledged);
         self.ear.send_modify(|heard| {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::api::request::duration;
 use crate::api::snapshot::{MOUNT_POINTS_LIMIT, quiesce};
 use crate::api::status::Violations;
 use crate::model::DiskTarget;
@@ -225,7 +226,7 @@ impl Violations {
         most: Duration,
     ) -> u64 {
         let Some(asked) = asked else { return 0 };
-        let wanted = Duration::try_from(asked).ok().filter(|wanted| (least..=most).contains(wanted));
+        let wanted = duration(asked).filter(|wanted| (least..=most).contains(wanted));
         let millis = wanted.and_then(|wanted| u64::try_from(wanted.as_millis()).ok());
         let problem = || format!("from {} s to {} s", least.as_secs_f64(), most.as_secs());
         self.take(field, millis.ok_or_else(problem)).unwrap_or_default()

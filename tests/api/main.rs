@@ -38,6 +38,7 @@ mod readers;
 mod readme;
 mod resolve;
 mod schedule_page;
+mod schedules;
 mod secured;
 mod space;
 mod started;

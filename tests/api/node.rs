@@ -23,6 +23,7 @@ use vmsnap::proto::v1;
 use vmsnap::proto::v1::event_service_client::EventServiceClient;
 use vmsnap::proto::v1::node_service_client::NodeServiceClient;
 use vmsnap::proto::v1::operation_service_client::OperationServiceClient;
+use vmsnap::proto::v1::schedule_service_client::ScheduleServiceClient;
 use vmsnap::proto::v1::snapshot_service_client::SnapshotServiceClient;
 use vmsnap::proto::v1::vm_service_client::VmServiceClient;
 use vmsnap::proto::v1::volume_service_client::VolumeServiceClient;
@@ -220,6 +221,10 @@ impl Node {
 
     pub fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel())
+    }
+
+    pub fn schedules(&self) -> ScheduleServiceClient<Channel> {
+        ScheduleServiceClient::new(self.channel())
     }
 
     pub fn health(&self) -> HealthClient<Channel> {

@@ -38,6 +38,7 @@ mod readers;
 mod readme;
 mod resolve;
 mod schedule_page;
+mod schedule_runs;
 mod schedules;
 mod secured;
 mod space;

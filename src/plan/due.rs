@@ -192,6 +192,7 @@ mod tests {
         assert_eq!(next(&timing, time("2026-11-27T07:15:00Z")), None, "it is always in one");
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]
     fn check_due(timing: &Timing, seen_until: &str, now: &str, expected: Due) {
         assert_eq!(due(timing, time(seen_until), time(now)), expected, "seen until {seen_until}, now {now}");
     }

@@ -6,7 +6,7 @@
 //! A run is durable before it begins, and says at each step what it is about to do. One that was cut off is gone on with by the
 //! next life of the daemon.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -162,7 +162,7 @@ impl Schedules {
     pub async fn selected(&self, selector: &VmSelector) -> Result<Vec<VmSummary>> {
         let mut vms = self.0.engine.vms().await?;
         let goes_by_labels = !selector.labels.is_empty() || !selector.account.is_empty();
-        let labels = if goes_by_labels { self.0.engine.labels(None).await? } else { Default::default() };
+        let labels = if goes_by_labels { self.0.engine.labels(None).await? } else { HashMap::default() };
         let none = Labels::default();
         vms.retain(|vm| selector.takes(vm.id, &vm.name, labels.get(&vm.id).unwrap_or(&none)));
         vms.sort_by(|one, other| one.name.cmp(&other.name));

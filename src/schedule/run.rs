@@ -179,18 +179,16 @@ impl OfVm<'_> {
         };
         let engine = &self.schedules.0.engine;
         let ask = |asked| async { engine.delete_snapshots(request.clone(), asked).await };
-        match self.came_of(ask, self.key(&vm, "prune")).await? {
-            Err(failure) => self.failed(failure, RunStage::Done).await,
-            Ok(_) => {
-                let change = |vm: &mut RunVm| {
-                    vm.stage = RunStage::Done;
-                    vm.pruned = u32::try_from(vm.doomed.len()).unwrap_or(u32::MAX);
-                    vm.pruned_bytes = vm.doomed_bytes;
-                };
-                let by = cause(actor(schedule), Timestamp::now());
-                noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(schedule, vm, &by))).await)
-            }
+        if let Err(failure) = self.came_of(ask, self.key(&vm, "prune")).await? {
+            return self.failed(failure, RunStage::Done).await;
         }
+        let change = |vm: &mut RunVm| {
+            vm.stage = RunStage::Done;
+            vm.pruned = u32::try_from(vm.doomed.len()).unwrap_or(u32::MAX);
+            vm.pruned_bytes = vm.doomed_bytes;
+        };
+        let by = cause(actor(schedule), Timestamp::now());
+        noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(schedule, vm, &by))).await)
     }
 
     /// Asks for an operation and waits for its end. A VM that somebody else holds is waited for.

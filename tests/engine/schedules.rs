@@ -131,14 +131,16 @@ fn a_run_takes_and_lets_go() {
     assert_eq!(names(&scene), ["r-2", "r-3"]);
     // One that is held is nobody's to prune.
     let held = scene.tree().snapshots[0].id;
-    let hold = Hold {
+    let by_audit = Hold {
         name: "audit".parse().unwrap(),
         reason: String::new(),
         created_at: Timestamp::now(),
         created_by: String::new(),
     };
     let cause = vmsnap::model::Cause { operation: None, actor: "test".to_owned(), at: Timestamp::now() };
-    life.runtime.block_on(scene.store.edit(held, vmsnap::model::Edit::AddHold(hold), None, cause)).unwrap();
+    life.runtime
+        .block_on(scene.store.edit(held, vmsnap::model::Edit::AddHold(by_audit), None, cause))
+        .unwrap();
     let pruned: Vec<u32> = (0..3).map(|_| life.run(schedule).pruned().0).collect();
     assert_eq!(pruned, [0, 1, 1]);
     assert_eq!(names(&scene), ["r-2", "r-5", "r-6"]);

@@ -6,6 +6,7 @@ use super::*;
 use crate::api::convert;
 use crate::mutation;
 
+#[allow(clippy::unnecessary_wraps, reason = "as fields of messages are")]
 fn some_time(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

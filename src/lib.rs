@@ -6,6 +6,7 @@ pub mod host;
 pub mod model;
 #[cfg(test)]
 mod mutation;
+pub mod openstack;
 pub mod ops;
 pub mod plan;
 pub mod proto;

@@ -14,14 +14,16 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("ops", &["model", "plan", "store", "host"]),
     ("schedule", &["model", "plan", "store", "host", "ops"]),
     ("api", &["model", "plan", "store", "host", "ops", "schedule", "proto"]),
-    ("daemon", &["model", "plan", "store", "host", "ops", "schedule", "api", "proto"]),
+    ("openstack", &["proto"]),
+    ("daemon", &["model", "plan", "store", "host", "ops", "schedule", "api", "openstack", "proto"]),
     ("cli", &["proto"]),
     ("proto", &[]),
 ];
 
 /// Words that only one floor may know, and the folders that are that floor.
 const SECRETS: &[(&str, &[&str])] = &[
-    ("tonic::", &["api", "daemon", "cli", "proto"]),
+    ("tonic::", &["api", "openstack", "daemon", "cli", "proto"]),
+    ("axum::", &["openstack", "daemon"]),
     ("virt::", &["host"]),
     ("virt_sys::", &["host"]),
     ("roxmltree", &["host"]),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch::Receiver;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use uuid::Uuid;
@@ -135,6 +136,15 @@ impl Api {
     #[must_use]
     pub fn reporting(self, reporting: Receiver<Result<(), String>>) -> Self {
         Self { reporting: Some(reporting), ..self }
+    }
+
+    /// The services whose calls other interfaces of this daemon are made of, without a server.
+    #[must_use]
+    pub fn within(&self) -> Routes {
+        Routes::new(limited!(self, vm_service_server::VmServiceServer))
+            .add_service(limited!(self, snapshot_service_server::SnapshotServiceServer))
+            .add_service(limited!(self, operation_service_server::OperationServiceServer))
+            .add_service(limited!(self, volume_service_server::VolumeServiceServer))
     }
 
     /// Adds all services to a server.

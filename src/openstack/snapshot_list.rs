@@ -1,0 +1,203 @@
+//! Lists of snapshots: newest first, with what Cinder lets one ask for.
+//!
+//! Decides where a page begins behind its marker, of which only the id is known. Leaves most of the looking to the calls: what they
+//! cannot look for, a name for people, is looked for here.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use prost_types::Timestamp;
+use serde_json::{Value, json};
+
+use super::id::SnapshotId;
+use super::making::Making;
+use super::request::Asked;
+use super::shape::{Shown, states};
+use super::snapshot::{shown, volume_id};
+use super::{Answer, Calls, Fault, Shared, discovery};
+use crate::proto::v1;
+
+/// Snapshots that are asked for at once.
+const BATCH: i32 = 1000;
+
+pub(super) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Extension(calls): Extension<Calls>,
+    uri: Uri,
+    headers: HeaderMap,
+    asked: Asked,
+) -> Result<Answer, Fault> {
+    let found = page(&calls, &shared.making, &asked).await?;
+    let last = found.last().filter(|_| found.len() == asked.limit).map(|last| last.id.to_string());
+    let values: Vec<Value> = found.iter().map(Shown::value).collect();
+    let mut answer = json!({ "snapshots": values });
+    if let Some(last) = last {
+        let base = discovery::base(shared.scheme, &headers);
+        answer["snapshots_links"] = next(&base, uri.path(), &asked, &last);
+    }
+    Ok(Answer(StatusCode::OK, answer))
+}
+
+/// Where a list goes on.
+pub(super) fn next(base: &str, path: &str, asked: &Asked, last: &str) -> Value {
+    let pairs = asked.rest.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let mut query = String::new();
+    for (key, value) in pairs.chain([("marker", last)]) {
+        query.push(if query.is_empty() { '?' } else { '&' });
+        query.push_str(&encoded(key));
+        query.push('=');
+        query.push_str(&encoded(value));
+    }
+    json!([{ "rel": "next", "href": format!("{base}{path}{query}") }])
+}
+
+/// As a part of a query: all but the plainest characters as their bytes.
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// What a page holds.
+async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown>, Fault> {
+    let mut found = Vec::new();
+    let Some(mut filter) = filter(asked) else { return Ok(found) };
+    let mut begin = Begin::behind(calls, asked.marker.as_deref()).await?;
+    filter.created_before = begin.before();
+    let mut request =
+        v1::ListSnapshotsRequest { filter: Some(filter), page_size: BATCH, ..Default::default() };
+    let mut left_out = 0;
+    while found.len() < asked.limit {
+        let answer = calls.list_snapshots(request.clone()).await?;
+        for snapshot in answer.snapshots {
+            for id in SnapshotId::all_of(&snapshot) {
+                if !begin.is_behind(&id, &snapshot) || !holds(asked, &id, &snapshot) {
+                    continue;
+                }
+                let shown = shown(calls, making, id, snapshot.clone()).await?;
+                if asked.name.as_ref().is_some_and(|name| shown.name() != *name)
+                    || asked.status.as_ref().is_some_and(|status| shown.status != status)
+                {
+                    continue;
+                }
+                left_out += 1;
+                if left_out > asked.offset && found.len() < asked.limit {
+                    found.push(shown);
+                }
+            }
+        }
+        if answer.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = answer.next_page_token;
+    }
+    Ok(found)
+}
+
+/// What can be asked of the calls. None if nothing would be found.
+fn filter(asked: &Asked) -> Option<v1::SnapshotFilter> {
+    let states = match &asked.status {
+        None => Vec::new(),
+        // A state of Cinder's that none of ours is in.
+        Some(status) => Some(states(status)).filter(|states| !states.is_empty())?,
+    };
+    let volume = match &asked.volume_id {
+        None => String::new(),
+        Some(volume) => volume_id(volume)?,
+    };
+    Some(v1::SnapshotFilter {
+        states: states.into_iter().map(i32::from).collect(),
+        volume_id: volume,
+        project: asked.project_id.clone().unwrap_or_default(),
+        ..v1::SnapshotFilter::default()
+    })
+}
+
+/// Of a VM's snapshot, the disk that was asked for alone.
+fn holds(asked: &Asked, id: &SnapshotId, snapshot: &v1::Snapshot) -> bool {
+    let Some(volume) = &asked.volume_id else { return true };
+    id.disk_of(snapshot).is_some_and(|held| held.volume_id.eq_ignore_ascii_case(volume))
+}
+
+/// Where a page begins.
+struct Begin {
+    /// The last one of the page before, as long as it was not met.
+    marker: Option<(SnapshotId, i64)>,
+}
+
+impl Begin {
+    async fn behind(calls: &Calls, marker: Option<&str>) -> Result<Self, Fault> {
+        let Some(marker) = marker else { return Ok(Self { marker: None }) };
+        let none = || Fault::bad_request(format!("marker [{marker}] not found"));
+        let id = SnapshotId::read(marker).map_err(|_| none())?;
+        let request = v1::GetSnapshotRequest { snapshot: id.snapshot.clone(), ..Default::default() };
+        let found = calls.get_snapshot(request).await;
+        let found = found.map_err(|refused| Fault::from(refused).or(none))?.snapshot.unwrap_or_default();
+        Ok(Self { marker: Some((id, millis(found.create_time))) })
+    }
+
+    /// What is newer than the marker stands before it.
+    fn before(&self) -> Option<Timestamp> {
+        let (_, millis) = self.marker.as_ref()?;
+        let next = millis + 1;
+        let nanos = i32::try_from(next.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
+        Some(Timestamp { seconds: next.div_euclid(1000), nanos })
+    }
+
+    /// Whether the marker has been met before this one. If it does not come, it has another state than the list is of by now.
+    fn is_behind(&mut self, id: &SnapshotId, snapshot: &v1::Snapshot) -> bool {
+        let Some((marker, at)) = &self.marker else { return true };
+        if marker == id {
+            self.marker = None;
+            return false;
+        }
+        let is_older = millis(snapshot.create_time) < *at;
+        if is_older {
+            self.marker = None;
+        }
+        is_older
+    }
+}
+
+/// The catalog orders by these.
+fn millis(at: Option<Timestamp>) -> i64 {
+    at.map_or(0, |at| at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos / 1_000_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links() {
+        let rest = vec![("limit".to_owned(), "1".to_owned()), ("name".to_owned(), "a b&c".to_owned())];
+        let asked = Asked { rest, ..Asked::default() };
+        let links = next("http://node:1", "/v3/snapshots/detail", &asked, "x.vda");
+        assert_eq!(links[0]["rel"], "next");
+        assert_eq!(links[0]["href"], "http://node:1/v3/snapshots/detail?limit=1&name=a%20b%26c&marker=x.vda");
+    }
+
+    #[test]
+    fn a_page_begins_behind_its_marker() {
+        let snapshot = |number: u128, millis: i64| v1::Snapshot {
+            id: uuid::Uuid::from_u128(number).to_string(),
+            kind: v1::SnapshotKind::Volume.into(),
+            create_time: Some(Timestamp { seconds: millis, nanos: 0 }),
+            ..v1::Snapshot::default()
+        };
+        let id = |snapshot: &v1::Snapshot| SnapshotId::all_of(snapshot).remove(0);
+        let [first, second, third] = [snapshot(1, 9), snapshot(2, 9), snapshot(3, 8)];
+        let marker = |of: &v1::Snapshot| Begin { marker: Some((id(of), millis(of.create_time))) };
+        let mut begin = marker(&first);
+        assert_eq!(begin.before(), Some(Timestamp { seconds: 9, nanos: 1_000_000 }));
+        let behind = [&first, &second, &third].map(|one| begin.is_behind(&id(one), one));
+        assert_eq!(behind, [false, true, true]);
+        // One that is not in the list any more: only what is older is certainly behind it.
+        let mut begin = marker(&snapshot(4, 9));
+        assert_eq!([&second, &third].map(|one| begin.is_behind(&id(one), one)), [false, true]);
+    }
+}

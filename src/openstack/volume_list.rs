@@ -1,0 +1,82 @@
+//! Lists of volumes, by name. There are as many as disks on the node: all are asked for, and a page cut out here.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use serde_json::{Value, json};
+
+use super::request::Asked;
+use super::shape::{self, volume_status};
+use super::snapshot_list::next;
+use super::{Answer, Calls, Fault, Shared, discovery};
+use crate::proto::v1;
+
+/// Volumes that are asked for at once.
+const BATCH: i32 = 1000;
+
+pub(super) async fn details(
+    State(shared): State<Arc<Shared>>,
+    Extension(calls): Extension<Calls>,
+    uri: Uri,
+    headers: HeaderMap,
+    asked: Asked,
+) -> Result<Answer, Fault> {
+    let base = discovery::base(shared.scheme, &headers);
+    list(&calls, &asked, (&base, uri.path()), shape::volume).await
+}
+
+/// The same, and of each its name alone.
+pub(super) async fn summaries(
+    State(shared): State<Arc<Shared>>,
+    Extension(calls): Extension<Calls>,
+    uri: Uri,
+    headers: HeaderMap,
+    asked: Asked,
+) -> Result<Answer, Fault> {
+    let base = discovery::base(shared.scheme, &headers);
+    let summary = |volume: &v1::Volume| json!({ "id": volume.id, "name": volume.name, "links": [] });
+    list(&calls, &asked, (&base, uri.path()), summary).await
+}
+
+async fn list(
+    calls: &Calls,
+    asked: &Asked,
+    (base, path): (&str, &str),
+    value: impl Fn(&v1::Volume) -> Value,
+) -> Result<Answer, Fault> {
+    let mut volumes = all(calls, asked.project_id.as_deref()).await?;
+    volumes.retain(|volume| fits(asked, volume));
+    if let Some(marker) = &asked.marker {
+        let place = volumes.iter().position(|volume| volume.id == *marker);
+        let place = place.ok_or_else(|| Fault::bad_request(format!("marker [{marker}] not found")))?;
+        volumes.drain(..=place);
+    }
+    let page: Vec<&v1::Volume> = volumes.iter().skip(asked.offset).take(asked.limit).collect();
+    let mut answer = json!({ "volumes": page.iter().map(|volume| value(volume)).collect::<Vec<_>>() });
+    if let Some(last) = page.last().filter(|_| page.len() == asked.limit) {
+        answer["volumes_links"] = next(base, path, asked, &last.id);
+    }
+    Ok(Answer(StatusCode::OK, answer))
+}
+
+async fn all(calls: &Calls, project: Option<&str>) -> Result<Vec<v1::Volume>, Fault> {
+    let project = project.unwrap_or_default().to_owned();
+    let filter = Some(v1::VolumeFilter { project, ..Default::default() });
+    let mut request = v1::ListVolumesRequest { filter, page_size: BATCH, ..Default::default() };
+    let mut volumes = Vec::new();
+    loop {
+        let answer = calls.list_volumes(request.clone()).await?;
+        volumes.extend(answer.volumes);
+        if answer.next_page_token.is_empty() {
+            return Ok(volumes);
+        }
+        request.page_token = answer.next_page_token;
+    }
+}
+
+fn fits(asked: &Asked, volume: &v1::Volume) -> bool {
+    asked.name.as_ref().is_none_or(|name| volume.name == *name)
+        && asked.status.as_ref().is_none_or(|status| volume_status(volume.state()) == status)
+}

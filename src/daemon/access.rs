@@ -53,6 +53,8 @@ pub(super) enum Peer {
     Local(UdsConnectInfo),
     /// Somebody with a certificate.
     Remote { address: SocketAddr, chain: Chain },
+    /// Somebody on this node who has proven nothing.
+    Loopback { address: SocketAddr },
 }
 
 impl Peer {
@@ -64,6 +66,7 @@ impl Peer {
             }
             Self::Local(_) => vec![Identity::Socket],
             Self::Remote { chain, .. } => chain.identities(),
+            Self::Loopback { .. } => vec![Identity::Loopback],
         }
     }
 
@@ -80,7 +83,7 @@ impl Peer {
                 None => "this node".to_owned(),
             },
             Self::Local(_) => "this node".to_owned(),
-            Self::Remote { address, .. } => address.to_string(),
+            Self::Remote { address, .. } | Self::Loopback { address } => address.to_string(),
         }
     }
 }
@@ -122,7 +125,7 @@ impl Standing {
     pub(super) fn check(&self, demand: Option<Demand>) -> Result<Option<Grant>, Status> {
         match (demand, &self.peer) {
             (None, Peer::Local(_)) => Ok(None),
-            (None, Peer::Remote { .. }) => self.grant().map(Some),
+            (None, Peer::Remote { .. } | Peer::Loopback { .. }) => self.grant().map(Some),
             (Some(demand), _) => {
                 let grant = self.grant()?;
                 grant.check(demand).map_err(|denial| api::denied(&denial))?;

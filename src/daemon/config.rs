@@ -15,12 +15,14 @@ use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy,
 mod access;
 mod controller;
 mod metrics;
+mod openstack;
 mod origin;
 mod tcp;
 
 pub use access::{AccessConfig, RoleName};
 pub use controller::{ControllerConfig, TlsFiles};
 pub use metrics::MetricsConfig;
+pub use openstack::OpenstackConfig;
 pub use origin::{DEFAULT_PATH, Origin};
 pub use tcp::TcpConfig;
 
@@ -97,6 +99,8 @@ pub struct Config {
     pub access: Vec<AccessConfig>,
     /// Where Prometheus asks for figures: the section `[metrics]`. Unset: nowhere.
     pub metrics: Option<MetricsConfig>,
+    /// Where the OpenStack client is answered: the section `[openstack]`. Unset: nowhere.
+    pub openstack: Option<OpenstackConfig>,
     /// Calls that one caller may make in a second, and twice as many at once.
     pub calls_per_second: u32,
     /// Calls that one caller may have open: watches, and what has not been answered.
@@ -139,6 +143,7 @@ impl Default for Config {
             tcp: None,
             access: Vec::new(),
             metrics: None,
+            openstack: None,
             calls_per_second: 1000,
             open_calls: 256,
             log: "info".to_owned(),
@@ -278,6 +283,7 @@ impl Config {
         self.controller.as_ref().map_or(Ok(()), ControllerConfig::check)?;
         self.tcp.as_ref().map_or(Ok(()), TcpConfig::check)?;
         self.access.iter().try_for_each(AccessConfig::check)?;
+        self.openstack.as_ref().map_or(Ok(()), |openstack| openstack.check(self))?;
         self.pace()?;
         self.crowd()?;
         self.mode().map(drop)

@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Fuse};
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +30,7 @@ use tonic::transport::server::Connected;
 
 use super::access::{Current, Peer, Standing};
 use super::audit::Refusals;
+use super::tls::Tls;
 use crate::api::Member;
 use crate::host;
 use places::{Places, Seat};
@@ -64,7 +66,8 @@ pub(super) fn incoming(
 ) -> impl Stream<Item = io::Result<Connection>> {
     let places = Places::of(most() / 2);
     tokio::spawn(give_back_after_crowds(places.ebbs()));
-    let remote = network.map(|listener| remote::incoming(listener, places, current.clone(), refusals));
+    let remote =
+        network.map(|listener| remote::incoming(listener, places, current.clone(), refusals, Tls::grpc));
     let remote = remote.map_or_else(|| stream::empty().boxed(), StreamExt::boxed);
     let places = Places::of(most());
     tokio::spawn(give_back_after_crowds(places.ebbs()));
@@ -76,6 +79,30 @@ pub(super) fn incoming(
         Some((Ok(connection), (listener, places, current)))
     });
     stream::select(local, remote)
+}
+
+/// The connections of the listener for the OpenStack client, as those from the network, in places of their own. Where nobody
+/// proves who he is only this node reaches it.
+pub(super) fn web(
+    listener: TcpListener,
+    is_secured: bool,
+    current: Current,
+    refusals: Arc<Refusals>,
+) -> BoxStream<'static, io::Result<Connection>> {
+    let places = Places::of(most() / 4);
+    tokio::spawn(give_back_after_crowds(places.ebbs()));
+    if is_secured {
+        return remote::incoming(listener, places, current, refusals, Tls::web).boxed();
+    }
+    let plain = stream::unfold((listener, places, current), async |(listener, places, current)| {
+        let ((stream, address), seat) = next(&places, |context| listener.poll_accept(context)).await;
+        // An answer is small, and somebody waits for it.
+        let _ = stream.set_nodelay(true);
+        let standing = Standing::new(Peer::Loopback { address }, current.clone());
+        let connection = Connection::new(Wire::Plain(stream), seat, standing, None);
+        Some((Ok(connection), (listener, places, current)))
+    });
+    plain.boxed()
 }
 
 /// Gives the memory of crowds that have left back to the system.
@@ -177,7 +204,7 @@ impl Connection {
     ) -> Poll<io::Result<T>> {
         match self.wire {
             Wire::Remote(_) if written.is_ready() => written,
-            Wire::Local(_) | Wire::Remote(_) => self.watched(written, context),
+            Wire::Local(_) | Wire::Plain(_) | Wire::Remote(_) => self.watched(written, context),
         }
     }
 

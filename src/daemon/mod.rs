@@ -15,6 +15,7 @@ mod health;
 mod identity;
 mod lock;
 mod metrics;
+mod openstack;
 mod pace;
 mod probe;
 mod rebuild;

@@ -35,13 +35,16 @@ pub(super) struct Ports {
     pub(super) network: Option<TcpListener>,
     /// For Prometheus.
     pub(super) metrics: Option<TcpListener>,
+    /// For the OpenStack client.
+    pub(super) openstack: Option<TcpListener>,
 }
 
 /// Takes the ports that the configuration names. Nobody is answered yet.
 pub(super) async fn bind_ports(config: &Config) -> Result<Ports, StartError> {
     let network = bind(config.tcp.as_ref().map(|tcp| tcp.listen)).await?;
     let metrics = bind(config.metrics.as_ref().map(|metrics| metrics.listen)).await?;
-    Ok(Ports { network, metrics })
+    let openstack = bind(config.openstack.as_ref().map(|openstack| openstack.listen)).await?;
+    Ok(Ports { network, metrics, openstack })
 }
 
 async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
@@ -91,7 +94,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 pub(super) async fn serve<H: Health>(
     (listener, network): (UnixListener, Option<TcpListener>),
     current: Current,
-    limits: Limits,
+    limits: Arc<Limits>,
     api: Api,
     health: HealthServer<H>,
     stop: CancellationToken,
@@ -102,7 +105,6 @@ pub(super) async fn serve<H: Health>(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let limits = Arc::new(limits);
     let incoming = connections::incoming(listener, network, current, Arc::clone(&limits.refusals));
     let built = "our own descriptors are well formed";
     api.routes(

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,7 +25,7 @@ use super::metrics::Metrics;
 use super::pace::Pace;
 use super::reload::Reloading;
 use super::serve::Ports;
-use super::{controller, health, identity, lock, metrics, reload, serve, service};
+use super::{controller, health, identity, lock, metrics, openstack, reload, serve, service};
 use crate::api::{Api, Crowd, NodeIdentity};
 use crate::host::images::{HostImages, ImageDeadlines};
 use crate::host::libvirt::{Deadlines, Libvirt};
@@ -271,11 +272,26 @@ pub struct Daemon {
     event_log: EventLog,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
-    /// Where clients from the network are listened for.
-    network: Option<SocketAddr>,
-    /// Where Prometheus asks.
-    figures: Option<SocketAddr>,
+    addresses: Addresses,
     patience: Duration,
+}
+
+/// The ports that are listened on.
+struct Addresses {
+    /// For clients from the network.
+    network: Option<SocketAddr>,
+    /// For Prometheus.
+    figures: Option<SocketAddr>,
+    /// For the OpenStack client.
+    openstack: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn of(listeners: [&Option<TcpListener>; 3]) -> Self {
+        let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
+        let [network, figures, openstack] = listeners.map(address);
+        Self { network, figures, openstack }
+    }
 }
 
 impl Daemon {
@@ -284,8 +300,8 @@ impl Daemon {
         let hangups = reload::hangups().map_err(StartError::System)?;
         let reloading = Reloading::start(config).await.map_err(|error| StartError::Access(error.into()))?;
         // Before anything is gone on with: where a port is taken, the next start tries again.
-        let Ports { network, metrics: asked } = serve::bind_ports(config).await?;
-        let address = network.as_ref().and_then(|network| network.local_addr().ok());
+        let Ports { network, metrics: asked, openstack } = serve::bind_ports(config).await?;
+        let addresses = Addresses::of([&network, &asked, &openstack]);
         // What is told from here on is kept for the controller, too.
         controller::keep_outbox(&store, config.controller.as_ref()).await;
         let engine = Engine::new(host, store, settings(config)?).map_err(StartError::System)?;
@@ -311,7 +327,6 @@ impl Daemon {
             tokio::spawn(async move { controller::prune_outbox(&store).await });
         }
         let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(io::Error::other(error)))?);
-        let figures = asked.as_ref().and_then(|asked| asked.local_addr().ok());
         if let Some(asked) = asked {
             let (metrics, engine, reporting) = (Arc::clone(&metrics), engine.clone(), reporting.clone());
             tokio::spawn(metrics::observe(Arc::clone(&metrics), engine.clone()));
@@ -321,14 +336,19 @@ impl Daemon {
         }
         service::feed_watchdog(engine.clone());
         service::keep_status(engine.clone(), reporting);
-        let limits = Limits {
+        let limits = Arc::new(Limits {
             pace: Pace::of(config.pace()?),
             crowd: Crowd::of(config.crowd()?),
             refusals: Arc::default(),
             metrics,
-        };
+        });
         let listeners = (listener, network);
         let current = reloading.current();
+        if let (Some(listener), Some(section)) = (openstack, &config.openstack) {
+            let is_secured = section.is_secured(config);
+            let door = openstack::Door { limits: Arc::clone(&limits), routes: api.within() };
+            tokio::spawn(openstack::serve(listener, is_secured, current.clone(), door, stop.clone()));
+        }
         let serving =
             tokio::spawn(serve::serve(listeners, current, limits, api, health_service, stop.clone()));
         tokio::spawn(reload::on_hangup(reloading, hangups, stop.clone()));
@@ -341,8 +361,7 @@ impl Daemon {
             serving,
             event_log,
             socket: made,
-            network: address,
-            figures,
+            addresses,
             patience: Duration::from_secs(config.drain_seconds),
         })
     }
@@ -350,13 +369,19 @@ impl Daemon {
     /// Where clients from the network are listened for, if they are.
     #[must_use]
     pub fn network(&self) -> Option<SocketAddr> {
-        self.network
+        self.addresses.network
     }
 
     /// Where Prometheus asks for figures, if it may.
     #[must_use]
     pub fn figures(&self) -> Option<SocketAddr> {
-        self.figures
+        self.addresses.figures
+    }
+
+    /// Where the OpenStack client is answered, if it is.
+    #[must_use]
+    pub fn openstack(&self) -> Option<SocketAddr> {
+        self.addresses.openstack
     }
 
     /// Serves until `told` to go; then takes no new work, lets operations come to a durable stop, ends the streams.

@@ -47,8 +47,10 @@ pub(super) enum TlsError {
 /// What was read at one time. All of it is used, or none.
 #[derive(Clone)]
 pub(super) struct Tls {
-    /// For new connections.
-    pub(super) server: Arc<ServerConfig>,
+    /// For new connections, gRPC on them.
+    grpc: Arc<ServerConfig>,
+    /// The same for plain HTTP.
+    web: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     /// The contents, by their keys: to tell which have changed.
     contents: Vec<(&'static str, Vec<u8>)>,
@@ -94,7 +96,19 @@ impl Tls {
         server.alpn_protocols = vec![b"h2".to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), verifier, contents })
+        let mut web = server.clone();
+        web.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { grpc: Arc::new(server), web: Arc::new(web), verifier, contents })
+    }
+
+    /// For new connections that speak gRPC.
+    pub(super) fn grpc(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.grpc)
+    }
+
+    /// For new connections that speak plain HTTP.
+    pub(super) fn web(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.web)
     }
 
     /// Whether the certificates of a connection prove anything still: it may have outlived them, or their revocation.

@@ -26,6 +26,8 @@ pub enum Identity {
     Uri(String),
     /// Whoever has the key of a certificate with this DNS name.
     Dns(String),
+    /// Anybody on this node who reaches a listener without TLS.
+    Loopback,
 }
 
 /// What a caller may ask for. Each role may all that the ones before it may.
@@ -128,7 +130,7 @@ impl Rules {
         let Some(rule) = self.0.iter().find(speaks) else { return Err(Denial::NoRule { principal: first }) };
         let named = proven.iter().find(|identity| rule.who.contains(identity));
         let principal = match named {
-            Some(named @ (Identity::Uri(_) | Identity::Dns(_))) => named.clone(),
+            Some(named @ (Identity::Uri(_) | Identity::Dns(_) | Identity::Loopback)) => named.clone(),
             // Whoever comes in by a group, or by the socket, is still that user.
             Some(Identity::Socket | Identity::User(_) | Identity::Group(_)) | None => first,
         };
@@ -178,13 +180,14 @@ impl fmt::Display for Identity {
             Self::Group(gid) => write!(f, "gid:{gid}"),
             Self::Uri(uri) => write!(f, "uri:{uri}"),
             Self::Dns(name) => write!(f, "dns:{name}"),
+            Self::Loopback => f.write_str("loopback"),
         }
     }
 }
 
 /// A text that names nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of socket, uid:NUMBER, gid:NUMBER, uri:URI, dns:NAME")]
+#[error("{0:?} is none of socket, uid:NUMBER, gid:NUMBER, uri:URI, dns:NAME, loopback")]
 pub struct InvalidIdentity(String);
 
 impl FromStr for Identity {
@@ -197,6 +200,7 @@ impl FromStr for Identity {
         let number = || name.parse().ok().filter(|number: &u32| number.to_string() == name);
         match kind {
             "socket" if kind == text => Ok(Self::Socket),
+            "loopback" if kind == text => Ok(Self::Loopback),
             "uid" => number().map(Self::User).ok_or_else(invalid),
             "gid" => number().map(Self::Group).ok_or_else(invalid),
             "uri" if !name.is_empty() => Ok(Self::Uri(name.to_owned())),

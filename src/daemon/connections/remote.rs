@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +21,7 @@ use super::{Connection, next};
 use crate::api::Crowd;
 use crate::daemon::access::{Current, Peer, Standing};
 use crate::daemon::audit::Refusals;
-use crate::daemon::tls::Chain;
+use crate::daemon::tls::{Chain, Tls};
 
 /// Longest handshake: two ways over a bad network, and a machine that hardly moves.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -30,6 +31,9 @@ const HANDSHAKES: usize = 16;
 
 /// One client has at most this part of the places: others have some, too.
 const PART: usize = 2;
+
+/// TLS for what is spoken on a listener.
+pub(super) type Speech = fn(&Tls) -> Arc<ServerConfig>;
 
 /// Why somebody was not let in.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,7 @@ pub(super) fn incoming(
     places: Arc<Places>,
     current: Current,
     refusals: Arc<Refusals>,
+    speech: Speech,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (proven, incoming) = mpsc::channel(1);
     let crowd = Crowd::of(places.most() / PART);
@@ -67,7 +72,7 @@ pub(super) fn incoming(
             let (proven, current, crowd) = (proven.clone(), current.clone(), Arc::clone(&crowd));
             let (handshakes, refusals) = (Arc::clone(&handshakes), Arc::clone(&refusals));
             tokio::spawn(async move {
-                match prove(stream, address, seat, current, &crowd, &handshakes).await {
+                match prove((stream, address), seat, current, &crowd, &handshakes, speech).await {
                     // Nobody takes any more connections: it goes.
                     Ok(connection) => drop(proven.send(Ok(connection)).await),
                     Err(refusal) => {
@@ -82,16 +87,16 @@ pub(super) fn incoming(
 }
 
 async fn prove(
-    stream: TcpStream,
-    address: SocketAddr,
+    (stream, address): (TcpStream, SocketAddr),
     seat: Seat,
     current: Current,
     crowd: &Arc<Crowd>,
     handshakes: &Semaphore,
+    speech: Speech,
 ) -> Result<Connection, Refusal> {
     // An answer is small, and somebody waits for it.
     let _ = stream.set_nodelay(true);
-    let server = current.borrow().tls.as_ref().map(|tls| Arc::clone(&tls.server));
+    let server = current.borrow().tls.as_ref().map(speech);
     let acceptor = TlsAcceptor::from(server.ok_or(Refusal::Closed)?);
     let handshake = async {
         // Who says nothing keeps nobody from his.

@@ -12,6 +12,8 @@ use tokio_rustls::server::TlsStream;
 pub(super) enum Wire {
     /// On this node.
     Local(UnixStream),
+    /// On this node, by a port.
+    Plain(TcpStream),
     /// Over the network: TLS has begun.
     Remote(Box<TlsStream<TcpStream>>),
 }
@@ -21,6 +23,7 @@ macro_rules! either {
     ($wire:expr, $stream:ident => $call:expr) => {
         match $wire {
             Wire::Local($stream) => $call,
+            Wire::Plain($stream) => $call,
             Wire::Remote($stream) => $call,
         }
     };

@@ -1,0 +1,144 @@
+//! The listener for the OpenStack client: HTTP, over TLS or on this node alone.
+//!
+//! Decides who is answered at all, and how long a request may take. Leaves to `openstack` what a request means: it is made of
+//! calls of gRPC, and each of these is admitted here as if its caller had made it over gRPC, with the same table of roles, the
+//! same limits, and a line in the audit trail.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use futures_util::StreamExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+use tower::ServiceExt;
+
+use super::access::Current;
+use super::admission::{Admission, Limits};
+use super::connections::{self, Caller, Connection};
+use crate::api;
+use crate::model::access::{Demand, Role};
+use crate::openstack::{self, Calls, Fault, Scheme};
+
+/// Longer than any call of ours, and than a request waits for a VM to be free.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// From one request to the next, and for the head of one: clients of HTTP keep connections open that nobody needs.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Bytes of the head of a request. Those of clients have some hundred.
+const HEAD: usize = 16 * 1024;
+
+/// The least that each request asks of its caller. What it is made of asks for more.
+const LOOKS: Demand = Demand { role: Role::Viewer, within_scope: true };
+
+/// What the calls of a request go through.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) limits: Arc<Limits>,
+    pub(super) routes: Routes,
+}
+
+/// Answers until `stop`, then until the requests that are open have been answered.
+pub(super) async fn serve(
+    listener: TcpListener,
+    is_secured: bool,
+    current: Current,
+    door: Door,
+    stop: CancellationToken,
+) {
+    let scheme = if is_secured { Scheme::Https } else { Scheme::Http };
+    let router = openstack::router(scheme);
+    let mut incoming = connections::web(listener, is_secured, current, Arc::clone(&door.limits.refusals));
+    let tasks = TaskTracker::new();
+    loop {
+        let connection = tokio::select! {
+            accepted = incoming.next() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let Some(Ok(connection)) = connection else { break };
+        let (router, door, stop) = (router.clone(), door.clone(), stop.clone());
+        tasks.spawn(async move {
+            // One that has broken off has what it wanted, or comes again.
+            let _ = serve_one(connection, router, door, stop).await;
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn serve_one(
+    connection: Connection,
+    router: Router,
+    door: Door,
+    stop: CancellationToken,
+) -> hyper::Result<()> {
+    let caller = connection.connect_info();
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let (caller, router, door) = (caller.clone(), router.clone(), door.clone());
+        async move { Ok::<_, io::Error>(door.answer(caller, router, request).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(HEAD);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(connection), answer));
+    tokio::select! {
+        served = serving.as_mut() => return served,
+        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await
+}
+
+impl Door {
+    async fn answer(
+        self,
+        caller: Caller,
+        router: Router,
+        request: Request<Incoming>,
+    ) -> Response<axum::body::Body> {
+        if let Err(status) = self.admit(&caller) {
+            let asked = format!("{} {}", request.method(), request.uri().path());
+            self.limits.refusals.write(&caller.standing.peer, &asked, &status);
+            return Fault::from(status).into();
+        }
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(self.calls(caller));
+        match tokio::time::timeout(LONGEST, router.oneshot(request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(never)) => match never {},
+            Err(_) => Fault::from(api::late()).into(),
+        }
+    }
+
+    /// Whether somebody is answered at all, be it that there is nothing at a path.
+    fn admit(&self, caller: &Caller) -> Result<(), Status> {
+        let counted = self.limits.pace.count(&caller.standing.peer.identity());
+        counted.map_err(|wait| api::too_many("too many requests were made in a short time", wait))?;
+        caller.standing.check(Some(LOOKS)).map(drop)
+    }
+
+    /// What a request of this caller is made of.
+    fn calls(self, caller: Caller) -> Calls {
+        let admission = Admission { inner: self.routes, limits: self.limits };
+        Calls::new(tower::service_fn(move |mut call: Request<Body>| {
+            let admission = admission.clone();
+            call.extensions_mut().insert(caller.clone());
+            async move {
+                let answer: Result<Response<Body>, Infallible> = admission.oneshot(call).await;
+                answer
+            }
+        }))
+    }
+}

@@ -30,6 +30,7 @@ mod manifests;
 mod metrics;
 mod network;
 mod node;
+mod openstack;
 mod operations;
 mod orphans;
 mod page;

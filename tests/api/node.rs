@@ -63,6 +63,7 @@ struct Life {
     serving: JoinHandle<Result<(), StartError>>,
     network: Option<SocketAddr>,
     figures: Option<SocketAddr>,
+    openstack: Option<SocketAddr>,
 }
 
 impl Node {
@@ -126,6 +127,11 @@ impl Node {
         self.life.as_ref().and_then(|life| life.figures).expect("it has a listener for metrics")
     }
 
+    /// Where the daemon answers the OpenStack client.
+    pub fn openstack(&self) -> SocketAddr {
+        self.life.as_ref().and_then(|life| life.openstack).expect("it has a listener for OpenStack")
+    }
+
     fn without_daemon(sim: SimHost, vm: VmId) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("catalog.db")).unwrap();
@@ -141,9 +147,9 @@ impl Node {
         let starting = runtime.spawn(async move { Daemon::start(host, store, &config).await });
         let daemon = wait(starting).unwrap().unwrap();
         let (told, hear) = oneshot::channel::<()>();
-        let (network, figures) = (daemon.network(), daemon.figures());
+        let (network, figures, openstack) = (daemon.network(), daemon.figures(), daemon.openstack());
         let serving = runtime.spawn(daemon.run(async { drop(hear.await) }));
-        self.life = Some(Life { runtime: Apart(Some(runtime)), told, serving, network, figures });
+        self.life = Some(Life { runtime: Apart(Some(runtime)), told, serving, network, figures, openstack });
     }
 
     /// The daemon dies: every task is dropped where it stands.

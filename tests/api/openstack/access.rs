@@ -1,0 +1,160 @@
+//! Who may ask for what: the roles and scopes of gRPC, and its audit trail.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vmsnap::host::sim::SimHost;
+
+use super::http::{Http, assert_fault};
+use super::{Cinder, id, text};
+use crate::client::succeed;
+use crate::node::{Node, PATIENCE};
+use crate::secured::{Secured, audit_lines, rules};
+
+const OPERATOR: &str = "spiffe://test/openstack/operator";
+
+/// The role of each request, one after the other: below it nothing is done.
+#[tokio::test]
+async fn each_request_has_its_role() {
+    for (place, role) in ["viewer", "operator", "restorer", "admin"].iter().enumerate() {
+        let rules = format!(
+            "[[access]]\nwho = ['loopback']\nrole = '{role}'\n[[access]]\nwho = ['socket']\nrole = 'admin'\n"
+        );
+        let cinder = Cinder::with_rules(&rules);
+        cinder.node.take("whole").await;
+        let whole = cinder.get("/v3/snapshots/detail").await["snapshots"][0].take();
+        let create =
+            json!({ "snapshot": { "volume_id": cinder.disk("vda").await, "name": "one", "force": true } });
+        let made = cinder.http.ask("POST", "/v3/snapshots", &create).await;
+        assert_eq!(made.status, if place >= 1 { 202 } else { 403 }, "{role}: {}", made.text);
+        let clone = json!({ "volume": { "snapshot_id": id(&whole), "name": "copy" } });
+        let cloned = cinder.http.ask("POST", "/v3/volumes", &clone).await;
+        assert_eq!(cloned.status, if place >= 2 { 202 } else { 403 }, "{role}: {}", cloned.text);
+        if place == 0 {
+            assert_fault(
+                &made,
+                403,
+                "forbidden",
+                "loopback has the role viewer, and this call needs operator",
+            );
+            continue;
+        }
+        let path = format!("/v3/snapshots/{}", id(&made.json()["snapshot"]));
+        let declare = json!({ "os-reset_status": { "status": "available" } });
+        let declared = cinder.http.ask("POST", &format!("{path}/action"), &declare).await;
+        assert_eq!(declared.status, if place >= 3 { 202 } else { 403 }, "{role}: {}", declared.text);
+        cinder.ok("POST", &format!("{path}/metadata"), json!({ "metadata": { "a": "1" } }), 200).await;
+        cinder.ok("DELETE", &path, Value::Null, 202).await;
+    }
+}
+
+/// What lies outside of a scope is not there.
+#[tokio::test]
+async fn a_scope() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).label("account", "acme").label("project", "p-1").build();
+    sim.vm("db").disks(1).label("account", "other").build();
+    let rules = "[[access]]\nwho = ['loopback']\nrole = 'restorer'\naccount = 'acme'\n[[access]]\nwho = ['socket']\nrole = 'admin'\n";
+    let cinder = Cinder::of(Node::configured(sim, vm, &text(rules)));
+    succeed(&cinder.node, "volume snapshot create theirs --volume db/vda").await;
+    let theirs = succeed(&cinder.node, "snapshot list db -o name").await;
+    let volumes = cinder.get("/v3/volumes/detail").await;
+    assert_eq!(volumes["volumes"].as_array().unwrap().len(), 1, "{volumes}");
+    assert_eq!(cinder.get("/v3/snapshots/detail").await["snapshots"], json!([]));
+    let path = format!("/v3/snapshots/{}", theirs.trim());
+    for method in ["GET", "DELETE"] {
+        assert_fault(
+            &cinder.http.ask(method, &path, &Value::Null).await,
+            404,
+            "itemNotFound",
+            "could not be found",
+        );
+    }
+    let ours = cinder.take("ours").await;
+    assert_eq!(ours["os-extended-snapshot-attributes:project_id"], "p-1");
+    assert_eq!(cinder.node.snapshot("ours").await.account, "acme");
+    // Clones belong to no VM.
+    let clone = json!({ "volume": { "snapshot_id": id(&ours), "name": "copy" } });
+    assert_fault(&cinder.http.ask("POST", "/v3/volumes", &clone).await, 403, "forbidden", "about the node");
+}
+
+/// Over the network: with a certificate, and not without.
+#[tokio::test]
+async fn certificates() {
+    let rules = format!(
+        "{}[openstack]\nlisten = '127.0.0.1:0'\n",
+        rules(&[(&format!("uri:{OPERATOR}"), "operator", "")])
+    );
+    let secured = Secured::start(&rules);
+    let address = secured.node.openstack();
+    let authority = secured.path().join("clients.pem");
+    let nobody = Http::secured(address, &authority, None);
+    assert!(nobody.try_raw("GET", "/v3", Vec::new()).await.is_err());
+    // Not a word without TLS.
+    assert!(Http::plain(address).try_raw("GET", "/v3", Vec::new()).await.is_err());
+    let stranger = secured.client("spiffe://test/openstack/stranger", 1);
+    let stranger = Http::secured(address, &authority, Some(&stranger));
+    assert_fault(&stranger.ask("GET", "/v3", &Value::Null).await, 403, "forbidden", "is given no access");
+
+    let files = secured.client(OPERATOR, 2);
+    let operator = Http::secured(address, &authority, Some(&files));
+    let version = operator.ask("GET", "/v3", &Value::Null).await.json();
+    let href = version["versions"][0]["links"][0]["href"].as_str().unwrap();
+    assert_eq!(href, format!("https://{address}/v3/"));
+    let volumes = operator.ask("GET", "/v3/volumes/detail", &Value::Null).await.json();
+    let body =
+        json!({ "snapshot": { "volume_id": id(&volumes["volumes"][0]), "name": "one", "force": true } });
+    let made = operator.ask("POST", "/v3/snapshots", &body).await;
+    assert_eq!(made.status, 202, "{}", made.text);
+    assert_eq!(secured.node.snapshot("one").await.created_by, format!("uri:{OPERATOR}"));
+    let lines =
+        audit_lines(&[OPERATOR, "VolumeService/CreateVolumeSnapshot", "decision=allowed", "about=operation"]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+
+    // A reload: what is revoked is of no use from then on.
+    secured.authority.revoke(&[2], secured.path(), "clients");
+    succeed(&secured.node, "node reload").await;
+    assert!(operator.try_raw("GET", "/v3", Vec::new()).await.is_err());
+}
+
+/// Whoever asks in a loop is told when to come again.
+#[tokio::test]
+async fn a_pace() {
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).build();
+    let text = text(super::ALL).replace("calls_per_second = 100000", "calls_per_second = 5");
+    let cinder = Cinder::of(Node::configured(sim, vm, &text));
+    let refused = async {
+        loop {
+            let answer = cinder.http.ask("GET", "/v3", &Value::Null).await;
+            if answer.status != 200 {
+                return answer;
+            }
+        }
+    };
+    let refused = tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    assert_fault(&refused, 413, "overLimit", "too many requests");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cinder.get("/v3").await;
+}
+
+/// Without TLS it is for this node alone, and for whom a rule says so.
+#[test]
+fn check_config() {
+    let check = |text: &str, words: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("vmsnapd.toml");
+        std::fs::write(&file, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vmsnapd"));
+        let output = command.arg("--config").arg(&file).arg("check-config").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(if words.is_empty() { 0 } else { 78 }), "{said}");
+        assert!(said.contains(words), "{said}");
+    };
+    let rule = "[[access]]\nwho = ['loopback']\nrole = 'operator'\n";
+    check(&format!("{rule}[openstack]\nlisten = '127.0.0.1:8776'"), "");
+    check(&format!("{rule}[openstack]\nlisten = '0.0.0.0:8776'"), "so TLS is needed");
+    check("[openstack]\nlisten = '127.0.0.1:8776'", "needs a rule in [[access]]");
+    check("[openstack]\nlisten = 'localhost'", "invalid socket address");
+}

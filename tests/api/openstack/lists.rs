@@ -1,0 +1,102 @@
+//! Lists: filters, and pages by their markers.
+
+use serde_json::Value;
+
+use super::http::assert_fault;
+use super::{Cinder, id};
+
+/// The names of all snapshots that a query finds, page by page as the client asks for them.
+async fn walked(cinder: &Cinder, query: &str, limit: usize) -> Vec<String> {
+    let (mut names, mut marker) = (Vec::new(), String::new());
+    loop {
+        let page = cinder.get(&format!("/v3/snapshots/detail?limit={limit}{query}{marker}")).await;
+        let page = page["snapshots"].as_array().unwrap();
+        assert!(page.len() <= limit);
+        let Some(last) = page.last() else { return names };
+        marker = format!("&marker={}", id(last));
+        names.extend(page.iter().map(|one| one["name"].as_str().unwrap().to_owned()));
+        assert!(names.len() < 100, "it does not end");
+    }
+}
+
+#[tokio::test]
+async fn pages_follow_their_markers() {
+    let cinder = Cinder::start();
+    for name in ["a", "b", "c"] {
+        cinder.take(name).await;
+    }
+    cinder.node.take("whole").await;
+    cinder.take("d").await;
+    let all = ["d", "whole.vda", "whole.vdb", "c", "b", "a"];
+    for limit in 1..=7 {
+        assert_eq!(walked(&cinder, "", limit).await, all, "{limit}");
+    }
+    let volume = cinder.disk("vda").await;
+    let of_volume = walked(&cinder, &format!("&volume_id={volume}"), 2).await;
+    assert_eq!(of_volume, ["d", "whole.vda", "c", "b", "a"]);
+    assert_eq!(walked(&cinder, "&name=whole.vdb", 1).await, ["whole.vdb"]);
+    assert_eq!(cinder.get("/v3/snapshots/detail?limit=0").await["snapshots"], serde_json::json!([]));
+    let part = cinder.get("/v3/snapshots/detail?limit=2&offset=1&sort=created_at%3Adesc").await;
+    let names: Vec<&Value> = part["snapshots"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["whole.vda", "whole.vdb"]);
+    // The link goes where the marker would.
+    let link = part["snapshots_links"][0]["href"].as_str().unwrap();
+    let (_, path) = link.split_once("/v3/").unwrap();
+    let next = cinder.get(&format!("/v3/{path}")).await;
+    assert_eq!((&next["snapshots"][0]["name"], &next["snapshots"][1]["name"]), (&"c".into(), &"b".into()));
+    let unknown = "/v3/snapshots/detail?marker=01a20843-9990-7137-8cd6-1b47d8d6a58d";
+    for path in [unknown, "/v3/snapshots/detail?marker=x"] {
+        assert_fault(&cinder.http.ask("GET", path, &Value::Null).await, 400, "badRequest", "not found");
+    }
+}
+
+#[tokio::test]
+async fn filters() {
+    let cinder = Cinder::start();
+    cinder.take("a").await;
+    cinder.take("b").await;
+    let check = async |query: &str, expected: &[&str]| {
+        let list = cinder.get(&format!("/v3/snapshots/detail?{query}")).await;
+        let names: Vec<&str> =
+            list["snapshots"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{query}");
+    };
+    check("status=available", &["b", "a"]).await;
+    check("status=error", &[]).await;
+    check("status=unmanaging", &[]).await;
+    check("name=a&status=available&all_tenants=True", &["a"]).await;
+    check("project_id=p-1&all_tenants=True", &["b", "a"]).await;
+    check("project_id=p-2&all_tenants=True", &[]).await;
+    check("volume_id=web%2Fvda", &[]).await;
+    check(&format!("volume_id={}", cinder.disk("vdb").await), &[]).await;
+    check(&format!("volume_id={}", cinder.disk("vda").await), &["b", "a"]).await;
+    let refused = cinder.http.ask("GET", "/v3/snapshots/detail?colour=blue", &Value::Null).await;
+    assert_fault(&refused, 400, "badRequest", "Invalid filters colour are found in query options.");
+}
+
+#[tokio::test]
+async fn volumes() {
+    let cinder = Cinder::start();
+    let all = cinder.get("/v3/volumes/detail").await;
+    let names = |list: &Value| -> Vec<String> {
+        let volumes = list["volumes"].as_array().unwrap().iter();
+        volumes.map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&all), ["web/vda", "web/vdb"]);
+    assert_eq!(names(&cinder.get("/v3/volumes").await), ["web/vda", "web/vdb"]);
+    let first = cinder.get("/v3/volumes/detail?limit=1").await;
+    let second = cinder.get(&format!("/v3/volumes/detail?limit=1&marker={}", id(&first["volumes"][0]))).await;
+    assert_eq!((names(&first), names(&second)), (vec!["web/vda".to_owned()], vec!["web/vdb".to_owned()]));
+    let end = cinder.get(&format!("/v3/volumes/detail?limit=1&marker={}", id(&second["volumes"][0]))).await;
+    assert!(names(&end).is_empty());
+    assert!(names(&cinder.get("/v3/volumes/detail?status=available").await).is_empty());
+    // A name is none of the ids, however it is spelled: the client looks for it in the list then.
+    for path in ["/v3/volumes/web%2Fvda", "/v3/volumes/web/vda", "/v3/volumes/nothing"] {
+        assert_fault(
+            &cinder.http.ask("GET", path, &Value::Null).await,
+            404,
+            "itemNotFound",
+            "could not be found.",
+        );
+    }
+}

@@ -5,7 +5,7 @@
 # does not run, virtlogd and libvirtd are started by hand, and only then can --stop end them again.
 #
 # usage: setup.sh                 packages, libvirt, guest
-#        setup.sh --with-python   also a Python environment with a stock gRPC client, and buf
+#        setup.sh --with-python   also a Python environment with a stock gRPC client, buf, and the openstack client
 #        setup.sh --stop          ends the libvirt that this script started, unless a VM runs
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,7 +19,7 @@ hypervisor=(qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-daemon-driv
 tools=(make gcc libc6-dev pkg-config cpio gzip xz-utils zstd kmod e2fsprogs ovmf)
 # jq takes the examples of docs/API.md from one answer to the next request.
 python=(python3-venv jq)
-python_packages=(grpcio grpcio-reflection grpcio-status grpcio-tools buf-bin)
+python_packages=(grpcio grpcio-reflection grpcio-status grpcio-tools buf-bin python-openstackclient)
 
 say() { echo "setup: $*"; }
 fail() {

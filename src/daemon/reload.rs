@@ -159,6 +159,7 @@ mod tests {
         check(tcp, &tcp.replace(":1'", ":2'"), &[], &["tcp.listen"]);
         let files = ["tcp.certificate", "tcp.client_ca", "tcp.key", "tcp.listen", "tcp.revocation_list"];
         check("", tcp, &[], &files);
+        check("", "[openstack]\nlisten = '127.0.0.1:1'", &[], &["openstack"]);
         check("", "[controller]\nendpoint = 'http://localhost:1'", &[], &["controller"]);
     }
 }

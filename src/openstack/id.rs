@@ -89,4 +89,22 @@ mod tests {
         assert!(volume("web/vda").is_err() && volume("/images/a.qcow2").is_err());
         assert_eq!(volume(&ID.to_uppercase()).unwrap(), ID);
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_text_is_an_id_or_none(
+            text in crate::mutation::text([
+                "01a20843-9990-7137-8cd6-1b47d8d6a58d", "01a20843-9990-7137-8cd6-1b47d8d6a58d.vda",
+            ])
+        ) {
+            if let Ok(id) = SnapshotId::read(&text) {
+                assert!(id.to_string().eq_ignore_ascii_case(&text) && id.snapshot.len() == 36);
+            }
+            if let Ok(id) = volume(&text) {
+                assert_eq!(id, text.to_ascii_lowercase());
+            }
+        }
+    }
 }

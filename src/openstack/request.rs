@@ -184,4 +184,28 @@ mod tests {
         assert!(is_true(Some(&"perhaps".into())).is_err());
         assert!(is_true(Some(&serde_json::json!({}))).is_err());
     }
+
+    /// Any parts of a query, as they come behind the question mark.
+    fn query(text: &str) -> Result<Asked, Fault> {
+        let uri: axum::http::Uri = format!("/x?{text}").parse().map_err(|_| Fault::bad_request("no URI"))?;
+        let query = Query::<Vec<(String, String)>>::try_from_uri(&uri);
+        let Query(pairs) = query.map_err(|error| Fault::bad_request(error.body_text()))?;
+        Asked::of(pairs)
+    }
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_query_is_refused_or_understood(
+            text in crate::mutation::text(["name=a%20b&status=available&limit=7&offset=1&marker=x", "sort=created_at:desc"])
+        ) {
+            if let Ok(asked) = query(&text) {
+                assert!(asked.limit <= MOST);
+                let known = ["name", "status", "volume_id", "project_id", "limit", "all_tenants", "sort"];
+                let is_known = |key: &str| known.contains(&key) || key.starts_with("sort_");
+                assert!(asked.rest.iter().all(|(key, _)| is_known(key)), "{asked:?}");
+            }
+        }
+    }
 }

@@ -247,3 +247,30 @@ pub(super) fn refused(refused: Refused) -> Fault {
 pub(super) fn volume_id(text: &str) -> Option<String> {
     id::volume(text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATE: &str = r#"{"snapshot": {"volume_id": "x", "name": "one", "description": null, "metadata": {"a": "1"}, "force": true}}"#;
+    const UPDATE: &str = r#"{"snapshot": {"name": "two", "description": "why"}}"#;
+
+    proptest::proptest! {
+        #![proptest_config(crate::mutation::config())]
+
+        #[test]
+        fn any_body_is_refused_or_understood(text in crate::mutation::text([CREATE, UPDATE])) {
+            if let Ok(Create { snapshot }) = serde_json::from_str::<Create>(&text) {
+                let _ = is_true(snapshot.force.as_ref());
+            }
+            let _ = serde_json::from_str::<Update>(&text);
+        }
+    }
+
+    #[test]
+    fn the_samples_are_good() {
+        assert!(
+            serde_json::from_str::<Create>(CREATE).is_ok() && serde_json::from_str::<Update>(UPDATE).is_ok()
+        );
+    }
+}

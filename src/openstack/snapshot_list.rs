@@ -19,8 +19,11 @@ use super::snapshot::{shown, volume_id};
 use super::{Answer, Calls, Fault, Shared, discovery};
 use crate::proto::v1;
 
-/// Snapshots that are asked for at once.
-const BATCH: i32 = 1000;
+/// Most snapshots that are asked for at once.
+const BATCH: usize = 1000;
+
+/// Those that may stand before a page and have the time of its marker.
+const BESIDE: usize = 16;
 
 pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
@@ -68,8 +71,11 @@ async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown
     let Some(mut filter) = filter(asked) else { return Ok(found) };
     let mut begin = Begin::behind(calls, asked.marker.as_deref()).await?;
     filter.created_before = begin.before();
-    let mut request =
-        v1::ListSnapshotsRequest { filter: Some(filter), page_size: BATCH, ..Default::default() };
+    // Whoever walks through a long list in small pages does not have all of it read for each of them.
+    let looks_at_all = asked.name.is_some() || asked.offset > 0;
+    let size = if looks_at_all { BATCH } else { BATCH.min(asked.limit + BESIDE) };
+    let page_size = i32::try_from(size).unwrap_or(i32::MAX);
+    let mut request = v1::ListSnapshotsRequest { filter: Some(filter), page_size, ..Default::default() };
     let mut left_out = 0;
     while found.len() < asked.limit {
         let answer = calls.list_snapshots(request.clone()).await?;

@@ -47,6 +47,7 @@ fn the_first_rule_that_names_a_caller_speaks_for_it() {
     check(&["uri:spiffe://cloud/controller/x"], None);
     check(&["dns:sub.controller.example"], None);
     check(&["uri:uid:0"], None);
+    check(&["loopback"], None);
     check(&[], None);
 }
 
@@ -54,6 +55,8 @@ fn the_first_rule_that_names_a_caller_speaks_for_it() {
 fn what_no_rule_says() {
     let nobody = |proven: &str| Rules::unwritten().grant(&[identity(proven)]).is_err();
     assert!(nobody("uri:spiffe://cloud/controller") && nobody("dns:controller"));
+    // Whoever opens a port has not shown that the socket would let him in.
+    assert!(nobody("loopback"));
     let anybody = Rules::unwritten().grant(&[identity("uid:7"), Identity::Socket]).unwrap();
     assert_eq!((anybody.role, anybody.principal), (Role::Admin, identity("uid:7")));
 }
@@ -95,12 +98,24 @@ fn identities_are_spelled_in_one_way() {
         ("gid:4294967295", "gid:4294967295"),
         ("uri:spiffe://a/b:c", "uri:spiffe://a/b:c"),
         ("dns:Node.Example", "dns:node.example"),
+        ("loopback", "loopback"),
     ] {
         assert_eq!(identity(text).to_string(), expected);
     }
-    for wrong in
-        ["", "uid", "uid:", "uid:+5", "uid:05", "uid:-1", "uid:4294967296", "socket:", "uri:", "dns:", "cn:x"]
-    {
+    for wrong in [
+        "",
+        "uid",
+        "uid:",
+        "uid:+5",
+        "uid:05",
+        "uid:-1",
+        "uid:4294967296",
+        "socket:",
+        "uri:",
+        "dns:",
+        "cn:x",
+        "loopback:",
+    ] {
         assert!(wrong.parse::<Identity>().is_err(), "{wrong}");
     }
 }

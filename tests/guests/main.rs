@@ -14,6 +14,7 @@ mod devices;
 mod e2e;
 mod firmware;
 mod memory;
+mod openstack;
 mod outrun;
 mod proxy;
 mod rebuild;

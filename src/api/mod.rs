@@ -54,7 +54,9 @@ pub use crowd::{Crowd, Member};
 pub use reason::{is_passing, of as told_as};
 pub use reload::{Reload, ReloadError, Reloaded};
 pub use report::ReportEnd;
-pub use status::{denied, late, name as reason_name, rules_changed, too_many, unknown_call, unproven};
+pub use status::{
+    denied, late, name as reason_name, rules_changed, too_many, unknown_call, unknown_user, unproven,
+};
 
 use about::answered;
 use known::KnownLabels;

@@ -113,6 +113,16 @@ pub fn unproven(why: &str) -> Status {
     )
 }
 
+/// A call of somebody who has to say who he is, or whose password is wrong.
+#[must_use]
+pub fn unknown_user() -> Status {
+    plain(
+        Reason::Unauthenticated,
+        "The request you have made requires authentication.",
+        "give the name and the password of a user of [openstack]",
+    )
+}
+
 /// A call that goes on, and whose caller is given something else than when it began.
 #[must_use]
 pub fn rules_changed() -> Status {

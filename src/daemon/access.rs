@@ -13,6 +13,7 @@ use tonic::Status;
 use tonic::transport::server::UdsConnectInfo;
 
 use super::config::{Config, ConfigError};
+use super::passwords::Users;
 use super::tls::{Chain, Tls, TlsError};
 use crate::api;
 use crate::model::access::{Demand, Grant, Identity, Rules};
@@ -25,6 +26,8 @@ pub(super) struct InForce {
     rules: Rules,
     /// None where nothing is listened for on the network.
     pub(super) tls: Option<Tls>,
+    /// Who has a password.
+    pub(super) users: Arc<Users>,
 }
 
 /// What is in force now, and whether it changes.
@@ -42,8 +45,10 @@ pub(super) enum AccessError {
 impl InForce {
     /// What a configuration says, and the files that it names. Blocks.
     pub(super) fn read(config: &Config) -> Result<Self, AccessError> {
-        let tls = config.tcp.as_ref().map(Tls::read).transpose()?;
-        Ok(Self { rules: config.rules()?, tls })
+        let users = config.openstack.as_ref().map_or(&[][..], |openstack| &openstack.users);
+        let has_passwords = !users.is_empty();
+        let tls = config.tcp.as_ref().map(|tcp| Tls::read(tcp, has_passwords)).transpose()?;
+        Ok(Self { rules: config.rules()?, tls, users: Users::of(users) })
     }
 }
 
@@ -55,11 +60,13 @@ pub(super) enum Peer {
     Remote { address: SocketAddr, chain: Chain },
     /// Somebody on this node who has proven nothing.
     Loopback { address: SocketAddr },
+    /// Somebody who knows the password of a user; nobody, as long as no name is known.
+    Basic { address: SocketAddr, name: String },
 }
 
 impl Peer {
     /// What it has proven, for as long as the proof holds.
-    fn proven(&self) -> Vec<Identity> {
+    pub(super) fn proven(&self) -> Vec<Identity> {
         match self {
             Self::Local(UdsConnectInfo { peer_cred: Some(peer), .. }) => {
                 vec![Identity::User(peer.uid()), Identity::Group(peer.gid()), Identity::Socket]
@@ -67,6 +74,7 @@ impl Peer {
             Self::Local(_) => vec![Identity::Socket],
             Self::Remote { chain, .. } => chain.identities(),
             Self::Loopback { .. } => vec![Identity::Loopback],
+            Self::Basic { name, .. } => vec![Identity::Basic(name.clone())],
         }
     }
 
@@ -83,7 +91,9 @@ impl Peer {
                 None => "this node".to_owned(),
             },
             Self::Local(_) => "this node".to_owned(),
-            Self::Remote { address, .. } | Self::Loopback { address } => address.to_string(),
+            Self::Remote { address, .. } | Self::Loopback { address } | Self::Basic { address, .. } => {
+                address.to_string()
+            }
         }
     }
 }
@@ -102,6 +112,22 @@ type Found = (Arc<InForce>, Instant, Result<Grant, Status>);
 impl Standing {
     pub(super) fn new(peer: Peer, current: Current) -> Self {
         Self { peer, current, known: Mutex::new(None) }
+    }
+
+    /// The same connection, when a request on it has proven to be of a user. What that was found by is in force now.
+    pub(super) fn of_user(&self, name: String) -> Self {
+        let address = match &self.peer {
+            Peer::Remote { address, .. } | Peer::Loopback { address } | Peer::Basic { address, .. } => {
+                *address
+            }
+            Peer::Local(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        Self::new(Peer::Basic { address, name }, self.current.clone())
+    }
+
+    /// Who has a password now.
+    pub(super) fn users(&self) -> Arc<Users> {
+        Arc::clone(&self.current.borrow().users)
     }
 
     /// Who it is and what it may do now.
@@ -125,7 +151,9 @@ impl Standing {
     pub(super) fn check(&self, demand: Option<Demand>) -> Result<Option<Grant>, Status> {
         match (demand, &self.peer) {
             (None, Peer::Local(_)) => Ok(None),
-            (None, Peer::Remote { .. } | Peer::Loopback { .. }) => self.grant().map(Some),
+            (None, Peer::Remote { .. } | Peer::Loopback { .. } | Peer::Basic { .. }) => {
+                self.grant().map(Some)
+            }
             (Some(demand), _) => {
                 let grant = self.grant()?;
                 grant.check(demand).map_err(|denial| api::denied(&denial))?;

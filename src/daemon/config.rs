@@ -22,7 +22,7 @@ mod tcp;
 pub use access::{AccessConfig, RoleName};
 pub use controller::{ControllerConfig, TlsFiles};
 pub use metrics::MetricsConfig;
-pub use openstack::OpenstackConfig;
+pub use openstack::{OpenstackConfig, UserConfig};
 pub use origin::{DEFAULT_PATH, Origin};
 pub use tcp::TcpConfig;
 

@@ -172,6 +172,11 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// The same connection, and a user on it.
+    pub(super) fn of_user(&self, name: String) -> Self {
+        Self { standing: Arc::new(self.standing.of_user(name)), seat: Arc::clone(&self.seat) }
+    }
+
     /// Begins a call, and its connection keeps its place from now on. None if too many are open.
     pub(super) fn call(&self) -> Option<Call> {
         self.seat.call()

@@ -17,6 +17,7 @@ mod lock;
 mod metrics;
 mod openstack;
 mod pace;
+mod passwords;
 mod probe;
 mod rebuild;
 mod reload;

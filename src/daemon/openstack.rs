@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use futures_util::StreamExt;
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -26,9 +27,10 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tower::ServiceExt;
 
-use super::access::Current;
+use super::access::{Current, Peer};
 use super::admission::{Admission, Limits};
 use super::connections::{self, Caller, Connection};
+use super::passwords::Claim;
 use crate::api;
 use crate::model::access::{Demand, Role};
 use crate::openstack::{self, Calls, Fault, Scheme};
@@ -108,6 +110,14 @@ impl Door {
         router: Router,
         request: Request<Incoming>,
     ) -> Response<axum::body::Body> {
+        let asked_by = request.headers().get(AUTHORIZATION).cloned();
+        let Some(caller) = self.named(caller, asked_by).await else {
+            let mut refused: Response<axum::body::Body> = Fault::from(api::unknown_user()).into();
+            refused
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"vmsnapd\""));
+            return refused;
+        };
         if let Err(status) = self.admit(&caller) {
             let asked = format!("{} {}", request.method(), request.uri().path());
             self.limits.refusals.write(&caller.standing.peer, &asked, &status);
@@ -120,6 +130,26 @@ impl Door {
             Ok(Err(never)) => match never {},
             Err(_) => Fault::from(api::late()).into(),
         }
+    }
+
+    /// Who makes a request: whoever has the connection, or the user whose password comes with it. None for a password that is wrong,
+    /// and for nobody where somebody has to be named.
+    async fn named(&self, caller: Caller, claim: Option<HeaderValue>) -> Option<Caller> {
+        let users = caller.standing.users();
+        let is_nobody = matches!(&caller.standing.peer, Peer::Basic { .. });
+        let claim = claim.filter(|_| !users.is_empty());
+        let Some(claim) = claim else { return (!is_nobody).then_some(caller) };
+        // Guesses are counted before they are looked at.
+        self.limits.pace.count(&caller.standing.peer.identity()).ok()?;
+        let claim = claim.to_str().ok().and_then(Claim::read);
+        let name = match claim {
+            Some(claim) => users.prove(claim).await,
+            None => None,
+        };
+        if name.is_none() {
+            self.limits.refusals.turned_away(&caller.standing.peer.place(), "a password is wrong");
+        }
+        Some(caller.of_user(name?))
     }
 
     /// Whether somebody is answered at all, be it that there is nothing at a path.

@@ -1,6 +1,6 @@
 //! Reads the configuration and the certificates again, as SIGHUP and `ReloadConfiguration` do.
 //!
-//! Decides what can change without a restart: who may do what, and the certificates of `[tcp]`. All of the new takes its place at
+//! Decides what can change without a restart: who may do what, the certificates of `[tcp]`, the users of `[openstack]`. All of the new takes its place at
 //! once, or none of it does. Connections stay; whoever is on one is looked at anew with its next call.
 
 use std::sync::Arc;
@@ -96,10 +96,11 @@ pub(super) fn hangups() -> std::io::Result<Signal> {
 /// Whether a key is as it was until the next start.
 fn needs_restart(key: &str, has_listener: bool) -> bool {
     let is_of_listener = key.starts_with("tcp.") && key != "tcp.listen";
-    key != "access" && !(has_listener && is_of_listener)
+    let is_read_again = matches!(key, "access" | "openstack.users");
+    !(is_read_again || (has_listener && is_of_listener))
 }
 
-/// The keys that have other values: those of `[tcp]` by themselves.
+/// The keys that have other values: those of `[tcp]`, and the users of `[openstack]`, by themselves.
 fn differences(before: &Config, now: &Config) -> Vec<String> {
     let (before, now) = (values(before), values(now));
     let keys = now.iter().map(|(key, _)| key).chain(before.iter().map(|(key, _)| key));
@@ -120,6 +121,11 @@ fn values(config: &Config) -> Vec<(String, Value)> {
         match value {
             Value::Object(section) if key == "tcp" => {
                 values.extend(section.into_iter().map(|(inner, value)| (format!("tcp.{inner}"), value)));
+            }
+            Value::Object(mut section) if key == "openstack" => {
+                let users = section.remove("users").filter(|users| *users != Value::Array(Vec::new()));
+                values.extend(users.map(|users| ("openstack.users".to_owned(), users)));
+                values.push((key, section.into()));
             }
             Value::Null if key == "tcp" => {}
             value => values.push((key, value)),
@@ -159,7 +165,11 @@ mod tests {
         check(tcp, &tcp.replace(":1'", ":2'"), &[], &["tcp.listen"]);
         let files = ["tcp.certificate", "tcp.client_ca", "tcp.key", "tcp.listen", "tcp.revocation_list"];
         check("", tcp, &[], &files);
-        check("", "[openstack]\nlisten = '127.0.0.1:1'", &[], &["openstack"]);
+        let openstack = "[openstack]\nlisten = '127.0.0.1:1'";
+        check("", openstack, &[], &["openstack"]);
+        let users = format!("{openstack}\n[[openstack.users]]\nname = 'a'\npassword = 'x'");
+        check(openstack, &users, &["openstack.users"], &[]);
+        check(&users, &users.replace("'x'", "'y'"), &["openstack.users"], &[]);
         check("", "[controller]\nendpoint = 'http://localhost:1'", &[], &["controller"]);
     }
 }

@@ -56,13 +56,13 @@ pub(super) struct Tls {
     contents: Vec<(&'static str, Vec<u8>)>,
 }
 
-/// The certificates that a client has shown; its own first, at least that one.
+/// The certificates that a client has shown; its own first. None where it may prove itself otherwise.
 #[derive(Debug, Clone)]
 pub(super) struct Chain(Vec<CertificateDer<'static>>);
 
 impl Tls {
-    /// Reads all files. Blocks.
-    pub(super) fn read(config: &TcpConfig) -> Result<Self, TlsError> {
+    /// Reads all files. With `has_passwords` a client of plain HTTP may prove itself by one, and needs no certificate. Blocks.
+    pub(super) fn read(config: &TcpConfig, has_passwords: bool) -> Result<Self, TlsError> {
         let mut contents = Vec::new();
         for (key, path) in config.files() {
             contents.push((key, read(path)?));
@@ -83,22 +83,27 @@ impl Tls {
             // A list that is out of date says less than it should: nobody can tell who was revoked since.
             verifier = verifier.with_crls(lists).enforce_revocation_expiration();
         }
-        let verifier = verifier.build().map_err(TlsError::Verifier)?;
+        let of_web = if has_passwords { verifier.clone().allow_unauthenticated() } else { verifier.clone() };
+        let [verifier, of_web] =
+            [verifier, of_web].map(|verifier| verifier.build().map_err(TlsError::Verifier));
+        let (verifier, of_web) = (verifier?, of_web?);
         let chain = all_of(&config.certificate, content("tcp.certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(content("tcp.key"))
             .map_err(|cause| TlsError::Malformed { path: config.key.clone(), cause })?;
-        let server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(TlsError::Own)?
-            .with_client_cert_verifier(Arc::clone(&verifier))
-            .with_single_cert(chain, key);
-        let mut server = server.map_err(TlsError::Own)?;
-        server.alpn_protocols = vec![b"h2".to_vec()];
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.send_tls13_tickets = 0;
-        let mut web = server.clone();
-        web.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { grpc: Arc::new(server), web: Arc::new(web), verifier, contents })
+        let server = |verifier: &Arc<dyn ClientCertVerifier>, protocol: &[u8]| {
+            let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_client_cert_verifier(Arc::clone(verifier))
+                .with_single_cert(chain.clone(), key.clone_key());
+            let mut server = server?;
+            server.alpn_protocols = vec![protocol.to_vec()];
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+            Ok(Arc::new(server))
+        };
+        let grpc = server(&verifier, b"h2").map_err(TlsError::Own)?;
+        let web = server(&of_web, b"http/1.1").map_err(TlsError::Own)?;
+        Ok(Self { grpc, web, verifier, contents })
     }
 
     /// For new connections that speak gRPC.
@@ -127,6 +132,11 @@ impl Tls {
 }
 
 impl Chain {
+    /// Whether nothing was shown.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn new(shown: &[CertificateDer<'_>]) -> Self {
         Self(shown.iter().map(|shown| shown.clone().into_owned()).collect())
     }

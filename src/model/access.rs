@@ -28,6 +28,8 @@ pub enum Identity {
     Dns(String),
     /// Anybody on this node who reaches a listener without TLS.
     Loopback,
+    /// Whoever knows the password of this user of the configuration.
+    Basic(String),
 }
 
 /// What a caller may ask for. Each role may all that the ones before it may.
@@ -130,7 +132,9 @@ impl Rules {
         let Some(rule) = self.0.iter().find(speaks) else { return Err(Denial::NoRule { principal: first }) };
         let named = proven.iter().find(|identity| rule.who.contains(identity));
         let principal = match named {
-            Some(named @ (Identity::Uri(_) | Identity::Dns(_) | Identity::Loopback)) => named.clone(),
+            Some(named @ (Identity::Uri(_) | Identity::Dns(_) | Identity::Loopback | Identity::Basic(_))) => {
+                named.clone()
+            }
             // Whoever comes in by a group, or by the socket, is still that user.
             Some(Identity::Socket | Identity::User(_) | Identity::Group(_)) | None => first,
         };
@@ -181,13 +185,14 @@ impl fmt::Display for Identity {
             Self::Uri(uri) => write!(f, "uri:{uri}"),
             Self::Dns(name) => write!(f, "dns:{name}"),
             Self::Loopback => f.write_str("loopback"),
+            Self::Basic(name) => write!(f, "basic:{name}"),
         }
     }
 }
 
 /// A text that names nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of socket, uid:NUMBER, gid:NUMBER, uri:URI, dns:NAME, loopback")]
+#[error("{0:?} is none of socket, uid:NUMBER, gid:NUMBER, uri:URI, dns:NAME, loopback, basic:NAME")]
 pub struct InvalidIdentity(String);
 
 impl FromStr for Identity {
@@ -201,6 +206,7 @@ impl FromStr for Identity {
         match kind {
             "socket" if kind == text => Ok(Self::Socket),
             "loopback" if kind == text => Ok(Self::Loopback),
+            "basic" if !name.is_empty() => Ok(Self::Basic(name.to_owned())),
             "uid" => number().map(Self::User).ok_or_else(invalid),
             "gid" => number().map(Self::Group).ok_or_else(invalid),
             "uri" if !name.is_empty() => Ok(Self::Uri(name.to_owned())),

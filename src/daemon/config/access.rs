@@ -14,7 +14,7 @@ use crate::model::access::{Identity, InvalidIdentity, Role, Rule, Scope};
 pub struct AccessConfig {
     /// Whom it speaks for: `socket` (whoever the mode of the Unix socket lets in), `user:NAME`, `uid:NUMBER`, `group:NAME`,
     /// `gid:NUMBER`; over TCP `uri:URI` and `dns:NAME`, of the subject alternative names of the client's certificate; `loopback`
-    /// for whoever on this node reaches `[openstack]` where that has no TLS.
+    /// for whoever on this node reaches `[openstack]` where that has no TLS, `basic:NAME` for a user of `[openstack]`.
     pub who: Vec<String>,
     /// What they may ask for: `viewer`, `operator`, `restorer` or `admin`.
     pub role: RoleName,

@@ -2,9 +2,16 @@
 
 use std::net::SocketAddr;
 
+use argon2::password_hash::phc::PasswordHash;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError, bad};
+
+/// Longest name of a user.
+const NAME_LIMIT: usize = 64;
+
+/// What is said of something else than a hash. Not what it is: it may be the password.
+const NO_HASH: &str = "it is no hash by Argon2id: 'argon2 SALT -id -e' makes one";
 
 /// A listener for HTTP that speaks what the OpenStack client needs of the Block Storage API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +22,20 @@ pub struct OpenstackConfig {
     /// Whether with TLS: with the certificates of `[tcp]`, on both sides. Unset: if there is a `[tcp]`. Without it nobody proves
     /// who he is, so the address is one of this node alone, and a rule names `loopback`.
     pub tls: Option<bool>,
+    /// Users with a password, `[[openstack.users]]`, whom rules name as `basic:NAME`. If there are any, a client needs no
+    /// certificate, and nobody on this node a rule for `loopback`.
+    #[serde(default)]
+    pub users: Vec<UserConfig>,
+}
+
+/// A user of HTTP's basic authentication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserConfig {
+    /// The name: letters, digits, `.`, `_`, `-` and `@`.
+    pub name: String,
+    /// The password's hash by Argon2id, as `argon2 SALT -id -e` prints it.
+    pub password: String,
 }
 
 impl OpenstackConfig {
@@ -25,6 +46,12 @@ impl OpenstackConfig {
     }
 
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        for (number, user) in self.users.iter().enumerate() {
+            user.check()?;
+            if self.users[..number].iter().any(|other| other.name == user.name) {
+                return Err(bad("openstack.users", format!("{:?} is there twice", user.name)));
+            }
+        }
         if self.is_secured(config) {
             let problem = || bad("openstack.tls", "it needs the certificates of [tcp]".to_owned());
             return config.tcp.as_ref().map(drop).ok_or_else(problem);
@@ -36,11 +63,28 @@ impl OpenstackConfig {
         }
         // Everybody on the node reaches it. Who lets them do something has to say so.
         let names_them = |name: &String| name == "loopback";
-        if !config.access.iter().any(|rule| rule.who.iter().any(names_them)) {
-            let problem = "without TLS it needs a rule in [[access]] whose who has \"loopback\"";
+        let is_named = config.access.iter().any(|rule| rule.who.iter().any(names_them));
+        if !is_named && self.users.is_empty() {
+            let problem = "without TLS it needs a rule in [[access]] whose who has \"loopback\", or users";
             return Err(bad("openstack.listen", problem.to_owned()));
         }
         Ok(())
+    }
+}
+
+impl UserConfig {
+    /// Whether it can be used. A hash of another kind would let in whoever guesses for long enough.
+    fn check(&self) -> Result<(), ConfigError> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+        if self.name.is_empty() || self.name.len() > NAME_LIMIT || !self.name.chars().all(is_plain) {
+            let problem = format!("{:?} is no name: letters, digits, '.', '_', '-' and '@'", self.name);
+            return Err(bad("openstack.users.name", problem));
+        }
+        let hash = PasswordHash::new(&self.password).ok();
+        let is_whole = hash.is_some_and(|hash| {
+            hash.algorithm.as_str() == "argon2id" && hash.salt.is_some() && hash.hash.is_some()
+        });
+        if is_whole { Ok(()) } else { Err(bad("openstack.users.password", NO_HASH.to_owned())) }
     }
 }
 
@@ -74,5 +118,25 @@ mod tests {
         check(&format!("{rule}{tcp}{here}tls = false"), Ok(false));
         check(&format!("{rule}{tcp}{network}tls = false"), Err("is not of this node alone"));
         check(&format!("{rule}{here}tls = true"), Err("openstack.tls: it needs the certificates"));
+    }
+
+    #[test]
+    fn users() {
+        const HASH: &str =
+            "$argon2id$v=19$m=8,t=1,p=1$ZXhhbXBsZS1zYWx0$Nak3HAh3xvKBlSAiKNerxFSg4tj7r/ZE6kCFR9i47Yg";
+        let user = |name: &str, password: &str| {
+            format!("[[openstack.users]]\nname = '{name}'\npassword = '{password}'\n")
+        };
+        let here = |users: &str| format!("[openstack]\nlisten = '127.0.0.1:8776'\n{users}");
+        check(&here(&user("backup@acme", HASH)), Ok(false));
+        check(&here(&(user("a", HASH) + &user("a", HASH))), Err("\"a\" is there twice"));
+        for name in ["", "a b", "a:b", "ä", &"x".repeat(65)] {
+            check(&here(&user(name, HASH)), Err("openstack.users.name"));
+        }
+        for password in
+            ["", "secret", "$argon2i$v=19$m=8,t=1,p=1$ZXhhbXBsZS1zYWx0", "$2b$12$abc", "$argon2id$v=19"]
+        {
+            check(&here(&user("a", password)), Err("openstack.users.password: it is no hash by Argon2id"));
+        }
     }
 }

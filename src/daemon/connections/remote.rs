@@ -110,8 +110,14 @@ async fn prove(
     };
     let stream = shaken.map_err(|_| Refusal::Late)?.map_err(Refusal::Handshake)?;
     let chain = Chain::new(stream.get_ref().1.peer_certificates().unwrap_or_default());
-    let who = chain.identities().into_iter().next().ok_or(Refusal::Nobody)?;
+    // Only where passwords do is anybody let in without a certificate. All of them have the part of one.
+    let peer = if chain.is_empty() {
+        Peer::Basic { address, name: String::new() }
+    } else {
+        Peer::Remote { address, chain }
+    };
+    let who = peer.proven().into_iter().next().ok_or(Refusal::Nobody)?;
     let member = crowd.enter(who).ok_or(Refusal::TooMany)?;
-    let standing = Standing::new(Peer::Remote { address, chain }, current);
+    let standing = Standing::new(peer, current);
     Ok(Connection::new(Wire::Remote(Box::new(stream)), seat, standing, Some(member)))
 }

@@ -99,6 +99,7 @@ fn identities_are_spelled_in_one_way() {
         ("uri:spiffe://a/b:c", "uri:spiffe://a/b:c"),
         ("dns:Node.Example", "dns:node.example"),
         ("loopback", "loopback"),
+        ("basic:Backup", "basic:Backup"),
     ] {
         assert_eq!(identity(text).to_string(), expected);
     }
@@ -115,6 +116,7 @@ fn identities_are_spelled_in_one_way() {
         "dns:",
         "cn:x",
         "loopback:",
+        "basic:",
     ] {
         assert!(wrong.parse::<Identity>().is_err(), "{wrong}");
     }

@@ -117,6 +117,92 @@ async fn certificates() {
     assert!(operator.try_raw("GET", "/v3", Vec::new()).await.is_err());
 }
 
+/// Two users with the password `secret`.
+fn users() -> String {
+    const HASH: &str =
+        "$argon2id$v=19$m=8,t=1,p=1$ZXhhbXBsZS1zYWx0$Nak3HAh3xvKBlSAiKNerxFSg4tj7r/ZE6kCFR9i47Yg";
+    let user = |name: &str| format!("[[openstack.users]]\nname = '{name}'\npassword = '{HASH}'\n");
+    format!("{}{}", user("backup"), user("nobodys"))
+}
+
+/// As a client has it of a name and a password.
+fn basic(claim: &str) -> String {
+    use base64::Engine;
+    format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(claim))
+}
+
+/// On the node: whoever knows a user's password has the role of that user, and nobody else has any.
+#[tokio::test]
+async fn passwords_on_the_node() {
+    let rule = "[[access]]\nwho = ['basic:backup']\nrole = 'operator'\n[[access]]\nwho = ['socket']\nrole = 'admin'\n";
+    let cinder = Cinder::with_rules(&format!("{}{rule}", users()));
+    let ask = async |claim: &str| {
+        cinder.http.with("authorization", claim).ask("GET", "/v3/volumes/detail", &Value::Null).await
+    };
+    let none = cinder.http.ask("GET", "/v3", &Value::Null).await;
+    assert_fault(&none, 403, "forbidden", "loopback is given no access");
+    for claim in ["backup:Secret", "backup:", "other:secret", ":secret"] {
+        let refused = ask(&basic(claim)).await;
+        assert_fault(&refused, 401, "unauthorized", "requires authentication");
+        assert_eq!(refused.header("www-authenticate"), Some("Basic realm=\"vmsnapd\""));
+    }
+    assert_fault(&ask("Basic !").await, 401, "unauthorized", "requires authentication");
+    assert_fault(&ask(&basic("nobodys:secret")).await, 403, "forbidden", "basic:nobodys is given no access");
+    let list = ask(&basic("backup:secret")).await;
+    assert_eq!(list.status, 200, "{}", list.text);
+    let body =
+        json!({ "snapshot": { "volume_id": id(&list.json()["volumes"][0]), "name": "one", "force": true } });
+    let http = cinder.http.with("authorization", &basic("backup:secret"));
+    assert_eq!(http.ask("POST", "/v3/snapshots", &body).await.status, 202);
+    assert_eq!(cinder.node.snapshot("one").await.created_by, "basic:backup");
+    let clone = json!({ "volume": { "snapshot_id": cinder.node.snapshot("one").await.id } });
+    assert_fault(
+        &http.ask("POST", "/v3/volumes", &clone).await,
+        403,
+        "forbidden",
+        "basic:backup has the role operator",
+    );
+
+    // Read again: who has no password any more is nobody.
+    cinder.node.configure(&text(rule).replace("'socket'", "'socket', 'loopback'"));
+    let told = succeed(&cinder.node, "node reload").await;
+    assert!(told.contains("openstack.users"), "{told}");
+    let ignored = http.ask("GET", "/v3/volumes", &Value::Null).await;
+    assert_eq!(ignored.status, 200, "he is whoever has the connection: {}", ignored.text);
+}
+
+/// Over the network: a password does where there is no certificate, for this listener alone.
+#[tokio::test]
+async fn passwords_over_the_network() {
+    let named = [(&*format!("uri:{OPERATOR}"), "operator", ""), ("basic:backup", "viewer", "")];
+    let rules = format!("{}[openstack]\nlisten = '127.0.0.1:0'\n{}", rules(&named), users());
+    let secured = Secured::start(&rules);
+    let address = secured.node.openstack();
+    let authority = secured.path().join("clients.pem");
+    let nobody = Http::secured(address, &authority, None);
+    let refused = nobody.ask("GET", "/v3", &Value::Null).await;
+    assert_fault(&refused, 401, "unauthorized", "requires authentication");
+    let wrong = nobody.with("authorization", &basic("backup:guess"));
+    assert_fault(&wrong.ask("GET", "/v3", &Value::Null).await, 401, "unauthorized", "");
+    let backup = nobody.with("authorization", &basic("backup:secret"));
+    let volumes = backup.ask("GET", "/v3/volumes/detail", &Value::Null).await;
+    assert_eq!(volumes.status, 200, "{}", volumes.text);
+    let body = json!({ "snapshot": { "volume_id": id(&volumes.json()["volumes"][0]), "name": "one", "force": true } });
+    let refused = backup.ask("POST", "/v3/snapshots", &body).await;
+    assert_fault(&refused, 403, "forbidden", "basic:backup has the role viewer");
+    // Whoever has a certificate needs no password, and one that is shown must be good.
+    let operator = Http::secured(address, &authority, Some(&secured.client(OPERATOR, 2)));
+    assert_eq!(operator.ask("POST", "/v3/snapshots", &body).await.status, 202);
+    let expired = secured.authority.sign_expired(OPERATOR, secured.path(), "expired");
+    let expired =
+        Http::secured(address, &authority, Some(&expired)).with("authorization", &basic("backup:secret"));
+    assert!(expired.try_raw("GET", "/v3", Vec::new()).await.is_err());
+    // gRPC takes nobody without one.
+    let grpc = secured.channel_with(secured.trusting());
+    let mut volumes = vmsnap::proto::v1::volume_service_client::VolumeServiceClient::new(grpc);
+    assert!(volumes.list_volumes(vmsnap::proto::v1::ListVolumesRequest::default()).await.is_err());
+}
+
 /// Whoever asks in a loop is told when to come again.
 #[tokio::test]
 async fn a_pace() {
@@ -157,4 +243,8 @@ fn check_config() {
     check(&format!("{rule}[openstack]\nlisten = '0.0.0.0:8776'"), "so TLS is needed");
     check("[openstack]\nlisten = '127.0.0.1:8776'", "needs a rule in [[access]]");
     check("[openstack]\nlisten = 'localhost'", "invalid socket address");
+    check(&format!("[openstack]\nlisten = '127.0.0.1:8776'\n{}", users()), "");
+    check(&format!("[openstack]\nlisten = '0.0.0.0:8776'\n{}", users()), "so TLS is needed");
+    let plain = users().replace("$argon2id$", "");
+    check(&format!("[openstack]\nlisten = '127.0.0.1:8776'\n{plain}"), "it is no hash by Argon2id");
 }

@@ -47,6 +47,23 @@ async fn on_the_node() {
     assert!(node.sim.files().contains(&"/images/web-copy.qcow2".into()), "{said}");
 }
 
+#[tokio::test]
+async fn with_a_password() {
+    let place = tempfile::tempdir().unwrap();
+    let sim = SimHost::new();
+    let vm = sim.vm("web").disks(1).build();
+    let sections = PAGE.blocks("toml");
+    let (plain, _) = sections.rsplit_once("[openstack]").unwrap();
+    let plain = plain.replace("\"loopback\"", "\"basic:nobody\"").replace("127.0.0.1:8776", "127.0.0.1:0");
+    let node = Node::configured(sim, vm, &plain);
+    node.take("one").await;
+    let commands = commands("OS_AUTH_TYPE=http_basic");
+    let here = format!("127.0.0.1:{}", node.openstack().port());
+    let commands: Vec<String> = commands.iter().map(|line| line.replace("127.0.0.1:8776", &here)).collect();
+    let said = run(&commands, place.path());
+    assert!(said.contains("one.vda"), "{said}");
+}
+
 /// With the certificates that docs/OPERATIONS.md makes.
 #[tokio::test]
 async fn from_the_network() {

@@ -1,7 +1,7 @@
 //! `ScheduleService`: snapshots by the clock.
 //!
-//! Decides what a well-formed schedule is, and which fields of one a client may change. Leaves when one runs, which VMs it takes and
-//! what it prunes to `schedule`. All calls are about the node: a caller with a scope makes none of them.
+//! Decides what a well-formed schedule is, and which fields of one a client may change. Leaves when one runs, which VMs it takes
+//! and what it prunes to `schedule`. All calls are about the node: a caller with a scope makes none of them.
 
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};

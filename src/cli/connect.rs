@@ -86,7 +86,7 @@ impl Daemon {
     }
 
     pub(super) fn schedules(&self) -> ScheduleServiceClient<Channel> {
-        ScheduleServiceClient::new(self.channel.clone())
+        ScheduleServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
     pub(super) fn operations(&self) -> OperationServiceClient<Channel> {

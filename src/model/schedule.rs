@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use croner::Cron;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use serde::{Deserialize, Serialize};
 
 use super::access::Labels;
@@ -190,6 +190,14 @@ impl Retention {
         counts.iter().any(|count| *count > 0) || self.within_ms > 0
     }
 
+    /// Whether what all rules keep together is less than the minimum, whatever there is.
+    #[must_use]
+    pub fn never_prunes(&self) -> bool {
+        let counts = [self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly];
+        let most: u64 = counts.into_iter().map(u64::from).sum();
+        self.within_ms == 0 && most > 0 && most < u64::from(self.minimum)
+    }
+
     /// The least number of READY snapshots that a pruning leaves.
     #[must_use]
     pub fn least(&self) -> usize {
@@ -305,7 +313,9 @@ impl FromStr for Zone {
     /// An empty name is UTC.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let name = if name.is_empty() { "UTC" } else { name };
-        let zone = TimeZone::get(name).map_err(|_| InvalidTime::NoSuchZone(name.to_owned()))?;
+        // The database of a node may have lost names that it had.
+        let zone = TimeZone::get(name).or_else(|_| TimeZoneDatabase::bundled().get(name));
+        let zone = zone.map_err(|_| InvalidTime::NoSuchZone(name.to_owned()))?;
         Ok(Self { name: name.to_owned(), zone })
     }
 }

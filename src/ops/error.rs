@@ -82,6 +82,9 @@ pub enum OpsError {
     /// No schedule answers to the name or id.
     #[error("there is no schedule {0:?}")]
     NoSuchSchedule(String),
+    /// Each of its times lies in a blackout.
+    #[error("the schedule would never run: each of its times lies in a blackout")]
+    NeverRuns,
     /// What a template makes is no name of a snapshot.
     #[error("{name:?} is no name of a snapshot")]
     NoName {
@@ -122,7 +125,9 @@ impl OpsError {
             Self::NoSuchVolume(_) => Reason::VolumeNotFound,
             Self::NotAVolume { .. } => Reason::LayerInUse,
             Self::AmbiguousSnapshot { .. } | Self::AmbiguousVolume { .. } => Reason::NameAmbiguous,
-            Self::NotAClone(_) | Self::SeveralVms | Self::NoName { .. } => Reason::InvalidArgument,
+            Self::NotAClone(_) | Self::SeveralVms | Self::NoName { .. } | Self::NeverRuns => {
+                Reason::InvalidArgument
+            }
             Self::NoSuchOperation(_) => Reason::OperationNotFound,
             Self::VmBusy(_) => Reason::VmBusy,
             Self::VmStuck(_) => Reason::OperationStuck,
@@ -175,6 +180,7 @@ impl OpsError {
             Self::VmBusy(_) => "wait for it with 'vmsnap op watch'",
             Self::VmStuck(_) => "look at it with 'vmsnap op show', then 'vmsnap op resolve'",
             Self::NoSuchComment(_) => "list the comments with 'vmsnap snapshot comment'",
+            Self::NeverRuns => "give it other times, or shorter blackouts",
             Self::NoName { .. } => "give the schedule another template of names",
             Self::NotCancellable => "wait for its end with 'vmsnap op watch'",
             Self::NotStuck => "there is nothing to resolve",

@@ -54,7 +54,7 @@ pub fn due(timing: &Timing, seen_until: Timestamp, now: Timestamp) -> Due {
         return Due::SetBack;
     }
     let (count, last) = passed(timing, seen_until, now);
-    let Some(last) = last else { return Due::Wait(next(timing, seen_until.max(now))) };
+    let Some(last) = last else { return Due::Wait(next(timing, clock(seen_until, now))) };
     if let Some(end) = blackout_at(timing, now) {
         // It was due before.
         return Due::Wait(Some(end));
@@ -66,6 +66,12 @@ pub fn due(timing: &Timing, seen_until: Timestamp, now: Timestamp) -> Due {
     let before = last.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(last);
     let (missed, last_missed) = passed(timing, seen_until, before);
     Due::Run { at: last, is_late: !is_on_time || missed > 0, missed, last_missed }
+}
+
+/// From when on the next run is looked for: a clock that was corrected runs nothing again.
+#[must_use]
+pub fn clock(seen_until: Timestamp, now: Timestamp) -> Timestamp {
+    if seen_until.duration_since(now) > CORRECTION { now } else { seen_until.max(now) }
 }
 
 /// The first time behind `after` at which a run is due.

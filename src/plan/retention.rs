@@ -68,6 +68,12 @@ impl VmRetention {
         })
     }
 
+    /// How many there are, and what they take, in bytes.
+    #[must_use]
+    pub fn all(&self) -> (usize, u64) {
+        (self.decisions.len(), self.decisions.iter().map(|decision| decision.bytes).sum())
+    }
+
     /// How many stay, and what they take, in bytes.
     #[must_use]
     pub fn kept(&self) -> (usize, u64) {
@@ -157,11 +163,15 @@ fn reasons(times: &[Timestamp], retention: &Retention, zone: &Zone) -> Vec<Vec<S
         }
     }
     let within = SignedDuration::from_millis(i64::try_from(retention.within_ms).unwrap_or(i64::MAX));
-    let newest = times.iter().max();
+    // Not the latest by the clock, which may have stood years ahead.
+    let newest = times.last();
     for (index, time) in times.iter().enumerate() {
         if retention.within_ms > 0 && newest.is_some_and(|newest| newest.duration_since(*time) < within) {
             reasons[index].push(format!("younger than {within:#}"));
         }
+    }
+    if let Some(newest) = reasons.last_mut().filter(|reasons| reasons.is_empty()) {
+        newest.push("the newest".to_owned());
     }
     reasons
 }

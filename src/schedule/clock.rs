@@ -88,15 +88,42 @@ impl Schedules {
 
     /// Carries a run to its end, on a task of its own.
     fn go_on(&self, run: ScheduleRun) {
-        let (schedules, id) = (self.clone(), run.schedule.id);
-        self.going().insert(id);
+        let (schedules, id, schedule) = (self.clone(), run.id, run.schedule.id);
+        // One that was begun by hand before all that were left could be read is among them.
+        if self.going().insert(id, schedule).is_some() {
+            return;
+        }
         tokio::spawn(async move {
-            if schedules.carry(run).await.is_some() {
-                schedules.pass_over(id).await;
+            if schedules.carry_through(run).await.is_some() {
+                schedules.pass_over(schedule).await;
                 schedules.going().remove(&id);
                 schedules.0.changed.notify_one();
             }
         });
+    }
+
+    /// Whatever fails on the way: the run is taken up again where it was written last. None when the daemon goes down.
+    async fn carry_through(&self, mut run: ScheduleRun) -> Option<()> {
+        let stopping = self.0.engine.draining();
+        loop {
+            let (schedules, attempt) = (self.clone(), run.clone());
+            // On a task of its own: what panics is taken up again, too.
+            let ended = tokio::spawn(async move { schedules.carry(attempt).await }).await;
+            if let Ok(Some(())) = ended {
+                return Some(());
+            }
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return None,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+            match self.store().run(run.id).await {
+                Ok(Some(now)) if now.state != RunState::Running => return Some(()),
+                Ok(Some(now)) => run = now,
+                // Its catalog will be read, or the daemon will go down.
+                Ok(None) | Err(_) => {}
+            }
+        }
     }
 
     /// Begins what is due. Gives how long nothing else will be.
@@ -109,7 +136,7 @@ impl Schedules {
         }
         let mut wait = LOOK_INTERVAL;
         for kept in self.all().await? {
-            if kept.schedule.is_paused || self.going().contains(&kept.schedule.id) {
+            if kept.schedule.is_paused || self.going().values().any(|going| *going == kept.schedule.id) {
                 continue;
             }
             // One that cannot begin holds up no other.

@@ -10,12 +10,17 @@ use crate::ops::Result;
 
 impl Schedules {
     /// The limit that one more snapshot of a VM would exceed.
-    pub(super) async fn limit(&self, schedule: &Schedule, vm: &RunVm) -> Result<Option<Failure>> {
+    pub(super) async fn limit(
+        &self,
+        schedule: &Schedule,
+        vm: &RunVm,
+        is_late: bool,
+    ) -> Result<Option<Failure>> {
         let limits = schedule.wish.limits;
         let next = Some(Timestamp::now());
         let after = self.retention(schedule.id, &schedule.wish, (vm.vm, &vm.name), next).await?;
-        // What its pruning lets go does not count, and the new one does.
-        let (kept, bytes) = after.kept();
+        // What its pruning lets go does not count, and the new one does. A late run does not prune.
+        let (kept, bytes) = if is_late { after.all() } else { after.kept() };
         let most = usize::try_from(limits.snapshots).unwrap_or(usize::MAX);
         if most > 0 && kept + 1 > most {
             return Ok(exceeded(format!(

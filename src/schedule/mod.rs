@@ -6,7 +6,7 @@
 //! A run is durable before it begins, and says at each step what it is about to do. One that was cut off is gone on with by the
 //! next life of the daemon.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -39,8 +39,8 @@ struct Inner {
     engine: Engine,
     /// Something about schedules has changed, or a run has ended.
     changed: Notify,
-    /// Those of which a run is going.
-    going: Mutex<BTreeSet<ScheduleId>>,
+    /// The runs that are carried through, and their schedules.
+    going: Mutex<BTreeMap<ScheduleRunId, ScheduleId>>,
     takes: Semaphore,
 }
 
@@ -70,6 +70,7 @@ impl Schedules {
     /// Makes a schedule.
     pub async fn create(&self, wish: ScheduleWish, is_paused: bool, asked: Asked) -> Result<KeptSchedule> {
         let now = Timestamp::now();
+        check_runs(&wish, now)?;
         let schedule = Schedule {
             id: ScheduleId::new(),
             wish,
@@ -91,7 +92,11 @@ impl Schedules {
         seen: Option<u64>,
         asked: Asked,
     ) -> Result<KeptSchedule> {
-        let cause = cause(asked.by, Timestamp::now());
+        let now = Timestamp::now();
+        if let ScheduleEdit::Set(wish) = &edit {
+            check_runs(wish, now)?;
+        }
+        let cause = cause(asked.by, now);
         let kept = self.store().edit_schedule(id, edit, seen, asked.key, cause).await?;
         self.0.changed.notify_one();
         Ok(kept)
@@ -155,7 +160,7 @@ impl Schedules {
         if kept.schedule.is_paused {
             return None;
         }
-        due::next(&kept.schedule.wish.timing, kept.seen_until.min(now).max(now))
+        due::next(&kept.schedule.wish.timing, due::clock(kept.seen_until, now))
     }
 
     /// The VMs that a selector takes now, by name.
@@ -173,9 +178,13 @@ impl Schedules {
         self.0.engine.store()
     }
 
-    fn going(&self) -> MutexGuard<'_, BTreeSet<ScheduleId>> {
+    fn going(&self) -> MutexGuard<'_, BTreeMap<ScheduleRunId, ScheduleId>> {
         self.0.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn check_runs(wish: &ScheduleWish, now: Timestamp) -> Result<()> {
+    due::next(&wish.timing, now).map(drop).ok_or(OpsError::NeverRuns)
 }
 
 fn cause(actor: String, at: Timestamp) -> Cause {

@@ -12,22 +12,29 @@ use tokio::time::Instant;
 
 use super::ledger::Ledger;
 use super::{Schedules, actor, cause};
+use crate::host::Link;
 use crate::model::event::of_pruning;
 use crate::model::operation::{Failure, OperationState, Reason};
 use crate::model::request::FREEZE_TIMEOUT;
 use crate::model::schedule::{RunStage, RunVm};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, DeletionReason, Label, Operation, OperationId, ScheduleRun,
+    CreateSnapshot, DeleteSnapshots, DeletionReason, Label, Operation, OperationId, ScheduleRun, SnapshotId,
     SnapshotKind, SnapshotName,
 };
 use crate::ops::{Asked, OpsError, Result, Submitted};
 use crate::store::RequestKey;
 
-/// How long a VM that another operation holds is waited for.
+/// How long what is in the way is waited for: another operation, a hypervisor that is away.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What came of an operation that was asked for.
-type Came = std::result::Result<Operation, Failure>;
+type Came = std::result::Result<Done, Failure>;
+
+/// An operation that has succeeded.
+struct Done {
+    operation: OperationId,
+    snapshot: Option<SnapshotId>,
+}
 
 impl Schedules {
     /// Carries a run to its end.
@@ -47,6 +54,41 @@ impl Schedules {
     }
 }
 
+/// What came of asking.
+enum Attempt {
+    Came(Came),
+    /// Not yet, and why not.
+    Hindered(Hindrance, Failure),
+}
+
+/// What passes by itself.
+#[derive(Debug, Clone, Copy)]
+enum Hindrance {
+    /// Another operation holds the VM.
+    Held(OperationId),
+    /// The hypervisor cannot be reached.
+    Away,
+}
+
+fn hindrance(error: &OpsError) -> Option<Hindrance> {
+    match error {
+        OpsError::VmBusy(holder) => Some(Hindrance::Held(*holder)),
+        error if error.reason() == Reason::HypervisorUnavailable => Some(Hindrance::Away),
+        _ => None,
+    }
+}
+
+fn deletion(snapshots: Vec<SnapshotId>) -> DeleteSnapshots {
+    DeleteSnapshots {
+        snapshots,
+        with_children: false,
+        bandwidth: None,
+        merge_deadline_ms: None,
+        generation: None,
+        reason: DeletionReason::Pruned,
+    }
+}
+
 /// A run, as far as it is about one VM.
 struct OfVm<'a> {
     schedules: &'a Schedules,
@@ -60,13 +102,12 @@ impl OfVm<'_> {
         let mut vm = self.run.vms[self.index].clone();
         if vm.stage == RunStage::Waiting {
             self.wait(vm.turn_at).await?;
-            vm = self.note(|vm| vm.stage = RunStage::Taking).await?;
         }
-        if vm.stage == RunStage::Taking {
+        if matches!(vm.stage, RunStage::Waiting | RunStage::Taking) {
             vm = self.take(&vm).await?;
         }
         if vm.stage == RunStage::Pruning {
-            self.prune(&vm).await?;
+            self.prune().await?;
         }
         Some(())
     }
@@ -86,28 +127,50 @@ impl OfVm<'_> {
     }
 
     async fn take(&self, vm: &RunVm) -> Option<RunVm> {
-        let key = self.key(vm, "take");
-        let turn = self.schedules.0.takes.acquire().await.ok()?;
-        let before = self.schedules.0.engine.repeated(Some(&key)).await;
-        if matches!(before, Ok(None)) {
-            match self.schedules.limit(&self.run.schedule, vm).await {
+        let (key, until) = (self.key("take"), Instant::now() + PATIENCE);
+        let came = loop {
+            // Whoever waits for somebody else keeps no turn.
+            let turn = self.schedules.0.takes.acquire().await.ok()?;
+            if let Some(failure) = self.obstacle(vm, &key).await {
                 // Pruning may be what makes room.
-                Ok(Some(limit)) => return self.failed(limit, self.after_taking()).await,
-                Ok(None) => {}
-                Err(error) => return self.failed(failure(&error), RunStage::Done).await,
+                let then = if failure.reason == Reason::ScheduleLimit {
+                    self.after_taking()
+                } else {
+                    RunStage::Done
+                };
+                return self.failed(failure, then).await;
             }
-        }
-        let came = self.came_of(|asked| async { self.take_now(vm, asked).await }, key).await?;
-        drop(turn);
+            let attempt = self.attempt(|asked| self.take_now(vm, asked), &key).await?;
+            drop(turn);
+            match attempt {
+                Attempt::Came(came) => break came,
+                Attempt::Hindered(hindrance, error) => {
+                    if !self.is_out_of_the_way(hindrance, until).await? {
+                        break Err(error);
+                    }
+                }
+            }
+        };
         match came {
-            Ok(operation) => {
+            Ok(Done { operation, snapshot }) => {
                 let stage = self.after_taking();
-                self.note(|vm| {
-                    (vm.operation, vm.snapshot, vm.stage) = (Some(operation.id), operation.snapshot, stage);
-                })
-                .await
+                self.note(|vm| (vm.operation, vm.snapshot, vm.stage) = (Some(operation), snapshot, stage))
+                    .await
             }
             Err(failure) => self.failed(failure, RunStage::Done).await,
+        }
+    }
+
+    /// The limit that stands in the way of a snapshot that was not begun yet.
+    async fn obstacle(&self, vm: &RunVm, key: &RequestKey) -> Option<Failure> {
+        if !matches!(self.schedules.0.engine.repeated(Some(key)).await, Ok(None)) {
+            return None;
+        }
+        match self.schedules.limit(&self.run.schedule, vm, self.run.is_late).await {
+            Ok(limit) => limit,
+            // What is in the way of looking is in the way of taking, which knows how to wait.
+            Err(error) if hindrance(&error).is_some() => None,
+            Err(error) => Some(failure(&error)),
         }
     }
 
@@ -151,35 +214,32 @@ impl OfVm<'_> {
         name.parse().map_err(|cause| OpsError::NoName { name, cause })
     }
 
-    async fn prune(&self, vm: &RunVm) -> Option<RunVm> {
-        let schedule = &self.run.schedule;
-        let mut vm = vm.clone();
-        if vm.doomed.is_empty() {
-            let decided =
-                self.schedules.retention(schedule.id, &schedule.wish, (vm.vm, &vm.name), None).await;
-            let (doomed, bytes) = match decided {
-                Ok(decided) => match decided.refusal.clone() {
-                    Some(refusal) => return self.failed(refusal, RunStage::Done).await,
-                    None => decided.doomed(),
+    async fn prune(&self) -> Option<RunVm> {
+        let (key, until) = (self.key("prune"), Instant::now() + PATIENCE);
+        let engine = &self.schedules.0.engine;
+        let came = loop {
+            // Decided anew each time: what was to go may be held or cloned by now.
+            let doomed = match engine.repeated(Some(&key)).await {
+                Ok(Some(_)) => self.run.vms[self.index].doomed.clone(),
+                Ok(None) | Err(_) => match self.doom().await? {
+                    Ok(doomed) => doomed,
+                    Err(failure) => return self.failed(failure, RunStage::Done).await,
                 },
-                Err(error) => return self.failed(failure(&error), RunStage::Done).await,
             };
             if doomed.is_empty() {
                 return self.note(|vm| vm.stage = RunStage::Done).await;
             }
-            vm = self.note(|vm| (vm.doomed, vm.doomed_bytes) = (doomed, bytes)).await?;
-        }
-        let request = DeleteSnapshots {
-            snapshots: vm.doomed.clone(),
-            with_children: false,
-            bandwidth: None,
-            merge_deadline_ms: None,
-            generation: None,
-            reason: DeletionReason::Pruned,
+            let delete = |asked| engine.delete_snapshots(deletion(doomed.clone()), asked);
+            match self.attempt(delete, &key).await? {
+                Attempt::Came(came) => break came,
+                Attempt::Hindered(hindrance, error) => {
+                    if !self.is_out_of_the_way(hindrance, until).await? {
+                        break Err(error);
+                    }
+                }
+            }
         };
-        let engine = &self.schedules.0.engine;
-        let ask = |asked| async { engine.delete_snapshots(request.clone(), asked).await };
-        if let Err(failure) = self.came_of(ask, self.key(&vm, "prune")).await? {
+        if let Err(failure) = came {
             return self.failed(failure, RunStage::Done).await;
         }
         let change = |vm: &mut RunVm| {
@@ -187,34 +247,64 @@ impl OfVm<'_> {
             vm.pruned = u32::try_from(vm.doomed.len()).unwrap_or(u32::MAX);
             vm.pruned_bytes = vm.doomed_bytes;
         };
-        let by = cause(actor(schedule), Timestamp::now());
-        noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(schedule, vm, &by))).await)
+        let by = cause(actor(&self.run.schedule), Timestamp::now());
+        noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(&self.run.schedule, vm, &by))).await)
     }
 
-    /// Asks for an operation and waits for its end. A VM that somebody else holds is waited for.
-    async fn came_of<F>(&self, ask: impl Fn(Asked) -> F, key: RequestKey) -> Option<Came>
+    /// Decides what goes, and writes it down.
+    async fn doom(&self) -> Option<std::result::Result<Vec<SnapshotId>, Failure>> {
+        let (schedule, vm) = (&self.run.schedule, &self.run.vms[self.index]);
+        let decided = self.schedules.retention(schedule.id, &schedule.wish, (vm.vm, &vm.name), None).await;
+        let decided = match decided {
+            Ok(decided) => decided,
+            Err(error) => return Some(Err(failure(&error))),
+        };
+        if let Some(refusal) = decided.refusal {
+            return Some(Err(refusal));
+        }
+        let (doomed, bytes) = decided.doomed();
+        let noted = self.note(|vm| (vm.doomed, vm.doomed_bytes) = (doomed, bytes)).await?;
+        Some(Ok(noted.doomed))
+    }
+
+    /// Asks for an operation and waits for its end, or says what is in the way.
+    async fn attempt<F>(&self, ask: impl FnOnce(Asked) -> F, key: &RequestKey) -> Option<Attempt>
     where
         F: Future<Output = Result<Submitted>>,
     {
+        let asked = Asked { by: actor(&self.run.schedule), key: Some(key.clone()), validate_only: false };
+        // What it names may be gone by now.
+        let submitted = match self.schedules.0.engine.repeated(Some(key)).await {
+            Ok(Some(before)) => Ok(before),
+            Ok(None) => ask(asked).await,
+            Err(error) => Err(error),
+        };
+        Some(match submitted {
+            Ok(Submitted::Operation(view)) => Attempt::Came(outcome(&self.ended(view.operation.id).await?)),
+            Ok(Submitted::Plan(_)) => unreachable!("an operation was asked for"),
+            Err(OpsError::Draining) => return None,
+            Err(error) => match hindrance(&error) {
+                Some(hindrance) => Attempt::Hindered(hindrance, failure(&error)),
+                None => Attempt::Came(Err(failure(&error))),
+            },
+        })
+    }
+
+    /// Waits until what is in the way is gone. False if that takes too long.
+    async fn is_out_of_the_way(&self, hindrance: Hindrance, until: Instant) -> Option<bool> {
         let engine = &self.schedules.0.engine;
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let asked = Asked { by: actor(&self.run.schedule), key: Some(key.clone()), validate_only: false };
-            // What it names may be gone by now.
-            let submitted = match engine.repeated(Some(&key)).await {
-                Ok(Some(before)) => Ok(before),
-                Ok(None) => ask(asked).await,
-                Err(error) => Err(error),
-            };
-            match submitted {
-                Ok(Submitted::Operation(view)) => return self.ended(view.operation.id).await.map(outcome),
-                Ok(Submitted::Plan(_)) => unreachable!("an operation was asked for"),
-                Err(OpsError::Draining) => return None,
-                Err(OpsError::VmBusy(holder)) if Instant::now() < until => {
-                    self.ended(holder).await?;
-                }
-                Err(error) => return Some(Err(failure(&error))),
+        let (mut link, stopping) = (engine.host().hypervisor.link(), engine.draining());
+        let gone = async {
+            match hindrance {
+                Hindrance::Held(by) => drop(self.ended(by).await),
+                // It fails when the hypervisor's side is gone for good, and then time runs out.
+                Hindrance::Away => drop(link.wait_for(|link| matches!(link, Link::Up)).await),
             }
+        };
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => None,
+            gone = tokio::time::timeout_at(until, gone) => Some(gone.is_ok()),
         }
     }
 
@@ -237,9 +327,9 @@ impl OfVm<'_> {
         rests(&view.operation).then_some(view.operation)
     }
 
-    fn key(&self, vm: &RunVm, what: &str) -> RequestKey {
+    fn key(&self, what: &str) -> RequestKey {
         RequestKey {
-            id: format!("{}/{}/{what}", self.run.id, vm.vm),
+            id: format!("{}/{}/{what}", self.run.id, self.run.vms[self.index].vm),
             principal: format!("schedule {}", self.run.schedule.id),
             digest: what.as_bytes().to_vec(),
         }
@@ -259,9 +349,9 @@ impl OfVm<'_> {
     }
 }
 
-fn outcome(operation: Operation) -> Came {
+fn outcome(operation: &Operation) -> Came {
     match (operation.cursor.state, &operation.failure) {
-        (OperationState::Succeeded, _) => Ok(operation),
+        (OperationState::Succeeded, _) => Ok(Done { operation: operation.id, snapshot: operation.snapshot }),
         (OperationState::Stuck { .. }, failure) => Err(Failure {
             reason: Reason::OperationStuck,
             message: format!("operation {} is stuck: a person is needed", operation.id),

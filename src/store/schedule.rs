@@ -135,14 +135,14 @@ impl Store {
         .await
     }
 
-    /// All schedules, by name. There are a handful.
+    /// All schedules, by name: there are a handful. One that cannot be read is told of, and holds up no other.
     pub async fn schedules(&self) -> Result<Vec<KeptSchedule>> {
-        self.transact(|transaction| {
+        self.read(|transaction| {
             let mut statement = transaction.prepare_cached("SELECT id FROM schedule ORDER BY name")?;
             let ids = statement.query_map([], |row| row.get::<_, String>(0))?;
             let ids: Vec<String> = ids.collect::<rusqlite::Result<_>>()?;
-            let kept = ids.iter().map(|id| read(transaction, parse(id, "schedule id")?));
-            Ok(kept.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+            let kept = |id: &String| legible(read(transaction, parse(id, "schedule id").ok()?)).flatten();
+            Ok(ids.iter().filter_map(kept).collect())
         })
         .await
     }
@@ -171,7 +171,7 @@ impl Store {
             }
             let id = run.schedule.id;
             let kept = read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))?;
-            if kept.last_run.is_some_and(|last| last.state == RunState::Running) {
+            if is_running(transaction, id)? {
                 return Err(StoreError::ScheduleRunning(kept.schedule.wish.name));
             }
             let run = ScheduleRun { count: kept.runs + 1, ..run };
@@ -254,15 +254,21 @@ impl Store {
         .await
     }
 
-    /// The runs that have not ended, the oldest first.
+    /// The runs that have not ended, the oldest first. One that cannot be read is told of, and holds up no other.
     pub async fn open_runs(&self) -> Result<Vec<ScheduleRun>> {
-        self.transact(|transaction| {
-            let sql = "SELECT body FROM schedule_run WHERE is_open = 1 ORDER BY id";
+        self.read(|transaction| {
+            let sql = "SELECT body FROM schedule_run WHERE is_open = 1 ORDER BY rowid";
             let mut statement = transaction.prepare_cached(sql)?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            rows.map(|row| from_json(&row?, "run of a schedule")).collect()
+            let bodies: Vec<String> = rows.collect::<rusqlite::Result<_>>()?;
+            Ok(bodies.iter().filter_map(|body| legible(from_json(body, "run of a schedule"))).collect())
         })
         .await
+    }
+
+    /// A run as it stands.
+    pub async fn run(&self, id: ScheduleRunId) -> Result<Option<ScheduleRun>> {
+        self.read(move |transaction| read_run(transaction, id)).await
     }
 
     /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.
@@ -272,15 +278,16 @@ impl Store {
         before: Option<ScheduleRunId>,
         limit: u32,
     ) -> Result<(Vec<ScheduleRun>, u64)> {
-        self.transact(move |transaction| {
+        self.read(move |transaction| {
             let schedule = schedule.to_string();
             let sql = "SELECT count(*) FROM schedule_run WHERE schedule = ?";
             let total: i64 = transaction.row(sql, [&schedule], |row| row.get(0))?;
             let mut statement = transaction.prepare_cached(
-                "SELECT body FROM schedule_run WHERE schedule = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+                "SELECT body FROM schedule_run WHERE schedule = ?1
+                 AND (?2 IS NULL OR rowid < (SELECT rowid FROM schedule_run WHERE id = ?2)) ORDER BY rowid DESC LIMIT ?3",
             )?;
-            // Behind each id.
-            let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
+            // Ids are made of the time, and clocks go back.
+            let before = before.map(|id| id.to_string());
             let rows =
                 statement.query_map(params![schedule, before, limit], |row| row.get::<_, String>(0))?;
             let runs = rows.map(|row| from_json(&row?, "run of a schedule")).collect::<Result<_>>()?;
@@ -298,7 +305,7 @@ fn read(transaction: &Transaction<'_>, id: ScheduleId) -> Result<Option<KeptSche
         })
         .optional()?;
     let Some((body, seen_until, runs)) = row else { return Ok(None) };
-    let sql = "SELECT body FROM schedule_run WHERE schedule = ? ORDER BY id DESC LIMIT 1";
+    let sql = "SELECT body FROM schedule_run WHERE schedule = ? ORDER BY rowid DESC LIMIT 1";
     let last: Option<String> = transaction.row(sql, [&id], |row| row.get(0)).optional()?;
     Ok(Some(KeptSchedule {
         schedule: from_json(&body, "schedule")?,
@@ -312,6 +319,20 @@ fn read_run(transaction: &Transaction<'_>, id: ScheduleRunId) -> Result<Option<S
     let sql = "SELECT body FROM schedule_run WHERE id = ?";
     let body: Option<String> = transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?;
     body.map(|body| from_json(&body, "run of a schedule")).transpose()
+}
+
+fn is_running(transaction: &Transaction<'_>, schedule: ScheduleId) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM schedule_run WHERE schedule = ? AND is_open = 1)";
+    Ok(transaction.row(sql, [schedule.to_string()], |row| row.get(0))?)
+}
+
+/// What can be read; the rest is told of.
+fn legible<T>(read: Result<T>) -> Option<T> {
+    read.inspect_err(|error| {
+        let error: &dyn std::error::Error = error;
+        tracing::error!(error, "a schedule, or a run of one, cannot be read: it is passed over");
+    })
+    .ok()
 }
 
 fn move_clock(transaction: &Transaction<'_>, id: ScheduleId, to: Option<Timestamp>) -> Result<()> {

@@ -40,6 +40,7 @@ mod readme;
 mod resolve;
 mod schedule_page;
 mod schedule_runs;
+mod schedule_slips;
 mod schedules;
 mod secured;
 mod space;

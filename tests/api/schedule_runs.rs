@@ -1,5 +1,5 @@
-//! What schedules do: they take, keep and prune as their previews say, through the ordinary operations. How they are written down is
-//! in `schedules`.
+//! What schedules do: they take, keep and prune as their previews say, through the ordinary operations. How they are written
+//! down is in `schedules`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,17 +11,13 @@ use vmsnap::proto::v1;
 use vmsnap::proto::v1::preview_schedule_request::Subject;
 
 use super::node::{Node, PATIENCE, assert_refused, oldest_first};
-use super::schedules::{create, nightly};
+use super::schedules::{made, nightly};
 
 /// One with names that tell which run it was.
 fn counted(keep_last: u32) -> v1::Schedule {
     let template = v1::SnapshotTemplate { name: "{schedule}-{count}".to_owned(), ..Default::default() };
     let retention = v1::Retention { keep_last, ..Default::default() };
     v1::Schedule { template: Some(template), retention: Some(retention), ..nightly("nightly") }
-}
-
-async fn made(node: &Node, schedule: v1::Schedule) -> v1::Schedule {
-    node.schedules().create_schedule(create(schedule)).await.unwrap().into_inner().schedule.unwrap()
 }
 
 fn run(request_id: &str) -> v1::RunScheduleRequest {
@@ -148,7 +144,7 @@ async fn one_that_is_going_is_not_begun_again() {
     let schedule = made(&node, counted(2)).await;
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.schedules().run_schedule(run("once")).await.unwrap().into_inner().run.unwrap();
-    hold.reached().await;
+    tokio::time::timeout(PATIENCE, hold.reached()).await.expect("it takes no snapshot");
     let refused = node.schedules().run_schedule(run("")).await.unwrap_err();
     assert_refused(&refused, Code::FailedPrecondition, "SCHEDULE_RUNNING");
     assert_eq!(refused.get_error_details().error_info().unwrap().metadata["schedule"], "nightly");
@@ -211,8 +207,8 @@ async fn what_is_held_stays() {
     }
     assert_eq!(taken(&node, &schedule).await, ["nightly-1", "nightly-3"]);
     let seen = preview(&node).await;
-    let held = seen.decisions.iter().find(|decision| decision.snapshot_name == "nightly-1").unwrap();
-    assert!(held.keep && held.reasons.iter().any(|reason| reason.contains("audit")), "{held:?}");
+    let kept = seen.decisions.iter().find(|decision| decision.snapshot_name == "nightly-1").unwrap();
+    assert!(kept.keep && kept.reasons.iter().any(|reason| reason.contains("audit")), "{kept:?}");
     let delete = v1::DeleteScheduleRequest { schedule: "nightly".to_owned(), ..Default::default() };
     node.schedules().delete_schedule(delete).await.unwrap();
     assert_eq!(node.names().await, ["nightly-1", "nightly-3"]);

@@ -9,6 +9,9 @@ use crate::api::{Answer, Api, Reach, convert, paging, status};
 use crate::model::ScheduleRunId;
 use crate::proto::v1;
 
+/// Most runs of one page.
+const RUNS: u32 = 25;
+
 /// A page of schedules.
 pub(super) async fn schedules(
     api: &Api,
@@ -44,7 +47,8 @@ pub(super) async fn runs(
     api: &Api,
     mut request: v1::ListScheduleRunsRequest,
 ) -> Answer<v1::ListScheduleRunsResponse> {
-    let limit = paging::size(request.page_size)?;
+    // Each may have hundreds of VMs.
+    let limit = paging::size(request.page_size)?.min(RUNS);
     let token = std::mem::take(&mut request.page_token);
     request.page_size = 0;
     let query = status::digest("ListScheduleRuns", &request);

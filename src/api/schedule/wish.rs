@@ -214,6 +214,9 @@ impl Violations {
         if !retention.keeps_something() && within.is_none() {
             self.add(at, "it keeps nothing: at least one of its rules has to");
         }
+        if retention.never_prunes() {
+            self.add(at, "its rules keep fewer than the minimum, so that nothing would ever be pruned");
+        }
         retention
     }
 

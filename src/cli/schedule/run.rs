@@ -15,6 +15,9 @@ use crate::cli::table::Table;
 use crate::cli::{Session, output, words};
 use crate::proto::v1;
 
+/// Where a run is looked for that was begun just now.
+const FEW: i32 = 5;
+
 /// Between two looks. The contract has no watch of runs: they are few, and take seconds at least.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -93,7 +96,7 @@ async fn follow(session: &Session, mut run: v1::ScheduleRun) -> Result<v1::Sched
 async fn look(session: &Session, run: &v1::ScheduleRun) -> Result<v1::ScheduleRun, Failure> {
     let request = v1::ListScheduleRunsRequest {
         schedule: run.schedule_id.clone(),
-        page_size: PAGE,
+        page_size: FEW,
         ..v1::ListScheduleRunsRequest::default()
     };
     let answer = session.daemon.schedules().list_schedule_runs(request).await?.into_inner();

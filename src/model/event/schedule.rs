@@ -82,8 +82,9 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
             ("ended", Severity::Info, format!("a run of schedule {name} has taken {taken} snapshots"))
         }
         RunState::Partly | RunState::Failed => {
-            let message =
-                format!("a run of schedule {name} has taken {taken} snapshots, and none of {failures} VMs");
+            let message = format!(
+                "a run of schedule {name} has taken {taken} snapshots; something failed at {failures} VMs"
+            );
             let severity = if taken == 0 { Severity::Error } else { Severity::Warning };
             ("ended", severity, message)
         }

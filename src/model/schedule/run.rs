@@ -48,9 +48,9 @@ pub enum RunState {
     Running,
     /// Ended, every VM well.
     Succeeded,
-    /// Ended; some VMs failed or were skipped.
+    /// Ended; some VMs failed or were skipped, or have a snapshot and were not pruned.
     Partly,
-    /// Ended; no VM went well.
+    /// Ended, without a snapshot.
     Failed,
 }
 
@@ -119,11 +119,13 @@ impl ScheduleRun {
     /// The same run when nothing more will be done with any VM; without VMs it has nothing to fail at.
     #[must_use]
     pub fn ended(self, at: Timestamp) -> Self {
-        let failed = self.vms.iter().filter(|vm| vm.failure.is_some()).count();
-        let state = match failed {
-            0 => RunState::Succeeded,
-            all if all == self.vms.len() => RunState::Failed,
-            _ => RunState::Partly,
+        let all_well = self.vms.iter().all(|vm| vm.failure.is_none());
+        let state = if all_well {
+            RunState::Succeeded
+        } else if self.vms.iter().all(|vm| vm.snapshot.is_none()) {
+            RunState::Failed
+        } else {
+            RunState::Partly
         };
         Self { state, ended_at: Some(at), ..self }
     }

@@ -108,6 +108,17 @@ fn why_and_why_not() {
     assert_eq!(told, expected);
 }
 
+/// The clock stood years ahead when one of them was made, and was set right.
+#[test]
+fn one_from_the_future_makes_no_other_old() {
+    let mut times = vec!["2036-01-01T00:00:00Z"];
+    times.extend(["2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z", "2026-01-04T00:00:00Z"]);
+    let within = |days: u64| Retention { within_ms: days * 86_400_000, ..Retention::default() };
+    check(&times, &within(2), &[0, 2, 3]);
+    times.push("2016-01-01T00:00:00Z");
+    check(&times, &within(2), &[0, 1, 2, 3, 4]);
+}
+
 #[test]
 fn nothing_goes_that_would_leave_too_few() {
     let candidates: Vec<Candidate> = (0..4)
@@ -143,6 +154,12 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
 }
 
 fn policies() -> impl Strategy<Value = Retention> {
+    let by_age =
+        (1_u64..20).prop_map(|days| Retention { within_ms: days * 86_400_000, ..Retention::default() });
+    prop_oneof![by_age, mixed_policies()]
+}
+
+fn mixed_policies() -> impl Strategy<Value = Retention> {
     (0_u32..5, 0_u32..30, 0_u32..10, 0_u32..5, 0_u32..4, 0_u64..20, 0_u32..4)
         .prop_map(|(last, hourly, daily, weekly, monthly, days, minimum)| Retention {
             last,

@@ -6,9 +6,8 @@ use super::*;
 use crate::api::convert;
 use crate::mutation;
 
-#[allow(clippy::unnecessary_wraps, reason = "as fields of messages are")]
-fn some_time(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
+fn lasting(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
 }
 
 /// One with something in every field that people set.
@@ -37,17 +36,17 @@ fn full() -> v1::Schedule {
         timing: Some(v1::Timing {
             cron: "0 3 * * *".to_owned(),
             time_zone: "Europe/Berlin".to_owned(),
-            jitter: some_time(600),
+            jitter: Some(lasting(600)),
             blackout_windows: vec![v1::BlackoutWindow {
                 cron: "0 0 * * MON".to_owned(),
-                duration: some_time(7200),
+                duration: Some(lasting(7200)),
             }],
             catch_up: v1::CatchUp::Skip.into(),
         }),
         retention: Some(v1::Retention {
             keep_last: 3,
             keep_daily: 7,
-            keep_within: some_time(86_400),
+            keep_within: Some(lasting(86_400)),
             minimum: 2,
             ..v1::Retention::default()
         }),

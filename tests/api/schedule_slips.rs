@@ -25,7 +25,7 @@ fn window(cron: &str, seconds: i64) -> v1::BlackoutWindow {
     v1::BlackoutWindow { cron: cron.to_owned(), duration: Some(lasting(seconds)) }
 }
 
-const SLIPS: [Slip; 55] = [
+const SLIPS: [Slip; 56] = [
     ("name", |it| it.name.clear()),
     ("name", |it| it.name = "a/b".into()),
     ("name", |it| it.name = "01961e4c-7d2a-7c5e-8c0f-0123456789ab".into()),
@@ -90,6 +90,7 @@ const SLIPS: [Slip; 55] = [
     }),
     ("retention", |it| it.retention = None),
     ("retention", |it| *retention(it) = v1::Retention { minimum: 3, ..Default::default() }),
+    ("retention", |it| *retention(it) = v1::Retention { keep_last: 2, minimum: 3, ..Default::default() }),
     ("retention.keep_daily", |it| retention(it).keep_daily = 10_001),
     ("retention.minimum", |it| retention(it).minimum = u32::MAX),
     ("retention.keep_within", |it| retention(it).keep_within = Some(lasting(0))),

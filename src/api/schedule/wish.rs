@@ -214,7 +214,7 @@ impl Violations {
         if !retention.keeps_something() && within.is_none() {
             self.add(at, "it keeps nothing: at least one of its rules has to");
         }
-        if retention.never_prunes() {
+        if retention.minimum <= KEEP_LIMIT && retention.never_prunes() {
             self.add(at, "its rules keep fewer than the minimum, so that nothing would ever be pruned");
         }
         retention

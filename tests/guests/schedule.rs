@@ -75,7 +75,8 @@ fn a_schedule_takes_keeps_and_prunes_and_survives_kills_and_downtime() {
     node.client().json(&["snapshot", "create", &name, "mine", "--quiesce", "required"]);
     node.guest.write_file("/mnt/vdb/later", b"later");
     let cron = format!("*/{PERIOD} * * * * *");
-    let often = ["--vm", &name, "--keep-last", "3", "--quiesce", "required"];
+    // Required, it would fail where the kill falls into a freeze, and rightly so.
+    let often = ["--vm", &name, "--keep-last", "3", "--quiesce", "auto"];
     node.client().json(&[&["schedule", "create", "often", "--cron", &cron], &often[..]].concat());
 
     // It takes and prunes; one that is held stays.

@@ -108,6 +108,10 @@ mod tests {
             let expected = expected.map_or(Proof::Wrong, |name| Proof::Of(name.to_owned()));
             assert_eq!(proven, expected, "{claim}");
         }
+        // Whoever comes when all places are taken takes no processor. They are of the whole process: no test beside this one.
+        let all = Arc::clone(&IN_LINE).acquire_many_owned(16).await.unwrap();
+        assert_eq!(users.prove(Claim::read(&header("backup:secret")).unwrap()).await, Proof::Busy);
+        drop(all);
         let nobody = Users::of(&[]);
         assert!(nobody.is_empty());
         assert_eq!(nobody.prove(Claim::read(&header("backup:secret")).unwrap()).await, Proof::Wrong);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
+use vmsnap::host::Link;
 use vmsnap::model::schedule::{
     CatchUp, Retention, RunState, ScheduleLimits, ScheduleWish, SnapshotTemplate, Timing, VmSelector,
 };
@@ -193,4 +194,50 @@ fn a_pruning_that_would_leave_too_few_is_refused_and_told() {
     let ends: Vec<RunState> = (0..3).map(|_| life.run(schedule).state).collect();
     assert_eq!(ends, [RunState::Succeeded, RunState::Succeeded, RunState::Partly]);
     assert_eq!(names(&scene), ["r-1", "r-2", "r-3"]);
+}
+
+/// Each write of how the run stands fails for a while: it is taken up where it was written last.
+#[test]
+fn a_run_that_cannot_be_written_is_taken_up_again() {
+    let scene = Scene::forkable();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(1)));
+    life.run(schedule);
+    life.begin(schedule);
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON schedule_run BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    scene.meddle_with_catalog(full);
+    assert!(life.end(schedule, 200).is_none(), "its end cannot be written");
+    scene.meddle_with_catalog("DROP TRIGGER full");
+    let run = life.end(schedule, usize::MAX).expect("nobody dies");
+    assert_eq!((run.state, run.pruned().0), (RunState::Succeeded, 1), "{run:?}");
+    assert_eq!(names(&scene), ["r-2"]);
+}
+
+/// What is in the way passes by itself: a hypervisor that is away.
+#[test]
+fn a_hypervisor_that_is_away_is_waited_for() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(1)));
+    life.begin(schedule);
+    scene.sim.set_link(Link::Down("libvirtd is away".to_owned()));
+    assert!(life.end(schedule, 100).is_none(), "it waits");
+    assert_eq!(names(&scene), [] as [&str; 0]);
+    scene.sim.set_link(Link::Up);
+    let run = life.end(schedule, usize::MAX).expect("nobody dies");
+    assert_eq!(run.state, RunState::Succeeded, "{run:?}");
+    assert_eq!(names(&scene), ["r-1"]);
+}
+
+/// One that cannot be read holds up no other.
+#[test]
+fn a_schedule_that_cannot_be_read_holds_up_no_other() {
+    let scene = Scene::forkable();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(1)));
+    life.create(ScheduleWish { name: "broken".parse().unwrap(), ..wish(last(1)) });
+    scene.meddle_with_catalog("UPDATE schedule SET body = '{}' WHERE name = 'broken'");
+    let all = life.runtime.block_on(life.schedules.all()).unwrap();
+    assert_eq!(all.iter().map(|kept| kept.schedule.id).collect::<Vec<_>>(), [schedule]);
+    assert_eq!(life.run(schedule).state, RunState::Succeeded);
 }

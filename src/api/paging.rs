@@ -43,6 +43,16 @@ pub(super) fn invalid() -> Status {
     status::plain(Reason::PageTokenInvalid, message, "begin again without a page token")
 }
 
+/// The field that a list is ordered by, and whether its end comes first. What cannot be read is a field that there is not.
+pub(super) fn order(order_by: &str) -> (&str, bool) {
+    match order_by.split_once(' ') {
+        None => (order_by, false),
+        Some((field, "asc")) => (field, false),
+        Some((field, "desc")) => (field, true),
+        Some(_) => ("?", false),
+    }
+}
+
 /// The status of an order that there is not.
 pub(super) fn bad_order(allowed: &str) -> Status {
     let mut violations = status::Violations::default();

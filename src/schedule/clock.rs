@@ -71,7 +71,6 @@ impl Schedules {
             state: RunState::Running,
             due_at: begin.due_at,
             is_late: begin.is_late,
-            asked_by: if begin.due_at.is_some() { String::new() } else { asked.by.clone() },
             started_at: now,
             ended_at: None,
             vms,

@@ -1,4 +1,4 @@
-//! How a run stands, written before each step. VMs of a run write to it at the same time.
+//! How a run stands, written at each step. VMs of a run write to it at the same time.
 
 use jiff::Timestamp;
 use tokio::sync::Mutex;

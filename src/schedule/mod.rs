@@ -3,8 +3,7 @@
 //! Decides nothing of its own: when is `plan::due`, which go is `plan::retention`; each snapshot and each deletion is an ordinary
 //! operation of `ops`. Must never know gRPC, libvirt or SQL.
 //!
-//! A run is durable before it begins, and says at each step what it is about to do. One that was cut off is gone on with by the
-//! next life of the daemon.
+//! A run is durable before it begins. One that was cut off is gone on with by the next life of the daemon.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

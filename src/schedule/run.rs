@@ -102,8 +102,6 @@ impl OfVm<'_> {
         let mut vm = self.run.vms[self.index].clone();
         if vm.stage == RunStage::Waiting {
             self.wait(vm.turn_at).await?;
-        }
-        if matches!(vm.stage, RunStage::Waiting | RunStage::Taking) {
             vm = self.take(&vm).await?;
         }
         if vm.stage == RunStage::Pruning {

@@ -113,12 +113,7 @@ enum By {
 
 impl Order {
     fn parse(order_by: &str) -> Result<Self, Status> {
-        let (field, is_descending) = match order_by.split_once(' ') {
-            None => (order_by, false),
-            Some((field, "asc")) => (field, false),
-            Some((field, "desc")) => (field, true),
-            Some(_) => ("?", false),
-        };
+        let (field, is_descending) = paging::order(order_by);
         let by = match field {
             "" if order_by.is_empty() => By::Name,
             "name" => By::Name,

@@ -1,12 +1,12 @@
 //! One run of a schedule, and how it stands with each VM.
 //!
 //! ```text
-//!   Waiting -> Taking -> Pruning -> Done          of a VM; each may be Done at once, with a failure
+//!   Waiting -> Pruning -> Done                    of a VM; each may be Done at once, with a failure
 //!
 //!   Running -> Succeeded | Partly | Failed        of the run, once all are Done
 //! ```
-//! Each step is written before it is begun. An operation is asked for with a key made of the run and the VM, so that whoever
-//! goes on with the run after a crash gets the same one.
+//! Waiting lasts until a snapshot is there. An operation is asked for with a key made of the run and the VM, so that whoever goes
+//! on with the run after a crash gets the same one; what is to be pruned is written before it is asked for.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,6 @@ pub struct ScheduleRun {
     pub due_at: Option<Timestamp>,
     /// It makes up for runs that were missed. It does not prune: there are fewer snapshots than the policy thinks of.
     pub is_late: bool,
-    /// Who asked for it, by hand.
-    pub asked_by: String,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.
@@ -85,10 +83,8 @@ pub struct RunVm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStage {
-    /// Nothing was done yet.
+    /// There is no snapshot yet.
     Waiting,
-    /// A snapshot is taken.
-    Taking,
     /// Snapshots are deleted.
     Pruning,
     /// All is over.

@@ -21,22 +21,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
-use tonic::{Code, Status};
 use tower::ServiceExt;
 
 use super::access::{Current, Peer};
 use super::admission::{Admission, Limits};
 use super::connections::{self, Caller, Connection};
-use super::passwords::{Claim, Proof};
+use super::passwords::Claim;
 use crate::api;
 use crate::model::access::{Demand, Role};
 use crate::openstack::{self, Calls, Fault, Scheme};
-
-/// When to come again, where too many passwords are looked at.
-const LATER: Duration = Duration::from_secs(1);
 
 /// Longer than any call of ours, and than a request waits for a VM to be free.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -106,14 +103,6 @@ async fn serve_one(
     serving.await
 }
 
-/// Why it is not known who makes a request.
-enum Unnamed {
-    /// Nobody is named, or with a password that is wrong.
-    Nobody,
-    /// Too many passwords are looked at.
-    TooMany(Status),
-}
-
 impl Door {
     async fn answer(
         self,
@@ -122,21 +111,15 @@ impl Door {
         request: Request<Incoming>,
     ) -> Response<axum::body::Body> {
         let asked_by = request.headers().get(AUTHORIZATION).cloned();
-        let asked = format!("{} {}", request.method(), request.uri().path());
-        let caller = match self.named(&caller, asked_by).await {
-            Ok(caller) => caller,
-            Err(Unnamed::Nobody) => {
-                let mut refused: Response<axum::body::Body> = Fault::from(api::unknown_user()).into();
-                let asks = HeaderValue::from_static("Basic realm=\"vmsnapd\"");
-                refused.headers_mut().insert(WWW_AUTHENTICATE, asks);
-                return refused;
-            }
-            Err(Unnamed::TooMany(status)) => {
-                self.limits.refusals.write(&caller.standing.peer, &asked, &status);
-                return Fault::from(status).into();
-            }
+        let Some(caller) = self.named(caller, asked_by).await else {
+            let mut refused: Response<axum::body::Body> = Fault::from(api::unknown_user()).into();
+            refused
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"vmsnapd\""));
+            return refused;
         };
         if let Err(status) = self.admit(&caller) {
+            let asked = format!("{} {}", request.method(), request.uri().path());
             self.limits.refusals.write(&caller.standing.peer, &asked, &status);
             return Fault::from(status).into();
         }
@@ -149,37 +132,24 @@ impl Door {
         }
     }
 
-    /// Who makes a request: whoever has the connection, or the user whose password comes with it.
-    async fn named(&self, caller: &Caller, claim: Option<HeaderValue>) -> Result<Caller, Unnamed> {
-        let (users, peer) = (caller.standing.users(), &caller.standing.peer);
-        let is_refused = || caller.standing.check(Some(LOOKS)).is_err();
-        let Some(claim) = claim.filter(|_| !users.is_empty()) else {
-            let is_nobody = match peer {
-                Peer::Basic { .. } => true,
-                // Clients look around without their password, and come with it when they are told to.
-                Peer::Loopback { .. } => !users.is_empty() && is_refused(),
-                Peer::Local(_) | Peer::Remote { .. } => false,
-            };
-            return if is_nobody { Err(Unnamed::Nobody) } else { Ok(caller.clone()) };
-        };
-        // A certificate that is shown has to be good, whatever comes with it.
-        let is_unproven = |status: Status| status.code() == Code::Unauthenticated;
-        if matches!(peer, Peer::Remote { .. }) && caller.standing.grant().is_err_and(is_unproven) {
-            return Err(Unnamed::Nobody);
-        }
+    /// Who makes a request: whoever has the connection, or the user whose password comes with it. None for a password that is wrong,
+    /// and for nobody where somebody has to be named.
+    async fn named(&self, caller: Caller, claim: Option<HeaderValue>) -> Option<Caller> {
+        let users = caller.standing.users();
+        let is_nobody = matches!(&caller.standing.peer, Peer::Basic { .. });
+        let claim = claim.filter(|_| !users.is_empty());
+        let Some(claim) = claim else { return (!is_nobody).then_some(caller) };
         // Guesses are counted before they are looked at.
-        let too_many =
-            |wait| Unnamed::TooMany(api::too_many("too many passwords were sent in a short time", wait));
-        self.limits.pace.count(&peer.identity()).map_err(too_many)?;
-        let Some(claim) = claim.to_str().ok().and_then(Claim::read) else { return Err(Unnamed::Nobody) };
-        match users.prove(claim).await {
-            Proof::Of(name) => Ok(caller.of_user(name)),
-            Proof::Busy => Err(too_many(LATER)),
-            Proof::Wrong => {
-                self.limits.refusals.turned_away(&peer.place(), "a password is wrong");
-                Err(Unnamed::Nobody)
-            }
+        self.limits.pace.count(&caller.standing.peer.identity()).ok()?;
+        let claim = claim.to_str().ok().and_then(Claim::read);
+        let name = match claim {
+            Some(claim) => users.prove(claim).await,
+            None => None,
+        };
+        if name.is_none() {
+            self.limits.refusals.turned_away(&caller.standing.peer.place(), "a password is wrong");
         }
+        Some(caller.of_user(name?))
     }
 
     /// Whether somebody is answered at all, be it that there is nothing at a path.

@@ -4,7 +4,7 @@
 //! network keeps a processor busy: only as many are looked at at once as others can spare.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use argon2::{Argon2, PasswordVerifier};
 use base64::Engine;
@@ -13,11 +13,8 @@ use tokio::sync::Semaphore;
 
 use super::config::UserConfig;
 
-/// Passwords that are looked at at once. The same after the configuration was read again.
-static LOOKS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(2)));
-
-/// Passwords that are looked at, or wait for that.
-static IN_LINE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(16)));
+/// Passwords that are looked at at once.
+const LOOKS: usize = 2;
 
 /// Longest password, in bytes.
 const LONGEST: usize = 1024;
@@ -25,17 +22,7 @@ const LONGEST: usize = 1024;
 /// All users, and the hashes of their passwords.
 pub(super) struct Users {
     hashes: BTreeMap<String, String>,
-}
-
-/// What came of looking at a password.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Proof {
-    /// It is this user's.
-    Of(String),
-    /// It is nobody's.
-    Wrong,
-    /// Too many are looked at.
-    Busy,
+    turns: Semaphore,
 }
 
 /// What somebody says who he is, and what he says to prove it.
@@ -60,7 +47,7 @@ impl Claim {
 impl Users {
     pub(super) fn of(users: &[UserConfig]) -> Arc<Self> {
         let hashes = users.iter().map(|user| (user.name.clone(), user.password.clone())).collect();
-        Arc::new(Self { hashes })
+        Arc::new(Self { hashes, turns: Semaphore::new(LOOKS) })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -68,19 +55,14 @@ impl Users {
     }
 
     /// Whose claim it is, if it holds. Of somebody unknown it takes as long to say no.
-    pub(super) async fn prove(&self, claim: Claim) -> Proof {
+    pub(super) async fn prove(&self, claim: Claim) -> Option<String> {
         let Claim { name, password } = claim;
         let known = self.hashes.get(&name);
-        let Some(hash) = known.or_else(|| self.hashes.values().next()).cloned() else { return Proof::Wrong };
-        let Ok(place) = Arc::clone(&IN_LINE).try_acquire_owned() else { return Proof::Busy };
-        let Ok(turn) = Arc::clone(&LOOKS).acquire_owned().await else { return Proof::Busy };
-        let verify = move || {
-            // Kept until it is done: whoever hangs up meanwhile makes no room for another.
-            let _kept = (place, turn);
-            Argon2::default().verify_password(password.as_bytes(), hash.as_str()).is_ok()
-        };
+        let hash = known.or_else(|| self.hashes.values().next())?.clone();
+        let _turn = self.turns.acquire().await;
+        let verify = move || Argon2::default().verify_password(password.as_bytes(), hash.as_str()).is_ok();
         let is_right = tokio::task::spawn_blocking(verify).await.unwrap_or(false);
-        if is_right && known.is_some() { Proof::Of(name) } else { Proof::Wrong }
+        (is_right && known.is_some()).then_some(name)
     }
 }
 
@@ -105,16 +87,11 @@ mod tests {
             (":secret", None),
         ] {
             let proven = users.prove(Claim::read(&header(claim)).unwrap()).await;
-            let expected = expected.map_or(Proof::Wrong, |name| Proof::Of(name.to_owned()));
-            assert_eq!(proven, expected, "{claim}");
+            assert_eq!(proven.as_deref(), expected, "{claim}");
         }
-        // Whoever comes when all places are taken takes no processor. They are of the whole process: no test beside this one.
-        let all = Arc::clone(&IN_LINE).acquire_many_owned(16).await.unwrap();
-        assert_eq!(users.prove(Claim::read(&header("backup:secret")).unwrap()).await, Proof::Busy);
-        drop(all);
         let nobody = Users::of(&[]);
         assert!(nobody.is_empty());
-        assert_eq!(nobody.prove(Claim::read(&header("backup:secret")).unwrap()).await, Proof::Wrong);
+        assert_eq!(nobody.prove(Claim::read(&header("backup:secret")).unwrap()).await, None);
     }
 
     #[test]

@@ -269,8 +269,6 @@ pub struct Daemon {
     health: HealthReporter,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
-    /// What answers the OpenStack client.
-    web: Option<JoinHandle<()>>,
     event_log: EventLog,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
@@ -346,17 +344,10 @@ impl Daemon {
         });
         let listeners = (listener, network);
         let current = reloading.current();
-        let mut web = None;
         if let (Some(listener), Some(section)) = (openstack, &config.openstack) {
             let is_secured = section.is_secured(config);
             let door = openstack::Door { limits: Arc::clone(&limits), routes: api.within() };
-            web = Some(tokio::spawn(openstack::serve(
-                listener,
-                is_secured,
-                current.clone(),
-                door,
-                stop.clone(),
-            )));
+            tokio::spawn(openstack::serve(listener, is_secured, current.clone(), door, stop.clone()));
         }
         let serving =
             tokio::spawn(serve::serve(listeners, current, limits, api, health_service, stop.clone()));
@@ -366,7 +357,6 @@ impl Daemon {
         Ok(Self {
             engine,
             health,
-            web,
             stop,
             serving,
             event_log,
@@ -411,15 +401,7 @@ impl Daemon {
             tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
         }
         self.stop.cancel();
-        let last_words = async {
-            let served = self.serving.await;
-            if let Some(web) = self.web {
-                // It has panicked, if that fails, and has nothing more to say.
-                let _ = web.await;
-            }
-            served
-        };
-        let served = tokio::time::timeout(LAST_WORDS, last_words).await;
+        let served = tokio::time::timeout(LAST_WORDS, self.serving).await;
         self.event_log.end(LAST_WORDS).await;
         // The socket is removed only by the daemon that made it, and only while it still holds the lock.
         let _ = self.socket.map(fs::remove_file);

@@ -64,7 +64,7 @@ pub(super) async fn create(
             return Err(Fault::invalid_volume(&why));
         }
     }
-    let [account, domain, project] = owner(&calls, &volume).await?;
+    let [account, domain, project] = owner(&calls, &volume).await;
     let request = v1::CreateVolumeSnapshotRequest {
         source: Some(Source::Volume(volume.id.clone())),
         description: new.description.unwrap_or_default(),
@@ -127,7 +127,7 @@ pub(super) async fn update(
     let changed = named(words.name.as_deref(), |name, display_name| {
         let mut paths = Vec::new();
         // An empty one takes the place of the one for people that was there.
-        let is_named = words.name.is_some();
+        let is_named = !name.is_empty() || !display_name.is_empty();
         paths.extend(is_named.then_some("display_name"));
         paths.extend((!name.is_empty()).then_some("name"));
         paths.extend(has_description.then_some("description"));
@@ -221,22 +221,17 @@ where
 }
 
 /// Whose a volume is: as it is written on it, or on the VM that has it.
-async fn owner(calls: &Calls, volume: &v1::Volume) -> Result<[String; 3], Fault> {
+async fn owner(calls: &Calls, volume: &v1::Volume) -> [String; 3] {
     let labels = if volume.vm_id.is_empty() {
         Metadata::new()
     } else {
         let request = v1::GetVmRequest { vm: volume.vm_id.clone() };
-        // What cannot be looked at now would be nobody's for good.
-        let vm = match calls.get_vm(request).await {
-            Ok(answer) => answer.vm,
-            Err(refused) if refused.code() == Code::NotFound => None,
-            Err(refused) => return Err(refused.into()),
-        };
+        let vm = calls.get_vm(request).await.ok().and_then(|answer| answer.vm);
         vm.map(|vm| vm.labels).unwrap_or_default()
     };
-    Ok([("account", &volume.account), ("domain", &volume.domain), ("project", &volume.project)].map(
+    [("account", &volume.account), ("domain", &volume.domain), ("project", &volume.project)].map(
         |(key, own)| if own.is_empty() { labels.get(key).cloned().unwrap_or_default() } else { own.clone() },
-    ))
+    )
 }
 
 /// Cinder's words for a snapshot that is not so that something can be done with it.

@@ -117,11 +117,7 @@ async fn prove(
         Peer::Remote { address, chain }
     };
     let who = peer.proven().into_iter().next().ok_or(Refusal::Nobody)?;
-    // Whoever is silent must not use up the part of all who have passwords: strangers are shown out anyhow.
-    let member = match &peer {
-        Peer::Basic { .. } => None,
-        _ => Some(crowd.enter(who).ok_or(Refusal::TooMany)?),
-    };
+    let member = crowd.enter(who).ok_or(Refusal::TooMany)?;
     let standing = Standing::new(peer, current);
-    Ok(Connection::new(Wire::Remote(Box::new(stream)), seat, standing, member))
+    Ok(Connection::new(Wire::Remote(Box::new(stream)), seat, standing, Some(member)))
 }

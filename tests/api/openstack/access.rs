@@ -140,8 +140,7 @@ async fn passwords_on_the_node() {
         cinder.http.with("authorization", claim).ask("GET", "/v3/volumes/detail", &Value::Null).await
     };
     let none = cinder.http.ask("GET", "/v3", &Value::Null).await;
-    // Its client comes again with the password, once it is asked for one.
-    assert_fault(&none, 401, "unauthorized", "requires authentication");
+    assert_fault(&none, 403, "forbidden", "loopback is given no access");
     for claim in ["backup:Secret", "backup:", "other:secret", ":secret"] {
         let refused = ask(&basic(claim)).await;
         assert_fault(&refused, 401, "unauthorized", "requires authentication");

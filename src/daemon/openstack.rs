@@ -27,10 +27,10 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tower::ServiceExt;
 
-use super::access::{Current, Peer};
+use super::access::{Current, Peer, Standing};
 use super::admission::{Admission, Limits};
 use super::connections::{self, Caller, Connection};
-use super::passwords::Claim;
+use super::passwords::{Busy, Claim, Desk};
 use crate::api;
 use crate::model::access::{Demand, Role};
 use crate::openstack::{self, Calls, Fault, Scheme};
@@ -47,11 +47,23 @@ const HEAD: usize = 16 * 1024;
 /// The least that each request asks of its caller. What it is made of asks for more.
 const LOOKS: Demand = Demand { role: Role::Viewer, within_scope: true };
 
+/// Until a password is shown again when too many are looked at: some have been by then.
+const LATER: Duration = Duration::from_secs(1);
+
 /// What the calls of a request go through.
 #[derive(Clone)]
 pub(super) struct Door {
     pub(super) limits: Arc<Limits>,
     pub(super) routes: Routes,
+    pub(super) desk: Arc<Desk>,
+}
+
+/// Why a request has no caller.
+enum Nameless {
+    /// Somebody has to say who he is, or has not proven it.
+    Unknown,
+    /// It cannot be told, or not now.
+    Refused(Status),
 }
 
 /// Answers until `stop`, then until the requests that are open have been answered.
@@ -110,18 +122,15 @@ impl Door {
         router: Router,
         request: Request<Incoming>,
     ) -> Response<axum::body::Body> {
-        let asked_by = request.headers().get(AUTHORIZATION).cloned();
-        let Some(caller) = self.named(caller, asked_by).await else {
-            let mut refused: Response<axum::body::Body> = Fault::from(api::unknown_user()).into();
-            refused
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"vmsnapd\""));
-            return refused;
+        let claim = request.headers().get(AUTHORIZATION).cloned();
+        let connected = Arc::clone(&caller.standing);
+        let caller = match self.named(caller, claim).await {
+            Ok(caller) => caller,
+            Err(Nameless::Unknown) => return unknown(),
+            Err(Nameless::Refused(status)) => return self.refuse(&connected, &request, status),
         };
         if let Err(status) = self.admit(&caller) {
-            let asked = format!("{} {}", request.method(), request.uri().path());
-            self.limits.refusals.write(&caller.standing.peer, &asked, &status);
-            return Fault::from(status).into();
+            return self.refuse(&caller.standing, &request, status);
         }
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(self.calls(caller));
@@ -132,24 +141,38 @@ impl Door {
         }
     }
 
-    /// Who makes a request: whoever has the connection, or the user whose password comes with it. None for a password that is wrong,
-    /// and for nobody where somebody has to be named.
-    async fn named(&self, caller: Caller, claim: Option<HeaderValue>) -> Option<Caller> {
+    /// Who makes a request: whoever has the connection, or the user whose password comes with it. Nobody for a password that is
+    /// wrong, and where somebody has to be named.
+    async fn named(&self, caller: Caller, claim: Option<HeaderValue>) -> Result<Caller, Nameless> {
         let users = caller.standing.users();
         let is_nobody = matches!(&caller.standing.peer, Peer::Basic { .. });
         let claim = claim.filter(|_| !users.is_empty());
-        let Some(claim) = claim else { return (!is_nobody).then_some(caller) };
+        let Some(claim) = claim else { return if is_nobody { Err(Nameless::Unknown) } else { Ok(caller) } };
         // Guesses are counted before they are looked at.
-        self.limits.pace.count(&caller.standing.peer.identity()).ok()?;
+        let counted = self.limits.pace.count(&caller.standing.peer.identity());
+        counted.map_err(|_| Nameless::Unknown)?;
         let claim = claim.to_str().ok().and_then(Claim::read);
         let name = match claim {
-            Some(claim) => users.prove(claim).await,
+            Some(claim) => users.prove(&self.desk, claim).await?,
             None => None,
         };
-        if name.is_none() {
+        let Some(name) = name else {
             self.limits.refusals.turned_away(&caller.standing.peer.place(), "a password is wrong");
-        }
-        Some(caller.of_user(name?))
+            return Err(Nameless::Unknown);
+        };
+        Ok(caller.of_user(name))
+    }
+
+    /// A refusal, and its line in the audit trail.
+    fn refuse<B>(
+        &self,
+        standing: &Standing,
+        request: &Request<B>,
+        status: Status,
+    ) -> Response<axum::body::Body> {
+        let asked = format!("{} {}", request.method(), request.uri().path());
+        self.limits.refusals.write(&standing.peer, &asked, &status);
+        Fault::from(status).into()
     }
 
     /// Whether somebody is answered at all, be it that there is nothing at a path.
@@ -171,4 +194,17 @@ impl Door {
             }
         }))
     }
+}
+
+impl From<Busy> for Nameless {
+    fn from(Busy: Busy) -> Self {
+        Self::Refused(api::too_many("too many passwords are looked at: try again later", LATER))
+    }
+}
+
+/// What somebody is told who has to say who he is.
+fn unknown() -> Response<axum::body::Body> {
+    let mut refused: Response<axum::body::Body> = Fault::from(api::unknown_user()).into();
+    refused.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"vmsnapd\""));
+    refused
 }

@@ -346,7 +346,8 @@ impl Daemon {
         let current = reloading.current();
         if let (Some(listener), Some(section)) = (openstack, &config.openstack) {
             let is_secured = section.is_secured(config);
-            let door = openstack::Door { limits: Arc::clone(&limits), routes: api.within() };
+            let (limits, routes) = (Arc::clone(&limits), api.within());
+            let door = openstack::Door { limits, routes, desk: Arc::default() };
             tokio::spawn(openstack::serve(listener, is_secured, current.clone(), door, stop.clone()));
         }
         let serving =

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,12 @@ const NAME_LIMIT: usize = 64;
 
 /// What is said of something else than a hash. Not what it is: it may be the password.
 const NO_HASH: &str = "it is no hash by Argon2id: 'argon2 SALT -id -e' makes one";
+
+/// The most that a look at a password may cost, in KiB of memory, passes and lanes: anybody can ask for one.
+const MOST: [u32; 3] = [256 * 1024, 16, 16];
+
+/// What is said of a hash that costs more.
+const TOO_SLOW: &str = "it takes too much: m is at most 262144 (256 MiB), t and p at most 16";
 
 /// A listener for HTTP that speaks what the OpenStack client needs of the Block Storage API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +87,15 @@ impl UserConfig {
             let problem = format!("{:?} is no name: letters, digits, '.', '_', '-' and '@'", self.name);
             return Err(bad("openstack.users.name", problem));
         }
-        let hash = PasswordHash::new(&self.password).ok();
-        let is_whole = hash.is_some_and(|hash| {
-            hash.algorithm.as_str() == "argon2id" && hash.salt.is_some() && hash.hash.is_some()
-        });
-        if is_whole { Ok(()) } else { Err(bad("openstack.users.password", NO_HASH.to_owned())) }
+        let no_hash = || bad("openstack.users.password", NO_HASH.to_owned());
+        let hash = PasswordHash::new(&self.password).map_err(|_| no_hash())?;
+        if hash.algorithm.as_str() != "argon2id" || hash.salt.is_none() || hash.hash.is_none() {
+            return Err(no_hash());
+        }
+        let cost = Params::try_from(&hash).map_err(|_| no_hash())?;
+        let is_cheap =
+            [cost.m_cost(), cost.t_cost(), cost.p_cost()].iter().zip(MOST).all(|(is, most)| *is <= most);
+        if is_cheap { Ok(()) } else { Err(bad("openstack.users.password", TOO_SLOW.to_owned())) }
     }
 }
 
@@ -137,6 +148,11 @@ mod tests {
             ["", "secret", "$argon2i$v=19$m=8,t=1,p=1$ZXhhbXBsZS1zYWx0", "$2b$12$abc", "$argon2id$v=19"]
         {
             check(&here(&user("a", password)), Err("openstack.users.password: it is no hash by Argon2id"));
+        }
+        check(&here(&user("a", &HASH.replace("m=8,t=1,p=1", "m=262144,t=16,p=16"))), Ok(false));
+        for cost in ["m=262145,t=1,p=1", "m=8,t=17,p=1", "m=1024,t=1,p=17"] {
+            let hash = HASH.replace("m=8,t=1,p=1", cost);
+            check(&here(&user("a", &hash)), Err("openstack.users.password: it takes too much"));
         }
     }
 }

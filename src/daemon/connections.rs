@@ -156,7 +156,7 @@ pub(super) struct Connection {
     wire: Wire,
     seat: Arc<Seat>,
     standing: Arc<Standing>,
-    /// Of one from the network.
+    /// Of one from the network that has a certificate.
     _member: Option<Member>,
     /// Of one that has made no call.
     patience: Option<Fuse<BoxFuture<'static, io::Error>>>,

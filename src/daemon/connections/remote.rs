@@ -110,14 +110,15 @@ async fn prove(
     };
     let stream = shaken.map_err(|_| Refusal::Late)?.map_err(Refusal::Handshake)?;
     let chain = Chain::new(stream.get_ref().1.peer_certificates().unwrap_or_default());
-    // Only where passwords do is anybody let in without a certificate. All of them have the part of one.
-    let peer = if chain.is_empty() {
-        Peer::Basic { address, name: String::new() }
+    // Only where passwords do is anybody let in without a certificate. Nobody knows who they are, so they are no crowd: one of
+    // them that says nothing would take the part of all others. As strangers they make room for each other.
+    let (peer, member) = if chain.is_empty() {
+        (Peer::Basic { address, name: String::new() }, None)
     } else {
-        Peer::Remote { address, chain }
+        let peer = Peer::Remote { address, chain };
+        let who = peer.proven().into_iter().next().ok_or(Refusal::Nobody)?;
+        (peer, Some(crowd.enter(who).ok_or(Refusal::TooMany)?))
     };
-    let who = peer.proven().into_iter().next().ok_or(Refusal::Nobody)?;
-    let member = crowd.enter(who).ok_or(Refusal::TooMany)?;
     let standing = Standing::new(peer, current);
-    Ok(Connection::new(Wire::Remote(Box::new(stream)), seat, standing, Some(member)))
+    Ok(Connection::new(Wire::Remote(Box::new(stream)), seat, standing, member))
 }

@@ -203,6 +203,25 @@ async fn passwords_over_the_network() {
     assert!(volumes.list_volumes(vmsnap::proto::v1::ListVolumesRequest::default()).await.is_err());
 }
 
+/// Whoever has no certificate and says nothing keeps no user out, however many connections he has.
+#[tokio::test]
+async fn a_silent_crowd() {
+    let rules = format!(
+        "{}[openstack]\nlisten = '127.0.0.1:0'\n{}",
+        rules(&[("basic:backup", "viewer", "")]),
+        users()
+    );
+    let secured = Secured::start(&rules);
+    let nobody = Http::secured(secured.node.openstack(), &secured.path().join("clients.pem"), None);
+    let mut silent = Vec::new();
+    // More than any one client may have.
+    for _ in 0..200 {
+        silent.push(nobody.open().await.unwrap());
+    }
+    let backup = nobody.with("authorization", &basic("backup:secret"));
+    assert_eq!(backup.ask("GET", "/v3/volumes", &Value::Null).await.status, 200);
+}
+
 /// Whoever asks in a loop is told when to come again.
 #[tokio::test]
 async fn a_pace() {

@@ -28,6 +28,9 @@ pub struct Http {
     headers: Vec<(&'static str, String)>,
 }
 
+/// A connection.
+pub type Wire = http1::SendRequest<Full<Bytes>>;
+
 /// What was answered.
 #[derive(Debug)]
 pub struct Reply {
@@ -75,27 +78,30 @@ impl Http {
 
     /// With any bytes. An error if nobody answers.
     pub async fn try_raw(&self, method: &str, path: &str, body: Vec<u8>) -> Result<Reply, String> {
-        let stream = TcpStream::connect(self.address).await.map_err(|error| error.to_string())?;
-        let asked = async {
-            match &self.tls {
-                None => self.over(stream, method, path, body).await,
-                Some(tls) => {
-                    let name = ServerName::try_from("localhost").unwrap();
-                    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
-                    self.over(stream.map_err(|error| error.to_string())?, method, path, body).await
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, asked).await.expect("nobody answers")
+        let mut wire = self.open().await?;
+        self.over(&mut wire, method, path, body).await
     }
 
-    async fn over<S>(&self, stream: S, method: &str, path: &str, body: Vec<u8>) -> Result<Reply, String>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let shaken = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = shaken.map_err(|error| error.to_string())?;
-        tokio::spawn(connection);
+    /// A connection on which nothing was asked yet.
+    pub async fn open(&self) -> Result<Wire, String> {
+        let opened = async {
+            let stream = TcpStream::connect(self.address).await.map_err(|error| error.to_string())?;
+            let Some(tls) = &self.tls else { return shake(stream).await };
+            let name = ServerName::try_from("localhost").unwrap();
+            let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
+            shake(stream.map_err(|error| error.to_string())?).await
+        };
+        tokio::time::timeout(PATIENCE, opened).await.expect("nobody answers")
+    }
+
+    /// The same as [`Self::try_raw`], on a connection that is open.
+    pub async fn over(
+        &self,
+        wire: &mut Wire,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Reply, String> {
         let mut request = hyper::Request::builder().method(method).uri(path);
         let headers = request.headers_mut().unwrap();
         headers.insert("host", self.address.to_string().parse().unwrap());
@@ -106,11 +112,25 @@ impl Http {
             headers.insert(*name, value.parse().unwrap());
         }
         let request = request.body(Full::new(Bytes::from(body))).unwrap();
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let bytes = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
-        Ok(Reply { status, text: String::from_utf8(bytes.to_vec()).unwrap(), headers })
+        let asked = async {
+            wire.ready().await.map_err(|error| error.to_string())?;
+            let answer = wire.send_request(request).await.map_err(|error| error.to_string())?;
+            let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+            let bytes = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+            Ok(Reply { status, text: String::from_utf8(bytes.to_vec()).unwrap(), headers })
+        };
+        tokio::time::timeout(PATIENCE, asked).await.expect("nobody answers")
     }
+}
+
+async fn shake<S>(stream: S) -> Result<Wire, String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 impl Reply {

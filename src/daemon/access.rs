@@ -3,7 +3,7 @@
 //! Decides when somebody who was let in is looked at again: with each call after the rules or certificates have changed, and
 //! once a minute, for a certificate expires by itself. Leaves to `model` what a rule gives, to `tls` what a certificate proves.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +81,16 @@ impl Peer {
     /// What its calls are counted by.
     pub(super) fn identity(&self) -> Identity {
         self.proven().into_iter().next().unwrap_or(Identity::Socket)
+    }
+
+    /// From which address. None on the Unix socket.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Local(_) => None,
+            Self::Remote { address, .. } | Self::Loopback { address } | Self::Basic { address, .. } => {
+                Some(address.ip())
+            }
+        }
     }
 
     /// From where, for people.

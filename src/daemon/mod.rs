@@ -11,6 +11,7 @@ mod controller;
 mod deadline;
 mod event_log;
 mod follow;
+mod guesses;
 mod health;
 mod identity;
 mod lock;

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,8 @@ use tower::ServiceExt;
 use super::access::{Current, Peer, Standing};
 use super::admission::{Admission, Limits};
 use super::connections::{self, Caller, Connection};
-use super::passwords::{Busy, Claim, Desk};
+use super::guesses::Guesses;
+use super::passwords::{Busy, Claim, Desk, Users};
 use crate::api;
 use crate::model::access::{Demand, Role};
 use crate::openstack::{self, Calls, Fault, Scheme};
@@ -56,6 +58,7 @@ pub(super) struct Door {
     pub(super) limits: Arc<Limits>,
     pub(super) routes: Routes,
     pub(super) desk: Arc<Desk>,
+    pub(super) guesses: Arc<Guesses>,
 }
 
 /// Why a request has no caller.
@@ -148,19 +151,33 @@ impl Door {
         let is_nobody = matches!(&caller.standing.peer, Peer::Basic { .. });
         let claim = claim.filter(|_| !users.is_empty());
         let Some(claim) = claim else { return if is_nobody { Err(Nameless::Unknown) } else { Ok(caller) } };
-        // Guesses are counted before they are looked at.
-        let counted = self.limits.pace.count(&caller.standing.peer.identity());
-        counted.map_err(|_| Nameless::Unknown)?;
-        let claim = claim.to_str().ok().and_then(Claim::read);
-        let name = match claim {
-            Some(claim) => users.prove(&self.desk, claim).await?,
-            None => None,
-        };
-        let Some(name) = name else {
-            self.limits.refusals.turned_away(&caller.standing.peer.place(), "a password is wrong");
+        let name = self.proven(&users, &caller.standing.peer, &claim).await?;
+        Ok(caller.of_user(name))
+    }
+
+    /// The name of the user whose password is right.
+    async fn proven(&self, users: &Users, peer: &Peer, claim: &HeaderValue) -> Result<String, Nameless> {
+        let from = peer.address().unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let looked = self.guesses.look(from);
+        looked.map_err(|wait| {
+            Nameless::Refused(api::too_many(
+                "too many passwords from there were wrong: try again later",
+                wait,
+            ))
+        })?;
+        let Some(claim) = claim.to_str().ok().and_then(Claim::read) else {
+            self.limits.refusals.turned_away(&peer.place(), "what it says who it is cannot be read");
             return Err(Nameless::Unknown);
         };
-        Ok(caller.of_user(name))
+        let who = claim.who();
+        if let Some(name) = users.prove(&self.desk, claim).await? {
+            return Ok(name);
+        }
+        self.guesses.wrong(from);
+        self.limits
+            .refusals
+            .turned_away(&peer.place(), &format!("there is no user {who} with this password"));
+        Err(Nameless::Unknown)
     }
 
     /// A refusal, and its line in the audit trail.

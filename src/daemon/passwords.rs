@@ -22,6 +22,9 @@ const WAITING: usize = 16;
 /// Longest password, in bytes.
 const LONGEST: usize = 1024;
 
+/// Most characters of a name that are written down. Anybody sends any.
+const WRITTEN: usize = 64;
+
 /// All users, and the hashes of their passwords.
 pub(super) struct Users {
     hashes: BTreeMap<String, String>,
@@ -73,6 +76,12 @@ impl Claim {
         let claim = String::from_utf8(BASE64_STANDARD.decode(claim.trim()).ok()?).ok()?;
         let (name, password) = claim.split_once(':')?;
         (password.len() <= LONGEST).then(|| Self { name: name.to_owned(), password: password.to_owned() })
+    }
+
+    /// The name for people, in one line.
+    pub(super) fn who(&self) -> String {
+        let name: String = self.name.chars().take(WRITTEN).collect();
+        format!("{name:?}")
     }
 }
 
@@ -164,6 +173,8 @@ mod tests {
         assert!(
             Claim::read(&header("a:b:c")).is_some_and(|claim| claim.name == "a" && claim.password == "b:c")
         );
+        let name = Claim::read(&header(&format!("a\n{}:secret", "b".repeat(200)))).unwrap().who();
+        assert_eq!(name, format!("\"a\\n{}\"", "b".repeat(62)));
         let long = header(&format!("a:{}", "x".repeat(2000)));
         for wrong in ["", "Basic", "Basic !", "Bearer YTpi", "Basic YQ==", "Basic gIA=", &long] {
             assert!(Claim::read(wrong).is_none(), "{wrong}");

@@ -347,7 +347,7 @@ impl Daemon {
         if let (Some(listener), Some(section)) = (openstack, &config.openstack) {
             let is_secured = section.is_secured(config);
             let (limits, routes) = (Arc::clone(&limits), api.within());
-            let door = openstack::Door { limits, routes, desk: Arc::default() };
+            let door = openstack::Door { limits, routes, desk: Arc::default(), guesses: Arc::default() };
             tokio::spawn(openstack::serve(listener, is_secured, current.clone(), door, stop.clone()));
         }
         let serving =

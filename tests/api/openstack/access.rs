@@ -190,6 +190,10 @@ async fn passwords_over_the_network() {
     let body = json!({ "snapshot": { "volume_id": id(&volumes.json()["volumes"][0]), "name": "one", "force": true } });
     let refused = backup.ask("POST", "/v3/snapshots", &body).await;
     assert_fault(&refused, 403, "forbidden", "basic:backup has the role viewer");
+    let mistaken = nobody.with("authorization", &basic("carol:mistaken"));
+    assert_eq!(mistaken.ask("GET", "/v3", &Value::Null).await.status, 401);
+    assert_eq!(audit_lines(&["there is no user \"carol\" with this password"]).len(), 1);
+    assert!(audit_lines(&["mistaken"]).is_empty());
     // Whoever has a certificate needs no password, and one that is shown must be good.
     let operator = Http::secured(address, &authority, Some(&secured.client(OPERATOR, 2)));
     assert_eq!(operator.ask("POST", "/v3/snapshots", &body).await.status, 202);
@@ -220,6 +224,31 @@ async fn a_silent_crowd() {
     }
     let backup = nobody.with("authorization", &basic("backup:secret"));
     assert_eq!(backup.ask("GET", "/v3/volumes", &Value::Null).await.status, 200);
+}
+
+/// Whoever guesses is told to wait, and a password that is right is no guess.
+#[tokio::test]
+async fn guesses() {
+    let rule = "[[access]]\nwho = ['basic:backup']\nrole = 'viewer'\n";
+    let cinder = Cinder::with_rules(&format!("{}{rule}", users()));
+    let good = cinder.http.with("authorization", &basic("backup:secret"));
+    for _ in 0..30 {
+        assert_eq!(good.ask("GET", "/v3", &Value::Null).await.status, 200);
+    }
+    let guess = cinder.http.with("authorization", &basic("backup:guess"));
+    let refused = async {
+        loop {
+            let answer = guess.ask("GET", "/v3", &Value::Null).await;
+            if answer.status != 401 {
+                return answer;
+            }
+        }
+    };
+    let refused = tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    assert_fault(&refused, 413, "overLimit", "too many passwords from there were wrong");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(good.ask("GET", "/v3", &Value::Null).await.status, 200);
 }
 
 /// Whoever asks in a loop is told when to come again.

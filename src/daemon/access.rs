@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Status};
 
 use super::config::{Config, ConfigError};
 use super::passwords::Users;
@@ -154,6 +154,11 @@ impl Standing {
                 grant
             }
         }
+    }
+
+    /// Whether no rule speaks of it, whatever it has proven.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.grant().is_err_and(|status| status.code() == Code::PermissionDenied)
     }
 
     /// Whether it may make a call that asks for so much. None for whoever may without a name: probes on this node. From the

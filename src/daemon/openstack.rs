@@ -149,8 +149,11 @@ impl Door {
     async fn named(&self, caller: Caller, claim: Option<HeaderValue>) -> Result<Caller, Nameless> {
         let users = caller.standing.users();
         let is_nobody = matches!(&caller.standing.peer, Peer::Basic { .. });
-        let claim = claim.filter(|_| !users.is_empty());
-        let Some(claim) = claim else { return if is_nobody { Err(Nameless::Unknown) } else { Ok(caller) } };
+        let Some(claim) = claim.filter(|_| !users.is_empty()) else {
+            // A client looks around without a name first, and shows its password to whoever asks for one.
+            let is_asked = is_nobody || (!users.is_empty() && caller.standing.is_stranger());
+            return if is_asked { Err(Nameless::Unknown) } else { Ok(caller) };
+        };
         let name = self.proven(&users, &caller.standing.peer, &claim).await?;
         Ok(caller.of_user(name))
     }

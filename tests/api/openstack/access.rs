@@ -139,8 +139,10 @@ async fn passwords_on_the_node() {
     let ask = async |claim: &str| {
         cinder.http.with("authorization", claim).ask("GET", "/v3/volumes/detail", &Value::Null).await
     };
+    // The client of OpenStack asks so first, and shows its password when it is asked for it.
     let none = cinder.http.ask("GET", "/v3", &Value::Null).await;
-    assert_fault(&none, 403, "forbidden", "loopback is given no access");
+    assert_fault(&none, 401, "unauthorized", "requires authentication");
+    assert_eq!(none.header("www-authenticate"), Some("Basic realm=\"vmsnapd\""));
     for claim in ["backup:Secret", "backup:", "other:secret", ":secret"] {
         let refused = ask(&basic(claim)).await;
         assert_fault(&refused, 401, "unauthorized", "requires authentication");

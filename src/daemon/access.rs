@@ -161,6 +161,14 @@ impl Standing {
         self.grant().is_err_and(|status| status.code() == Code::PermissionDenied)
     }
 
+    /// Why its certificate proves nothing any more, if that is so.
+    pub(super) fn proof(&self) -> Result<(), Status> {
+        match self.grant() {
+            Err(status) if status.code() == Code::Unauthenticated => Err(status),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Whether it may make a call that asks for so much. None for whoever may without a name: probes on this node. From the
     /// network nobody is answered of whom no rule speaks.
     pub(super) fn check(&self, demand: Option<Demand>) -> Result<Option<Grant>, Status> {

@@ -154,6 +154,8 @@ impl Door {
             let is_asked = is_nobody || (!users.is_empty() && caller.standing.is_stranger());
             return if is_asked { Err(Nameless::Unknown) } else { Ok(caller) };
         };
+        // No password makes up for a certificate that was revoked.
+        caller.standing.proof().map_err(Nameless::Refused)?;
         let name = self.proven(&users, &caller.standing.peer, &claim).await?;
         Ok(caller.of_user(name))
     }

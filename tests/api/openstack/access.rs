@@ -203,6 +203,15 @@ async fn passwords_over_the_network() {
     let expired =
         Http::secured(address, &authority, Some(&expired)).with("authorization", &basic("backup:secret"));
     assert!(expired.try_raw("GET", "/v3", Vec::new()).await.is_err());
+    // Nor does a password make up for one that is of no use any more.
+    let both = Http::secured(address, &authority, Some(&secured.client(OPERATOR, 3)))
+        .with("authorization", &basic("backup:secret"));
+    let mut wire = both.open().await.unwrap();
+    assert_eq!(both.over(&mut wire, "GET", "/v3", Vec::new()).await.unwrap().status, 200);
+    secured.authority.revoke(&[3], secured.path(), "clients");
+    succeed(&secured.node, "node reload").await;
+    let revoked = both.over(&mut wire, "GET", "/v3", Vec::new()).await.unwrap();
+    assert_fault(&revoked, 401, "unauthorized", "the certificate proves nothing");
     // gRPC takes nobody without one.
     let grpc = secured.channel_with(secured.trusting());
     let mut volumes = vmsnap::proto::v1::volume_service_client::VolumeServiceClient::new(grpc);

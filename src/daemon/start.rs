@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -269,6 +270,8 @@ pub struct Daemon {
     health: HealthReporter,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// The listener for the OpenStack client, if there is one.
+    web: Option<JoinHandle<()>>,
     event_log: EventLog,
     /// The file of the socket that we made.
     socket: Option<PathBuf>,
@@ -344,11 +347,13 @@ impl Daemon {
         });
         let listeners = (listener, network);
         let current = reloading.current();
+        let mut web = None;
         if let (Some(listener), Some(section)) = (openstack, &config.openstack) {
             let is_secured = section.is_secured(config);
             let (limits, routes) = (Arc::clone(&limits), api.within());
             let door = openstack::Door { limits, routes, desk: Arc::default(), guesses: Arc::default() };
-            tokio::spawn(openstack::serve(listener, is_secured, current.clone(), door, stop.clone()));
+            let serve = openstack::serve(listener, is_secured, current.clone(), door, stop.clone());
+            web = Some(tokio::spawn(serve));
         }
         let serving =
             tokio::spawn(serve::serve(listeners, current, limits, api, health_service, stop.clone()));
@@ -360,6 +365,7 @@ impl Daemon {
             health,
             stop,
             serving,
+            web,
             event_log,
             socket: made,
             addresses,
@@ -402,7 +408,12 @@ impl Daemon {
             tracing::warn!("operations did not come to a stop in time; the next start goes on with them");
         }
         self.stop.cancel();
-        let served = tokio::time::timeout(LAST_WORDS, self.serving).await;
+        let until = Instant::now() + LAST_WORDS;
+        let served = tokio::time::timeout_at(until, self.serving).await;
+        if let Some(web) = self.web {
+            // Requests that are not answered by then are cut, too.
+            let _ = tokio::time::timeout_at(until, web).await;
+        }
         self.event_log.end(LAST_WORDS).await;
         // The socket is removed only by the daemon that made it, and only while it still holds the lock.
         let _ = self.socket.map(fs::remove_file);

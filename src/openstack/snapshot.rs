@@ -64,7 +64,7 @@ pub(super) async fn create(
             return Err(Fault::invalid_volume(&why));
         }
     }
-    let [account, domain, project] = owner(&calls, &volume).await;
+    let [account, domain, project] = owner(&calls, &volume).await?;
     let request = v1::CreateVolumeSnapshotRequest {
         source: Some(Source::Volume(volume.id.clone())),
         description: new.description.unwrap_or_default(),
@@ -220,18 +220,22 @@ where
     }
 }
 
-/// Whose a volume is: as it is written on it, or on the VM that has it.
-async fn owner(calls: &Calls, volume: &v1::Volume) -> [String; 3] {
+/// Whose a volume is: as it is written on it, or on the VM that has it. A snapshot that is made without its owner is out of his
+/// sight for good, so whoever asks is rather told to come again.
+async fn owner(calls: &Calls, volume: &v1::Volume) -> Result<[String; 3], Refused> {
     let labels = if volume.vm_id.is_empty() {
         Metadata::new()
     } else {
-        let request = v1::GetVmRequest { vm: volume.vm_id.clone() };
-        let vm = calls.get_vm(request).await.ok().and_then(|answer| answer.vm);
-        vm.map(|vm| vm.labels).unwrap_or_default()
+        match calls.get_vm(v1::GetVmRequest { vm: volume.vm_id.clone() }).await {
+            Ok(answer) => answer.vm.unwrap_or_default().labels,
+            Err(refused) if refused.code() == Code::NotFound => Metadata::new(),
+            Err(refused) => return Err(refused),
+        }
     };
-    [("account", &volume.account), ("domain", &volume.domain), ("project", &volume.project)].map(
+    let owner = [("account", &volume.account), ("domain", &volume.domain), ("project", &volume.project)];
+    Ok(owner.map(
         |(key, own)| if own.is_empty() { labels.get(key).cloned().unwrap_or_default() } else { own.clone() },
-    )
+    ))
 }
 
 /// Cinder's words for a snapshot that is not so that something can be done with it.
@@ -250,6 +254,10 @@ pub(super) fn volume_id(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tonic::Status;
+
     use super::*;
 
     const CREATE: &str = r#"{"snapshot": {"volume_id": "x", "name": "one", "description": null, "metadata": {"a": "1"}, "force": true}}"#;
@@ -265,6 +273,27 @@ mod tests {
             }
             let _ = serde_json::from_str::<Update>(&text);
         }
+    }
+
+    /// Calls that are all refused, and how many there were.
+    fn answering(code: Code) -> (Calls, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let calls = Calls::new(tower::service_fn(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move { Ok(Status::new(code, "").into_http()) }
+        }));
+        (calls, asked)
+    }
+
+    #[tokio::test]
+    async fn an_owner_is_not_lost() {
+        let volume = v1::Volume { vm_id: "x".to_owned(), account: "a".to_owned(), ..v1::Volume::default() };
+        let (gone, _) = answering(Code::NotFound);
+        assert_eq!(owner(&gone, &volume).await.unwrap(), ["a", "", ""]);
+        let (away, asked) = answering(Code::Unavailable);
+        assert_eq!(owner(&away, &volume).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -9,7 +9,6 @@ use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
-use tonic::Code;
 
 use super::request::Json;
 use super::snapshot::{begin_deletion, find, find_own, refused};
@@ -44,28 +43,25 @@ async fn reset(calls: &Calls, shared: &Shared, id: &str, value: &Value) -> Resul
         return Err(Fault::invalid_input(&format!("status: {wanted:?} is none of {}", STATES.join(", "))));
     }
     let found = find_own(calls, &shared.making, id).await?;
+    // What is so needs no declaration, nor anybody who may declare.
+    if wanted == found.status {
+        return Ok(Answer(StatusCode::ACCEPTED, Value::Null));
+    }
     let state = match wanted {
         "available" => v1::SnapshotState::Ready,
         "error" => v1::SnapshotState::Error,
-        _ if wanted == found.status => return Ok(Answer(StatusCode::ACCEPTED, Value::Null)),
         _ => {
             let why = format!("Snapshot {id} is {}, and nobody can declare it {wanted}.", found.status);
             return Err(Fault::invalid_snapshot(&why));
         }
     };
-    // Who may not declare states is told so, whatever the state is.
     let request = v1::ResetSnapshotStateRequest {
         snapshot: found.id.snapshot,
         state: state.into(),
         ..v1::ResetSnapshotStateRequest::default()
     };
-    match calls.reset_snapshot_state(request).await {
-        Ok(_) => Ok(Answer(StatusCode::ACCEPTED, Value::Null)),
-        Err(refused) if refused.code() == Code::Unimplemented && wanted == found.status => {
-            Ok(Answer(StatusCode::ACCEPTED, Value::Null))
-        }
-        Err(other) => Err(refused(other)),
-    }
+    calls.reset_snapshot_state(request).await.map_err(refused)?;
+    Ok(Answer(StatusCode::ACCEPTED, Value::Null))
 }
 
 pub(super) async fn on_volume(

@@ -118,7 +118,7 @@ pub(super) async fn update(
     if words.name.is_none() && words.description.is_none() {
         return Ok(Answer(StatusCode::OK, json!({ "snapshot": found.value() })));
     }
-    let has_description = words.description.is_some();
+    let (is_named, has_description) = (words.name.is_some(), words.description.is_some());
     let request = v1::UpdateSnapshotRequest {
         snapshot: found.id.snapshot.clone(),
         description: words.description.unwrap_or_default(),
@@ -126,8 +126,7 @@ pub(super) async fn update(
     };
     let changed = named(words.name.as_deref(), |name, display_name| {
         let mut paths = Vec::new();
-        // An empty one takes the place of the one for people that was there.
-        let is_named = !name.is_empty() || !display_name.is_empty();
+        // An empty one takes the place of the one for people that was there, also where no other name is given.
         paths.extend(is_named.then_some("display_name"));
         paths.extend((!name.is_empty()).then_some("name"));
         paths.extend(has_description.then_some("description"));

@@ -78,5 +78,6 @@ async fn all(calls: &Calls, project: Option<&str>) -> Result<Vec<v1::Volume>, Fa
 
 fn fits(asked: &Asked, volume: &v1::Volume) -> bool {
     asked.name.as_ref().is_none_or(|name| volume.name == *name)
+        && asked.volume_id.as_ref().is_none_or(|id| volume.id.eq_ignore_ascii_case(id))
         && asked.status.as_ref().is_none_or(|status| volume_status(volume.state()) == status)
 }

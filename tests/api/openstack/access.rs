@@ -40,9 +40,12 @@ async fn each_request_has_its_role() {
             continue;
         }
         let path = format!("/v3/snapshots/{}", id(&made.json()["snapshot"]));
-        let declare = json!({ "os-reset_status": { "status": "available" } });
-        let declared = cinder.http.ask("POST", &format!("{path}/action"), &declare).await;
-        assert_eq!(declared.status, if place >= 3 { 202 } else { 403 }, "{role}: {}", declared.text);
+        // What is so may be said by whoever sees it; another state is declared by the admin alone, in another version.
+        for (state, expected) in [("available", 202), ("error", if place >= 3 { 501 } else { 403 })] {
+            let declare = json!({ "os-reset_status": { "status": state } });
+            let declared = cinder.http.ask("POST", &format!("{path}/action"), &declare).await;
+            assert_eq!(declared.status, expected, "{role}: {}", declared.text);
+        }
         cinder.ok("POST", &format!("{path}/metadata"), json!({ "metadata": { "a": "1" } }), 200).await;
         cinder.ok("DELETE", &path, Value::Null, 202).await;
     }

@@ -90,6 +90,8 @@ async fn volumes() {
     let end = cinder.get(&format!("/v3/volumes/detail?limit=1&marker={}", id(&second["volumes"][0]))).await;
     assert!(names(&end).is_empty());
     assert!(names(&cinder.get("/v3/volumes/detail?status=available").await).is_empty());
+    let one = format!("/v3/volumes/detail?volume_id={}", cinder.disk("vdb").await);
+    assert_eq!(names(&cinder.get(&one).await), ["web/vdb"]);
     // A name is none of the ids, however it is spelled: the client looks for it in the list then.
     for path in ["/v3/volumes/web%2Fvda", "/v3/volumes/web/vda", "/v3/volumes/nothing"] {
         assert_fault(

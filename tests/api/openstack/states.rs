@@ -37,6 +37,20 @@ async fn a_state_is_what_is() {
     assert_fault(&lacking, 501, "notImplemented", "os-unmanage");
 }
 
+/// An empty name takes the one for people away, and the one that it has always stays.
+#[tokio::test]
+async fn an_empty_name() {
+    let cinder = Cinder::start();
+    let path = format!("/v3/snapshots/{}", id(&cinder.take("one").await));
+    let name = async |name: &str| {
+        let body = json!({ "snapshot": { "name": name } });
+        cinder.ok("PUT", &path, body, 200).await["snapshot"]["name"].take()
+    };
+    assert_eq!(name("before 2.1").await, "before 2.1");
+    assert_eq!(name("").await, "one");
+    assert_eq!(name("").await, "one");
+}
+
 /// Force does not break a hold: somebody has put it there for a reason.
 #[tokio::test]
 async fn force_deletes_what_may_be_deleted() {

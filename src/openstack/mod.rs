@@ -4,13 +4,15 @@
 //! shapes. Leaves to the daemon who may make these calls, and to gRPC all that they do: nothing is done here that a client of
 //! gRPC could not do itself. Must never know TLS, libvirt, SQL, the engine.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_TYPE, ORIGIN};
-use axum::http::{HeaderValue, Response, StatusCode, Uri};
+use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
@@ -79,7 +81,7 @@ pub fn router(scheme: Scheme) -> Router {
         .route("/v3/projects/{*rest}", any(no_keystone))
         .fallback(nothing)
         .method_not_allowed_fallback(not_so)
-        .layer(middleware::from_fn(with_manners))
+        .layer(middleware::from_fn(move |request, next| with_manners(scheme, request, next)))
         .with_state(Arc::new(Shared { scheme, making: Making::default() }))
 }
 
@@ -97,10 +99,12 @@ async fn not_so(request: Request) -> Fault {
 }
 
 /// What holds for all requests and answers.
-async fn with_manners(request: Request, next: Next) -> Response<Body> {
+async fn with_manners(scheme: Scheme, request: Request, next: Next) -> Response<Body> {
     // Programs send none. A page in somebody's browser could ask whatever its user may reach.
     let answer = if request.headers().contains_key(ORIGIN) {
         Fault::new(StatusCode::FORBIDDEN, "Browsers are not served.").into()
+    } else if scheme == Scheme::Http && !is_for_this_node(request.headers()) {
+        Fault::new(StatusCode::FORBIDDEN, "Without TLS this is localhost, and nothing else.").into()
     } else if let Err(fault) = discovery::check_version(request.headers()) {
         fault.into()
     } else {
@@ -121,6 +125,17 @@ async fn with_manners(request: Request, next: Next) -> Response<Body> {
     answer
 }
 
+/// Whether it was asked of this node by one of the names that it has for itself. The name of a page in a browser can be made to mean
+/// this node as well, and what the page asks then is to the browser the page's own: it sends no `Origin`.
+fn is_for_this_node(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let Some(host) = host.and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let name = host.host();
+    let address = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 impl IntoResponse for Answer {
     fn into_response(self) -> Response<Body> {
         let Self(status, body) = self;
@@ -131,5 +146,26 @@ impl IntoResponse for Answer {
         *answer.status_mut() = status;
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        let is_ours = |host: &'static str| {
+            is_for_this_node(&HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]))
+        };
+        for ours in ["localhost", "LocalHost:8776", "127.0.0.1", "127.1.2.3:1", "[::1]:8776", "[::1]"] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for other in
+            ["", "rebound.example", "localhost.example:8776", "192.0.2.1:8776", "[2001:db8::1]", "a b"]
+        {
+            assert!(!is_ours(other), "{other}");
+        }
+        assert!(!is_for_this_node(&HeaderMap::new()));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::request::{Json, Metadata};
 use super::shape::Shown;
-use super::snapshot::{find, find_own, refused, shown};
+use super::snapshot::{Looks, find, find_own, refused, shown};
 use super::{Answer, Calls, Fault, Shared};
 use crate::proto::v1;
 
@@ -109,7 +109,7 @@ async fn changed(
     }
     let request = v1::UpdateSnapshotRequest { snapshot: found.id.snapshot.clone(), ..change };
     let changed = calls.update_snapshot(request).await.map_err(refused)?.snapshot.unwrap_or_default();
-    shown(calls, &shared.making, found.id, changed).await
+    Ok(shown(calls, &shared.making, found.id, changed, &mut Looks::new()).await)
 }
 
 fn answer(shown: &Shown) -> Answer {

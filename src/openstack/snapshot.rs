@@ -3,6 +3,7 @@
 //! Decides that a disk in a VM's snapshot is a snapshot of its volume, too, which is seen and cloned, and neither changed nor deleted
 //! by itself. Leaves lists to `snapshot_list`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -136,7 +137,7 @@ pub(super) async fn update(
         async move { calls.update_snapshot(request).await }
     });
     let changed = changed.await.map_err(refused)?.snapshot.unwrap_or_default();
-    let changed = shown(&calls, &shared.making, found.id, changed).await?;
+    let changed = shown(&calls, &shared.making, found.id, changed, &mut Looks::new()).await;
     Ok(Answer(StatusCode::OK, json!({ "snapshot": changed.value() })))
 }
 
@@ -167,7 +168,7 @@ pub(super) async fn find(calls: &Calls, making: &Making, text: &str) -> Result<S
     let found = found.map_err(|refused| Fault::from(refused).or(|| Fault::no_snapshot(text)))?;
     let snapshot =
         found.snapshot.filter(|snapshot| id.fits(snapshot)).ok_or_else(|| Fault::no_snapshot(text))?;
-    shown(calls, making, id, snapshot).await
+    Ok(shown(calls, making, id, snapshot, &mut Looks::new()).await)
 }
 
 /// The same of one that can be changed by itself.
@@ -181,28 +182,38 @@ pub(super) async fn find_own(calls: &Calls, making: &Making, text: &str) -> Resu
     Err(Fault::invalid_snapshot(&why))
 }
 
+/// Of each operation that was looked at for an answer, whether it needs a person.
+pub(super) type Looks = HashMap<String, bool>;
+
 /// A snapshot as it is shown under an id of it.
 pub(super) async fn shown(
     calls: &Calls,
     making: &Making,
     id: SnapshotId,
     snapshot: v1::Snapshot,
-) -> Result<Shown, Fault> {
-    let status = snapshot_status(snapshot.state(), is_stuck(calls, &snapshot).await?);
+    looks: &mut Looks,
+) -> Shown {
+    let status = snapshot_status(snapshot.state(), is_stuck(calls, &snapshot, looks).await);
     let held = id.disk_of(&snapshot).map(|held| (held.volume_id.clone(), held.virtual_size_bytes));
     let (volume, bytes) = held.or_else(|| making.of(&snapshot.id)).unwrap_or_default();
-    Ok(Shown { id, snapshot, status, volume, bytes })
+    Shown { id, snapshot, status, volume, bytes }
 }
 
-/// Whether what goes on with it needs a person.
-async fn is_stuck(calls: &Calls, snapshot: &v1::Snapshot) -> Result<bool, Fault> {
+/// Whether what goes on with it needs a person. Not as long as that cannot be told: a whole list does not fail for it, and who
+/// waits looks again.
+async fn is_stuck(calls: &Calls, snapshot: &v1::Snapshot, looks: &mut Looks) -> bool {
     let may_be = matches!(snapshot.state(), v1::SnapshotState::Creating | v1::SnapshotState::Deleting);
     if !may_be || snapshot.operation_id.is_empty() {
-        return Ok(false);
+        return false;
+    }
+    if let Some(known) = looks.get(&snapshot.operation_id) {
+        return *known;
     }
     let request = v1::GetOperationRequest { operation_id: snapshot.operation_id.clone() };
-    let operation = calls.get_operation(request).await?.operation;
-    Ok(operation.is_some_and(|operation| operation.state() == v1::OperationState::Stuck))
+    let operation = calls.get_operation(request).await.ok().and_then(|answer| answer.operation);
+    let is_stuck = operation.is_some_and(|operation| operation.state() == v1::OperationState::Stuck);
+    looks.insert(snapshot.operation_id.clone(), is_stuck);
+    is_stuck
 }
 
 /// Makes a call with a name. One that Cinder allows and we do not, or that another one of the VM has, becomes the name for people.
@@ -292,6 +303,25 @@ mod tests {
         assert_eq!(owner(&gone, &volume).await.unwrap(), ["a", "", ""]);
         let (away, asked) = answering(Code::Unavailable);
         assert_eq!(owner(&away, &volume).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_looked_at_once_and_may_fail() {
+        let (calls, asked) = answering(Code::Unavailable);
+        let snapshot = v1::Snapshot {
+            id: uuid::Uuid::from_u128(1).to_string(),
+            kind: v1::SnapshotKind::Volume.into(),
+            state: v1::SnapshotState::Deleting.into(),
+            operation_id: "x".to_owned(),
+            ..v1::Snapshot::default()
+        };
+        let mut looks = Looks::new();
+        for _ in 0..2 {
+            let id = SnapshotId::all_of(&snapshot).remove(0);
+            let shown = shown(&calls, &Making::default(), id, snapshot.clone(), &mut looks).await;
+            assert_eq!(shown.status, "deleting");
+        }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 

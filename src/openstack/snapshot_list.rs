@@ -15,7 +15,7 @@ use super::id::SnapshotId;
 use super::making::Making;
 use super::request::Asked;
 use super::shape::{Shown, states};
-use super::snapshot::{shown, volume_id};
+use super::snapshot::{Looks, shown, volume_id};
 use super::{Answer, Calls, Fault, Shared, discovery};
 use crate::proto::v1;
 
@@ -76,7 +76,7 @@ async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown
     let size = if looks_at_all { BATCH } else { BATCH.min(asked.limit + BESIDE) };
     let page_size = i32::try_from(size).unwrap_or(i32::MAX);
     let mut request = v1::ListSnapshotsRequest { filter: Some(filter), page_size, ..Default::default() };
-    let mut left_out = 0;
+    let (mut left_out, mut looks) = (0, Looks::new());
     while found.len() < asked.limit {
         let answer = calls.list_snapshots(request.clone()).await?;
         for snapshot in answer.snapshots {
@@ -84,7 +84,7 @@ async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown
                 if !begin.is_behind(&id, &snapshot) || !holds(asked, &id, &snapshot) {
                     continue;
                 }
-                let shown = shown(calls, making, id, snapshot.clone()).await?;
+                let shown = shown(calls, making, id, snapshot.clone(), &mut looks).await;
                 if asked.name.as_ref().is_some_and(|name| shown.name() != *name)
                     || asked.status.as_ref().is_some_and(|status| shown.status != status)
                 {

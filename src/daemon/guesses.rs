@@ -49,8 +49,11 @@ impl Guesses {
 
 /// What is counted together: this node has many addresses, and so has whoever has a network of IPv6.
 fn place(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        here if here.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+    let from = from.to_canonical();
+    if from.is_loopback() {
+        return Ipv4Addr::LOCALHOST.into();
+    }
+    match from {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,
     }

@@ -24,26 +24,54 @@ const MANY: usize = 1024;
 pub(super) struct Guesses(Mutex<HashMap<IpAddr, Instant>>);
 
 impl Guesses {
-    /// How long no password is looked at from there, if too many were wrong.
-    pub(super) fn look(&self, from: IpAddr) -> Result<(), Duration> {
-        let Some(forgiven) = self.places().get(&place(from)).copied() else { return Ok(()) };
+    /// Begins a look at a password from there. How long there is none, if too many were wrong.
+    pub(super) fn begin(&self, from: IpAddr) -> Result<Guess<'_>, Duration> {
+        let from = place(from);
+        let guess = Guess { guesses: self, from, is_counted: true };
+        let Some(forgiven) = self.places().get(&from).copied() else { return Ok(guess) };
         let wait = (forgiven + EACH).saturating_duration_since(Instant::now() + EACH * AT_ONCE);
-        if wait.is_zero() { Ok(()) } else { Err(wait) }
+        if wait.is_zero() {
+            return Ok(guess);
+        }
+        guess.forgive();
+        Err(wait)
     }
 
     /// A password from there was wrong.
-    pub(super) fn wrong(&self, from: IpAddr) {
+    fn wrong(&self, from: IpAddr) {
         let now = Instant::now();
         let mut places = self.places();
         if places.len() > MANY {
             places.retain(|_, forgiven| *forgiven > now);
         }
-        let forgiven = places.entry(place(from)).or_insert(now);
+        let forgiven = places.entry(from).or_insert(now);
         *forgiven = (*forgiven).max(now) + EACH;
     }
 
     fn places(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A password that is looked at. It counts as wrong unless it is forgiven, also where its client hangs up before that is known:
+/// the look costs as much.
+pub(super) struct Guess<'a> {
+    guesses: &'a Guesses,
+    from: IpAddr,
+    is_counted: bool,
+}
+
+impl Guess<'_> {
+    pub(super) fn forgive(mut self) {
+        self.is_counted = false;
+    }
+}
+
+impl Drop for Guess<'_> {
+    fn drop(&mut self) {
+        if self.is_counted {
+            self.guesses.wrong(self.from);
+        }
     }
 }
 
@@ -67,23 +95,24 @@ mod tests {
     async fn a_place_guesses_slowly() {
         let guesses = Guesses::default();
         let [here, there] = ["127.0.0.1", "192.0.2.1"].map(|address| address.parse::<IpAddr>().unwrap());
+        let wait = |from: IpAddr| guesses.begin(from).map(Guess::forgive).err();
         for _ in 0..AT_ONCE {
-            assert_eq!(guesses.look(here), Ok(()));
-            guesses.wrong(here);
+            assert_eq!(wait(here), None);
+            drop(guesses.begin(here));
         }
-        assert_eq!(guesses.look("::1".parse().unwrap()), Err(EACH));
-        assert_eq!(guesses.look(there), Ok(()));
+        assert_eq!(wait("::1".parse().unwrap()), Some(EACH));
+        assert_eq!(wait(there), None);
         tokio::time::advance(EACH).await;
-        assert_eq!(guesses.look(here), Ok(()));
-        guesses.wrong(here);
-        assert_eq!(guesses.look(here), Err(EACH));
+        assert_eq!(wait(here), None);
+        drop(guesses.begin(here));
+        assert_eq!(wait(here), Some(EACH));
         // It does not add up for ever.
         tokio::time::advance(EACH * 100).await;
         for _ in 0..AT_ONCE {
-            assert_eq!(guesses.look(here), Ok(()));
-            guesses.wrong(here);
+            assert_eq!(wait(here), None);
+            drop(guesses.begin(here));
         }
-        assert!(guesses.look(here).is_err());
+        assert!(wait(here).is_some());
     }
 
     #[test]

@@ -163,26 +163,30 @@ impl Door {
     /// The name of the user whose password is right.
     async fn proven(&self, users: &Users, peer: &Peer, claim: &HeaderValue) -> Result<String, Nameless> {
         let from = peer.address().unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let looked = self.guesses.look(from);
-        looked.map_err(|wait| {
-            Nameless::Refused(api::too_many(
-                "too many passwords from there were wrong: try again later",
-                wait,
-            ))
+        let guess = self.guesses.begin(from).map_err(|wait| {
+            let why = "too many passwords from there were wrong: try again later";
+            Nameless::Refused(api::too_many(why, wait))
         })?;
         let Some(claim) = claim.to_str().ok().and_then(Claim::read) else {
             self.limits.refusals.turned_away(&peer.place(), "what it says who it is cannot be read");
             return Err(Nameless::Unknown);
         };
         let who = claim.who();
-        if let Some(name) = users.prove(&self.desk, claim).await? {
-            return Ok(name);
+        match users.prove(&self.desk, claim).await {
+            Ok(None) => {
+                let why = format!("there is no user {who} with this password");
+                self.limits.refusals.turned_away(&peer.place(), &why);
+                Err(Nameless::Unknown)
+            }
+            Ok(Some(name)) => {
+                guess.forgive();
+                Ok(name)
+            }
+            Err(busy) => {
+                guess.forgive();
+                Err(busy.into())
+            }
         }
-        self.guesses.wrong(from);
-        self.limits
-            .refusals
-            .turned_away(&peer.place(), &format!("there is no user {who} with this password"));
-        Err(Nameless::Unknown)
     }
 
     /// A refusal, and its line in the audit trail.

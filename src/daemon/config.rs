@@ -14,6 +14,7 @@ use crate::plan::{BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy,
 
 mod access;
 mod controller;
+mod depth;
 mod metrics;
 mod openstack;
 mod origin;
@@ -173,6 +174,9 @@ pub enum ConfigError {
         #[source]
         cause: Box<toml::de::Error>,
     },
+    /// The file is nested deeper than any that means something.
+    #[error("{} is not a configuration: its brackets and braces are nested too deeply", .0.display())]
+    TooDeep(PathBuf),
     /// A value makes no sense.
     #[error("{key}: {problem}")]
     BadValue {
@@ -187,8 +191,7 @@ impl Config {
     /// The configuration of this origin; the defaults, if no file is named and none is at [`DEFAULT_PATH`].
     pub fn load(origin: &Origin) -> Result<Self, ConfigError> {
         let mut config = match origin.text()? {
-            Some((text, path)) => toml::from_str(&text)
-                .map_err(|cause| ConfigError::Malformed { path, cause: Box::new(cause) })?,
+            Some((text, path)) => read(&text, path)?,
             None => Self::default(),
         };
         origin.override_in(&mut config);
@@ -332,6 +335,14 @@ impl Config {
     pub fn memory_directory(&self) -> PathBuf {
         self.memory_directory.clone().unwrap_or_else(|| self.state_directory.join("memory"))
     }
+}
+
+/// A text as a configuration. Whether its values make sense is not looked at.
+fn read(text: &str, path: PathBuf) -> Result<Config, ConfigError> {
+    if depth::is_too_deep(text) {
+        return Err(ConfigError::TooDeep(path));
+    }
+    toml::from_str(text).map_err(|cause| ConfigError::Malformed { path, cause: Box::new(cause) })
 }
 
 fn bad(key: &'static str, problem: String) -> ConfigError {
@@ -480,7 +491,7 @@ labels = { tier = "gold" }
 
         #[test]
         fn any_file_is_refused_or_makes_sense(text in crate::mutation::text([SAMPLE])) {
-            let Ok(config) = toml::from_str::<Config>(&text) else { return Ok(()) };
+            let Ok(config) = read(&text, PathBuf::new()) else { return Ok(()) };
             if config.check().is_err() {
                 return Ok(());
             }

@@ -29,7 +29,8 @@ is_about! {
         PurgeSnapshotResponse CreateVolumeSnapshotResponse RevertVolumeResponse CloneVolumeResponse FlattenVolumeResponse
         DeleteVolumeResponse DeployVmResponse ResolveVmResponse CancelOperationResponse ResolveOperationResponse
         SetOperationBandwidthResponse;
-    snapshot: "snapshot", id, UpdateSnapshotResponse AddSnapshotHoldResponse RemoveSnapshotHoldResponse;
+    snapshot: "snapshot", id, UpdateSnapshotResponse AddSnapshotHoldResponse RemoveSnapshotHoldResponse
+        ResetSnapshotStateResponse;
     comment: "snapshot", snapshot_id, AddSnapshotCommentResponse;
     vm: "vm", id, ResumeVmResponse;
     schedule: "schedule", id, CreateScheduleResponse UpdateScheduleResponse PauseScheduleResponse ResumeScheduleResponse;

@@ -1,4 +1,4 @@
-//! What people write on snapshots: names, owner, properties, holds, comments.
+//! What people write on snapshots: names, owner, properties, holds, comments; and what they declare them.
 
 use jiff::Timestamp;
 use tonic::{Response, Status};
@@ -6,7 +6,7 @@ use tonic::{Response, Status};
 use super::reach::NOT_YOURS;
 use super::status::Violations;
 use super::{Answer, Api, Caller, Reach, answered, convert, paging, status};
-use crate::model::{CommentId, Edit, Hold, HoldName, SnapshotName, Update};
+use crate::model::{CommentId, Declaration, Declared, Edit, Hold, HoldName, SnapshotName, Update};
 use crate::ops::{Asked, OpsError};
 use crate::proto::v1;
 
@@ -65,6 +65,31 @@ pub(super) async fn remove_hold(
     let name = name.expect("a name that is none was refused");
     let snapshot = api.edit(&reach, (&message.snapshot, &message.vm), Edit::RemoveHold(name), asked).await?;
     Ok(answered(v1::RemoveSnapshotHoldResponse { snapshot: Some(snapshot) }))
+}
+
+pub(super) async fn reset_state(
+    api: &Api,
+    Caller { by, reach, .. }: Caller,
+    message: v1::ResetSnapshotStateRequest,
+) -> Answer<v1::ResetSnapshotStateResponse> {
+    let asked = asked(by, "ResetSnapshotState", &message, &message.request_id);
+    let mut violations = Violations::default();
+    violations.request_id(&message.request_id);
+    let generation = violations.take("etag", super::generation(&message.etag)).flatten();
+    let what = match message.state() {
+        v1::SnapshotState::Ready => Some(Declared::Ready),
+        v1::SnapshotState::Error => Some(Declared::Error),
+        _ => None,
+    };
+    if what.is_none() {
+        violations.add("state", "READY or ERROR is declared");
+    }
+    violations.required("snapshot", &message.snapshot);
+    violations.check()?;
+    let what = what.expect("a state that is none of these was refused");
+    let edit = Edit::Declare(Declaration { what, by: asked.by.clone(), generation });
+    let snapshot = api.edit(&reach, (&message.snapshot, &message.vm), edit, asked).await?;
+    Ok(answered(v1::ResetSnapshotStateResponse { snapshot: Some(snapshot) }))
 }
 
 pub(super) async fn add_comment(
@@ -148,7 +173,13 @@ impl Api {
             snapshot
         } else {
             let found = self.find(reach, snapshot, vm).await?;
-            self.engine.edit_snapshot(found.id, edit, asked).await.map_err(status::of)?
+            let edited = match edit {
+                Edit::Declare(declaration) => {
+                    self.engine.declare_snapshot(found.id, declaration, asked).await
+                }
+                edit => self.engine.edit_snapshot(found.id, edit, asked).await,
+            };
+            edited.map_err(status::of)?
         };
         self.shown(snapshot).await
     }

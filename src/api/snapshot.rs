@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::later::later;
 use super::request::duration;
 use super::status::Violations;
 use super::{Answer, Api, Caller, Reach, answered, convert, generation, status};
@@ -234,8 +233,11 @@ impl SnapshotService for Api {
         super::edit::comments(self, self.caller(&request).await?.reach, request.into_inner()).await
     }
 
-    later! {
-        reset_snapshot_state(ResetSnapshotStateRequest) -> v1::ResetSnapshotStateResponse;
+    async fn reset_snapshot_state(
+        &self,
+        request: Request<v1::ResetSnapshotStateRequest>,
+    ) -> Answer<v1::ResetSnapshotStateResponse> {
+        super::edit::reset_state(self, self.caller(&request).await?, request.into_inner()).await
     }
 }
 

@@ -20,8 +20,8 @@ pub(super) use schedule::{
     TemplateArgs, TimingArgs,
 };
 pub(super) use snapshot::{
-    CommentArgs, CreateArgs, DeleteArgs, Held, HoldArgs, Kind, ListArgs, PurgeArgs, Quiesce, RevertArgs,
-    RunState, SetArgs, SnapshotVerb, Sort, State, Which,
+    CommentArgs, CreateArgs, DeclaredState, DeleteArgs, Held, HoldArgs, Kind, ListArgs, PurgeArgs, Quiesce,
+    RevertArgs, RunState, SetArgs, SnapshotVerb, Sort, State, Which,
 };
 
 pub(super) use volume::{

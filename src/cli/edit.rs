@@ -1,6 +1,6 @@
-//! `vmsnap snapshot set`, `hold`, `release`, `comment`: what people write on snapshots.
+//! `vmsnap snapshot set`, `hold`, `release`, `comment`, `reset-state`: what people write on snapshots, and say of them.
 
-use super::args::{CommentArgs, HoldArgs, SetArgs, Which};
+use super::args::{CommentArgs, DeclaredState, HoldArgs, SetArgs, Which};
 use super::connect::request_id;
 use super::failure::Failure;
 use super::output::{Shown, Text};
@@ -56,6 +56,23 @@ pub(super) async fn release(session: &Session, which: &Which, name: String) -> R
     let request = v1::RemoveSnapshotHoldRequest { snapshot, vm, name, request_id: request_id() };
     let answer = session.daemon.snapshots().remove_snapshot_hold(request).await?.into_inner();
     show(session, &answer, "RemoveSnapshotHoldResponse", answer.snapshot.as_ref())
+}
+
+pub(super) async fn reset_state(
+    session: &Session,
+    which: &Which,
+    state: DeclaredState,
+    etag: String,
+) -> Result<u8, Failure> {
+    let (snapshot, vm) = locate(which);
+    let state = match state {
+        DeclaredState::Ready => v1::SnapshotState::Ready,
+        DeclaredState::Error => v1::SnapshotState::Error,
+    };
+    let request =
+        v1::ResetSnapshotStateRequest { snapshot, vm, state: state.into(), etag, request_id: request_id() };
+    let answer = session.daemon.snapshots().reset_snapshot_state(request).await?.into_inner();
+    show(session, &answer, "ResetSnapshotStateResponse", answer.snapshot.as_ref())
 }
 
 pub(super) async fn comment(session: &Session, args: CommentArgs) -> Result<u8, Failure> {

@@ -26,6 +26,9 @@ pub(super) async fn carry_out(session: &Session, verb: SnapshotVerb) -> Result<u
         SnapshotVerb::Set(args) => edit::set(session, *args).await,
         SnapshotVerb::Hold(args) => edit::hold(session, args).await,
         SnapshotVerb::Release { which, name } => edit::release(session, &which, name).await,
+        SnapshotVerb::ResetState { which, state, etag } => {
+            edit::reset_state(session, &which, state, etag).await
+        }
         SnapshotVerb::Events { which } => event::of_snapshot(session, which).await,
         SnapshotVerb::Comment(args) => edit::comment(session, args).await,
         SnapshotVerb::Uncomment { id } => edit::uncomment(session, id).await,

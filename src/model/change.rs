@@ -85,7 +85,9 @@ impl LayerTree {
     /// Snapshots do not read what they should any more.
     fn doubt(&mut self, snapshots: &[SnapshotId], state: SnapshotState, why: &Failure) {
         for id in snapshots {
-            if self.snapshot(*id).is_some_and(|snapshot| snapshot.state != state) {
+            // What was only somebody's word is known now.
+            let is_news = |snapshot: &Snapshot| snapshot.state != state || snapshot.is_only_declared();
+            if self.snapshot(*id).is_some_and(is_news) {
                 self.change_snapshot(*id, |snapshot| {
                     snapshot.state = state;
                     snapshot.trouble = Some(why.clone());

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::declaration::Declaration;
 use super::ids::{CommentId, HoldName, SnapshotId, SnapshotName};
 use super::operation::Reason;
 use super::snapshot::{Snapshot, SnapshotState};
@@ -27,6 +28,8 @@ pub enum Edit {
     AddHold(Hold),
     /// It may be deleted again, as far as this hold goes.
     RemoveHold(HoldName),
+    /// It is READY, or in ERROR: somebody says so.
+    Declare(Declaration),
 }
 
 /// Other words. What is None stays.
@@ -110,6 +113,8 @@ pub struct Comment {
 pub enum EditRefusal {
     #[error("the snapshot is {0}")]
     NotNow(SnapshotState),
+    #[error("what the snapshot reads is not known any more: {0}")]
+    NotKnown(String),
     #[error("the snapshot was changed since: it is at etag {actual}")]
     EtagMismatch { actual: u64 },
     #[error("the snapshot has a hold {0} already")]
@@ -141,6 +146,7 @@ impl EditRefusal {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NotNow(_) => Reason::SnapshotNotReady,
+            Self::NotKnown(_) => Reason::ImageChanged,
             Self::EtagMismatch { .. } | Self::NotExpired(_) => Reason::EtagMismatch,
             Self::HoldExists(_) => Reason::HoldExists,
             Self::NoSuchHold(_) => Reason::HoldNotFound,
@@ -153,6 +159,12 @@ impl EditRefusal {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::NotNow(SnapshotState::Lost) => {
+                "it is READY by itself when what it needs is back; 'vmsnap vm check' tells what is missing"
+            }
+            Self::NotKnown(_) => {
+                "nobody's word changes that; 'vmsnap snapshot delete' leaves what others read"
+            }
             Self::NotNow(_) => "wait for its operation; 'vmsnap op list' shows it",
             Self::EtagMismatch { .. } | Self::NotExpired(_) => "look at the snapshot again",
             Self::HoldExists(_) => "choose another name; 'vmsnap snapshot show' lists the holds",
@@ -175,6 +187,9 @@ impl Snapshot {
                 let index = snapshot.holds.iter().position(|hold| hold.name == name);
                 snapshot.holds.remove(index.ok_or(EditRefusal::NoSuchHold(name))?);
             }
+            // What is so already stays as it is.
+            Edit::Declare(declaration) if !snapshot.declare(&declaration)? => return Ok(snapshot),
+            Edit::Declare(_) => {}
         }
         snapshot.generation += 1;
         Ok(snapshot)

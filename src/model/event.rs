@@ -400,14 +400,15 @@ pub fn of_clone(before: Option<&ClonedVolume>, after: Option<&ClonedVolume>, cau
 
 /// What people wrote on a snapshot was changed.
 #[must_use]
-pub fn of_edit(edit: &Edit, snapshot: &Snapshot, cause: &Cause) -> Event {
+pub fn of_edit(edit: &Edit, before: &Snapshot, snapshot: &Snapshot, cause: &Cause) -> Option<Event> {
     let name = &snapshot.name;
     let about_hold = |message, hold: &str, change| {
         Event::of_snapshot(EventKind::SnapshotHeld, message, snapshot, cause)
             .with("hold", hold)
             .with("change", change)
     };
-    match edit {
+    Some(match edit {
+        Edit::Declare(_) => return of_snapshot(Some(before), Some(snapshot), cause),
         Edit::AddHold(hold) => {
             about_hold(format!("snapshot {name} is held by {}", hold.name), hold.name.as_str(), "added")
         }
@@ -419,7 +420,7 @@ pub fn of_edit(edit: &Edit, snapshot: &Snapshot, cause: &Cause) -> Event {
             let message = format!("what is written on snapshot {name} was changed: {fields}");
             Event::of_snapshot(EventKind::SnapshotUpdated, message, snapshot, cause).with("fields", fields)
         }
-    }
+    })
 }
 
 /// A snapshot's time has come, and its deletion begins.

@@ -8,6 +8,7 @@ pub mod change;
 pub mod clone;
 pub mod convergence;
 pub mod cursor;
+pub mod declaration;
 pub mod difference;
 pub mod edit;
 pub mod event;
@@ -28,6 +29,7 @@ pub mod window;
 
 pub use access::Labels;
 pub use clone::{CloneMode, CloneState, ClonedVolume};
+pub use declaration::{Declaration, Declared};
 pub use difference::{Difference, DifferenceAction, DifferenceKind};
 pub use edit::{Comment, Edit, EditRefusal, Hold, Update};
 pub use event::{Cause, Event};

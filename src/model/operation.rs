@@ -375,6 +375,7 @@ pub enum Reason {
     ScheduleExists,
     ScheduleRunning,
     ScheduleLimit,
+    Declared,
     RetentionMinimum,
     NameAmbiguous,
     VmBusy,

@@ -103,6 +103,13 @@ impl Snapshot {
         self.state == SnapshotState::Lost && self.trouble.as_ref().is_none_or(by_vm)
     }
 
+    /// Whether it is in ERROR for no other reason than that somebody has declared it.
+    #[must_use]
+    pub fn is_only_declared(&self) -> bool {
+        let by_word = |why: &Failure| why.reason == Reason::Declared;
+        self.state == SnapshotState::Error && self.trouble.as_ref().is_some_and(by_word)
+    }
+
     /// Whether it is known that it does not read what it should: somebody has said so.
     #[must_use]
     pub fn is_given_up(&self) -> bool {

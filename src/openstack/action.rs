@@ -55,12 +55,12 @@ async fn reset(calls: &Calls, shared: &Shared, id: &str, value: &Value) -> Resul
             return Err(Fault::invalid_snapshot(&why));
         }
     };
-    let request = v1::ResetSnapshotStateRequest {
-        snapshot: found.id.snapshot,
-        state: state.into(),
-        ..v1::ResetSnapshotStateRequest::default()
+    let call = |calls: Calls| {
+        let snapshot = found.id.snapshot.clone();
+        let request = v1::ResetSnapshotStateRequest { snapshot, state: state.into(), ..Default::default() };
+        async move { calls.reset_snapshot_state(request).await }
     };
-    calls.reset_snapshot_state(request).await.map_err(refused)?;
+    calls.once_free(call).await.map_err(refused)?;
     Ok(Answer(StatusCode::ACCEPTED, Value::Null))
 }
 

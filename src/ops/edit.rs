@@ -1,11 +1,16 @@
 //! What people write on snapshots. No operation: nothing but the catalog changes, and it is done when it answers.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
-use crate::model::{Cause, Comment, CommentId, Edit, Snapshot, SnapshotId};
-use crate::store::RequestKey;
+use crate::model::{
+    Cause, Comment, CommentId, Declaration, Declared, Edit, OperationId, Snapshot, SnapshotId,
+};
+use crate::plan;
+use crate::store::{RequestKey, StoreError};
 
-use super::{Asked, Engine, OpsError, Result};
+use super::{Asked, Engine, OpsError, Result, observe};
 
 impl Engine {
     /// Changes what people wrote on a snapshot. Gives it as it is then.
@@ -14,6 +19,29 @@ impl Engine {
         let edited = self.0.store.edit(id, edit, asked.key, cause).await?;
         self.settle_manifests();
         edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
+    }
+
+    /// Lets a snapshot be what somebody declares it; READY only if all that it reads is there. Gives it as it is then.
+    pub async fn declare_snapshot(
+        &self,
+        id: SnapshotId,
+        declaration: Declaration,
+        asked: Asked,
+    ) -> Result<Snapshot> {
+        let gone = || OpsError::NoSuchSnapshot(id.to_string());
+        let vm = self.0.store.snapshot(id).await?.ok_or_else(gone)?.vm;
+        // Nothing changes what it reads, or relies on its state, until its state is written.
+        let _permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await?;
+        let is_ready = declaration.what == Declared::Ready;
+        let edit = Edit::Declare(declaration);
+        if is_ready {
+            let world = observe::observe(self, vm, None).await?;
+            let snapshot = world.tree.snapshot(id).ok_or_else(gone)?;
+            // Who may not declare it learns that, and not what else is wrong.
+            snapshot.edited(edit.clone()).map_err(StoreError::Edit)?;
+            plan::declare_ready(&world, snapshot)?;
+        }
+        self.edit_snapshot(id, edit, asked).await
     }
 
     /// The snapshot that the same request has changed before, if it was made before.

@@ -19,7 +19,7 @@ use crate::host::Link;
 use crate::model::operation::{OperationState, Reason};
 use crate::model::step::CatalogChange;
 use crate::model::{
-    Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, SnapshotState, Step, Turn, VmId,
+    Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, Step, Turn, VmId,
 };
 
 use super::board::{Command, Decision, Limit, Reporter};
@@ -423,7 +423,12 @@ impl Runner {
         for snapshot in self.operation.snapshots() {
             let (id, actor) = (self.operation.id, self.operation.created_by.clone());
             let cause = Cause { operation: Some(id), actor, at: Timestamp::now() };
-            if let Err(error) = self.engine.0.store.set_state(snapshot, SnapshotState::Error, cause).await {
+            let why = Failure {
+                reason: Reason::OperationStuck,
+                message: format!("operation {id}, which was about it, was abandoned"),
+                causes: Vec::new(),
+            };
+            if let Err(error) = self.engine.0.store.give_up(snapshot, why, cause).await {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::layer::{Layer, Ownership, Volume};
-use crate::model::snapshot::{Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
+use crate::model::snapshot::{MemoryImage, Snapshot, SnapshotDisk, SnapshotKind, SnapshotState};
 use crate::model::step::{
     CatalogChange, DoomedImage, ImageRef, NewOverlay, PointedDisk, Start, StartFromMemory, Step,
 };
@@ -14,7 +14,7 @@ use crate::model::{LayerId, RevertSnapshot, RevertVolume, RunState, RunStateAfte
 use super::check::not_as_seen;
 use super::collapse::doomed;
 use super::resolve::check_unmerged;
-use super::variables::Restoring;
+use super::variables::{self, Restoring};
 use super::{
     NEW_OVERLAY_BYTES, NewIds, Plan, Refusal, Removal, RemovalKind, World, check_disk, check_space, check_vm,
     detached, directory_of, overlay_path,
@@ -227,16 +227,34 @@ fn find_disk<'a>(world: &'a World, held: &SnapshotDisk) -> Option<(&'a Layer, &'
 /// Whether all that a snapshot reads is there, and as it was.
 #[must_use]
 pub fn is_whole(world: &World, snapshot: &Snapshot) -> bool {
-    let (memory, variables) = (snapshot.memory.as_ref(), snapshot.variables.as_ref());
-    let is_as_seen = |layer: &&Layer| {
-        world.images.get(&layer.path).is_some_and(|facts| not_as_seen(world, layer, facts).is_none())
-    };
-    let is_as_it_was = |disk: &SnapshotDisk| {
-        check_chain(world, disk.layer).is_ok() && world.tree.chain(disk.layer).iter().all(is_as_seen)
-    };
-    snapshot.disks.iter().all(is_as_it_was)
-        && memory.is_none_or(|memory| world.memory_images.get(&memory.path) == Some(&memory.bytes))
-        && variables.is_none_or(|kept| world.variables.get(&kept.path) == Some(&kept.bytes))
+    check_whole(world, snapshot).is_ok()
+}
+
+/// All that a snapshot reads must be there, and as it was.
+pub(super) fn check_whole(world: &World, snapshot: &Snapshot) -> Result<(), Refusal> {
+    for disk in &snapshot.disks {
+        check_chain(world, disk.layer)?;
+        for layer in world.tree.chain(disk.layer) {
+            let facts = world.images.get(&layer.path);
+            let facts = facts.ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;
+            if let Some(problem) = not_as_seen(world, layer, facts) {
+                return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
+            }
+        }
+    }
+    snapshot.memory.as_ref().map_or(Ok(()), |memory| check_memory(world, memory))?;
+    snapshot.variables.as_ref().map_or(Ok(()), |kept| variables::check(world, kept))
+}
+
+fn check_memory(world: &World, memory: &MemoryImage) -> Result<(), Refusal> {
+    match world.memory_images.get(&memory.path) {
+        None => Err(Refusal::ImageMissing(memory.path.clone())),
+        Some(bytes) if *bytes != memory.bytes => {
+            let problem = format!("it has {bytes} bytes, not {}", memory.bytes);
+            Err(Refusal::ImageChanged { path: memory.path.clone(), problem })
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// Every layer that the snapshot reads must exist, lie on the one that the catalog says, and hold nobody else's content.
@@ -282,14 +300,7 @@ fn decide_start(
     };
     let disks = parts.iter().map(Part::pointed).collect();
     let Some(memory) = &snapshot.memory else { return Ok(Some(Start { from_memory: None, paused, disks })) };
-    match world.memory_images.get(&memory.path) {
-        None => return Err(Refusal::ImageMissing(memory.path.clone())),
-        Some(bytes) if *bytes != memory.bytes => {
-            let problem = format!("it has {bytes} bytes, not {}", memory.bytes);
-            return Err(Refusal::ImageChanged { path: memory.path.clone(), problem });
-        }
-        Some(_) => {}
-    }
+    check_memory(world, memory)?;
     let from_memory = Some(StartFromMemory { snapshot: snapshot.id, path: memory.path.clone() });
     Ok(Some(Start { from_memory, paused, disks }))
 }

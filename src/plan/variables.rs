@@ -96,7 +96,7 @@ pub(super) fn of_new_vm(
     Ok(Some((to.clone(), Step::CopyVariables { from: kept.path.clone(), to })))
 }
 
-fn check(world: &World, kept: &KeptVariables) -> Result<(), Refusal> {
+pub(super) fn check(world: &World, kept: &KeptVariables) -> Result<(), Refusal> {
     match world.variables.get(&kept.path) {
         None => Err(Refusal::ImageMissing(kept.path.clone())),
         Some(bytes) if *bytes != kept.bytes => Err(Refusal::ImageChanged {

@@ -21,10 +21,9 @@ impl Store {
             if request::find(transaction, key.as_ref())?.is_some() {
                 return snapshot::read(transaction, id);
             }
-            let Some(snapshot) = snapshot::read(transaction, id)? else { return Ok(None) };
-            let event = |after: &Snapshot| of_edit(&edit, after, &cause);
-            let snapshot = snapshot.edited(edit.clone())?;
-            event::insert(transaction, &event(&snapshot))?;
+            let Some(before) = snapshot::read(transaction, id)? else { return Ok(None) };
+            let snapshot = before.edited(edit.clone())?;
+            event::insert_all(transaction, of_edit(&edit, &before, &snapshot, &cause))?;
             snapshot::write(transaction, &snapshot)?;
             request::remember(transaction, key.as_ref(), Answer::Edit(id), cause.at.as_millisecond())?;
             Ok(Some(snapshot))

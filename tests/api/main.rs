@@ -17,6 +17,7 @@ mod check;
 mod client;
 mod clones;
 mod controller;
+mod declare;
 mod differences;
 mod edit;
 mod elsewhere;

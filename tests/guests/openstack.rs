@@ -171,8 +171,14 @@ fn written_on(openstack: &Openstack, client: &Client, vm: &str) {
     openstack.said("volume snapshot set --no-property renamed");
     assert!(shown()["properties"].as_object().is_none_or(serde_json::Map::is_empty));
     openstack.said("volume snapshot set --state available renamed");
-    openstack.refused("volume snapshot set --state error renamed", "");
-    assert_eq!(openstack.json("volume snapshot show renamed")["status"], "available");
+    for state in ["error", "available"] {
+        openstack.said(&format!("volume snapshot set --state {state} renamed"));
+        assert_eq!(openstack.json("volume snapshot show renamed")["status"], state);
+        assert_eq!(openstack.column(&format!("volume snapshot list --status {state}"), "Name")[0], "renamed");
+    }
+    openstack.refused("volume snapshot set --state deleting renamed", "nobody can declare it deleting");
+    client.json(&["snapshot", "set", &format!("{vm}/renamed"), "--project", "p-1"]);
+    assert_eq!(openstack.column("volume snapshot list --project p-1", "Name"), ["renamed"]);
 }
 
 /// `volume create --snapshot`.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{Operation, OperationId, Request, VmId};
+use vmsnap::model::{Declaration, Declared, Operation, OperationId, Request, Snapshot, VmId};
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, SpeedPolicy};
 
@@ -115,6 +115,17 @@ impl Life {
                 pass_time().await;
             }
             Some(task.await.unwrap())
+        })
+    }
+
+    /// A person declares a snapshot READY, or in ERROR.
+    #[allow(dead_code, reason = "not every test has a person")]
+    pub fn declare(&self, name: &str, what: Declared) -> Result<Snapshot, OpsError> {
+        let asked = Asked { by: "test".to_owned(), key: None, validate_only: false };
+        let declaration = Declaration { what, by: "test".to_owned(), generation: None };
+        self.runtime.block_on(async {
+            let id = self.engine.find_snapshot(name, None).await?.id;
+            self.engine.declare_snapshot(id, declaration, asked).await
         })
     }
 

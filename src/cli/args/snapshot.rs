@@ -38,6 +38,17 @@ pub(in crate::cli) enum SnapshotVerb {
         #[arg(value_name = "HOLD")]
         name: String,
     },
+    /// Declare a snapshot READY or in ERROR, after a look at it. READY only if all that it reads is as recorded
+    ResetState {
+        #[command(flatten)]
+        which: Which,
+        /// What it is
+        #[arg(value_enum)]
+        state: DeclaredState,
+        /// Only if it is as it was seen: the etag of 'snapshot show -o json'
+        #[arg(long, default_value = "", value_name = "ETAG")]
+        etag: String,
+    },
     /// List what happened to a snapshot, newest first
     Events {
         #[command(flatten)]
@@ -177,6 +188,14 @@ pub(in crate::cli) enum State {
     Deleting,
     Error,
     Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum DeclaredState {
+    /// It reads what it should
+    Ready,
+    /// It does not: nobody can go back to it, or clone it
+    Error,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -31,7 +31,9 @@ pub(super) fn judge(grounds: &Grounds<'_>, of: &SnapshotManifest) -> Judgement {
     let error = |why: String| judgement(SnapshotState::Error, Reason::ImageChanged, why);
     match of.snapshot.state {
         // Somebody has given it up, and how its files were then is not known any more.
-        SnapshotState::Error | SnapshotState::Lost if of.snapshot.is_given_up() => {
+        SnapshotState::Error | SnapshotState::Lost
+            if of.snapshot.is_given_up() && !of.snapshot.is_only_declared() =>
+        {
             return Judgement { state: SnapshotState::Error, trouble: of.snapshot.trouble.clone() };
         }
         SnapshotState::Deleting => {
@@ -42,6 +44,9 @@ pub(super) fn judge(grounds: &Grounds<'_>, of: &SnapshotManifest) -> Judgement {
     }
     if let Err(why) = check(grounds, of) {
         return error(why);
+    }
+    if of.snapshot.is_only_declared() {
+        return Judgement { state: SnapshotState::Error, trouble: of.snapshot.trouble.clone() };
     }
     match absence(grounds.evidence, grounds.tree, of) {
         Some(why) => judgement(SnapshotState::Lost, Reason::VmNotFound, why),

@@ -184,7 +184,8 @@ impl<'a> Merged<'a> {
     fn damaged(&self, tree: &LayerTree) -> Vec<SnapshotId> {
         let is_damaged = |snapshot: &&Snapshot| {
             snapshot.disks.iter().any(|disk| !self.is_sound(tree, disk.layer))
-                && !matches!(snapshot.state, SnapshotState::Error | SnapshotState::Deleting)
+                && (snapshot.is_only_declared()
+                    || !matches!(snapshot.state, SnapshotState::Error | SnapshotState::Deleting))
         };
         tree.snapshots.iter().filter(is_damaged).map(|snapshot| snapshot.id).collect()
     }

@@ -15,8 +15,13 @@ async fn a_state_is_what_is() {
     let action = format!("{path}/action");
     let declare = |status: &str| json!({ "os-reset_status": { "status": status } });
     cinder.ok("POST", &action, declare("available"), 202).await;
-    let refused = cinder.http.ask("POST", &action, &declare("error")).await;
-    assert_eq!(refused.status, 501, "{}", refused.text);
+    cinder.ok("POST", &action, declare("error"), 202).await;
+    assert_eq!(cinder.get(&path).await["snapshot"]["status"], "error");
+    let revert = json!({ "revert": { "snapshot_id": id(&made) } });
+    let volume = cinder.disk("vda").await;
+    let refused = cinder.http.ask("POST", &format!("/v3/volumes/{volume}/action"), &revert).await;
+    assert_fault(&refused, 400, "badRequest", "in ERROR");
+    cinder.ok("POST", &action, declare("available"), 202).await;
     for status in ["creating", "deleting", "error_deleting"] {
         let refused = cinder.http.ask("POST", &action, &declare(status)).await;
         assert_fault(

@@ -2,6 +2,7 @@
 //! it should, what cannot be vouched for is in ERROR or LOST with the reason, and later operations keep it so.
 
 mod conflicts;
+mod declared;
 mod gone;
 mod unwritten;
 

@@ -90,6 +90,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Lets it be in a state. One that is READY has no trouble any more.
+    pub fn enter(&mut self, state: SnapshotState) {
+        self.state = state;
+        if state == SnapshotState::Ready {
+            self.trouble = None;
+        }
+    }
+
     /// Its VM. None if it is of a volume that no VM had.
     #[must_use]
     pub fn of_vm(&self) -> Option<VmId> {
@@ -103,17 +111,25 @@ impl Snapshot {
         self.state == SnapshotState::Lost && self.trouble.as_ref().is_none_or(by_vm)
     }
 
-    /// Whether it is in ERROR for no other reason than that somebody has declared it.
+    /// Whether it is in ERROR for no other reason than that somebody has said so: what it reads may be as it was.
     #[must_use]
     pub fn is_only_declared(&self) -> bool {
         let by_word = |why: &Failure| why.reason == Reason::Declared;
         self.state == SnapshotState::Error && self.trouble.as_ref().is_some_and(by_word)
     }
 
-    /// Whether it is known that it does not read what it should: somebody has said so.
+    /// Whether it is known that it does not read what it should.
     #[must_use]
     pub fn is_given_up(&self) -> bool {
-        self.state == SnapshotState::Error || (self.state == SnapshotState::Lost && !self.has_left())
+        let is_in_error = self.state == SnapshotState::Error && !self.is_only_declared();
+        is_in_error || (self.state == SnapshotState::Lost && !self.has_left())
+    }
+
+    /// Whether it is LOST because a file was not there when somebody gave it up: the file may come back.
+    #[must_use]
+    pub fn misses_a_file(&self) -> bool {
+        let by_file = |why: &Failure| why.reason == Reason::ImageMissing;
+        self.state == SnapshotState::Lost && self.trouble.as_ref().is_some_and(by_file)
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::layer::Layer;
 use crate::model::vm::{Attachment, DiskView, Format, ImageFacts, RunState};
-use crate::model::{CloneState, Difference, DifferenceKind, LayerId, Reason, Snapshot, Volume};
+use crate::model::{CloneState, Difference, DifferenceKind, LayerId, LayerTree, Reason, Snapshot, Volume};
 
 use super::resolve::{actions, damaged_by_merge, is_explained_by_merge, owner_elsewhere};
 use super::{Refusal, World, check_disk};
@@ -178,7 +178,8 @@ fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
     let (kind, words) = match world.images.get(path) {
         None => not_usable(world, path),
         Some(facts) => {
-            let wrong = wrong_backing(world, layer, facts).or_else(|| not_as_seen(world, layer, facts))?;
+            let wrong = wrong_backing(&world.tree, layer, facts)
+                .or_else(|| not_as_seen(&world.tree, layer, facts))?;
             (DifferenceKind::ImageChanged, format!("{}: {wrong}", path.display()))
         }
     };
@@ -186,12 +187,15 @@ fn of_layer(world: &World, layer: &Layer) -> Option<Difference> {
     Some(Difference { snapshots: world.tree.readers(layer.id), blocks: false, ..difference })
 }
 
-/// Whether only snapshots need a layer of which it is known that they do not read what they should.
+/// Whether only snapshots need a layer of which it is known that they do not read what they should. A file that is back is another
+/// matter: it may be what they miss.
 fn is_given_up(world: &World, layer: &Layer) -> bool {
     let tree = &world.tree;
     let reads = |top: LayerId| tree.chain(top).iter().any(|read| read.id == layer.id);
     let readers = tree.readers(layer.id);
-    let all_know = readers.iter().all(|id| tree.snapshot(*id).is_some_and(Snapshot::is_given_up));
+    let is_back = world.images.contains_key(&layer.path);
+    let knows = |snapshot: &Snapshot| snapshot.is_given_up() && !(is_back && snapshot.misses_a_file());
+    let all_know = readers.iter().all(|id| tree.snapshot(*id).is_some_and(knows));
     !readers.is_empty()
         && all_know
         && !tree.volumes.iter().any(|volume| reads(volume.active))
@@ -221,8 +225,8 @@ fn of_clones(world: &World) -> impl Iterator<Item = Difference> {
     })
 }
 
-pub(super) fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
-    let expected = layer.parent.and_then(|parent| world.tree.layers.get(&parent)).map(|parent| &parent.path);
+pub(super) fn wrong_backing(tree: &LayerTree, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+    let expected = layer.parent.and_then(|parent| tree.layers.get(&parent)).map(|parent| &parent.path);
     let actual = facts.backing.as_ref().map(|backing| &backing.path);
     // What lies below foreign images was never ours to know.
     if expected == actual || layer.format != facts.format || layer.format == Format::Raw {
@@ -233,13 +237,13 @@ pub(super) fn wrong_backing(world: &World, layer: &Layer, facts: &ImageFacts) ->
 }
 
 /// Held against how the last operation left the file. What the VM writes to may have any length.
-pub(super) fn not_as_seen(world: &World, layer: &Layer, facts: &ImageFacts) -> Option<String> {
+pub(super) fn not_as_seen(tree: &LayerTree, layer: &Layer, facts: &ImageFacts) -> Option<String> {
     let (seen, now) = (layer.seen?, facts.seen());
     if now.is_link != seen.is_link {
         let (was, is) = if now.is_link { ("a file", "a link") } else { ("a link", "a file") };
         return Some(format!("it was {was} and is {is} now: put the file back in its place"));
     }
-    if now.length != seen.length && !world.tree.is_active(layer.id) {
+    if now.length != seen.length && !tree.is_active(layer.id) {
         return Some(format!("it has {} bytes, not {}: bring it back as it was", now.length, seen.length));
     }
     if now.inode != seen.inode {

@@ -18,7 +18,7 @@ use crate::model::{
     VolumeId, VolumeName,
 };
 
-use super::check::not_as_seen;
+use super::check::{not_as_seen, wrong_backing};
 use super::revert::check_chain;
 use super::space::{Run, check_merges};
 use super::take::choose_disk;
@@ -80,6 +80,7 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
     if let Some(problem) = world.damaged.get(&image.path) {
         return Err(Refusal::ImageChanged { path: image.path, problem: problem.clone() });
     }
+    check_as_left(world, clone, &image)?;
     let run = Run::below(world, &image);
     check_merges(world, std::slice::from_ref(&run))?;
     let (copied, needed) = (run.held(world), run.growth(world));
@@ -116,6 +117,18 @@ pub fn flatten_volume(world: &World, clone: &ClonedVolume, request: &FlattenVolu
         // An image that stands alone cannot be made to lie on another one again.
         ..plan(steps, 1)
     })
+}
+
+/// An image that is written to is seen as it is then: what was wrong with it before would be hidden.
+fn check_as_left(world: &World, clone: &ClonedVolume, image: &ImageRef) -> Result<(), Refusal> {
+    let Some(tree) = world.clone_tree.as_ref().filter(|tree| tree.layer_at(&clone.path).is_some()) else {
+        return Ok(());
+    };
+    let (Some(layer), Some(facts)) = (tree.layer_at(&image.path), world.images.get(&image.path)) else {
+        return Ok(());
+    };
+    let problem = wrong_backing(tree, layer, facts).or_else(|| not_as_seen(tree, layer, facts));
+    problem.map_or(Ok(()), |problem| Err(Refusal::ImageChanged { path: image.path.clone(), problem }))
 }
 
 /// The image of the clone that lies on what others made: its own, or the lowest that its own snapshots hold.
@@ -190,7 +203,8 @@ impl<'a> Part<'a> {
         let base = world.tree.layers.get(&disk.layer).ok_or_else(missing)?;
         let chain = world.tree.chain(disk.layer);
         let facts = || chain.iter().filter_map(|layer| Some((layer, world.images.get(&layer.path)?)));
-        let changed = facts().find_map(|(layer, facts)| Some((layer, not_as_seen(world, layer, facts)?)));
+        let changed =
+            facts().find_map(|(layer, facts)| Some((layer, not_as_seen(&world.tree, layer, facts)?)));
         if let Some((layer, problem)) = changed {
             return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
         }

@@ -76,6 +76,8 @@ pub fn collapse(tree: &LayerTree, waits: impl Fn(&Layer) -> bool) -> Collapse {
     let ranges = starts.map(|base| range(&tree, base)).filter(|range| {
         let layers = range.layers().filter_map(|id| tree.layers.get(&id));
         layers.clone().all(|layer| layer.ownership == Ownership::Owned && !waits(layer))
+            // What lies on them is pointed elsewhere, and seen as it is then.
+            && !tree.children(range.merged.child).any(&waits)
             && !is_read_by_a_clone(&tree, range.merged.child)
     });
     Collapse { gone, ranges: ranges.collect() }
@@ -174,13 +176,15 @@ impl Range {
 impl Collapse {
     /// What may go from the world's tree once `changed` is what the catalog says of it.
     ///
-    /// What waits: images that are not there or not as they were left, for a merge would hide what is wrong with them; and
-    /// volumes that the VM has no disk for now.
+    /// What waits: images that are not there or not as they were left, and those below them, for a merge would hide what is wrong
+    /// with them; and volumes that the VM has no disk for now.
     #[must_use]
     pub fn of(world: &World, changed: &LayerTree) -> Self {
         let mut collapse = collapse(changed, |layer| {
             let is_as_left = world.images.get(&layer.path).is_some_and(|facts| {
-                wrong_backing(world, layer, facts).or_else(|| not_as_seen(world, layer, facts)).is_none()
+                wrong_backing(&world.tree, layer, facts)
+                    .or_else(|| not_as_seen(&world.tree, layer, facts))
+                    .is_none()
             });
             !is_as_left || disk_of(world, layer.volume).is_none()
         });

@@ -128,8 +128,8 @@ fn adopt_file(world: &World, difference: &Difference) -> Result<Plan, Refusal> {
     let is_other = now.inode != before.inode;
     let mut same = facts.clone();
     same.identity.inode = before.inode;
-    let is_only_that =
-        wrong_backing(world, layer, facts).is_none() && not_as_seen(world, layer, &same).is_none();
+    let is_only_that = wrong_backing(&world.tree, layer, facts).is_none()
+        && not_as_seen(&world.tree, layer, &same).is_none();
     if !is_other || !is_only_that {
         return Err(no_way());
     }

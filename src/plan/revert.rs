@@ -237,7 +237,7 @@ pub(super) fn check_whole(world: &World, snapshot: &Snapshot) -> Result<(), Refu
         for layer in world.tree.chain(disk.layer) {
             let facts = world.images.get(&layer.path);
             let facts = facts.ok_or_else(|| Refusal::ImageMissing(layer.path.clone()))?;
-            if let Some(problem) = not_as_seen(world, layer, facts) {
+            if let Some(problem) = not_as_seen(&world.tree, layer, facts) {
                 return Err(Refusal::ImageChanged { path: layer.path.clone(), problem });
             }
         }

@@ -43,6 +43,22 @@ async fn a_linked_clone_holds_its_layer_until_it_is_flattened() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// What a clone's own snapshot holds is not as it was: to write to it would hide that.
+#[tokio::test]
+async fn nothing_is_flattened_that_differs() {
+    let node = Node::start();
+    node.take("one").await;
+    succeed(&node, "volume clone web/one --disk vda --to copy --name mine").await;
+    succeed(&node, "volume snapshot create kept --volume mine").await;
+    let kept = json(&node, "snapshot show kept").await["snapshot"].take();
+    let file = kept["disks"][0]["path"].as_str().unwrap().to_owned();
+    node.sim.someone_replaces(file.as_ref());
+    let refused = run(&node, "volume flatten mine").await;
+    assert!(refused.code == 6 && refused.stderr.contains("another file stands there"), "{refused:?}");
+    let refused = run(&node, "volume clone kept --to again").await;
+    assert!(refused.code == 6 && refused.stderr.contains("another file stands there"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_vm_is_deployed_and_its_volumes_are_its_own() {
     let node = Node::start();

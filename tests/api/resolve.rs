@@ -341,6 +341,50 @@ async fn a_snapshot_that_is_given_up_and_comes_back() {
     assert_eq!(node.read(1), [20, 20]);
 }
 
+/// It comes back as a copy: that it reads the same is somebody's word, and he has to have a way to give it.
+#[tokio::test]
+async fn a_snapshot_that_is_given_up_and_comes_back_as_a_copy() {
+    let (node, file) = with_a_branch().await;
+    node.sim.someone_moves(&file, "/images/aside".as_ref());
+    let id = only(&node, "IMAGE_MISSING", &["mark-lost"]).await;
+    succeed(&node, &format!("vm resolve web {id} --mark-lost --yes")).await;
+    node.sim.someone_moves("/images/aside".as_ref(), &file);
+    node.sim.someone_replaces(&file);
+    let id = only(&node, "IMAGE_CHANGED", &["adopt"]).await;
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+    until(&node, "dead", "READY").await;
+    succeed(&node, "snapshot revert web/dead --yes").await;
+    assert_eq!(node.read(1), [20, 20]);
+}
+
+/// The layer below one that is not as it was is not merged: what lies on it would be pointed elsewhere, and seen as it is then.
+#[tokio::test]
+async fn no_merge_hides_what_differs() {
+    for act in [SimHost::someone_truncates, SimHost::someone_replaces] {
+        let node = Node::start();
+        for (value, name) in [(10, "one"), (20, "two"), (30, "three")] {
+            node.write(1, value);
+            node.take(name).await;
+        }
+        succeed(&node, "snapshot revert web/two --yes").await;
+        let three = file_of(&node, "three").await;
+        act(&node.sim, &three);
+        let differs = async || differences(&node, "vm check web").await;
+        let before = differs().await;
+        assert_eq!(before.len(), 1, "{before:?}");
+        succeed(&node, "snapshot delete web/one --yes").await;
+        assert_eq!(differs().await, before);
+        let refused = run(&node, "volume clone web/three --disk vda --to copy").await;
+        assert!(refused.code == 6 && refused.stderr.contains("IMAGE_CHANGED"), "{refused:?}");
+        // What waited goes when that is settled.
+        succeed(&node, "snapshot delete web/three --yes").await;
+        succeed(&node, "snapshot revert web/two --yes").await;
+        assert_eq!(node.read(1), [20, 20]);
+        assert_eq!(run(&node, "vm check web").await.code, 0);
+        assert_eq!(node.sim.violations(), Vec::<String>::new());
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_was_cut_is_no_way_back() {
     let (node, file) = with_a_branch().await;

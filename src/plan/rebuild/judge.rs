@@ -31,9 +31,7 @@ pub(super) fn judge(grounds: &Grounds<'_>, of: &SnapshotManifest) -> Judgement {
     let error = |why: String| judgement(SnapshotState::Error, Reason::ImageChanged, why);
     match of.snapshot.state {
         // Somebody has given it up, and how its files were then is not known any more.
-        SnapshotState::Error | SnapshotState::Lost
-            if of.snapshot.is_given_up() && !of.snapshot.is_only_declared() =>
-        {
+        SnapshotState::Error | SnapshotState::Lost if of.snapshot.is_given_up() => {
             return Judgement { state: SnapshotState::Error, trouble: of.snapshot.trouble.clone() };
         }
         SnapshotState::Deleting => {

@@ -87,7 +87,7 @@ pub(super) async fn reset_state(
     violations.required("snapshot", &message.snapshot);
     violations.check()?;
     let what = what.expect("a state that is none of these was refused");
-    let edit = Edit::Declare(Declaration { what, by: asked.by.clone(), generation });
+    let edit = Edit::Declare(Declaration { what, by: asked.by.clone(), generation, at: Timestamp::now() });
     let snapshot = api.edit(&reach, (&message.snapshot, &message.vm), edit, asked).await?;
     Ok(answered(v1::ResetSnapshotStateResponse { snapshot: Some(snapshot) }))
 }

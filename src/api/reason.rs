@@ -66,6 +66,7 @@ pub fn of(reason: Reason) -> (v1::Reason, Code) {
         Reason::ScheduleExists => (v1::Reason::ScheduleExists, Code::AlreadyExists),
         Reason::ScheduleRunning => (v1::Reason::ScheduleRunning, Code::FailedPrecondition),
         Reason::ScheduleLimit => (v1::Reason::ScheduleLimit, Code::FailedPrecondition),
+        Reason::Abandoned => (v1::Reason::Abandoned, Code::FailedPrecondition),
         Reason::Declared => (v1::Reason::Declared, Code::FailedPrecondition),
         Reason::RetentionMinimum => (v1::Reason::RetentionMinimum, Code::FailedPrecondition),
         Reason::NameAmbiguous => (v1::Reason::AmbiguousName, Code::FailedPrecondition),

@@ -23,7 +23,7 @@ impl LayerTree {
                 }
                 self.change_snapshot(*snapshot, |snapshot| {
                     snapshot.disks.clone_from(disks);
-                    snapshot.state = SnapshotState::Ready;
+                    snapshot.enter(SnapshotState::Ready);
                     // One that is taken out of another is as good as that one, whatever was learned.
                     snapshot
                         .consistency
@@ -41,7 +41,7 @@ impl LayerTree {
                 if *is_current {
                     self.current = Some(*snapshot);
                 }
-                self.change_snapshot(*snapshot, |snapshot| snapshot.state = SnapshotState::Ready);
+                self.change_snapshot(*snapshot, |snapshot| snapshot.enter(SnapshotState::Ready));
             }
             CatalogChange::LayersMerged { merged } => {
                 for merged in merged {

@@ -8,6 +8,8 @@
 //!   ERROR, for another reason                 for good: what it reads is not known, and no word changes that
 //! ```
 
+use jiff::Timestamp;
+
 use super::edit::EditRefusal;
 use super::operation::{Failure, Reason};
 use super::snapshot::{Snapshot, SnapshotState};
@@ -21,6 +23,8 @@ pub struct Declaration {
     pub by: String,
     /// The generation of the snapshot that he has seen; None not to check.
     pub generation: Option<u64>,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What can be said of one.
@@ -48,8 +52,8 @@ impl Snapshot {
             }
             (SnapshotState::Error, Declared::Ready) => {
                 self.check_only_declared()?;
-                self.trouble = None;
-                self.state = SnapshotState::Ready;
+                self.check_lasts(declaration.at)?;
+                self.enter(SnapshotState::Ready);
                 Ok(true)
             }
             (
@@ -67,7 +71,16 @@ impl Snapshot {
         match &self.trouble {
             _ if self.is_only_declared() => Ok(()),
             Some(trouble) => Err(EditRefusal::NotKnown(trouble.message.clone())),
+            // An older program wrote no more.
             None => Err(EditRefusal::NotKnown("an operation on it was abandoned".to_owned())),
+        }
+    }
+
+    /// That it is not deleted as soon as it is READY.
+    fn check_lasts(&self, now: Timestamp) -> Result<(), EditRefusal> {
+        match self.expires_at {
+            Some(expires_at) if expires_at <= now => Err(EditRefusal::Expired(expires_at)),
+            Some(_) | None => Ok(()),
         }
     }
 }

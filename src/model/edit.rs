@@ -115,6 +115,8 @@ pub enum EditRefusal {
     NotNow(SnapshotState),
     #[error("what the snapshot reads is not known any more: {0}")]
     NotKnown(String),
+    #[error("the snapshot has expired at {0}: it would be deleted at once")]
+    Expired(Timestamp),
     #[error("the snapshot was changed since: it is at etag {actual}")]
     EtagMismatch { actual: u64 },
     #[error("the snapshot has a hold {0} already")]
@@ -145,7 +147,7 @@ impl EditRefusal {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NotNow(_) => Reason::SnapshotNotReady,
+            Self::NotNow(_) | Self::Expired(_) => Reason::SnapshotNotReady,
             Self::NotKnown(_) => Reason::ImageChanged,
             Self::EtagMismatch { .. } | Self::NotExpired(_) => Reason::EtagMismatch,
             Self::HoldExists(_) => Reason::HoldExists,
@@ -162,6 +164,7 @@ impl EditRefusal {
             Self::NotNow(SnapshotState::Lost) => {
                 "it is READY by itself when what it needs is back; 'vmsnap vm check' tells what is missing"
             }
+            Self::Expired(_) => "let it last with 'vmsnap snapshot set', --expire or --no-expire",
             Self::NotKnown(_) => {
                 "nobody's word changes that; 'vmsnap snapshot delete' leaves what others read"
             }

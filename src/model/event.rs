@@ -330,7 +330,10 @@ pub fn of_tree(before: &LayerTree, after: &LayerTree, cause: &Cause) -> Vec<Even
 pub fn of_snapshot(before: Option<&Snapshot>, after: Option<&Snapshot>, cause: &Cause) -> Option<Event> {
     let state = |snapshot: Option<&Snapshot>| snapshot.map(|snapshot| snapshot.state);
     let (from, to) = (state(before), state(after));
-    if from == to {
+    let trouble = |snapshot: Option<&Snapshot>| Some(snapshot?.trouble.as_ref()?.reason);
+    // What is in ERROR for another reason than before is worth a word.
+    let is_worse = to == Some(SnapshotState::Error) && trouble(before) != trouble(after);
+    if from == to && !is_worse {
         return None;
     }
     let snapshot = after.or(before)?;

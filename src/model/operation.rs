@@ -11,7 +11,7 @@ use super::cursor::Cursor;
 use super::ids::{LayerId, OperationId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::layer::LayerTree;
 use super::request::Request;
-use super::snapshot::Consistency;
+use super::snapshot::{Consistency, Snapshot, SnapshotState};
 use super::step::{CatalogChange, NewVm, Step};
 use super::vm::{Attachment, RunState};
 
@@ -188,6 +188,24 @@ impl Operation {
             | Step::MarkReverting { snapshot } => Some(*snapshot),
             _ => None,
         })
+    }
+
+    /// That nobody goes on with it, said of a snapshot that it was about. None if that is not in its midst: then it is what it is
+    /// without it.
+    #[must_use]
+    pub fn abandonment(&self, snapshot: &Snapshot) -> Option<Failure> {
+        let id = self.id;
+        let (reason, message) = match snapshot.state {
+            SnapshotState::Creating | SnapshotState::Deleting => {
+                (Reason::Abandoned, format!("operation {id}, which was about it, was abandoned"))
+            }
+            // Nothing was written to what it reads.
+            SnapshotState::Reverting => {
+                (Reason::Declared, format!("operation {id}, which was to go back to it, was abandoned"))
+            }
+            SnapshotState::Ready | SnapshotState::Error | SnapshotState::Lost => return None,
+        };
+        Some(Failure { reason, message, causes: Vec::new() })
     }
 
     /// The volumes that it makes.
@@ -376,6 +394,7 @@ pub enum Reason {
     ScheduleRunning,
     ScheduleLimit,
     Declared,
+    Abandoned,
     RetentionMinimum,
     NameAmbiguous,
     VmBusy,

@@ -76,7 +76,11 @@ pub(super) async fn on_volume(
         return Err(if action.starts_with("os-") { Fault::lacking(action) } else { no_action(action) });
     }
     let snapshot = value.get("snapshot_id").and_then(Value::as_str).unwrap_or_default();
-    let snapshot = find(&calls, &shared.making, snapshot).await?;
+    let snapshot = find_own(&calls, &shared.making, snapshot).await?;
+    if snapshot.volume != found.id {
+        let why = format!("{} is not a snapshot of volume {}.", snapshot.id.snapshot, found.id);
+        return Err(Fault::invalid_snapshot(&why));
+    }
     let call = |calls: Calls| {
         let (volume, snapshot) = (found.id.clone(), snapshot.id.snapshot.clone());
         async move {

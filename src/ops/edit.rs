@@ -37,9 +37,10 @@ impl Engine {
         if is_ready {
             let world = observe::observe(self, vm, None).await?;
             let snapshot = world.tree.snapshot(id).ok_or_else(gone)?;
-            // Who may not declare it learns that, and not what else is wrong.
-            snapshot.edited(edit.clone()).map_err(StoreError::Edit)?;
-            plan::declare_ready(&world, snapshot)?;
+            // Who may not declare it learns that, and not what else is wrong; and what is so needs no look.
+            if snapshot.edited(edit.clone()).map_err(StoreError::Edit)? != *snapshot {
+                plan::declare_ready(&world, snapshot)?;
+            }
         }
         self.edit_snapshot(id, edit, asked).await
     }

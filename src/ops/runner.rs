@@ -18,9 +18,8 @@ use tracing::Instrument;
 use crate::host::Link;
 use crate::model::operation::{OperationState, Reason};
 use crate::model::step::CatalogChange;
-use crate::model::{
-    Cause, Failure, Finding, Operation, Outcome, Request, ResolveDifference, Step, Turn, VmId,
-};
+use crate::model::window::Window;
+use crate::model::{Failure, Finding, Operation, Outcome, Request, ResolveDifference, Step, Turn, VmId};
 
 use super::board::{Command, Decision, Limit, Reporter};
 use super::gate::Permit;
@@ -146,7 +145,12 @@ impl Runner {
         if self.operation.cursor.state == OperationState::Failed {
             spans::failed();
         }
-        self.save().await;
+        if self.operation.was_abandoned {
+            self.save_as(Entry::Abandoned).await;
+            self.engine.settle_manifests();
+        } else {
+            self.save().await;
+        }
         self.engine.0.touched.note(self.operation.vm);
         // What was held up by the references that have gone now goes, too.
         if matches!(self.operation.request, Request::Collapse { .. }) {
@@ -327,7 +331,7 @@ impl Runner {
         let window = self.operation.window().filter(|window| window.has(turn));
         match window.filter(|_| self.is_fresh) {
             Some(window) if turn == Turn::Ensure(window.first) => {
-                let is_saved = self.save_as(|operation| operation.ahead(window)).await;
+                let is_saved = self.save_as(Entry::Ahead(window)).await;
                 self.is_ahead = is_saved;
                 is_saved
             }
@@ -344,16 +348,22 @@ impl Runner {
     /// daemon goes down first; see [`Self::wait_for_link`].
     async fn save(&mut self) -> bool {
         self.is_ahead = false;
-        self.save_as(Operation::clone).await
+        self.save_as(Entry::AsItStands).await
     }
 
-    /// [`Self::save`], of what `journaled` makes of it.
-    async fn save_as(&mut self, journaled: impl Fn(&Operation) -> Operation) -> bool {
+    /// [`Self::save`], as another entry.
+    async fn save_as(&mut self, entry: Entry) -> bool {
         self.operation.generation += 1;
         self.operation.updated_at = Timestamp::now();
         let mut failures = 0;
         loop {
-            match self.engine.0.store.save(journaled(&self.operation)).await {
+            let (store, operation) = (&self.engine.0.store, &self.operation);
+            let saved = match entry {
+                Entry::AsItStands => store.save(operation.clone()).await,
+                Entry::Ahead(window) => store.save(operation.ahead(window)).await,
+                Entry::Abandoned => store.abandon(operation.clone()).await,
+            };
+            match saved {
                 Ok(()) => break,
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -398,7 +408,7 @@ impl Runner {
                 Some(Command::Cancel) => {}
                 Some(Command::Limit(limit)) => refuse(limit),
                 Some(Command::Resolve(Decision { abandon, told })) => {
-                    self.go_on(abandon).await;
+                    self.go_on(abandon);
                     // Nobody may wait for it any more.
                     let _ = told.send(Ok(self.reporter.revision()));
                     return true;
@@ -407,33 +417,25 @@ impl Runner {
         }
     }
 
-    async fn go_on(&mut self, abandon: bool) {
+    fn go_on(&mut self, abandon: bool) {
         if abandon {
             self.operation.was_abandoned = self.operation.cursor.abandon();
-            self.mark_in_error().await;
             self.engine.0.captures_left.notify_one();
         } else {
             self.operation.cursor.retry();
             self.is_fresh = false;
         }
     }
+}
 
-    /// What an abandoned operation was about cannot be vouched for.
-    async fn mark_in_error(&self) {
-        for snapshot in self.operation.snapshots() {
-            let (id, actor) = (self.operation.id, self.operation.created_by.clone());
-            let cause = Cause { operation: Some(id), actor, at: Timestamp::now() };
-            let why = Failure {
-                reason: Reason::OperationStuck,
-                message: format!("operation {id}, which was about it, was abandoned"),
-                causes: Vec::new(),
-            };
-            if let Err(error) = self.engine.0.store.give_up(snapshot, why, cause).await {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(operation = %self.operation.id, error, "the snapshot cannot be marked");
-            }
-        }
-    }
+/// What the journal is to say of an operation.
+#[derive(Clone, Copy)]
+enum Entry {
+    AsItStands,
+    /// That all is under way that is done while its guest stands still.
+    Ahead(Window),
+    /// That nobody goes on with it: what it was in the midst of is in ERROR from then on.
+    Abandoned,
 }
 
 /// The limit is durable before anything keeps to it. What cannot be written down is not taken.

@@ -10,9 +10,7 @@ use crate::model::edit::EditRefusal;
 use crate::model::event::{Cause, of_snapshot, of_tree};
 use crate::model::step::CatalogChange;
 use crate::model::vm::Seen;
-use crate::model::{
-    Failure, Findings, Layer, LayerId, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume,
-};
+use crate::model::{Findings, Layer, LayerId, LayerTree, Snapshot, SnapshotId, SnapshotState, VmId, Volume};
 
 impl Store {
     /// What is known of a VM; an empty tree if nothing is.
@@ -86,23 +84,6 @@ impl Store {
     /// Puts a snapshot into a state. One that is not there stays so.
     pub async fn set_state(&self, id: SnapshotId, state: SnapshotState, cause: Cause) -> Result<()> {
         self.transact(move |transaction| set_state(transaction, id, state, &cause, |_| Ok(()))).await
-    }
-
-    /// What a snapshot reads is not known any more: it is in ERROR, and this is why, whatever was before. One that is not there
-    /// stays so.
-    pub async fn give_up(&self, id: SnapshotId, why: Failure, cause: Cause) -> Result<()> {
-        self.transact(move |transaction| {
-            let Some(before) = snapshot::read(transaction, id)? else { return Ok(()) };
-            let changed = Snapshot {
-                state: SnapshotState::Error,
-                trouble: Some(why.clone()),
-                generation: before.generation + 1,
-                ..before.clone()
-            };
-            snapshot::write(transaction, &changed)?;
-            event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), &cause))
-        })
-        .await
     }
 
     /// The snapshot is being deleted, unless it is held; with `is_expired`, unless its time is yet to come. Both may have
@@ -269,7 +250,7 @@ fn set_state(
     }
     check(&before)?;
     let mut changed = before.clone();
-    changed.state = state;
+    changed.enter(state);
     changed.generation += 1;
     snapshot::write(transaction, &changed)?;
     event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), cause))

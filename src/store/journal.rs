@@ -8,7 +8,7 @@ use super::{
     Prepared, Result, Store, StoreError, clone, event, from_json, outbox, snapshot, to_json, way_back,
 };
 use crate::model::event::{Cause, of_clone, of_expiry, of_operation, of_snapshot};
-use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, VmId};
+use crate::model::{ClonedVolume, Operation, OperationId, Snapshot, SnapshotState, VmId};
 
 /// What came of beginning an operation.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,13 +81,27 @@ impl Store {
 
     /// Makes the present state of an operation durable.
     pub async fn save(&self, operation: Operation) -> Result<()> {
+        self.transact(move |transaction| save(transaction, &operation)).await
+    }
+
+    /// [`Store::save`], of one that nobody goes on with: what it was in the midst of is in ERROR.
+    pub async fn abandon(&self, operation: Operation) -> Result<()> {
         self.transact(move |transaction| {
-            let before = read(transaction, operation.id)?;
-            tell(transaction, before.as_ref(), &operation)?;
-            if operation.cursor.has_ended() {
-                way_back::leave(transaction, operation.id)?;
+            for id in operation.snapshots() {
+                let Some(before) = snapshot::read(transaction, id)? else { continue };
+                let Some(why) = operation.abandonment(&before) else { continue };
+                let changed = Snapshot {
+                    state: SnapshotState::Error,
+                    trouble: Some(why),
+                    generation: before.generation + 1,
+                    ..before.clone()
+                };
+                snapshot::write(transaction, &changed)?;
+                let actor = operation.created_by.clone();
+                let cause = Cause { operation: Some(operation.id), actor, at: operation.updated_at };
+                event::insert_all(transaction, of_snapshot(Some(&before), Some(&changed), &cause))?;
             }
-            write(transaction, &operation)
+            save(transaction, &operation)
         })
         .await
     }
@@ -147,6 +161,15 @@ pub struct OperationFilter {
     pub only_open: bool,
     /// That are not about clones: see [`Request::makes_clones`](crate::model::Request::makes_clones).
     pub without_clones: bool,
+}
+
+fn save(transaction: &Transaction<'_>, operation: &Operation) -> Result<()> {
+    let before = read(transaction, operation.id)?;
+    tell(transaction, before.as_ref(), operation)?;
+    if operation.cursor.has_ended() {
+        way_back::leave(transaction, operation.id)?;
+    }
+    write(transaction, operation)
 }
 
 /// Tells what is new of an operation.

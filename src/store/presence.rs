@@ -58,8 +58,7 @@ impl Store {
             let lost = of_state(transaction, vm, SnapshotState::Lost)?;
             let lost: Vec<Snapshot> = lost.into_iter().filter(|lost| ids.contains(&lost.id)).collect();
             let change = |snapshot: &mut Snapshot| {
-                snapshot.state = SnapshotState::Ready;
-                snapshot.trouble = None;
+                snapshot.enter(SnapshotState::Ready);
             };
             move_all(transaction, vm, true, &lost, change, &cause)
         })

@@ -264,6 +264,7 @@ async fn reads_of_callers_that_have_gone_are_not_done() {
 }
 
 mod backup;
+mod declarations;
 mod events;
 mod fuzz;
 mod lists;

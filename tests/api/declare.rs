@@ -125,6 +125,52 @@ async fn what_somebody_has_merged_is_not_ready() {
     check_refused(&node, "is not known any more").await;
 }
 
+/// What differs is told, and settled as for any other: then it may be READY.
+#[tokio::test]
+async fn a_copy_of_its_file_is_adopted_first() {
+    let node = Node::start();
+    for (value, name) in [(10, "root"), (20, "one")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    succeed(&node, "snapshot revert web/root --yes").await;
+    succeed(&node, "snapshot reset-state web/one error").await;
+    node.sim.someone_replaces(&file_of(&node, "one").await);
+    check_refused(&node, "another file stands there").await;
+    let id = only(&node, "IMAGE_CHANGED", &["adopt"]).await;
+    succeed(&node, &format!("vm resolve web {id} --adopt --yes")).await;
+    succeed(&node, "snapshot reset-state web/one ready").await;
+    succeed(&node, "snapshot revert web/one --yes").await;
+    assert_eq!(node.read(1), [20, 20]);
+}
+
+/// A revert writes to nothing that its snapshot reads: who gives it up still has the snapshot.
+#[tokio::test]
+async fn the_snapshot_of_an_abandoned_revert_is_not_lost() {
+    let node = declared().await;
+    node.sim.reset_script();
+    node.strike(Method::Start, Mishap::Error(Complaint::Refused));
+    let revert = v1::RevertSnapshotRequest {
+        snapshot: "two".to_owned(),
+        vm: "web".to_owned(),
+        ..v1::RevertSnapshotRequest::default()
+    };
+    let begun = node.snapshots().revert_snapshot(revert).await.unwrap().into_inner();
+    let operation = begun.operation.unwrap().id;
+    assert_eq!(node.end_of(&operation).await.state(), v1::OperationState::Stuck);
+    succeed(&node, &format!("op resolve {operation} abandon --yes")).await;
+    node.end_of(&operation).await;
+    let two = shown(&node, "two").await;
+    assert_eq!(
+        (&two["state"], &two["error"]["reason"]),
+        (&"SNAPSHOT_STATE_ERROR".into(), &"REASON_DECLARED".into())
+    );
+    node.sim.reset_script();
+    succeed(&node, "snapshot reset-state web/two ready").await;
+    succeed(&node, "snapshot revert web/two --yes").await;
+    assert_eq!(node.read(1), [20, 20]);
+}
+
 /// What an operation has left half way stays in ERROR, also where somebody had declared it so before.
 #[tokio::test]
 async fn what_was_abandoned_is_not_ready() {
@@ -142,6 +188,7 @@ async fn what_was_abandoned_is_not_ready() {
     node.end_of(&operation).await;
     assert_eq!(state(&node, "one").await, "ERROR");
     check_refused(&node, "was abandoned").await;
+    assert_eq!(shown(&node, "one").await["error"]["reason"], "REASON_ABANDONED");
 }
 
 #[tokio::test]

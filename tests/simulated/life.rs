@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
@@ -122,7 +123,7 @@ impl Life {
     #[allow(dead_code, reason = "not every test has a person")]
     pub fn declare(&self, name: &str, what: Declared) -> Result<Snapshot, OpsError> {
         let asked = Asked { by: "test".to_owned(), key: None, validate_only: false };
-        let declaration = Declaration { what, by: "test".to_owned(), generation: None };
+        let declaration = Declaration { what, by: "test".to_owned(), generation: None, at: Timestamp::now() };
         self.runtime.block_on(async {
             let id = self.engine.find_snapshot(name, None).await?.id;
             self.engine.declare_snapshot(id, declaration, asked).await

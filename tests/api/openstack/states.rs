@@ -42,6 +42,28 @@ async fn a_state_is_what_is() {
     assert_fault(&lacking, 501, "notImplemented", "os-unmanage");
 }
 
+/// A volume goes back to a snapshot of its own, while no VM that runs has it; a VM's snapshot is gone back to as a whole.
+#[tokio::test]
+async fn a_volume_goes_back() {
+    let cinder = Cinder::start();
+    let [volume, other] = [cinder.disk("vda").await, cinder.disk("vdb").await];
+    cinder.node.write(1, 10);
+    let made = cinder.take("one").await;
+    succeed(&cinder.node, "snapshot create web whole").await;
+    cinder.node.write(1, 20);
+    cinder.node.sim.someone_stops(cinder.node.vm);
+    let revert = async |volume: &str, snapshot: &str| {
+        let body = json!({ "revert": { "snapshot_id": snapshot } });
+        cinder.http.ask("POST", &format!("/v3/volumes/{volume}/action"), &body).await
+    };
+    assert_fault(&revert(&other, id(&made)).await, 400, "badRequest", "is not a snapshot of volume");
+    let whole = cinder.get("/v3/snapshots/detail?name=whole.vda").await["snapshots"][0].take();
+    assert_fault(&revert(&volume, id(&whole)).await, 400, "badRequest", "which is changed as a whole");
+    let back = revert(&volume, id(&made)).await;
+    assert_eq!(back.status, 202, "{}", back.text);
+    assert_eq!(cinder.node.read(1), [10, 20]);
+}
+
 /// An empty name takes the one for people away, and the one that it has always stays.
 #[tokio::test]
 async fn an_empty_name() {

@@ -1,4 +1,4 @@
-//! How a run stands, written at each step. VMs of a run write to it at the same time.
+//! How a run stands, written at each step. VMs of a run write to it at the same time, each its own row.
 
 use jiff::Timestamp;
 use tokio::sync::Mutex;
@@ -13,12 +13,15 @@ use crate::store::Store;
 /// A run that is going.
 pub(super) struct Ledger {
     store: Store,
-    run: Mutex<ScheduleRun>,
+    /// As it began; how its VMs stand is in `vms`.
+    run: ScheduleRun,
+    vms: Vec<Mutex<RunVm>>,
 }
 
 impl Ledger {
     pub(super) fn new(store: Store, run: ScheduleRun) -> Self {
-        Self { store, run: Mutex::new(run) }
+        let vms = run.vms.iter().cloned().map(Mutex::new).collect();
+        Self { store, run, vms }
     }
 
     /// Writes how it stands with a VM, and what there is to tell.
@@ -28,22 +31,24 @@ impl Ledger {
         change: impl FnOnce(&mut RunVm),
         tell: impl FnOnce(&RunVm) -> Option<Event>,
     ) -> Result<RunVm> {
-        let mut run = self.run.lock().await;
-        let mut next = run.clone();
-        change(&mut next.vms[index]);
-        let vm = next.vms[index].clone();
-        let told = tell(&vm).into_iter().collect();
-        self.store.write_run(next.clone(), told).await?;
-        *run = next;
-        Ok(vm)
+        let mut vm = self.vms[index].lock().await;
+        let mut next = vm.clone();
+        change(&mut next);
+        let told = tell(&next);
+        self.store.write_run_vm(self.run.id, index, next.clone(), told).await?;
+        vm.clone_from(&next);
+        Ok(next)
     }
 
     /// All is over.
     pub(super) async fn end(&self) -> Result<()> {
-        let run = self.run.lock().await;
+        let mut run = self.run.clone();
+        for (vm, written) in run.vms.iter_mut().zip(&self.vms) {
+            vm.clone_from(&*written.lock().await);
+        }
         let now = Timestamp::now();
-        let ended = run.clone().ended(now);
+        let ended = run.ended(now);
         let told = of_run(&ended, &cause(actor(&ended.schedule), now));
-        Ok(self.store.write_run(ended, vec![told]).await?)
+        Ok(self.store.end_run(ended, told).await?)
     }
 }

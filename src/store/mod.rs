@@ -37,6 +37,7 @@ mod presence;
 mod query;
 mod request;
 mod schedule;
+mod schedule_run;
 mod schema;
 mod snapshot;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Schedules and their runs.
+//! Schedules, and how their runs begin. How runs go on is in `schedule_run`.
 //!
 //! A run is entered in the transaction that moves its schedule's clock on: none is begun twice, and none is forgotten.
 
@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
-use super::{Prepared, Result, Store, StoreError, event, from_json, parse, snapshot, to_json};
-use crate::model::event::{Cause, Event, Missed, ScheduleChange, of_missed_runs, of_run, of_schedule};
-use crate::model::schedule::{RunState, ScheduleWish};
-use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, Snapshot, VmId};
+use super::{Prepared, Result, Store, StoreError, event, from_json, parse, schedule_run, snapshot, to_json};
+use crate::model::event::{Cause, Missed, ScheduleChange, of_missed_runs, of_run, of_schedule};
+use crate::model::schedule::ScheduleWish;
+use crate::model::{Schedule, ScheduleId, ScheduleRun, Snapshot, VmId};
 
 /// A schedule, and where its clock stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -167,11 +167,12 @@ impl Store {
     ) -> Result<ScheduleRun> {
         self.transact(move |transaction| {
             if let Some(Answer::ScheduleRun(before)) = request::find(transaction, key.as_ref())? {
-                return read_run(transaction, before)?.ok_or(StoreError::ScheduleGone(run.schedule.id));
+                return schedule_run::read(transaction, before)?
+                    .ok_or(StoreError::ScheduleGone(run.schedule.id));
             }
             let id = run.schedule.id;
             let kept = read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))?;
-            if is_running(transaction, id)? {
+            if schedule_run::is_running(transaction, id)? {
                 return Err(StoreError::ScheduleRunning(kept.schedule.wish.name));
             }
             let run = ScheduleRun { count: kept.runs + 1, ..run };
@@ -181,15 +182,7 @@ impl Store {
                 event::insert(transaction, &of_missed_runs(&kept.schedule, missed, &cause))?;
             }
             event::insert(transaction, &of_run(&run, &cause))?;
-            transaction.run(
-                "INSERT INTO schedule_run (id, schedule, is_open, started_at, body) VALUES (?, ?, 1, ?, ?)",
-                params![
-                    run.id.to_string(),
-                    id.to_string(),
-                    run.started_at.as_millisecond(),
-                    to_json(&run, "run of a schedule")?,
-                ],
-            )?;
+            schedule_run::insert(transaction, &run)?;
             request::remember(
                 transaction,
                 key.as_ref(),
@@ -197,15 +190,6 @@ impl Store {
                 cause.at.as_millisecond(),
             )?;
             Ok(run)
-        })
-        .await
-    }
-
-    /// The run that the same request has begun before, as it is now. Asked first: its schedule may have another name by now.
-    pub async fn run_before(&self, key: RequestKey) -> Result<Option<ScheduleRun>> {
-        self.transact(move |transaction| match request::find(transaction, Some(&key))? {
-            Some(Answer::ScheduleRun(id)) => read_run(transaction, id),
-            Some(_) | None => Ok(None),
         })
         .await
     }
@@ -229,19 +213,6 @@ impl Store {
         .await
     }
 
-    /// Writes how a run stands, with what there is to tell of it.
-    pub async fn write_run(&self, run: ScheduleRun, told: Vec<Event>) -> Result<()> {
-        self.transact(move |transaction| {
-            let body = to_json(&run, "run of a schedule")?;
-            transaction.run(
-                "UPDATE schedule_run SET is_open = ?2, body = ?3 WHERE id = ?1",
-                params![run.id.to_string(), run.state == RunState::Running, body],
-            )?;
-            event::insert_all(transaction, told)
-        })
-        .await
-    }
-
     /// The snapshots that a schedule has of a VM, in the order that they were entered in.
     pub async fn snapshots_of_schedule(&self, schedule: ScheduleId, vm: VmId) -> Result<Vec<Snapshot>> {
         self.transact(move |transaction| {
@@ -250,48 +221,6 @@ impl Store {
             let rows = statement.query_map([schedule.to_string(), vm.to_string()], |row| row.get(0))?;
             let numbers: Vec<i64> = rows.collect::<rusqlite::Result<_>>()?;
             snapshot::read_numbered(transaction, &numbers)
-        })
-        .await
-    }
-
-    /// The runs that have not ended, the oldest first. One that cannot be read is told of, and holds up no other.
-    pub async fn open_runs(&self) -> Result<Vec<ScheduleRun>> {
-        self.read(|transaction| {
-            let sql = "SELECT body FROM schedule_run WHERE is_open = 1 ORDER BY rowid";
-            let mut statement = transaction.prepare_cached(sql)?;
-            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            let bodies: Vec<String> = rows.collect::<rusqlite::Result<_>>()?;
-            Ok(bodies.iter().filter_map(|body| legible(from_json(body, "run of a schedule"))).collect())
-        })
-        .await
-    }
-
-    /// A run as it stands.
-    pub async fn run(&self, id: ScheduleRunId) -> Result<Option<ScheduleRun>> {
-        self.read(move |transaction| read_run(transaction, id)).await
-    }
-
-    /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.
-    pub async fn runs(
-        &self,
-        schedule: ScheduleId,
-        before: Option<ScheduleRunId>,
-        limit: u32,
-    ) -> Result<(Vec<ScheduleRun>, u64)> {
-        self.read(move |transaction| {
-            let schedule = schedule.to_string();
-            let sql = "SELECT count(*) FROM schedule_run WHERE schedule = ?";
-            let total: i64 = transaction.row(sql, [&schedule], |row| row.get(0))?;
-            let mut statement = transaction.prepare_cached(
-                "SELECT body FROM schedule_run WHERE schedule = ?1
-                 AND (?2 IS NULL OR rowid < (SELECT rowid FROM schedule_run WHERE id = ?2)) ORDER BY rowid DESC LIMIT ?3",
-            )?;
-            // Ids are made of the time, and clocks go back.
-            let before = before.map(|id| id.to_string());
-            let rows =
-                statement.query_map(params![schedule, before, limit], |row| row.get::<_, String>(0))?;
-            let runs = rows.map(|row| from_json(&row?, "run of a schedule")).collect::<Result<_>>()?;
-            Ok((runs, total.unsigned_abs()))
         })
         .await
     }
@@ -305,29 +234,16 @@ fn read(transaction: &Transaction<'_>, id: ScheduleId) -> Result<Option<KeptSche
         })
         .optional()?;
     let Some((body, seen_until, runs)) = row else { return Ok(None) };
-    let sql = "SELECT body FROM schedule_run WHERE schedule = ? ORDER BY rowid DESC LIMIT 1";
-    let last: Option<String> = transaction.row(sql, [&id], |row| row.get(0)).optional()?;
     Ok(Some(KeptSchedule {
         schedule: from_json(&body, "schedule")?,
         seen_until: Timestamp::from_millisecond(seen_until).unwrap_or(Timestamp::UNIX_EPOCH),
         runs: runs.unsigned_abs(),
-        last_run: last.map(|body| from_json(&body, "run of a schedule")).transpose()?,
+        last_run: schedule_run::newest(transaction, &id)?,
     }))
 }
 
-fn read_run(transaction: &Transaction<'_>, id: ScheduleRunId) -> Result<Option<ScheduleRun>> {
-    let sql = "SELECT body FROM schedule_run WHERE id = ?";
-    let body: Option<String> = transaction.row(sql, [id.to_string()], |row| row.get(0)).optional()?;
-    body.map(|body| from_json(&body, "run of a schedule")).transpose()
-}
-
-fn is_running(transaction: &Transaction<'_>, schedule: ScheduleId) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM schedule_run WHERE schedule = ? AND is_open = 1)";
-    Ok(transaction.row(sql, [schedule.to_string()], |row| row.get(0))?)
-}
-
 /// What can be read; the rest is told of.
-fn legible<T>(read: Result<T>) -> Option<T> {
+pub(super) fn legible<T>(read: Result<T>) -> Option<T> {
     read.inspect_err(|error| {
         let error: &dyn std::error::Error = error;
         tracing::error!(error, "a schedule, or a run of one, cannot be read: it is passed over");

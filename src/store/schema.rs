@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x766d_736e;
 const STATEMENTS: usize = 128;
 
 /// Step `n` brings a file of version `n` to version `n + 1`.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8, V9];
 
 const V1: &str = "
 CREATE TABLE operation (
@@ -247,6 +247,23 @@ ALTER TABLE event ADD COLUMN schedule TEXT NOT NULL DEFAULT '';
 CREATE INDEX event_schedule ON event (schedule) WHERE schedule <> '';
 ";
 
+/// How a run stands with each VM. The body of the run itself has no VMs any more: one step of one VM is one small row. What cannot be
+/// read stays as it is, and is told when it is read.
+const V9: &str = "
+CREATE TABLE schedule_run_vm (
+    run         TEXT NOT NULL REFERENCES schedule_run (id) ON DELETE CASCADE,
+    position    INTEGER NOT NULL,
+    body        TEXT NOT NULL,
+    PRIMARY KEY (run, position)
+) STRICT, WITHOUT ROWID;
+INSERT INTO schedule_run_vm (run, position, body)
+    SELECT schedule_run.id, vm.key, vm.value
+    FROM schedule_run, json_each(iif(json_valid(schedule_run.body), schedule_run.body, '{}'), '$.vms') AS vm
+    WHERE vm.type = 'object';
+UPDATE schedule_run SET body = json_replace(body, '$.vms', json('[]'))
+    WHERE iif(json_valid(body), json_type(body, '$.vms'), '') = 'array';
+";
+
 /// The tables without which a plan would be wrong, and that have indexes.
 const PLANNED_BY: [&str; 4] = ["operation", "layer", "snapshot", "clone"];
 
@@ -344,6 +361,17 @@ fn version(connection: &Connection) -> Result<i64> {
 
 fn known_version() -> i64 {
     i64::try_from(MIGRATIONS.len()).expect("a handful of migrations")
+}
+
+/// The file of an earlier version.
+#[cfg(test)]
+pub(super) fn make_old(path: &Path, version: usize) {
+    let old = Connection::open(path).unwrap();
+    for migration in &MIGRATIONS[..version] {
+        old.execute_batch(migration).unwrap();
+    }
+    old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+    old.pragma_update(None, "user_version", i64::try_from(version).unwrap()).unwrap();
 }
 
 #[cfg(test)]

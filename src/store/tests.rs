@@ -270,3 +270,4 @@ mod fuzz;
 mod lists;
 mod lists_model;
 mod outbox;
+mod schedule_runs;

@@ -6,6 +6,7 @@
 
 use jiff::{SignedDuration, Timestamp, Zoned};
 
+use super::blackout;
 use crate::model::schedule::{CatchUp, CronPattern, Timing, Zone};
 
 /// A run that begins later than this was missed.
@@ -17,8 +18,8 @@ const CORRECTION: SignedDuration = SignedDuration::from_hours(1);
 /// Missed runs are counted up to so many.
 const COUNTED: u32 = 1000;
 
-/// Times in blackouts that are passed over, one after the other, before there are none to be found.
-const PASSED_OVER: u32 = 10_000;
+/// Blackouts that are hopped over, one after the other, before no time is found: of a day each, 27 years of them.
+const HOPS: u32 = 10_000;
 
 /// What is to be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,16 +56,16 @@ pub fn due(timing: &Timing, seen_until: Timestamp, now: Timestamp) -> Due {
     }
     let (count, last) = passed(timing, seen_until, now);
     let Some(last) = last else { return Due::Wait(next(timing, clock(seen_until, now))) };
-    if let Some(end) = blackout_at(timing, now) {
+    let free = free_from(timing, now);
+    if free != Some(now) {
         // It was due before.
-        return Due::Wait(Some(end));
+        return Due::Wait(free);
     }
     let is_on_time = now.duration_since(last) <= GRACE;
     if timing.catch_up == CatchUp::Skip && !is_on_time {
         return Due::Missed { count, last };
     }
-    let before = last.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(last);
-    let (missed, last_missed) = passed(timing, seen_until, before);
+    let (missed, last_missed) = passed(timing, seen_until, before(last));
     Due::Run { at: last, is_late: !is_on_time || missed > 0, missed, last_missed }
 }
 
@@ -77,14 +78,29 @@ pub fn clock(seen_until: Timestamp, now: Timestamp) -> Timestamp {
 /// The first time behind `after` at which a run is due.
 #[must_use]
 pub fn next(timing: &Timing, after: Timestamp) -> Option<Timestamp> {
+    let mut hops = HOPS;
+    next_within(timing, after, &mut hops)
+}
+
+/// [`next`] with so many hops at most, which are counted down.
+fn next_within(timing: &Timing, after: Timestamp, hops: &mut u32) -> Option<Timestamp> {
     let mut after = after;
-    for _ in 0..PASSED_OVER {
+    loop {
         let time = occurrence(&timing.cron, &timing.zone, after)?;
-        match blackout_at(timing, time) {
-            None => return Some(time),
-            // Its end is no blackout any more.
-            Some(end) => after = end.checked_sub(SignedDuration::from_nanos(1)).ok()?.max(time),
-        }
+        let Some(end) = blackout::end_of(timing, time) else { return Some(time) };
+        *hops = hops.checked_sub(1)?;
+        // Its end is no blackout any more.
+        after = before(end).max(time);
+    }
+}
+
+/// The last time up to `until` at which a run was due.
+fn latest(timing: &Timing, until: Timestamp) -> Option<Timestamp> {
+    let mut until = until;
+    for _ in 0..HOPS {
+        let time = previous(&timing.cron, &timing.zone, until)?;
+        let Some(begin) = blackout::begin_of(timing, time) else { return Some(time) };
+        until = before(begin);
     }
     None
 }
@@ -98,27 +114,35 @@ pub fn next_few(timing: &Timing, after: Timestamp, count: usize) -> Vec<Timestam
 /// The times behind `after` and up to `until`: how many, as far as they are counted, and the last.
 #[must_use]
 pub fn passed(timing: &Timing, after: Timestamp, until: Timestamp) -> (u32, Option<Timestamp>) {
-    let (mut count, mut last) = (0, None);
+    let (mut count, mut last, mut hops) = (0, None, HOPS);
     let mut at = after;
-    while let Some(time) = next(timing, at).filter(|time| *time <= until) {
+    while count < COUNTED
+        && let Some(time) = next_within(timing, at, &mut hops).filter(|time| *time <= until)
+    {
         (count, last, at) = (count + 1, Some(time), time);
-        if count == COUNTED {
-            let newest = previous(&timing.cron, &timing.zone, until);
-            let newest = newest.filter(|newest| blackout_at(timing, *newest).is_none());
-            return (count, newest.max(last));
-        }
     }
-    (count, last)
+    if count < COUNTED && hops > 0 {
+        return (count, last);
+    }
+    // The rest is not counted.
+    let newest = latest(timing, until).filter(|newest| *newest > after);
+    (count.max(u32::from(newest.is_some())), newest.max(last))
 }
 
-/// The end of the blackout that a time lies in.
-fn blackout_at(timing: &Timing, time: Timestamp) -> Option<Timestamp> {
-    let end = |blackout: &crate::model::schedule::Blackout| {
-        let begin = previous(&blackout.cron, &timing.zone, time)?;
-        let length = SignedDuration::from_millis(i64::try_from(blackout.duration_ms).ok()?);
-        begin.checked_add(length).ok().filter(|end| time < *end)
-    };
-    timing.blackouts.iter().filter_map(end).max()
+/// The first time from this one on that lies in no blackout.
+fn free_from(timing: &Timing, time: Timestamp) -> Option<Timestamp> {
+    let mut time = time;
+    for _ in 0..HOPS {
+        match blackout::end_of(timing, time) {
+            Some(end) => time = end,
+            None => return Some(time),
+        }
+    }
+    None
+}
+
+fn before(time: Timestamp) -> Timestamp {
+    time.checked_sub(SignedDuration::from_nanos(1)).unwrap_or(time)
 }
 
 fn occurrence(cron: &CronPattern, zone: &Zone, after: Timestamp) -> Option<Timestamp> {
@@ -126,12 +150,12 @@ fn occurrence(cron: &CronPattern, zone: &Zone, after: Timestamp) -> Option<Times
 }
 
 /// The last time up to `until`.
-fn previous(cron: &CronPattern, zone: &Zone, until: Timestamp) -> Option<Timestamp> {
+pub(super) fn previous(cron: &CronPattern, zone: &Zone, until: Timestamp) -> Option<Timestamp> {
     cron.cron().find_previous_occurrence(&local(zone, until), true).ok().map(|time| time.timestamp())
 }
 
 /// In whole seconds, as patterns are.
-fn local(zone: &Zone, time: Timestamp) -> Zoned {
+pub(super) fn local(zone: &Zone, time: Timestamp) -> Zoned {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_zoned(zone.time_zone().clone())
 }
 
@@ -196,6 +220,20 @@ mod tests {
         assert_eq!(times, [time("2026-11-27T07:30:00Z"), time("2026-11-27T18:00:00Z")]);
         timing.blackouts = vec![blackout("0 0 * * *", 25)];
         assert_eq!(next(&timing, time("2026-11-27T07:15:00Z")), None, "it is always in one");
+    }
+
+    /// Of what was missed the last is told, also where it lies before a blackout and thousands before it.
+    #[test]
+    fn the_last_that_was_missed_is_not_in_a_blackout() {
+        let mut timing = timing("30 * * * *", "");
+        timing.blackouts = vec![Blackout { cron: "0 8 * * *".parse().unwrap(), duration_ms: 10 * 3_600_000 }];
+        let (count, last) = passed(&timing, time("2026-01-01T00:00:00Z"), time("2026-11-27T18:10:00Z"));
+        assert_eq!((count, last), (COUNTED, Some(time("2026-11-27T07:30:00Z"))));
+        // Where there are more blackouts than are looked at, too: a minute of each but a second, save in the last hour of a day.
+        let mut timing = self::timing("* * * * *", "");
+        timing.blackouts = vec![Blackout { cron: "* 0-22 * * *".parse().unwrap(), duration_ms: 59_000 }];
+        let (count, last) = passed(&timing, time("2026-01-01T00:00:00Z"), time("2026-01-30T12:00:30Z"));
+        assert_eq!((count, last), (420, Some(time("2026-01-29T23:59:00Z"))));
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "cases read better by value")]

@@ -16,6 +16,7 @@ use crate::model::{
     VolumeId,
 };
 
+mod blackout;
 mod check;
 mod clone;
 mod collapse;

@@ -175,6 +175,12 @@ impl VmSelector {
             || (!self.account.is_empty() && written("account") == Some(&self.account))
     }
 
+    /// Whether what is written on VMs has to be known to say which it takes.
+    #[must_use]
+    pub fn goes_by_labels(&self) -> bool {
+        !self.labels.is_empty() || !self.account.is_empty()
+    }
+
     /// Whether it can take any VM at all.
     #[must_use]
     pub fn names_something(&self) -> bool {

@@ -165,8 +165,8 @@ impl Schedules {
     /// The VMs that a selector takes now, by name.
     pub async fn selected(&self, selector: &VmSelector) -> Result<Vec<VmSummary>> {
         let mut vms = self.0.engine.vms().await?;
-        let goes_by_labels = !selector.labels.is_empty() || !selector.account.is_empty();
-        let labels = if goes_by_labels { self.0.engine.labels(None).await? } else { HashMap::default() };
+        let labels =
+            if selector.goes_by_labels() { self.0.engine.labels(None).await? } else { HashMap::default() };
         let none = Labels::default();
         vms.retain(|vm| selector.takes(vm.id, &vm.name, labels.get(&vm.id).unwrap_or(&none)));
         vms.sort_by(|one, other| one.name.cmp(&other.name));

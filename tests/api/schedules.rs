@@ -3,6 +3,7 @@
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+use vmsnap::host::sim::Method;
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::preview_schedule_request::Subject;
 use vmsnap::proto::v1::schedule_service_client::ScheduleServiceClient;
@@ -394,6 +395,14 @@ async fn lists_are_filtered_ordered_and_paged() {
     check(of_vm("web"), "", &["a-db", "a-web", "b-acme"]).await;
     check(of_vm(&node.vm.to_string()), "", &["a-db", "a-web", "b-acme"]).await;
     check(of_vm("other"), "", &["b-other"]).await;
+    // The hypervisor is asked once for all schedules.
+    let asked = || [node.calls_of(Method::Vms), node.calls_of(Method::Labels)];
+    let before = asked();
+    let of_web = v1::ListSchedulesRequest { filter: Some(of_vm("web")), ..Default::default() };
+    let listed = node.schedules().list_schedules(of_web).await.unwrap().into_inner();
+    assert_eq!(listed.schedules.len(), 3);
+    let after = asked();
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [1, 1]);
     let next_run = v1::ListSchedulesRequest { order_by: "next_run_time".to_owned(), ..Default::default() };
     let next_run = node.schedules().list_schedules(next_run).await.unwrap().into_inner().schedules;
     assert_eq!(next_run[3].name, "b-acme", "one that rests comes last");

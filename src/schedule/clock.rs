@@ -7,10 +7,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Schedules, actor, cause};
-use crate::model::event::Missed;
+use crate::model::event::{Event, Missed, of_missed_runs};
 use crate::model::schedule::{RunState, RunVm};
 use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, VmId};
-use crate::ops::{Asked, Result};
+use crate::ops::{Asked, OpsError, Result};
 use crate::plan::due::{self, Due};
 use crate::store::KeptSchedule;
 
@@ -94,7 +94,6 @@ impl Schedules {
         }
         tokio::spawn(async move {
             if schedules.carry_through(run).await.is_some() {
-                schedules.pass_over(schedule).await;
                 schedules.going().remove(&id);
                 schedules.0.changed.notify_one();
             }
@@ -180,18 +179,18 @@ impl Schedules {
         Ok(Duration::ZERO)
     }
 
-    /// What was due while a run was going is not made up for.
-    async fn pass_over(&self, id: ScheduleId) {
-        let Ok(kept) = self.find(&id.to_string()).await else { return };
-        let now = Timestamp::now();
-        let (count, last) = due::passed(&kept.schedule.wish.timing, kept.seen_until, now);
-        let Some(last_due) = last.filter(|_| !kept.schedule.is_paused) else { return };
+    /// What to tell of what was due up to `now` while a run was going, if anything was: it is not made up for.
+    pub(super) async fn missed_meanwhile(&self, id: ScheduleId, now: Timestamp) -> Result<Option<Event>> {
+        let kept = match self.find(&id.to_string()).await {
+            Ok(kept) => kept,
+            Err(OpsError::NoSuchSchedule(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let schedule = &kept.schedule;
+        let (count, last) = due::passed(&schedule.wish.timing, kept.seen_until, now);
+        let Some(last_due) = last.filter(|_| !schedule.is_paused) else { return Ok(None) };
         let missed = Missed { count, last_due, why: "the run before was still going" };
-        let cause = cause(actor(&kept.schedule), now);
-        if let Err(error) = self.store().skip_runs(id, now, Some(missed), cause).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(schedule = %kept.schedule.wish.name, error, "missed runs were not noted");
-        }
+        Ok(Some(of_missed_runs(schedule, missed, &cause(actor(schedule), now))))
     }
 }
 

@@ -40,15 +40,16 @@ impl Ledger {
         Ok(next)
     }
 
-    /// All is over.
-    pub(super) async fn end(&self) -> Result<()> {
+    /// All is over; what was missed meanwhile is told with it, and not made up for.
+    pub(super) async fn end(&self, now: Timestamp, missed: Option<Event>) -> Result<()> {
         let mut run = self.run.clone();
         for (vm, written) in run.vms.iter_mut().zip(&self.vms) {
             vm.clone_from(&*written.lock().await);
         }
-        let now = Timestamp::now();
         let ended = run.ended(now);
+        let seen_until = missed.is_some().then_some(now);
         let told = of_run(&ended, &cause(actor(&ended.schedule), now));
-        Ok(self.store.end_run(ended, told).await?)
+        let told = [told].into_iter().chain(missed).collect();
+        Ok(self.store.end_run(ended, seen_until, told).await?)
     }
 }

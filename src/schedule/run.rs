@@ -50,7 +50,9 @@ impl Schedules {
         }
         let all = vms.join_all().await;
         all.into_iter().collect::<Option<Vec<()>>>()?;
-        noted(ledger.end().await)
+        let now = Timestamp::now();
+        let missed = noted(self.missed_meanwhile(run.schedule.id, now).await)?;
+        noted(ledger.end(now, missed).await)
     }
 }
 

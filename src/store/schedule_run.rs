@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
 use rusqlite::{Params, Transaction, params};
 
 use super::request::{self, Answer, RequestKey};
@@ -44,13 +45,24 @@ impl Store {
         .await
     }
 
-    /// Writes how a run has ended, with what there is to tell of it. Its VMs stay as they were written last.
-    pub async fn end_run(&self, run: ScheduleRun, told: Event) -> Result<()> {
+    /// Writes how a run has ended, with what there is to tell of it. Its VMs stay as they were written last. With it its schedule's
+    /// clock goes on: whoever is cut off here neither makes up for what was due meanwhile nor forgets to tell of it.
+    pub async fn end_run(
+        &self,
+        run: ScheduleRun,
+        seen_until: Option<Timestamp>,
+        told: Vec<Event>,
+    ) -> Result<()> {
         self.transact(move |transaction| {
             let (id, is_open) = (run.id.to_string(), run.state == RunState::Running);
             let sql = "UPDATE schedule_run SET is_open = ?2, body = ?3 WHERE id = ?1";
             transaction.run(sql, params![id, is_open, body(&run)?])?;
-            event::insert(transaction, &told)
+            // Somebody may have set it further since it was looked at.
+            let sql = "UPDATE schedule SET seen_until = max(seen_until, ?2) WHERE id = ?1";
+            if let Some(seen_until) = seen_until {
+                transaction.run(sql, params![run.schedule.id.to_string(), seen_until.as_millisecond()])?;
+            }
+            event::insert_all(transaction, told)
         })
         .await
     }

@@ -5,16 +5,21 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::Link;
+use vmsnap::host::sim::{self, Fault, Method, Mishap, Moment, Trigger};
+use vmsnap::model::event::EventKind;
 use vmsnap::model::schedule::{
-    CatchUp, Retention, RunState, ScheduleLimits, ScheduleWish, SnapshotTemplate, Timing, VmSelector,
+    CatchUp, Retention, RunStage, RunState, RunVm, ScheduleLimits, ScheduleWish, SnapshotTemplate, Timing,
+    VmSelector,
 };
 use vmsnap::model::snapshot::Owner;
-use vmsnap::model::{Hold, Quiesce, Reason, ScheduleId, ScheduleRun, ScheduleRunId, Snapshot, SnapshotState};
+use vmsnap::model::{
+    Cause, Edit, Hold, Quiesce, Reason, ScheduleId, ScheduleRun, ScheduleRunId, Snapshot, SnapshotState,
+};
 use vmsnap::ops::{Asked, Engine};
 use vmsnap::schedule::Schedules;
 use vmsnap::store::KeptSchedule;
 
-use crate::simulated::{Scene, pass_time, settings};
+use crate::simulated::{Scene, pass_time, settings, submit};
 
 /// What only a broken engine does not do in time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,21 +27,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One life of the daemon. Dropping it is a crash.
 struct Life {
     runtime: Runtime,
+    engine: Engine,
     schedules: Schedules,
 }
 
 impl Life {
     fn start(scene: &Scene) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let schedules = runtime.block_on(async {
+        let (engine, schedules) = runtime.block_on(async {
             let settings = settings(scene.memory_compression);
             let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
             engine.recover().await.unwrap();
-            let schedules = Schedules::new(engine);
+            let schedules = Schedules::new(engine.clone());
             schedules.start();
-            schedules
+            (engine, schedules)
         });
-        Self { runtime, schedules }
+        Self { runtime, engine, schedules }
     }
 
     fn create(&self, wish: ScheduleWish) -> ScheduleId {
@@ -69,10 +75,50 @@ impl Life {
         })
     }
 
+    /// Somebody holds the oldest snapshot.
+    fn hold_oldest(&self, scene: &Scene) {
+        let oldest = scene.tree().snapshots[0].id;
+        let hold = Hold {
+            name: "audit".parse().unwrap(),
+            reason: String::new(),
+            created_at: Timestamp::now(),
+            created_by: String::new(),
+        };
+        let edited = scene.store.edit(oldest, Edit::AddHold(hold), None, by_test());
+        self.runtime.block_on(edited).unwrap();
+    }
+
+    /// So many steps.
+    fn pass(&self, steps: usize) {
+        self.runtime.block_on(async {
+            for _ in 0..steps {
+                pass_time().await;
+            }
+        });
+    }
+
+    /// Goes on until the only VM of the newest run is as wanted.
+    fn until(&self, schedule: ScheduleId, wanted: impl Fn(&RunVm) -> bool) -> RunVm {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let (runs, _) = self.runtime.block_on(self.schedules.runs(schedule, None, 1)).unwrap();
+            let vm = &runs.first().expect("one was begun").vms[0];
+            if wanted(vm) {
+                return vm.clone();
+            }
+            self.pass(1);
+        }
+        panic!("its VM does not come so far");
+    }
+
     fn run(&self, schedule: ScheduleId) -> ScheduleRun {
         self.begin(schedule);
         self.end(schedule, usize::MAX).expect("nobody dies")
     }
+}
+
+fn by_test() -> Cause {
+    Cause { operation: None, actor: "test".to_owned(), at: Timestamp::now() }
 }
 
 fn asked() -> Asked {
@@ -131,30 +177,19 @@ fn a_run_takes_and_lets_go() {
     }
     assert_eq!(names(&scene), ["r-2", "r-3"]);
     // One that is held is nobody's to prune.
-    let held = scene.tree().snapshots[0].id;
-    let by_audit = Hold {
-        name: "audit".parse().unwrap(),
-        reason: String::new(),
-        created_at: Timestamp::now(),
-        created_by: String::new(),
-    };
-    let cause = vmsnap::model::Cause { operation: None, actor: "test".to_owned(), at: Timestamp::now() };
-    life.runtime
-        .block_on(scene.store.edit(held, vmsnap::model::Edit::AddHold(by_audit), None, cause))
-        .unwrap();
+    life.hold_oldest(&scene);
     let pruned: Vec<u32> = (0..3).map(|_| life.run(schedule).pruned().0).collect();
     assert_eq!(pruned, [0, 1, 1]);
     assert_eq!(names(&scene), ["r-2", "r-5", "r-6"]);
 }
 
 /// The daemon dies after each step of a run: the next life ends it, as if nothing had been.
-#[test]
-fn a_run_whose_daemon_dies_at_any_moment_is_gone_on_with() {
+fn check_deaths(wish: &ScheduleWish) {
     let mut died = 0;
     for steps in 0.. {
         let scene = Scene::new();
         let first = Life::start(&scene);
-        let schedule = first.create(wish(last(1)));
+        let schedule = first.create(wish.clone());
         first.run(schedule);
         first.begin(schedule);
         let ended = first.end(schedule, steps);
@@ -170,6 +205,42 @@ fn a_run_whose_daemon_dies_at_any_moment_is_gone_on_with() {
         }
     }
     assert!(died >= 5, "it died {died} times only");
+}
+
+#[test]
+fn a_run_whose_daemon_dies_at_any_moment_is_gone_on_with() {
+    check_deaths(&wish(last(1)));
+}
+
+/// What was due while a run was going is told with its end, whenever the daemon dies: no run is made up for it.
+#[test]
+fn what_was_due_while_a_run_was_going_is_not_made_up_for() {
+    let long_ago: Timestamp = "2019-01-01T00:00:00Z".parse().unwrap();
+    for steps in 0.. {
+        let scene = Scene::new();
+        let first = Life::start(&scene);
+        let schedule = first.create(wish(last(2)));
+        first.begin(schedule);
+        // As if it had been going for years.
+        let set = scene.store.skip_runs(schedule, long_ago, None, by_test());
+        first.runtime.block_on(set).unwrap();
+        let ended = first.end(schedule, steps);
+        drop(first);
+        let second = Life::start(&scene);
+        second.end(schedule, usize::MAX).expect("nobody dies");
+        // It looks what is due.
+        second.pass(50);
+        let (runs, count) = second.runtime.block_on(second.schedules.runs(schedule, None, 9)).unwrap();
+        assert_eq!(count, 1, "after {steps} steps: {runs:?}");
+        let kept = second.runtime.block_on(second.schedules.find(&schedule.to_string())).unwrap();
+        assert!(kept.seen_until > kept.schedule.created_at, "after {steps} steps: {kept:?}");
+        let missed = scene.events().into_iter().filter(|event| event.kind == EventKind::ScheduleMissed);
+        let missed: Vec<String> = missed.map(|event| event.message).collect();
+        assert_eq!(missed.len(), 1, "after {steps} steps: {missed:?}");
+        if ended.is_some() {
+            break;
+        }
+    }
 }
 
 #[test]
@@ -231,6 +302,48 @@ fn a_hypervisor_that_is_away_is_waited_for() {
     let run = life.end(schedule, usize::MAX).expect("nobody dies");
     assert_eq!(run.state, RunState::Succeeded, "{run:?}");
     assert_eq!(names(&scene), ["r-1"]);
+}
+
+/// What is in the way passes by itself: another operation that the VM is busy with when its turn comes.
+#[test]
+fn a_vm_that_is_busy_is_waited_for() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(1)));
+    let held = sim::Hold::default();
+    let switch = Trigger::Call(scene.sim.next_call(Method::SwitchDisks));
+    scene.sim.add_fault(Fault { at: switch, moment: Moment::After, mishap: Mishap::Late(held.clone()) });
+    let by_hand = scene.create("by-hand", Quiesce::Off, false, &[]);
+    life.runtime.block_on(submit(&life.engine, scene.vm, by_hand, asked())).unwrap();
+    life.runtime.block_on(held.reached());
+    life.begin(schedule);
+    assert!(life.end(schedule, 100).is_none(), "it waits");
+    let vm = life.until(schedule, |_| true);
+    assert_eq!((vm.stage, vm.failure), (RunStage::Waiting, None));
+    held.release();
+    let run = life.end(schedule, usize::MAX).expect("nobody dies");
+    assert_eq!(run.state, RunState::Succeeded, "{run:?}");
+    assert_eq!(names(&scene), ["by-hand", "r-1"]);
+}
+
+/// What was to go is decided anew after each wait: it may be held by then.
+#[test]
+fn what_is_held_while_the_pruning_waits_stays() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let schedule = life.create(wish(last(1)));
+    life.run(schedule);
+    let oldest = scene.tree().snapshots[0].id;
+    life.begin(schedule);
+    life.until(schedule, |vm| vm.stage == RunStage::Pruning);
+    scene.sim.set_link(Link::Down("libvirtd is away".to_owned()));
+    assert!(life.end(schedule, 100).is_none(), "it waits");
+    assert_eq!(life.until(schedule, |_| true).doomed, [oldest], "it was to go");
+    life.hold_oldest(&scene);
+    scene.sim.set_link(Link::Up);
+    let run = life.end(schedule, usize::MAX).expect("nobody dies");
+    assert_eq!((run.state, run.pruned().0), (RunState::Succeeded, 0), "{run:?}");
+    assert_eq!(names(&scene), ["r-1", "r-2"]);
 }
 
 /// One that cannot be read holds up no other.

@@ -86,7 +86,7 @@ async fn step(store: &Store, run: &mut ScheduleRun, index: usize) {
 
 async fn end(store: &Store, run: ScheduleRun) -> ScheduleRun {
     let ended = run.ended(Timestamp::UNIX_EPOCH);
-    store.end_run(ended.clone(), of_run(&ended, &cause())).await.unwrap();
+    store.end_run(ended.clone(), None, vec![of_run(&ended, &cause())]).await.unwrap();
     ended
 }
 
@@ -161,7 +161,11 @@ async fn a_step_that_cannot_be_told_is_not_written() {
     let mut vm = begun.vms[0].clone();
     vm.stage = RunStage::Done;
     let written = store.write_run_vm(begun.id, 0, vm, Some(pruned(&begun, 0))).await;
-    assert!(written.is_err() && store.end_run(begun.clone(), of_run(&begun, &cause())).await.is_err());
+    assert!(written.is_err(), "{written:?}");
+    let told = vec![of_run(&begun, &cause())];
+    let written = store.end_run(begun.clone(), Some(Timestamp::MAX), told).await;
+    assert!(written.is_err(), "{written:?}");
+    assert_eq!(store.schedules().await.unwrap()[0].seen_until, Timestamp::UNIX_EPOCH);
     assert_eq!(store.run(begun.id).await.unwrap(), Some(begun));
 }
 

@@ -291,6 +291,9 @@ pub struct Findings {
     pub paused_ms: f64,
     /// Bytes of the memory image.
     pub memory_bytes: Option<u64>,
+    /// The daemon died in the midst of what cannot be gone on with: why it failed then says nothing of the next attempt.
+    #[serde(default)]
+    pub was_cut_short: bool,
 }
 
 impl Findings {

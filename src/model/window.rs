@@ -44,6 +44,16 @@ impl Operation {
         Some(Window { first, last, intent: last.checked_sub(1).filter(|intent| *intent > first)? })
     }
 
+    /// Whether it is where a life of the daemon that ends takes with it what is known of the guest: from the step that stops it up to
+    /// the commit point.
+    #[must_use]
+    pub fn is_cut_short_by_death(&self) -> bool {
+        let (Some(Turn::Ensure(at)), Some(window)) = (self.cursor.turn(), self.window()) else {
+            return false;
+        };
+        (window.first..=self.cursor.commit_point.max(window.last)).contains(&at)
+    }
+
     /// What the journal is to say before its guest stands still: that all is under way that is done meanwhile.
     #[must_use]
     pub fn ahead(&self, window: Window) -> Self {

@@ -79,6 +79,7 @@ impl Engine {
         for (mut operation, permit) in held {
             // What the earlier life published after its last save must not be newer than what this one publishes.
             operation.generation += 1;
+            operation.findings.was_cut_short |= operation.is_cut_short_by_death();
             let lease = leases.iter().find(|lease| lease.operation == operation.id).cloned();
             let engine = self.clone();
             // At once: it can be watched while the hypervisor is waited for.

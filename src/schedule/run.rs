@@ -27,6 +27,12 @@ use crate::store::RequestKey;
 /// How long what is in the way is waited for: another operation, a hypervisor that is away.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// Of the key of the operation that takes the snapshot.
+const TAKE: &str = "take";
+
+/// The same of another, where the daemon has died in the first.
+const TAKE_AGAIN: &str = "take/2";
+
 /// What came of an operation that was asked for.
 type Came = std::result::Result<Done, Failure>;
 
@@ -59,6 +65,8 @@ impl Schedules {
 /// What came of asking.
 enum Attempt {
     Came(Came),
+    /// It was undone, and only because the daemon died in it.
+    CutShort(Failure),
     /// Not yet, and why not.
     Hindered(Hindrance, Failure),
 }
@@ -127,7 +135,8 @@ impl OfVm<'_> {
     }
 
     async fn take(&self, vm: &RunVm) -> Option<RunVm> {
-        let (key, until) = (self.key("take"), Instant::now() + PATIENCE);
+        let until = Instant::now() + PATIENCE;
+        let mut key = self.take_key(vm);
         let came = loop {
             // Whoever waits for somebody else keeps no turn.
             let turn = self.schedules.0.takes.acquire().await.ok()?;
@@ -144,6 +153,11 @@ impl OfVm<'_> {
             drop(turn);
             match attempt {
                 Attempt::Came(came) => break came,
+                // Once: whoever dies in each of them is not helped by a third.
+                Attempt::CutShort(_) if key == self.key(TAKE) => {
+                    key = self.take_key(&self.note(|vm| vm.is_second_take = true).await?);
+                }
+                Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
                     if !self.is_out_of_the_way(hindrance, until).await? {
                         break Err(error);
@@ -232,6 +246,7 @@ impl OfVm<'_> {
             let delete = |asked| engine.delete_snapshots(deletion(doomed.clone()), asked);
             match self.attempt(delete, &key).await? {
                 Attempt::Came(came) => break came,
+                Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
                     if !self.is_out_of_the_way(hindrance, until).await? {
                         break Err(error);
@@ -280,7 +295,7 @@ impl OfVm<'_> {
             Err(error) => Err(error),
         };
         Some(match submitted {
-            Ok(Submitted::Operation(view)) => Attempt::Came(outcome(&self.ended(view.operation.id).await?)),
+            Ok(Submitted::Operation(view)) => outcome(&self.ended(view.operation.id).await?),
             Ok(Submitted::Plan(_)) => unreachable!("an operation was asked for"),
             Err(OpsError::Draining) => return None,
             Err(error) => match hindrance(&error) {
@@ -327,6 +342,10 @@ impl OfVm<'_> {
         rests(&view.operation).then_some(view.operation)
     }
 
+    fn take_key(&self, vm: &RunVm) -> RequestKey {
+        self.key(if vm.is_second_take { TAKE_AGAIN } else { TAKE })
+    }
+
     fn key(&self, what: &str) -> RequestKey {
         RequestKey {
             id: format!("{}/{}/{what}", self.run.id, self.run.vms[self.index].vm),
@@ -349,17 +368,30 @@ impl OfVm<'_> {
     }
 }
 
-fn outcome(operation: &Operation) -> Came {
-    match (operation.cursor.state, &operation.failure) {
-        (OperationState::Succeeded, _) => Ok(Done { operation: operation.id, snapshot: operation.snapshot }),
-        (OperationState::Stuck { .. }, failure) => Err(Failure {
+fn outcome(operation: &Operation) -> Attempt {
+    let failure = match (operation.cursor.state, &operation.failure) {
+        (OperationState::Succeeded, _) => {
+            return Attempt::Came(Ok(Done { operation: operation.id, snapshot: operation.snapshot }));
+        }
+        (OperationState::Stuck { .. }, failure) => Failure {
             reason: Reason::OperationStuck,
             message: format!("operation {} is stuck: a person is needed", operation.id),
             causes: failure.iter().map(|failure| failure.message.clone()).collect(),
-        }),
-        (_, Some(failure)) => Err(failure.clone()),
-        (_, None) => Err(Failure::cancelled("the operation was cancelled")),
-    }
+        },
+        (_, Some(failure)) if was_undone_by_death(operation, failure) => {
+            return Attempt::CutShort(failure.clone());
+        }
+        (_, Some(failure)) => failure.clone(),
+        (_, None) => Failure::cancelled("the operation was cancelled"),
+    };
+    Attempt::Came(Err(failure))
+}
+
+/// Whether it may be otherwise the next time: nobody saw to the guest any more. Room that is not there is not there then, either.
+fn was_undone_by_death(operation: &Operation, failure: &Failure) -> bool {
+    let is_of_the_guest =
+        matches!(failure.reason, Reason::QuiesceFailed | Reason::HypervisorRefused | Reason::ImageChanged);
+    operation.findings.was_cut_short && !operation.was_abandoned && is_of_the_guest
 }
 
 fn failure(error: &OpsError) -> Failure {

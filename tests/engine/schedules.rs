@@ -183,11 +183,12 @@ fn a_run_takes_and_lets_go() {
     assert_eq!(names(&scene), ["r-2", "r-5", "r-6"]);
 }
 
-/// The daemon dies after each step of a run: the next life ends it, as if nothing had been.
-fn check_deaths(wish: &ScheduleWish) {
-    let mut died = 0;
+/// The daemon dies after each step of a run: the next life ends it, as if nothing had been. Gives how often it took the VM again.
+fn check_deaths(wish: &ScheduleWish) -> usize {
+    let (mut died, mut again) = (0, 0);
     for steps in 0.. {
         let scene = Scene::new();
+        scene.sim.learns_to_capture_behind(scene.vm, 6);
         let first = Life::start(&scene);
         let schedule = first.create(wish.clone());
         first.run(schedule);
@@ -200,16 +201,34 @@ fn check_deaths(wish: &ScheduleWish) {
         assert_eq!(run.state, RunState::Succeeded, "after {steps} steps: {run:?}");
         assert_eq!((run.count, run.pruned().0), (2, 1), "after {steps} steps: {run:?}");
         assert_eq!(names(&scene), ["r-2"], "after {steps} steps");
+        again += usize::from(run.vms[0].is_second_take);
         if !has_died {
             break;
         }
     }
     assert!(died >= 5, "it died {died} times only");
+    again
 }
 
 #[test]
 fn a_run_whose_daemon_dies_at_any_moment_is_gone_on_with() {
-    check_deaths(&wish(last(1)));
+    assert_eq!(check_deaths(&wish(last(1))), 0);
+}
+
+/// A take that the death of the daemon in the freeze has undone is taken again.
+#[test]
+fn a_take_whose_daemon_dies_in_the_freeze_is_taken_again() {
+    let mut wish = wish(last(1));
+    wish.template.quiesce = Quiesce::Required;
+    assert!(check_deaths(&wish) > 0, "it never died in the freeze");
+}
+
+/// A capture of memory does not outlive the daemon either.
+#[test]
+fn a_take_whose_daemon_dies_in_the_capture_is_taken_again() {
+    let mut wish = wish(last(1));
+    wish.template.memory = true;
+    assert!(check_deaths(&wish) > 0, "it never died in the capture");
 }
 
 /// What was due while a run was going is told with its end, whenever the daemon dies: no run is made up for it.

@@ -6,7 +6,8 @@
 //!   Running -> Succeeded | Partly | Failed        of the run, once all are Done
 //! ```
 //! Waiting lasts until a snapshot is there. An operation is asked for with a key made of the run and the VM, so that whoever goes
-//! on with the run after a crash gets the same one; what is to be pruned is written before it is asked for.
+//! on with the run after a crash gets the same one; what is to be pruned is written before it is asked for. A take that only the
+//! death of the daemon has undone is asked for once more, with another key: that it is the second is written before, too.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct RunVm {
     pub turn_at: Timestamp,
     /// What it is at.
     pub stage: RunStage,
+    /// The first take was undone because the daemon died in it, and this is another.
+    #[serde(default)]
+    pub is_second_take: bool,
     /// The operation that takes the snapshot.
     pub operation: Option<OperationId>,
     /// The snapshot that was taken.
@@ -100,6 +104,7 @@ impl RunVm {
             name,
             turn_at,
             stage: RunStage::Waiting,
+            is_second_take: false,
             operation: None,
             snapshot: None,
             failure: None,

@@ -80,7 +80,7 @@ fn seconds(field: &CronComponent, unit: i64) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use proptest::prelude::*;
     use proptest::sample::select;
@@ -89,9 +89,6 @@ mod tests {
     use crate::model::schedule::{CatchUp, CronPattern};
     use crate::mutation;
     use crate::plan::due::{Due, due, next, next_few};
-
-    /// What only a search without bounds takes; slow machines have time enough.
-    const PATIENCE: Duration = Duration::from_secs(20);
 
     fn timing(cron: &str, zone: &str, blackouts: &[(&str, f64)]) -> Timing {
         let blackout = |(cron, hours): &(&str, f64)| Blackout {
@@ -114,11 +111,9 @@ mod tests {
     /// From a time on, the next at which a run begins; empty for never.
     #[track_caller]
     fn check(cron: &str, zone: &str, blackouts: &[(&str, f64)], after: &str, expected: &str) {
-        let begun = Instant::now();
         let found = next(&timing(cron, zone, blackouts), time(after));
         let expected = (!expected.is_empty()).then(|| time(expected));
         assert_eq!(found, expected, "{cron} in {zone:?} with {blackouts:?} from {after}");
-        assert!(begun.elapsed() < PATIENCE, "it took {:?}", begun.elapsed());
     }
 
     const SECOND: f64 = 1.0 / 3600.0;

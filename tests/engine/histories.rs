@@ -9,7 +9,9 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;
 use vmsnap::host::sim::{BLOCK, Fault, Mishap, Moment, Trigger};
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{CloneMode, DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind};
+use vmsnap::model::{
+    CloneMode, Declared, DiskTarget, Quiesce, Reason, Request, RunState, SnapshotKind, SnapshotState,
+};
 
 use crate::simulated::{Disks, Life, Reading, Scene, Truth, disks};
 
@@ -34,6 +36,7 @@ enum Act {
     RevertClone { which: Index, to: Index },
     DeleteOfClone { which: Index, doomed: Vec<Index> },
     Delete { which: Vec<Index> },
+    Declare { which: Index },
     Power,
     LoseCatalog,
 }
@@ -77,6 +80,7 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => (any::<Index>(), prop::collection::vec(any::<Index>(), 1..3))
             .prop_map(|(which, doomed)| Act::DeleteOfClone { which, doomed }),
         3 => prop::collection::vec(any::<Index>(), 1..4).prop_map(|which| Act::Delete { which }),
+        1 => any::<Index>().prop_map(|which| Act::Declare { which }),
         1 => Just(Act::Power),
         1 => Just(Act::LoseCatalog),
     ]
@@ -151,6 +155,7 @@ impl History {
             | Act::TakeFrom { .. }
             | Act::RevertVolume { .. }
             | Act::Clone { .. }
+            | Act::Declare { .. }
             | Act::Delete { .. }
                 if names.is_empty() => {}
             Act::Clone { which, disk, mode } => {
@@ -180,6 +185,7 @@ impl History {
                 let request = self.scene.revert_volume(source, &disk);
                 self.carry_out(request, moved, |truth| drop(truth.active.insert(disk, content)))?;
             }
+            Act::Declare { which } => self.declare(which.get::<String>(&names))?,
             Act::Revert { which } if self.is_of_volume(which.get::<String>(&names)) => {}
             Act::Revert { which } => {
                 let name = which.get(&names);
@@ -289,6 +295,16 @@ impl History {
             .map_err(|problem| TestCaseError::fail(format!("after a rebuild: {problem}: {told:#?}")))
     }
 
+    /// All that is in ERROR here is so by a word alone: nothing may stand in the way of the other word.
+    fn declare(&self, name: &str) -> TestCaseResult {
+        let what = if self.is_in_error(name) { Declared::Ready } else { Declared::Error };
+        let life = Life::start(&self.scene);
+        let declared = life.declare(name, what);
+        prop_assert!(declared.is_ok(), "{} is not declared {:?}: {:?}", name, what, declared);
+        life.settle(&self.scene);
+        Ok(())
+    }
+
     fn new_name(&mut self) -> String {
         self.taken += 1;
         format!("s{}", self.taken)
@@ -305,6 +321,12 @@ impl History {
         let tree = self.scene.tree();
         let found = tree.snapshots.iter().find(|snapshot| snapshot.name.as_str() == name);
         found.is_some_and(|snapshot| snapshot.kind == SnapshotKind::Volume)
+    }
+
+    fn is_in_error(&self, name: &str) -> bool {
+        let tree = self.scene.tree();
+        let found = tree.snapshots.iter().find(|snapshot| snapshot.name.as_str() == name);
+        found.is_some_and(|snapshot| snapshot.state == SnapshotState::Error)
     }
 
     fn is_off(&self) -> bool {
@@ -328,7 +350,8 @@ impl History {
         let life = Life::start(&self.scene);
         match life.begin(request, dies) {
             Some(Err(refusal)) => {
-                let is_expected = is_expected(&moved.act, self.is_off(), refusal.reason());
+                let is_in_error = self.truth.snapshots.keys().any(|name| self.is_in_error(name));
+                let is_expected = is_expected(&moved.act, self.is_off(), is_in_error, refusal.reason());
                 prop_assert!(is_expected, "{:?} is refused: {}", moved, refusal);
                 // What was to kill it has not come to it, and would meet whoever calls next.
                 sim.reset_script();
@@ -355,8 +378,11 @@ impl History {
 }
 
 /// What may be refused: anything else would be refused without need.
-fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
+fn is_expected(act: &Act, is_off: bool, is_in_error: bool, reason: Reason) -> bool {
     match act {
+        Act::Revert { .. } | Act::TakeFrom { .. } | Act::RevertVolume { .. } | Act::Clone { .. } => {
+            is_in_error && reason == Reason::SnapshotNotReady
+        }
         Act::Create { memory: true, .. } => is_off && reason == Reason::MemoryNotSupported,
         // It stands alone already; or a VM runs on it, and it has snapshots of its own.
         Act::Flatten { .. } => matches!(reason, Reason::InvalidArgument | Reason::VolumeInUse),
@@ -371,15 +397,12 @@ fn is_expected(act: &Act, is_off: bool, reason: Reason) -> bool {
         | Act::Grow { .. }
         | Act::Create { .. }
         | Act::TakeNow { .. }
-        | Act::TakeFrom { .. }
-        | Act::Revert { .. }
-        | Act::RevertVolume { .. }
-        | Act::Clone { .. }
         | Act::UseClone { .. }
         | Act::WriteClone { .. }
         | Act::LeaveClone { .. }
         | Act::DeleteOfClone { .. }
         | Act::Delete { .. }
+        | Act::Declare { .. }
         | Act::Power
         | Act::LoseCatalog => false,
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The package on a machine with systemd as process 1: run by machine.sh, in a VM that is made for it and thrown away after it.
 set -eEuo pipefail
-export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive HOME=/root SYSTEMD_COLORS=0 SYSTEMD_URLIFY=0
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive HOME=/srv/test SYSTEMD_COLORS=0 SYSTEMD_URLIFY=0
 unit=vmsnapd.service
 vm=web
 image=/var/lib/libvirt/images/web.qcow2
@@ -39,8 +39,8 @@ journal_has() { journalctl --no-pager --unit "$unit" | grep -qF -- "$1"; }
 
 start_vm() {
     qemu-img create -q -f qcow2 "$image" 16M
-    sed -e "s|NAME|$vm|; s|IMAGE|$image|" /root/vm.xml >/root/web.xml
-    virsh --quiet define /root/web.xml
+    sed -e "s|NAME|$vm|; s|IMAGE|$image|" /srv/test/vm.xml >/srv/test/web.xml
+    virsh --quiet define /srv/test/web.xml
     virsh --quiet start "$vm"
     process=$(cat /run/libvirt/qemu/web.pid)
 }
@@ -48,7 +48,7 @@ vm_runs_on() { [ "$(cat /run/libvirt/qemu/web.pid)" = "$process" ] && [ "$(virsh
 snapshots() { vmsnap snapshot list "$vm" -o json; }
 
 install() {
-    apt install /root/1/*.deb
+    apt install /srv/test/1/*.deb
     systemctl is-active "$unit"
     [ "$(systemctl is-enabled "$unit")" = enabled ]
     # An answer means that the unit was not active before the daemon had said so.
@@ -92,9 +92,9 @@ memory() {
 
 # The last call says that QEMU was denied something, and that all is as it was.
 is_denied() {
-    cat /root/denied
-    grep -q 'Permission denied' /root/denied
-    grep -q 'changed: nothing' /root/denied
+    cat /srv/test/denied
+    grep -q 'Permission denied' /srv/test/denied
+    grep -q 'changed: nothing' /srv/test/denied
 }
 
 # AppArmor's profile of a VM that was started on a chain lets QEMU write to the active layer alone, before libvirt 12.1.
@@ -102,7 +102,7 @@ denied() {
     virsh --quiet start "$vm"
     process=$(cat /run/libvirt/qemu/web.pid)
     grep -qs "deny .*$image" /etc/apparmor.d/libvirt/*.files || return 0
-    fails vmsnap snapshot delete "$vm/third" --yes 2>/root/denied
+    fails vmsnap snapshot delete "$vm/third" --yes 2>/srv/test/denied
     is_denied
     say "what AppArmor denies is told, and changes nothing"
 }
@@ -176,7 +176,7 @@ upgrade() {
     local before main
     before=$(snapshots)
     main=$(of_unit MainPID)
-    apt install /root/2/*.deb
+    apt install /srv/test/2/*.deb
     systemctl is-active "$unit"
     [ "$(of_unit MainPID)" != "$main" ]
     [ "$(snapshots)" = "$before" ]

@@ -18,7 +18,7 @@ fail() {
     echo "installed: $*" >&2
     exit 1
 }
-in_root() { DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$root" sh -c "cd && $*"; }
+in_root() { DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/srv/test chroot "$root" sh -c "cd && $*"; }
 virsh_here() { virsh --quiet --connect qemu:///system "$@"; }
 
 finish() {
@@ -30,6 +30,7 @@ finish() {
 
 make_root() {
     cp -a "$top/.testbed/package/clean" "$root"
+    mkdir "$root/srv/test"
     local place
     for place in /proc /sys /dev; do
         mount --rbind "$place" "$root$place"
@@ -38,9 +39,9 @@ make_root() {
 
 # apt gets what an operator has: the package in target/debian.
 offer() {
-    rm -rf "$root/root/target"
-    mkdir -p "$root/root/target/debian"
-    cp "$work/$1"/*.deb "$root/root/target/debian/"
+    rm -rf "$root/srv/test/target"
+    mkdir -p "$root/srv/test/target/debian"
+    cp "$work/$1"/*.deb "$root/srv/test/target/debian/"
 }
 
 share_libvirt() {

@@ -18,10 +18,10 @@ make_root() {
     cp -a "$top/.testbed/package/machine" "$root"
     local revision
     for revision in 1 2; do
-        mkdir -p "$root/root/$revision"
-        cp "$work/$revision"/*.deb "$root/root/$revision/"
+        mkdir -p "$root/srv/test/$revision"
+        cp "$work/$revision"/*.deb "$root/srv/test/$revision/"
     done
-    cp "$here/inside.sh" "$here/vm.xml" "$root/root/"
+    cp "$here/inside.sh" "$here/vm.xml" "$root/srv/test/"
     # The test itself, once the machine is up. Its end is the machine's.
     cat >"$root/etc/systemd/system/inside.service" <<UNIT
 [Unit]
@@ -31,7 +31,7 @@ FailureAction=poweroff-force
 [Service]
 Type=oneshot
 # Not a terminal: nobody is shown how far things have come.
-ExecStart=/bin/sh -c "/root/inside.sh 2>&1 | cat"
+ExecStart=/bin/sh -c "/srv/test/inside.sh 2>&1 | cat"
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0

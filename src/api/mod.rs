@@ -3,6 +3,7 @@
 //! Must never know libvirt, SQL or a file. Every answer is what the engine says; a call that comes in a later version
 //! answers UNIMPLEMENTED.
 
+use jiff::Timestamp;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -109,7 +110,7 @@ impl Api {
     #[must_use]
     pub fn new(engine: Engine, identity: NodeIdentity, state_directory: PathBuf) -> Self {
         Self {
-            schedules: Schedules::new(engine.clone()),
+            schedules: Schedules::new(engine.clone(), Timestamp::now()),
             engine,
             identity,
             state_directory,

@@ -21,7 +21,7 @@ mod merge;
 mod schedule;
 
 pub use merge::{MergeNews, of_merge};
-pub use schedule::{Missed, ScheduleChange, of_missed_runs, of_pruning, of_run, of_schedule};
+pub use schedule::{Missed, ScheduleChange, of_failure, of_missed_runs, of_pruning, of_run, of_schedule};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

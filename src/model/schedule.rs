@@ -175,6 +175,16 @@ impl VmSelector {
             || (!self.account.is_empty() && written("account") == Some(&self.account))
     }
 
+    /// The names and UUIDs that none of these VMs has, which are all that it takes.
+    #[must_use]
+    pub fn missing<'a>(&self, taken: impl Iterator<Item = (VmId, &'a str)>) -> BTreeSet<String> {
+        let mut missing = self.vms.clone();
+        for (id, name) in taken {
+            missing.retain(|wanted| wanted != name && wanted.parse() != Ok(id));
+        }
+        missing
+    }
+
     /// Whether what is written on VMs has to be known to say which it takes.
     #[must_use]
     pub fn goes_by_labels(&self) -> bool {

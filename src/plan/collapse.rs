@@ -8,6 +8,8 @@
 //! it waits: what one of them writes must not be read by the others. All others are left alone, so what anybody reads
 //! never changes.
 
+use std::path::Path;
+
 use crate::model::layer::Layer;
 use crate::model::operation::Findings;
 use crate::model::step::{
@@ -180,14 +182,8 @@ impl Collapse {
     /// with them; and volumes that the VM has no disk for now.
     #[must_use]
     pub fn of(world: &World, changed: &LayerTree) -> Self {
-        let mut collapse = collapse(changed, |layer| {
-            let is_as_left = world.images.get(&layer.path).is_some_and(|facts| {
-                wrong_backing(&world.tree, layer, facts)
-                    .or_else(|| not_as_seen(&world.tree, layer, facts))
-                    .is_none()
-            });
-            !is_as_left || disk_of(world, layer.volume).is_none()
-        });
+        let waits = |layer: &Layer| !is_as_left(world, layer) || disk_of(world, layer.volume).is_none();
+        let mut collapse = collapse(changed, waits);
         for range in &mut collapse.ranges {
             range.direction = range.choose_direction(world);
             range.merged.survivor = range.direction.survivor();
@@ -225,6 +221,26 @@ impl Collapse {
     pub fn is_empty(&self) -> bool {
         self.gone.is_empty() && self.ranges.is_empty()
     }
+}
+
+/// The image that holds up a merge: it is not there, or not as it was left.
+#[must_use]
+pub fn held_up_by(world: &World) -> Option<&Path> {
+    let tree = &world.tree;
+    let ranges = collapse(tree, |_| false).ranges.into_iter();
+    let concerned = ranges.flat_map(|range| {
+        let above = tree.children(range.merged.child).map(|layer| layer.id);
+        range.layers().chain(above).collect::<Vec<_>>()
+    });
+    let mut layers = concerned.filter_map(|id| tree.layers.get(&id));
+    layers.find(|layer| !is_as_left(world, layer)).map(|layer| layer.path.as_path())
+}
+
+fn is_as_left(world: &World, layer: &Layer) -> bool {
+    let tree = &world.tree;
+    world.images.get(&layer.path).is_some_and(|facts| {
+        wrong_backing(tree, layer, facts).or_else(|| not_as_seen(tree, layer, facts)).is_none()
+    })
 }
 
 /// A disk has one block job at a time. Where pulls are dangerous and done all the same, each is the VM's only job: the end

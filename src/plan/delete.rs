@@ -2,12 +2,13 @@
 //! every other snapshot and of the VM's disks is the same before and after.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::model::snapshot::{Snapshot, SnapshotState};
 use crate::model::step::{CatalogChange, DoomedImage, MergedLayers, Step};
 use crate::model::{DeleteSnapshots, LayerId, SnapshotId};
 
-use super::collapse::{Collapse, Range};
+use super::collapse::{Collapse, Range, held_up_by};
 use super::space::{Run, check_merges};
 use super::{Plan, Refusal, Removal, RemovalKind, World, check_disk, check_vm};
 
@@ -60,7 +61,8 @@ pub fn collapse(world: &World) -> Result<Plan, Refusal> {
     check_vm(world)?;
     let collapse = Collapse::of(world, &world.tree);
     if collapse.is_empty() {
-        return Err(Refusal::NothingToCollapse);
+        let path = held_up_by(world).map(Path::to_owned);
+        return Err(path.map_or(Refusal::NothingToCollapse, Refusal::HeldUp));
     }
     let some = what_fits(world, collapse.clone(), |_| true)?;
     if some.is_empty() {

@@ -127,6 +127,8 @@ pub enum Refusal {
     ActionNotOffered { offered: Vec<DifferenceAction> },
     #[error("nothing can be merged or removed now")]
     NothingToCollapse,
+    #[error("{} is missing, or not as it was left: nothing is merged that it lies on", .0.display())]
+    HeldUp(PathBuf),
     #[error("the snapshot was changed since: it is at etag {actual}")]
     EtagMismatch { actual: u64 },
 }
@@ -191,7 +193,7 @@ impl Refusal {
             | Self::ChainDiffers { .. }
             | Self::DiskGone(_) => Reason::VmChanged,
             Self::ImageMissing(_) => Reason::ImageMissing,
-            Self::ImageChanged { .. } | Self::LayerMerged(_) => Reason::ImageChanged,
+            Self::ImageChanged { .. } | Self::LayerMerged(_) | Self::HeldUp(_) => Reason::ImageChanged,
             Self::NoSpace { .. } | Self::NoSpaceToMerge { .. } | Self::NotMeasured(_) => {
                 Reason::InsufficientSpace
             }
@@ -295,6 +297,7 @@ impl Refusal {
             Self::ActionNotOffered { .. } => {
                 "'vmsnap vm check' says what a person can do, and which ways it offers"
             }
+            Self::HeldUp(_) => "'vmsnap vm check' tells what differs; or delete the snapshots that read it",
             Self::NotLinked(_) | Self::NothingToCollapse => "nothing has to be done",
         }
     }

@@ -12,7 +12,7 @@ use crate::model::schedule::{RunState, RunVm};
 use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, VmId};
 use crate::ops::{Asked, OpsError, Result};
 use crate::plan::due::{self, Due};
-use crate::store::KeptSchedule;
+use crate::store::{KeptSchedule, StoreError};
 
 /// The longest between two looks. A clock can be set, and nobody tells us when.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -58,6 +58,7 @@ impl Schedules {
     pub(super) async fn begin(&self, schedule: &Schedule, begin: Begin, asked: Asked) -> Result<ScheduleRun> {
         let now = Timestamp::now();
         let vms = self.selected(&schedule.wish.selector).await?;
+        let missing = schedule.wish.selector.missing(vms.iter().map(|vm| (vm.id, vm.name.as_str())));
         let turn = |vm: VmId| {
             let wait = SignedDuration::from_millis(i64::try_from(place(schedule, vm)).unwrap_or(0));
             now.checked_add(wait).unwrap_or(now)
@@ -74,6 +75,7 @@ impl Schedules {
             started_at: now,
             ended_at: None,
             vms,
+            missing,
         };
         let new = run.id;
         let cause = cause(asked.by, now);
@@ -169,7 +171,13 @@ impl Schedules {
                 let missed = missed(count, last_missed);
                 let begin = Begin { due_at: Some(at), is_late, seen_until: Some(at), missed };
                 let asked = Asked { by: actor(schedule), key: None, validate_only: false };
-                self.begin(schedule, begin, asked).await?;
+                // Somebody may have changed it since it was looked at: then it is looked at again.
+                let is_changed =
+                    |error: &OpsError| matches!(error, OpsError::Store(StoreError::ScheduleChanged { .. }));
+                self.begin(schedule, begin, asked)
+                    .await
+                    .map(drop)
+                    .or_else(|error| if is_changed(&error) { Ok(()) } else { Err(error) })?;
             }
             Due::Missed { count, last } => {
                 self.store().skip_runs(schedule.id, now, missed(count, Some(last)), by_itself()).await?;
@@ -187,7 +195,12 @@ impl Schedules {
             Err(error) => return Err(error),
         };
         let schedule = &kept.schedule;
-        let (count, last) = due::passed(&schedule.wish.timing, kept.seen_until, now);
+        let timing = &schedule.wish.timing;
+        // What was due while nobody was there is made up for like any other, as the schedule has it.
+        if due::passed(timing, kept.seen_until, self.0.begun_at).1.is_some() {
+            return Ok(None);
+        }
+        let (count, last) = due::passed(timing, kept.seen_until, now);
         let Some(last_due) = last.filter(|_| !schedule.is_paused) else { return Ok(None) };
         let missed = Missed { count, last_due, why: "the run before was still going" };
         Ok(Some(of_missed_runs(schedule, missed, &cause(actor(schedule), now))))

@@ -36,6 +36,8 @@ pub struct Schedules(Arc<Inner>);
 
 struct Inner {
     engine: Engine,
+    /// When this life of the daemon began: what was due before, nobody was there to begin.
+    begun_at: Timestamp,
     /// Something about schedules has changed, or a run has ended.
     changed: Notify,
     /// The runs that are carried through, and their schedules.
@@ -55,11 +57,12 @@ pub struct Preview {
 }
 
 impl Schedules {
-    /// The schedules of an engine's node. [`Schedules::start`] lets them run.
+    /// The schedules of an engine's node, in a life of the daemon that began then. [`Schedules::start`] lets them run.
     #[must_use]
-    pub fn new(engine: Engine) -> Self {
+    pub fn new(engine: Engine, begun_at: Timestamp) -> Self {
         Self(Arc::new(Inner {
             engine,
+            begun_at,
             changed: Notify::new(),
             going: Mutex::default(),
             takes: Semaphore::new(AT_ONCE),

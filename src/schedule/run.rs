@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::ledger::Ledger;
 use super::{Schedules, actor, cause};
 use crate::host::Link;
-use crate::model::event::of_pruning;
+use crate::model::event::{of_failure, of_pruning};
 use crate::model::operation::{Failure, OperationState, Reason};
 use crate::model::request::FREEZE_TIMEOUT;
 use crate::model::schedule::{RunStage, RunVm};
@@ -34,13 +34,7 @@ const TAKE: &str = "take";
 const TAKE_AGAIN: &str = "take/2";
 
 /// What came of an operation that was asked for.
-type Came = std::result::Result<Done, Failure>;
-
-/// An operation that has succeeded.
-struct Done {
-    operation: OperationId,
-    snapshot: Option<SnapshotId>,
-}
+type Came = std::result::Result<Option<SnapshotId>, Failure>;
 
 impl Schedules {
     /// Carries a run to its end.
@@ -135,8 +129,8 @@ impl OfVm<'_> {
     }
 
     async fn take(&self, vm: &RunVm) -> Option<RunVm> {
-        let until = Instant::now() + PATIENCE;
-        let mut key = self.take_key(vm);
+        // Waiting for a turn takes no patience: what is in the way counts from when it is met.
+        let (mut key, mut until) = (self.take_key(vm), None);
         let came = loop {
             // Whoever waits for somebody else keeps no turn.
             let turn = self.schedules.0.takes.acquire().await.ok()?;
@@ -149,7 +143,13 @@ impl OfVm<'_> {
                 };
                 return self.failed(failure, then).await;
             }
-            let attempt = self.attempt(|asked| self.take_now(vm, asked), &key).await?;
+            let attempt = match self.submit(|asked| self.take_now(vm, asked), &key).await? {
+                Ok(operation) => {
+                    self.note(|vm| vm.operation = Some(operation)).await?;
+                    outcome(&self.ended(operation).await?)
+                }
+                Err(attempt) => attempt,
+            };
             drop(turn);
             match attempt {
                 Attempt::Came(came) => break came,
@@ -159,6 +159,7 @@ impl OfVm<'_> {
                 }
                 Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
+                    let until = *until.get_or_insert_with(|| Instant::now() + PATIENCE);
                     if !self.is_out_of_the_way(hindrance, until).await? {
                         break Err(error);
                     }
@@ -166,10 +167,9 @@ impl OfVm<'_> {
             }
         };
         match came {
-            Ok(Done { operation, snapshot }) => {
+            Ok(snapshot) => {
                 let stage = self.after_taking();
-                self.note(|vm| (vm.operation, vm.snapshot, vm.stage) = (Some(operation), snapshot, stage))
-                    .await
+                self.note(|vm| (vm.snapshot, vm.stage) = (snapshot, stage)).await
             }
             Err(failure) => self.failed(failure, RunStage::Done).await,
         }
@@ -244,7 +244,11 @@ impl OfVm<'_> {
                 return self.note(|vm| vm.stage = RunStage::Done).await;
             }
             let delete = |asked| engine.delete_snapshots(deletion(doomed.clone()), asked);
-            match self.attempt(delete, &key).await? {
+            let attempt = match self.submit(delete, &key).await? {
+                Ok(operation) => outcome(&self.ended(operation).await?),
+                Err(attempt) => attempt,
+            };
+            match attempt {
                 Attempt::Came(came) => break came,
                 Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
@@ -282,8 +286,12 @@ impl OfVm<'_> {
         Some(Ok(noted.doomed))
     }
 
-    /// Asks for an operation and waits for its end, or says what is in the way.
-    async fn attempt<F>(&self, ask: impl FnOnce(Asked) -> F, key: &RequestKey) -> Option<Attempt>
+    /// Asks for an operation, or says what came of that.
+    async fn submit<F>(
+        &self,
+        ask: impl FnOnce(Asked) -> F,
+        key: &RequestKey,
+    ) -> Option<std::result::Result<OperationId, Attempt>>
     where
         F: Future<Output = Result<Submitted>>,
     {
@@ -295,13 +303,13 @@ impl OfVm<'_> {
             Err(error) => Err(error),
         };
         Some(match submitted {
-            Ok(Submitted::Operation(view)) => outcome(&self.ended(view.operation.id).await?),
+            Ok(Submitted::Operation(view)) => Ok(view.operation.id),
             Ok(Submitted::Plan(_)) => unreachable!("an operation was asked for"),
             Err(OpsError::Draining) => return None,
-            Err(error) => match hindrance(&error) {
+            Err(error) => Err(match hindrance(&error) {
                 Some(hindrance) => Attempt::Hindered(hindrance, failure(&error)),
                 None => Attempt::Came(Err(failure(&error))),
-            },
+            }),
         })
     }
 
@@ -359,19 +367,21 @@ impl OfVm<'_> {
     }
 
     async fn failed(&self, failure: Failure, then: RunStage) -> Option<RunVm> {
-        self.note(|vm| {
+        let by = cause(actor(&self.run.schedule), Timestamp::now());
+        let told = of_failure(&self.run.schedule, &self.run.vms[self.index], &failure, &by);
+        let change = |vm: &mut RunVm| {
             // The first one says more.
             vm.failure.get_or_insert(failure);
             vm.stage = then;
-        })
-        .await
+        };
+        noted(self.ledger.note(self.index, change, |_| Some(told)).await)
     }
 }
 
 fn outcome(operation: &Operation) -> Attempt {
     let failure = match (operation.cursor.state, &operation.failure) {
         (OperationState::Succeeded, _) => {
-            return Attempt::Came(Ok(Done { operation: operation.id, snapshot: operation.snapshot }));
+            return Attempt::Came(Ok(operation.snapshot));
         }
         (OperationState::Stuck { .. }, failure) => Failure {
             reason: Reason::OperationStuck,
@@ -391,7 +401,8 @@ fn outcome(operation: &Operation) -> Attempt {
 fn was_undone_by_death(operation: &Operation, failure: &Failure) -> bool {
     let is_of_the_guest =
         matches!(failure.reason, Reason::QuiesceFailed | Reason::HypervisorRefused | Reason::ImageChanged);
-    operation.findings.was_cut_short && !operation.was_abandoned && is_of_the_guest
+    let is_somebodys_wish = operation.was_abandoned || operation.cancel_requested;
+    operation.findings.was_cut_short && !is_somebodys_wish && is_of_the_guest
 }
 
 fn failure(error: &OpsError) -> Failure {

@@ -172,6 +172,9 @@ impl Store {
             }
             let id = run.schedule.id;
             let kept = read(transaction, id)?.ok_or(StoreError::ScheduleGone(id))?;
+            // It begins as it is, or not at all.
+            check_generation(&kept.schedule, Some(run.schedule.generation))?;
+            schedule_run::close_illegible(transaction, id)?;
             if schedule_run::is_running(transaction, id)? {
                 return Err(StoreError::ScheduleRunning(kept.schedule.wish.name));
             }
@@ -238,7 +241,8 @@ fn read(transaction: &Transaction<'_>, id: ScheduleId) -> Result<Option<KeptSche
         schedule: from_json(&body, "schedule")?,
         seen_until: Timestamp::from_millisecond(seen_until).unwrap_or(Timestamp::UNIX_EPOCH),
         runs: runs.unsigned_abs(),
-        last_run: schedule_run::newest(transaction, &id)?,
+        // It tells how it went, and nothing else goes by it.
+        last_run: legible(schedule_run::newest(transaction, &id)).flatten(),
     }))
 }
 

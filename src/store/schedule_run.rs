@@ -70,7 +70,7 @@ impl Store {
     /// The runs that have not ended, the oldest first. One that cannot be read is told of, and holds up no other.
     pub async fn open_runs(&self) -> Result<Vec<ScheduleRun>> {
         self.read(|transaction| {
-            let runs = select(transaction, "WHERE is_open = 1 ORDER BY rowid", [])?;
+            let runs = select(transaction, "WHERE is_open ORDER BY rowid", [])?;
             Ok(runs.into_iter().filter_map(legible).collect())
         })
         .await
@@ -127,9 +127,25 @@ pub(super) fn newest(transaction: &Transaction<'_>, schedule: &str) -> Result<Op
     select(transaction, "WHERE schedule = ? ORDER BY rowid DESC LIMIT 1", [schedule])?.pop().transpose()
 }
 
+/// Ends the runs of a schedule that nobody can go on with: it would wait for them for ever.
+pub(super) fn close_illegible(transaction: &Transaction<'_>, schedule: ScheduleId) -> Result<()> {
+    let mut statement =
+        transaction.prepare_cached("SELECT id FROM schedule_run WHERE is_open AND schedule = ?")?;
+    let ids = statement.query_map([schedule.to_string()], |row| row.get(0))?;
+    let ids: Vec<String> = ids.collect::<rusqlite::Result<_>>()?;
+    for id in ids {
+        let is_legible =
+            select(transaction, "WHERE id = ?", [&id])?.into_iter().all(|run| legible(run).is_some());
+        if !is_legible {
+            transaction.run("UPDATE schedule_run SET is_open = 0 WHERE id = ?", [id])?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a run of a schedule has not ended.
 pub(super) fn is_running(transaction: &Transaction<'_>, schedule: ScheduleId) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM schedule_run WHERE schedule = ? AND is_open = 1)";
+    let sql = "SELECT EXISTS (SELECT 1 FROM schedule_run WHERE schedule = ? AND is_open)";
     Ok(transaction.row(sql, [schedule.to_string()], |row| row.get(0))?)
 }
 

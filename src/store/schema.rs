@@ -260,6 +260,10 @@ INSERT INTO schedule_run_vm (run, position, body)
     SELECT schedule_run.id, vm.key, vm.value
     FROM schedule_run, json_each(iif(json_valid(schedule_run.body), schedule_run.body, '{}'), '$.vms') AS vm
     WHERE vm.type = 'object';
+DROP INDEX schedule_run_schedule;
+DROP INDEX schedule_run_open;
+CREATE INDEX schedule_run_schedule ON schedule_run (schedule);
+CREATE INDEX schedule_run_open ON schedule_run (schedule) WHERE is_open;
 UPDATE schedule_run SET body = json_replace(body, '$.vms', json('[]'))
     WHERE iif(json_valid(body), json_type(body, '$.vms'), '') = 'array';
 ";

@@ -14,6 +14,7 @@ use vmsnap::proto::v1;
 use super::client::{json, run, succeed};
 use super::differences::{differences, only, put_orphan, request};
 use super::node::{Node, PATIENCE, assert_refused, vda};
+use super::readers::settled;
 
 const DIFFERS: i32 = 11;
 const WAYS: [&str; 4] = ["adopt", "restore", "mark-lost", "remove-file"];
@@ -374,10 +375,13 @@ async fn no_merge_hides_what_differs() {
         assert_eq!(before.len(), 1, "{before:?}");
         succeed(&node, "snapshot delete web/one --yes").await;
         assert_eq!(differs().await, before);
+        let shown = succeed(&node, "vm show web").await;
+        assert!(shown.contains(&format!("{} is missing, or not as it was left", three.display())), "{shown}");
         let refused = run(&node, "volume clone web/three --disk vda --to copy").await;
         assert!(refused.code == 6 && refused.stderr.contains("IMAGE_CHANGED"), "{refused:?}");
         // What waited goes when that is settled.
         succeed(&node, "snapshot delete web/three --yes").await;
+        settled(&node).await;
         succeed(&node, "snapshot revert web/two --yes").await;
         assert_eq!(node.read(1), [20, 20]);
         assert_eq!(run(&node, "vm check web").await.code, 0);

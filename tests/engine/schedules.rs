@@ -33,12 +33,17 @@ struct Life {
 
 impl Life {
     fn start(scene: &Scene) -> Self {
+        Self::since(scene, Timestamp::now())
+    }
+
+    /// One that began then.
+    fn since(scene: &Scene, begun_at: Timestamp) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let (engine, schedules) = runtime.block_on(async {
             let settings = settings(scene.memory_compression);
             let engine = Engine::new(scene.sim.host(), scene.store.clone(), settings).unwrap();
             engine.recover().await.unwrap();
-            let schedules = Schedules::new(engine.clone());
+            let schedules = Schedules::new(engine.clone(), begun_at);
             schedules.start();
             (engine, schedules)
         });
@@ -237,7 +242,7 @@ fn what_was_due_while_a_run_was_going_is_not_made_up_for() {
     let long_ago: Timestamp = "2019-01-01T00:00:00Z".parse().unwrap();
     for steps in 0.. {
         let scene = Scene::new();
-        let first = Life::start(&scene);
+        let first = Life::since(&scene, long_ago);
         let schedule = first.create(wish(last(2)));
         first.begin(schedule);
         // As if it had been going for years.
@@ -245,7 +250,8 @@ fn what_was_due_while_a_run_was_going_is_not_made_up_for() {
         first.runtime.block_on(set).unwrap();
         let ended = first.end(schedule, steps);
         drop(first);
-        let second = Life::start(&scene);
+        // Nobody was away for long.
+        let second = Life::since(&scene, long_ago);
         second.end(schedule, usize::MAX).expect("nobody dies");
         // It looks what is due.
         second.pass(50);
@@ -262,6 +268,54 @@ fn what_was_due_while_a_run_was_going_is_not_made_up_for() {
     }
 }
 
+/// A run was cut off, and nobody was there for years: what it has begun is ended, and what was missed since is made up for.
+#[test]
+fn a_downtime_in_a_run_is_made_up_for() {
+    let long_ago: Timestamp = "2019-01-01T00:00:00Z".parse().unwrap();
+    let scene = Scene::new();
+    let first = Life::start(&scene);
+    let schedule = first.create(wish(last(2)));
+    first.begin(schedule);
+    let set = scene.store.skip_runs(schedule, long_ago, None, by_test());
+    first.runtime.block_on(set).unwrap();
+    assert_eq!(first.end(schedule, 5), None, "it is not so fast");
+    drop(first);
+    let second = Life::start(&scene);
+    let begun = Instant::now();
+    let runs = loop {
+        assert!(begun.elapsed() < PATIENCE, "nothing is made up for");
+        let (runs, _) = second.runtime.block_on(second.schedules.runs(schedule, None, 9)).unwrap();
+        if runs.len() > 1 && runs.iter().all(|run| run.state != RunState::Running) {
+            break runs;
+        }
+        second.pass(1);
+    };
+    let late: Vec<bool> = runs.iter().map(|run| run.is_late).collect();
+    assert_eq!(late, [true, false], "{runs:?}");
+    let missed = scene.events().into_iter().filter(|event| event.kind == EventKind::ScheduleMissed);
+    let missed: Vec<String> = missed.map(|event| event.message).collect();
+    assert!(matches!(&missed[..], [why] if why.contains("nobody was there")), "{missed:?}");
+}
+
+/// A VM that is named has to be there.
+#[test]
+fn a_vm_that_is_not_there_is_told() {
+    let scene = Scene::new();
+    let life = Life::start(&scene);
+    let named = |names: &[&str]| VmSelector {
+        vms: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..VmSelector::default()
+    };
+    let schedule = life.create(ScheduleWish { selector: named(&["web", "gone"]), ..wish(last(2)) });
+    let run = life.run(schedule);
+    assert_eq!((run.state, run.vms.len(), run.missing.len()), (RunState::Partly, 1, 1), "{run:?}");
+    let other = ScheduleWish { name: "other".parse().unwrap(), selector: named(&["gone"]), ..wish(last(2)) };
+    let schedule = life.create(other);
+    assert_eq!(life.run(schedule).state, RunState::Failed);
+    let told = scene.events().into_iter().filter(|event| event.message.contains("there is no VM gone"));
+    assert_eq!(told.count(), 2);
+}
+
 #[test]
 fn what_a_limit_forbids_is_skipped_and_told() {
     let scene = Scene::new();
@@ -273,6 +327,12 @@ fn what_a_limit_forbids_is_skipped_and_told() {
     let (runs, _) = life.runtime.block_on(life.schedules.runs(schedule, None, 1)).unwrap();
     let failure = runs[0].vms[0].failure.as_ref().map(|failure| failure.reason);
     assert_eq!(failure, Some(Reason::ScheduleLimit));
+    let of_vm = scene
+        .events()
+        .into_iter()
+        .filter(|event| event.attributes.get("change") == Some(&"failed".to_owned()));
+    let of_vm: Vec<_> = of_vm.map(|event| (event.vm, event.failure.map(|failure| failure.reason))).collect();
+    assert_eq!(of_vm, [(Some(scene.vm), Some(Reason::ScheduleLimit))]);
     assert_eq!(names(&scene), ["r-1", "r-2"]);
 }
 

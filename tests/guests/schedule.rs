@@ -75,8 +75,8 @@ fn a_schedule_takes_keeps_and_prunes_and_survives_kills_and_downtime() {
     node.client().json(&["snapshot", "create", &name, "mine", "--quiesce", "required"]);
     node.guest.write_file("/mnt/vdb/later", b"later");
     let cron = format!("*/{PERIOD} * * * * *");
-    // Required, it would fail where the kill falls into a freeze, and rightly so.
-    let often = ["--vm", &name, "--keep-last", "3", "--quiesce", "auto"];
+    // Required: where the kill falls into a freeze, the take is undone, and taken again.
+    let often = ["--vm", &name, "--keep-last", "3", "--quiesce", "required"];
     node.client().json(&[&["schedule", "create", "often", "--cron", &cron], &often[..]].concat());
 
     // It takes and prunes; one that is held stays.
@@ -94,6 +94,8 @@ fn a_schedule_takes_keeps_and_prunes_and_survives_kills_and_downtime() {
     node.daemon.restart();
     let before = node.runs().len();
     wait_until("what was missed is told", PATIENCE, || missed(&node) >= 2);
+    let events = node.client().json(&["event", "list"]).to_string();
+    assert!(events.contains("nobody was there to begin them"), "{events}");
     wait_until("and made up for", PATIENCE, || node.ended() > before);
     node.client().json(&["schedule", "pause", "often"]);
     wait_until("all runs have ended", PATIENCE, || node.ended() == node.runs().len());

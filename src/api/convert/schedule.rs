@@ -64,6 +64,7 @@ pub(in crate::api) fn schedule_run(run: &ScheduleRun) -> v1::ScheduleRun {
         vms: run.vms.iter().map(run_vm).collect(),
         pruned_snapshots,
         pruned_bytes,
+        missing_vms: run.missing.iter().cloned().collect(),
     }
 }
 

@@ -42,6 +42,9 @@ fn ended(run: &v1::ScheduleRun) -> Result<u8, Failure> {
         v1::ScheduleRunState::Failed | v1::ScheduleRunState::Running | v1::ScheduleRunState::Unspecified => {
             let first = run.vms.iter().find_map(|vm| vm.error.clone()).unwrap_or_default();
             let message = match first.message.as_str() {
+                "" if !run.missing_vms.is_empty() => {
+                    format!("no VM went well: there is no VM {}", run.missing_vms.join(", "))
+                }
                 "" => "no VM went well".to_owned(),
                 why => format!("no VM went well: {why}"),
             };
@@ -171,6 +174,7 @@ fn details(run: &v1::ScheduleRun) -> String {
         ("begun", words::time(run.start_time)),
         ("ended", words::time(run.end_time)),
         ("pruned", pruned(run)),
+        ("no VM", run.missing_vms.join(", ")),
     ];
     let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
     let mut lines: Vec<String> = lines.map(|(label, value)| format!("{label:<7} {value}")).collect();
@@ -207,7 +211,7 @@ fn due(run: &v1::ScheduleRun) -> String {
 }
 
 fn failures(run: &v1::ScheduleRun) -> usize {
-    run.vms.iter().filter(|vm| vm.error.is_some()).count()
+    run.vms.iter().filter(|vm| vm.error.is_some()).count() + run.missing_vms.len()
 }
 
 fn pruned(run: &v1::ScheduleRun) -> String {

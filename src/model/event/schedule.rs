@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 
 use super::{Cause, Event, EventKind, Severity};
+use crate::model::operation::Failure;
 use crate::model::schedule::{RunState, RunVm, Schedule, ScheduleRun};
 
 /// What was done with a schedule.
@@ -75,6 +76,13 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
     let failures = run.vms.iter().filter(|vm| vm.failure.is_some()).count();
     let name = &run.schedule.wish.name;
     let (change, severity, message) = match run.state {
+        RunState::Running if !run.missing.is_empty() => {
+            let missing: Vec<&str> = run.missing.iter().map(String::as_str).collect();
+            let (count, missing) = (run.vms.len(), missing.join(", "));
+            let message =
+                format!("a run of schedule {name} has begun, of {count} VMs; there is no VM {missing}");
+            ("began", Severity::Warning, message)
+        }
         RunState::Running => {
             ("began", Severity::Info, format!("a run of schedule {name} has begun, of {} VMs", run.vms.len()))
         }
@@ -82,8 +90,12 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
             ("ended", Severity::Info, format!("a run of schedule {name} has taken {taken} snapshots"))
         }
         RunState::Partly | RunState::Failed => {
+            let gone = match run.missing.len() {
+                0 => String::new(),
+                missing => format!(", and {missing} that it names were not there"),
+            };
             let message = format!(
-                "a run of schedule {name} has taken {taken} snapshots; something failed at {failures} VMs"
+                "a run of schedule {name} has taken {taken} snapshots; something failed at {failures} VMs{gone}"
             );
             let severity = if taken == 0 { Severity::Error } else { Severity::Warning };
             ("ended", severity, message)
@@ -99,6 +111,15 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
         RunState::Failed => event.with("outcome", "failed"),
     };
     Event { severity, failure: run.vms.iter().find_map(|vm| vm.failure.clone()), ..event }
+}
+
+/// A VM has no snapshot of a run, or was not pruned in it.
+#[must_use]
+pub fn of_failure(schedule: &Schedule, vm: &RunVm, why: &Failure, cause: &Cause) -> Event {
+    let message = format!("schedule {}: VM {}: {}", schedule.wish.name, vm.name, why.message);
+    let event = about(schedule, EventKind::ScheduleRun, message, cause).with("change", "failed");
+    let (vm_name, failure) = (vm.name.clone(), Some(why.clone()));
+    Event { severity: Severity::Warning, vm: Some(vm.vm), vm_name, failure, ..event }
 }
 
 /// A schedule has deleted snapshots of a VM.

@@ -9,6 +9,8 @@
 //! on with the run after a crash gets the same one; what is to be pruned is written before it is asked for. A take that only the
 //! death of the daemon has undone is asked for once more, with another key: that it is the second is written before, too.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,9 @@ pub struct ScheduleRun {
     pub ended_at: Option<Timestamp>,
     /// How it stands with each VM.
     pub vms: Vec<RunVm>,
+    /// The names and UUIDs that the schedule gives and no VM has.
+    #[serde(default)]
+    pub missing: BTreeSet<String>,
 }
 
 /// How a run stands.
@@ -45,7 +50,7 @@ pub struct ScheduleRun {
 pub enum RunState {
     /// Going.
     Running,
-    /// Ended, every VM well.
+    /// Ended, every VM well, and all there that are named.
     Succeeded,
     /// Ended; some VMs failed or were skipped, or have a snapshot and were not pruned.
     Partly,
@@ -117,10 +122,11 @@ impl RunVm {
 }
 
 impl ScheduleRun {
-    /// The same run when nothing more will be done with any VM; without VMs it has nothing to fail at.
+    /// The same run when nothing more will be done with any VM. Where all that it selects by is on no VM it has nothing to fail at;
+    /// a VM that it names has to be there.
     #[must_use]
     pub fn ended(self, at: Timestamp) -> Self {
-        let all_well = self.vms.iter().all(|vm| vm.failure.is_none());
+        let all_well = self.missing.is_empty() && self.vms.iter().all(|vm| vm.failure.is_none());
         let state = if all_well {
             RunState::Succeeded
         } else if self.vms.iter().all(|vm| vm.snapshot.is_none()) {

@@ -1,5 +1,7 @@
 //! Runs of schedules: each VM of a run has a row of its own, also one that an earlier version has written.
 
+use std::collections::BTreeSet;
+
 use rusqlite::Connection;
 
 use super::*;
@@ -66,6 +68,7 @@ fn run(number: u128, vms: usize) -> ScheduleRun {
         started_at: Timestamp::UNIX_EPOCH,
         ended_at: None,
         vms: (0..vms).map(vm).collect(),
+        missing: BTreeSet::new(),
     }
 }
 
@@ -148,6 +151,38 @@ async fn a_page_of_runs_has_the_vms_of_each_in_their_order() {
         Ok(transaction.row("SELECT count(*) FROM schedule_run_vm", [], |row| row.get::<_, i64>(0))?)
     };
     assert_eq!(store.read(vms).await.unwrap(), 0);
+}
+
+/// A schedule whose newest run cannot be read is there all the same, and begins another.
+#[tokio::test]
+async fn a_run_that_cannot_be_read_holds_up_nothing() {
+    for damage in [
+        "UPDATE schedule_run SET body = '{}'",
+        "UPDATE schedule_run_vm SET body = '[]'",
+        "UPDATE schedule_run SET body = replace(body, 'generation', 'age')",
+    ] {
+        let store = Store::in_memory().unwrap();
+        store.add_schedule(schedule(), None, cause()).await.unwrap();
+        store.begin_run(run(1, 3), None, None, None, cause()).await.unwrap();
+        let refused = store.begin_run(run(2, 3), None, None, None, cause()).await.unwrap_err();
+        assert!(matches!(refused, StoreError::ScheduleRunning(_)), "{damage}: {refused}");
+        store.transact(move |transaction| Ok(transaction.execute_batch(damage)?)).await.unwrap();
+        let kept = store.schedules().await.unwrap();
+        assert_eq!((kept.len(), &kept[0].last_run), (1, &None), "{damage}");
+        let begun = store.begin_run(run(2, 3), None, None, None, cause()).await.unwrap();
+        assert_eq!(store.open_runs().await.unwrap(), [begun], "{damage}");
+    }
+}
+
+/// What somebody has set or paused since it was looked at does not begin as it was.
+#[tokio::test]
+async fn a_run_begins_as_its_schedule_is() {
+    let store = Store::in_memory().unwrap();
+    store.add_schedule(schedule(), None, cause()).await.unwrap();
+    store.edit_schedule(schedule().id, ScheduleEdit::Pause, None, None, cause()).await.unwrap();
+    let refused = store.begin_run(run(1, 3), None, None, None, cause()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::ScheduleChanged { actual: 2 }), "{refused}");
+    assert_eq!(store.open_runs().await.unwrap(), []);
 }
 
 /// A VM's step and what is told of it last together, or not at all.

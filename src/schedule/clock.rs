@@ -171,13 +171,11 @@ impl Schedules {
                 let missed = missed(count, last_missed);
                 let begin = Begin { due_at: Some(at), is_late, seen_until: Some(at), missed };
                 let asked = Asked { by: actor(schedule), key: None, validate_only: false };
-                // Somebody may have changed it since it was looked at: then it is looked at again.
-                let is_changed =
-                    |error: &OpsError| matches!(error, OpsError::Store(StoreError::ScheduleChanged { .. }));
-                self.begin(schedule, begin, asked)
-                    .await
-                    .map(drop)
-                    .or_else(|error| if is_changed(&error) { Ok(()) } else { Err(error) })?;
+                match self.begin(schedule, begin, asked).await {
+                    // Somebody has changed it since it was looked at: it is looked at again.
+                    Ok(_) | Err(OpsError::Store(StoreError::ScheduleChanged { .. })) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Due::Missed { count, last } => {
                 self.store().skip_runs(schedule.id, now, missed(count, Some(last)), by_itself()).await?;

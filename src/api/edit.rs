@@ -173,13 +173,7 @@ impl Api {
             snapshot
         } else {
             let found = self.find(reach, snapshot, vm).await?;
-            let edited = match edit {
-                Edit::Declare(declaration) => {
-                    self.engine.declare_snapshot(found.id, declaration, asked).await
-                }
-                edit => self.engine.edit_snapshot(found.id, edit, asked).await,
-            };
-            edited.map_err(status::of)?
+            self.engine.edit_snapshot(found.id, edit, asked).await.map_err(status::of)?
         };
         self.shown(snapshot).await
     }

@@ -27,6 +27,10 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
         Reason::MergeNotConverging => {
             "delete when the guest writes less, or give it more time with --merge-deadline"
         }
+        Reason::Declared => {
+            "'vmsnap snapshot reset-state' lets it be READY, if all that it reads is as recorded"
+        }
+        Reason::Abandoned => "'vmsnap snapshot delete' it; what the VM and other snapshots read stays",
         Reason::CatalogFailed => "see the log of vmsnapd; check the state directory for space and damage",
         Reason::HypervisorRefused => {
             "see the log of vmsnapd; where permission was denied, AppArmor or SELinux confines the VM: docs/OPERATIONS.md"

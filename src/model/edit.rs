@@ -107,6 +107,9 @@ pub struct Comment {
     pub created_at: Timestamp,
 }
 
+/// What can be done about a snapshot in ERROR.
+pub const IN_ERROR: &str = "'vmsnap snapshot show' says why; what was only declared is READY again with 'vmsnap snapshot reset-state'";
+
 /// Why a snapshot is not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the message of each variant is its documentation")]
@@ -164,6 +167,7 @@ impl EditRefusal {
             Self::NotNow(SnapshotState::Lost) => {
                 "it is READY by itself when what it needs is back; 'vmsnap vm check' tells what is missing"
             }
+            Self::NotNow(SnapshotState::Error) => IN_ERROR,
             Self::Expired(_) => "let it last with 'vmsnap snapshot set', --expire or --no-expire",
             Self::NotKnown(_) => {
                 "nobody's word changes that; 'vmsnap snapshot delete' leaves what others read"

@@ -8,7 +8,8 @@
 //!
 //!                            Ready <--> Lost -> Deleting -> (nothing)
 //! ```
-//! `Error` is entered from any state, when what the snapshot reads cannot be vouched for. `Lost` is entered when the VM
+//! `Error` is entered from any state, when what the snapshot reads cannot be vouched for; it is left for `Ready` where nothing but
+//! a person's word was why (`model::declaration`), and else by a deletion or a purge. `Lost` is entered when the VM
 //! leaves the node, or when a person says that a file of the snapshot is; it is left when all is there again as it was, or
 //! when a person purges or deletes the snapshot.
 

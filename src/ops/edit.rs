@@ -1,4 +1,4 @@
-//! What people write on snapshots. No operation: nothing but the catalog changes, and it is done when it answers.
+//! What people write on snapshots, and declare them. No operation: nothing but the catalog changes, and it is done when it answers.
 
 use std::collections::BTreeSet;
 
@@ -13,21 +13,17 @@ use crate::store::{RequestKey, StoreError};
 use super::{Asked, Engine, OpsError, Result, observe};
 
 impl Engine {
-    /// Changes what people wrote on a snapshot. Gives it as it is then.
+    /// Changes what people wrote on a snapshot, or lets it be what somebody declares it: READY only if all that it reads is there.
+    /// Gives it as it is then.
     pub async fn edit_snapshot(&self, id: SnapshotId, edit: Edit, asked: Asked) -> Result<Snapshot> {
-        let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
-        let edited = self.0.store.edit(id, edit, asked.key, cause).await?;
-        self.settle_manifests();
-        edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
+        let Edit::Declare(declaration) = edit else { return self.write_edit(id, edit, asked).await };
+        let engine = self.clone();
+        // The VM is held to the end, whether or not whoever asked is still there.
+        let task = self.0.tasks.spawn(async move { engine.declare(id, declaration, asked).await });
+        task.await.map_err(|_| OpsError::Draining)?
     }
 
-    /// Lets a snapshot be what somebody declares it; READY only if all that it reads is there. Gives it as it is then.
-    pub async fn declare_snapshot(
-        &self,
-        id: SnapshotId,
-        declaration: Declaration,
-        asked: Asked,
-    ) -> Result<Snapshot> {
+    async fn declare(&self, id: SnapshotId, declaration: Declaration, asked: Asked) -> Result<Snapshot> {
         let gone = || OpsError::NoSuchSnapshot(id.to_string());
         let vm = self.0.store.snapshot(id).await?.ok_or_else(gone)?.vm;
         // Nothing changes what it reads, or relies on its state, until its state is written.
@@ -42,7 +38,14 @@ impl Engine {
                 plan::declare_ready(&world, snapshot)?;
             }
         }
-        self.edit_snapshot(id, edit, asked).await
+        self.write_edit(id, edit, asked).await
+    }
+
+    async fn write_edit(&self, id: SnapshotId, edit: Edit, asked: Asked) -> Result<Snapshot> {
+        let cause = Cause { operation: None, actor: asked.by, at: Timestamp::now() };
+        let edited = self.0.store.edit(id, edit, asked.key, cause).await?;
+        self.settle_manifests();
+        edited.ok_or_else(|| OpsError::NoSuchSnapshot(id.to_string()))
     }
 
     /// The snapshot that the same request has changed before, if it was made before.

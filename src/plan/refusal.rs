@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::model::edit::IN_ERROR;
 use crate::model::step::ImageRef;
 use crate::model::vm::{ExcludedDisk, RefusedDisk};
 use crate::model::{
@@ -269,6 +270,7 @@ impl Refusal {
             Self::AgentDisconnected => "start qemu-guest-agent in the guest, or use --quiesce auto or off",
             Self::AgentAbsent => "add a guest agent channel to the VM, or use --quiesce auto or off",
             Self::NameTaken(_) | Self::FileExists(_) | Self::VmNameTaken(_) => "choose another name",
+            Self::SnapshotNotReady(SnapshotState::Error) => IN_ERROR,
             Self::SnapshotNotReady(_) | Self::VolumeNotReady(_) => {
                 "wait for its operation; 'vmsnap op list' shows it"
             }

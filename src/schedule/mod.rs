@@ -19,7 +19,7 @@ use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId};
 use crate::ops::{Asked, Engine, OpsError, Result};
 use crate::plan::due;
 use crate::plan::retention::VmRetention;
-use crate::store::{KeptSchedule, ScheduleEdit, Store};
+use crate::store::{KeptSchedule, ScheduleEdit, Store, StoreError};
 
 mod clock;
 mod ledger;
@@ -127,9 +127,15 @@ impl Schedules {
 
     /// Begins a run now, whatever the clock says.
     pub async fn run_now(&self, id: ScheduleId, asked: Asked) -> Result<ScheduleRun> {
-        let kept = self.find(&id.to_string()).await?;
         let begin = clock::Begin { due_at: None, is_late: false, seen_until: None, missed: None };
-        self.begin(&kept.schedule, begin, asked).await
+        loop {
+            let kept = self.find(&id.to_string()).await?;
+            match self.begin(&kept.schedule, begin, asked.clone()).await {
+                // Somebody has changed it since it was looked at.
+                Err(OpsError::Store(StoreError::ScheduleChanged { .. })) => {}
+                answer => return answer,
+            }
+        }
     }
 
     /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.

@@ -129,7 +129,7 @@ impl OfVm<'_> {
     }
 
     async fn take(&self, vm: &RunVm) -> Option<RunVm> {
-        // Waiting for a turn takes no patience: what is in the way counts from when it is met.
+        // The line takes no patience: it counts from the first time that something is in the way.
         let (mut key, mut until) = (self.take_key(vm), None);
         let came = loop {
             // Whoever waits for somebody else keeps no turn.
@@ -155,7 +155,8 @@ impl OfVm<'_> {
                 Attempt::Came(came) => break came,
                 // Once: whoever dies in each of them is not helped by a third.
                 Attempt::CutShort(_) if key == self.key(TAKE) => {
-                    key = self.take_key(&self.note(|vm| vm.is_second_take = true).await?);
+                    key = self
+                        .take_key(&self.note(|vm| (vm.is_second_take, vm.operation) = (true, None)).await?);
                 }
                 Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
@@ -368,7 +369,7 @@ impl OfVm<'_> {
 
     async fn failed(&self, failure: Failure, then: RunStage) -> Option<RunVm> {
         let by = cause(actor(&self.run.schedule), Timestamp::now());
-        let told = of_failure(&self.run.schedule, &self.run.vms[self.index], &failure, &by);
+        let told = of_failure(self.run, &self.run.vms[self.index], &failure, &by);
         let change = |vm: &mut RunVm| {
             // The first one says more.
             vm.failure.get_or_insert(failure);

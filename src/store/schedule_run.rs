@@ -82,6 +82,7 @@ impl Store {
     }
 
     /// The runs of a schedule, newest first: at most `limit` that are older than `before`. With the number there are.
+    /// One that cannot be read is told of, and left out.
     pub async fn runs(
         &self,
         schedule: ScheduleId,
@@ -97,7 +98,7 @@ impl Store {
                 AND (?2 IS NULL OR rowid < (SELECT rowid FROM schedule_run WHERE id = ?2)) ORDER BY rowid DESC LIMIT ?3";
             let before = before.map(|id| id.to_string());
             let runs = select(transaction, page, params![schedule, before, limit])?;
-            Ok((runs.into_iter().collect::<Result<_>>()?, total.unsigned_abs()))
+            Ok((runs.into_iter().filter_map(legible).collect(), total.unsigned_abs()))
         })
         .await
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
 use vmsnap::host::sim::BLOCK;
 use vmsnap::model::operation::OperationState;
-use vmsnap::model::{Declaration, Declared, Operation, OperationId, Request, Snapshot, VmId};
+use vmsnap::model::{Declaration, Declared, Edit, Operation, OperationId, Request, Snapshot, VmId};
 use vmsnap::ops::{Asked, Engine, NodeCheck, OpsError, Settings, Submitted};
 use vmsnap::plan::{self, BackgroundCaptures, LivePulls, MemoryCompression, MergePolicy, SpeedPolicy};
 
@@ -126,7 +126,7 @@ impl Life {
         let declaration = Declaration { what, by: "test".to_owned(), generation: None, at: Timestamp::now() };
         self.runtime.block_on(async {
             let id = self.engine.find_snapshot(name, None).await?.id;
-            self.engine.declare_snapshot(id, declaration, asked).await
+            self.engine.edit_snapshot(id, Edit::Declare(declaration), asked).await
         })
     }
 

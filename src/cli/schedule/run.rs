@@ -111,7 +111,7 @@ async fn look(session: &Session, run: &v1::ScheduleRun) -> Result<v1::ScheduleRu
 
 /// What one is told while waiting.
 fn headway(run: &v1::ScheduleRun) -> String {
-    let (begun, failed) = (run.vms.len(), failures(run));
+    let (begun, failed) = (run.vms.len(), run.vms.iter().filter(|vm| vm.error.is_some()).count());
     match failed {
         0 => format!("running: {begun} VMs so far"),
         failed => format!("running: {begun} VMs so far, {failed} of them failed or skipped"),

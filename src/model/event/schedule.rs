@@ -1,6 +1,8 @@
 //! What schedules tell: runs that begin and end, runs that were missed, snapshots that were pruned, and changes of what people
 //! set.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::{Cause, Event, EventKind, Severity};
@@ -77,8 +79,7 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
     let name = &run.schedule.wish.name;
     let (change, severity, message) = match run.state {
         RunState::Running if !run.missing.is_empty() => {
-            let missing: Vec<&str> = run.missing.iter().map(String::as_str).collect();
-            let (count, missing) = (run.vms.len(), missing.join(", "));
+            let (count, missing) = (run.vms.len(), names(&run.missing));
             let message =
                 format!("a run of schedule {name} has begun, of {count} VMs; there is no VM {missing}");
             ("began", Severity::Warning, message)
@@ -90,13 +91,10 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
             ("ended", Severity::Info, format!("a run of schedule {name} has taken {taken} snapshots"))
         }
         RunState::Partly | RunState::Failed => {
-            let gone = match run.missing.len() {
-                0 => String::new(),
-                missing => format!(", and {missing} that it names were not there"),
-            };
-            let message = format!(
-                "a run of schedule {name} has taken {taken} snapshots; something failed at {failures} VMs{gone}"
-            );
+            let failed = (failures > 0).then(|| format!("something failed at {failures} VMs"));
+            let gone = (!run.missing.is_empty()).then(|| format!("there is no VM {}", names(&run.missing)));
+            let why = failed.into_iter().chain(gone).collect::<Vec<_>>().join("; ");
+            let message = format!("a run of schedule {name} has taken {taken} snapshots; {why}");
             let severity = if taken == 0 { Severity::Error } else { Severity::Warning };
             ("ended", severity, message)
         }
@@ -113,11 +111,16 @@ pub fn of_run(run: &ScheduleRun, cause: &Cause) -> Event {
     Event { severity, failure: run.vms.iter().find_map(|vm| vm.failure.clone()), ..event }
 }
 
+fn names(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
 /// A VM has no snapshot of a run, or was not pruned in it.
 #[must_use]
-pub fn of_failure(schedule: &Schedule, vm: &RunVm, why: &Failure, cause: &Cause) -> Event {
-    let message = format!("schedule {}: VM {}: {}", schedule.wish.name, vm.name, why.message);
-    let event = about(schedule, EventKind::ScheduleRun, message, cause).with("change", "failed");
+pub fn of_failure(run: &ScheduleRun, vm: &RunVm, why: &Failure, cause: &Cause) -> Event {
+    let message = format!("schedule {}: VM {}: {}", run.schedule.wish.name, vm.name, why.message);
+    let event = about(&run.schedule, EventKind::ScheduleRun, message, cause);
+    let event = event.with("change", "failed").with("run_id", run.id);
     let (vm_name, failure) = (vm.name.clone(), Some(why.clone()));
     Event { severity: Severity::Warning, vm: Some(vm.vm), vm_name, failure, ..event }
 }

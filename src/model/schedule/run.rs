@@ -52,7 +52,7 @@ pub enum RunState {
     Running,
     /// Ended, every VM well, and all there that are named.
     Succeeded,
-    /// Ended; some VMs failed or were skipped, or have a snapshot and were not pruned.
+    /// Ended; some VMs failed, were skipped or not there, or have a snapshot and were not pruned.
     Partly,
     /// Ended, without a snapshot.
     Failed,

@@ -170,7 +170,8 @@ async fn a_run_that_cannot_be_read_holds_up_nothing() {
         let kept = store.schedules().await.unwrap();
         assert_eq!((kept.len(), &kept[0].last_run), (1, &None), "{damage}");
         let begun = store.begin_run(run(2, 3), None, None, None, cause()).await.unwrap();
-        assert_eq!(store.open_runs().await.unwrap(), [begun], "{damage}");
+        assert_eq!(store.open_runs().await.unwrap(), std::slice::from_ref(&begun), "{damage}");
+        assert_eq!(store.runs(schedule().id, None, 9).await.unwrap(), (vec![begun], 2), "{damage}");
     }
 }
 

@@ -247,8 +247,8 @@ ALTER TABLE event ADD COLUMN schedule TEXT NOT NULL DEFAULT '';
 CREATE INDEX event_schedule ON event (schedule) WHERE schedule <> '';
 ";
 
-/// How a run stands with each VM. The body of the run itself has no VMs any more: one step of one VM is one small row. What cannot be
-/// read stays as it is, and is told when it is read.
+/// How a run stands with each VM. The body of the run itself has no VMs any more: one step of one VM is one small row. What has no
+/// list of VMs stays as it is, and is told when it is read.
 const V9: &str = "
 CREATE TABLE schedule_run_vm (
     run         TEXT NOT NULL REFERENCES schedule_run (id) ON DELETE CASCADE,

@@ -44,7 +44,7 @@ finish() {
 cd "$top"
 install_tools
 mkdir -p "$cache"
-work=$(mktemp -d "$cache/run.XXXXXX")
+work=$(mktemp --directory --tmpdir="$cache")
 trap finish EXIT
 trap 'exit 130' INT TERM
 cargo build --quiet --profile "$profile" --bins --example demo

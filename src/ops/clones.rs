@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::plan::{self, BackgroundCaptures, MemoryCompression, Refusal, VolumeUser, World};
 
-use super::elsewhere::Wait;
+use super::waiting::Wait;
 use super::{Asked, Engine, OpsError, Result, Submitted};
 
 impl Engine {

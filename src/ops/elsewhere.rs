@@ -3,81 +3,17 @@
 //!
 //! A layer waits as well while it is not known whether the VM's guest wrote last to it or to the one below.
 //!
-//! Decides whom to look at, that who cannot be looked at reads nothing, and when to try again. Leaves what waits to `plan`.
+//! Decides whom to look at, and that who cannot be looked at reads nothing. Leaves what waits to `plan`, and when to try again
+//! to [`super::waiting`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
-use std::time::Duration;
 
-use super::presence::vm_changed;
 use super::readers::{self, Headers};
+use super::waiting::Wait;
 use super::{Engine, Inner, Result};
 use crate::model::vm::FileIdentity;
 use crate::model::{LayerId, LayerTree, Ownership, VmId, VmView};
-
-/// A VM that is stopped or undefined changes several times in a row.
-const BREATH: Duration = Duration::from_millis(500);
-
-/// What layers wait for that nothing of their own VM needs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wait {
-    /// For a VM, by its name, that has the file.
-    Vm(String, PathBuf),
-    /// For an image that lies on one of them.
-    Image(PathBuf),
-    /// For a snapshot of another VM or volume.
-    Snapshot {
-        /// The VM's name.
-        vm: String,
-        /// Its own.
-        name: String,
-    },
-    /// For a person, who knows whether the VM's guest wrote last to a layer or to this one below it.
-    Decision(PathBuf),
-    /// For room.
-    Room,
-    /// For the VM, to which nothing can be done now: why, in words.
-    Refusal(String),
-}
-
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vm(name, file) => write!(f, "VM {name} has {}", file.display()),
-            Self::Image(path) => write!(f, "{} lies on it", path.display()),
-            Self::Snapshot { vm, name } => write!(f, "snapshot {name} of {vm} reads it"),
-            Self::Decision(base) => {
-                write!(f, "it is not known whether the guest wrote last to it or to {}", base.display())
-            }
-            Self::Room => write!(f, "there may not be room for it"),
-            Self::Refusal(why) => f.write_str(why),
-        }
-    }
-}
-
-/// What was found to hold up layers of a VM.
-#[derive(Default)]
-pub(super) struct Waiting {
-    layers: BTreeMap<LayerId, Wait>,
-    is_for_room: bool,
-    refused: Option<Refused>,
-}
-
-/// Why nothing can be merged for a VM now.
-pub(super) enum Refused {
-    /// It is not here. Nobody waits for that, but it may come back.
-    Away,
-    /// In words.
-    Because(String),
-}
-
-impl Waiting {
-    fn is_over(&self) -> bool {
-        !self.is_for_room && self.layers.is_empty() && self.refused.is_none()
-    }
-}
 
 /// What VMs name, as far as they can be looked at.
 struct Named {
@@ -214,95 +150,9 @@ impl Engine {
         Ok(read)
     }
 
-    /// Merges what waited for the snapshots of others, now that some may have gone.
-    pub(super) fn collapse_waiting(&self) {
-        for vm in self.waiting() {
-            let engine = self.clone();
-            self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });
-        }
-    }
-
     /// libvirt lets everybody who asks about such a VM wait.
     pub(super) async fn captures_memory(&self, vm: VmId) -> bool {
         let Some(holder) = self.holder(vm) else { return false };
         self.operation(holder).await.is_ok_and(|view| view.operation.captures_memory())
-    }
-
-    /// Notes what was found to hold up layers of a VM: nothing, and they do not wait.
-    pub(super) fn note_waiting(&self, vm: VmId, layers: BTreeMap<LayerId, Wait>) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(vm).or_default().layers = layers;
-        waiting.retain(|_, waiting| !waiting.is_over());
-    }
-
-    /// Notes why nothing can be merged for a VM now; None: something can, or nothing has to be.
-    pub(super) fn note_refused(&self, vm: VmId, refused: Option<Refused>) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(vm).or_default().refused = refused;
-        waiting.retain(|_, waiting| !waiting.is_over());
-    }
-
-    /// Notes whether merges of a VM depend on how much room there is.
-    pub(super) fn note_waiting_for_room(&self, vm: VmId, is_for_room: bool) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry(vm).or_default().is_for_room = is_for_room;
-        waiting.retain(|_, waiting| !waiting.is_over());
-    }
-
-    /// What layers that no snapshot needs were seen to wait for when somebody last looked.
-    #[must_use]
-    pub fn waits_for(&self, tree: &LayerTree) -> BTreeSet<Wait> {
-        let waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(waiting) = waiting.get(&tree.vm) else { return BTreeSet::new() };
-        let pending: BTreeSet<LayerId> = tree.pending().map(|layer| layer.id).collect();
-        // A layer that is read holds up what it lies on, too.
-        let holds_up = |layer: LayerId| tree.chain(layer).iter().any(|below| pending.contains(&below.id));
-        let layers = waiting.layers.iter().filter(|(layer, _)| holds_up(**layer));
-        let is_being_merged = self.holder(tree.vm).is_some();
-        let is_due = !pending.is_empty() && !is_being_merged;
-        let room = (waiting.is_for_room && is_due).then_some(Wait::Room);
-        let refusal = match &waiting.refused {
-            Some(Refused::Because(why)) if is_due => Some(Wait::Refusal(why.clone())),
-            Some(Refused::Because(_) | Refused::Away) | None => None,
-        };
-        layers.map(|(_, wait)| wait.clone()).chain(room).chain(refusal).collect()
-    }
-
-    /// Merges what waited for VMs when one of them has changed, or the hypervisor is back, from now until the daemon goes down.
-    pub fn collapse_when_vms_change(&self) {
-        let engine = self.clone();
-        self.0.tasks.spawn(async move {
-            let stopping = engine.draining();
-            let mut events = engine.0.host.hypervisor.events();
-            let mut link = engine.0.host.hypervisor.link();
-            loop {
-                tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => return,
-                    goes_on = vm_changed(&mut events) => if !goes_on { return },
-                    Ok(()) = link.changed() => {}
-                }
-                if engine.waiting().is_empty() {
-                    continue;
-                }
-                tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => return,
-                    () = tokio::time::sleep(BREATH) => {}
-                }
-                // What happens from here on is seen by the next look.
-                events = events.resubscribe();
-                for vm in engine.waiting() {
-                    // On its own: one that merges for long, or is stuck, holds up no other.
-                    if let Some(runner) = engine.begin_collapse(vm).await {
-                        engine.0.tasks.spawn(runner.run());
-                    }
-                }
-            }
-        });
-    }
-
-    fn waiting(&self) -> BTreeSet<VmId> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 }

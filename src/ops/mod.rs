@@ -53,11 +53,11 @@ mod steps;
 mod submit;
 mod throttle;
 mod volumes;
+mod waiting;
 
 pub use board::{Course, OperationView, Phase, Progress};
 pub use captures::{captured, end_captures};
 pub use check::{NodeCheck, is_unreadable};
-pub use elsewhere::Wait;
 pub use error::OpsError;
 pub use events::EVENTS;
 pub use rebuild::gather;
@@ -67,6 +67,7 @@ pub use spans::SPANS;
 pub use submit::{Asked, Submitted};
 pub use throttle::free_guests;
 pub use volumes::{VolumePlace, VolumeView};
+pub use waiting::Wait;
 
 use board::{Board, Command, Decision, Limit};
 use deadman::DeadMan;
@@ -99,7 +100,7 @@ struct Inner {
     /// VMs that operations have changed, for whoever keeps up with their disks.
     touched: Touched,
     /// VMs with layers that wait, and what for.
-    waiting: Mutex<BTreeMap<VmId, elsewhere::Waiting>>,
+    waiting: Mutex<BTreeMap<VmId, waiting::Waiting>>,
     /// What the last check of each VM found.
     differences: Mutex<BTreeMap<VmId, Vec<Difference>>>,
     /// VMs that were seen to leave for another node, and not seen to run here since. The catalog keeps them, too.

@@ -2,14 +2,13 @@
 //!
 //! A restart is no special case: the same runner carries on from what the journal says.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::host::{Host, Link};
-use crate::model::{Finding, OperationId, VmId};
+use crate::model::{Finding, VmId};
 use crate::store::{GuestLease, Standstill, Store};
 
 use super::runner::Runner;
@@ -108,30 +107,9 @@ impl Engine {
         self.free_slowed_guests();
         for vm in self.0.store.vms().await? {
             let engine = self.clone();
-            self.0.tasks.spawn(async move { engine.collapse_when_linked(vm).await });
+            self.0.tasks.spawn(async move { engine.collapse_when_free(vm).await });
         }
         Ok(count)
-    }
-
-    /// The earlier life may have ended before it could merge what it had let go.
-    pub(super) async fn collapse_when_linked(&self, vm: VmId) {
-        if let Some(runner) = self.begin_collapse(vm).await {
-            runner.run().await;
-        }
-    }
-
-    /// What is to be run, if anything can be merged now.
-    pub(super) async fn begin_collapse(&self, vm: VmId) -> Option<Runner> {
-        if self.is_settled(vm).await {
-            self.note_refused(vm, None);
-            return None;
-        }
-        if !self.is_linked().await {
-            return None;
-        }
-        // An operation that holds the VM collapses it in the end. Whoever only looks is waited for.
-        let permit = self.enter(BTreeSet::from([vm]), OperationId::new()).await.ok()?;
-        self.collapse(vm, permit).await
     }
 
     /// True once the hypervisor can be reached; false if the daemon goes down first.

@@ -157,7 +157,7 @@ impl Runner {
             return None;
         }
         self.settle_source();
-        self.engine.collapse_waiting();
+        self.engine.collapse_waiting(Some(self.operation.vm));
         self.engine.collapse(self.operation.vm, self.permit).await
     }
 
@@ -173,7 +173,7 @@ impl Runner {
     fn settle_source(&self) {
         if let Some(source) = self.source().filter(|source| *source != self.operation.vm) {
             let engine = self.engine.clone();
-            self.engine.0.tasks.spawn(async move { engine.collapse_when_linked(source).await });
+            self.engine.0.tasks.spawn(async move { engine.collapse_when_free(source).await });
         }
     }
 

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::host::HostError;
 use crate::model::cursor::Cursor;
 use crate::model::operation::{Findings, OperationState};
 use crate::model::{
@@ -18,7 +17,6 @@ use crate::model::{
 use crate::plan::{self, Plan, Refusal, World};
 use crate::store::{Begun, RequestKey, Reservation};
 
-use super::elsewhere::Refused;
 use super::gate::Permit;
 use super::runner::Runner;
 use super::{Engine, OperationView, OpsError, Result};
@@ -87,49 +85,6 @@ impl Engine {
     pub async fn purge_snapshot(&self, request: PurgeSnapshot, asked: Asked) -> Result<Submitted> {
         let snapshot = self.existing(request.snapshot).await?;
         self.submit(snapshot.vm, Some(snapshot.id), Request::PurgeSnapshot(request), asked).await
-    }
-
-    /// The operation that merges and removes what nothing of a VM refers to any more, if anything can go now.
-    ///
-    /// Nobody asked for it, so nobody is told if it cannot be done: it is tried again after the next operation, and when
-    /// something happens to a VM.
-    pub(super) async fn collapse(&self, vm: VmId, permit: Permit) -> Option<Runner> {
-        if self.0.stopping.is_cancelled() {
-            return None;
-        }
-        if self.is_settled(vm).await {
-            self.note_refused(vm, None);
-            return None;
-        }
-        let id = OperationId::new();
-        let permit = permit.hand_on(id);
-        let asked = Asked { by: "vmsnapd".to_owned(), key: None, validate_only: false };
-        match self.prepare(id, permit, vm, None, Request::Collapse { vm }, asked).await {
-            Ok((_, runner)) => {
-                self.note_refused(vm, None);
-                runner
-            }
-            Err(error) => {
-                let refused = match &error {
-                    // What waits for readers or for room is noted as that.
-                    OpsError::Refused(Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. }) => None,
-                    OpsError::Refused(Refusal::VmGone) | OpsError::Host(HostError::NoSuchVm(_)) => {
-                        Some(Refused::Away)
-                    }
-                    _ => Some(Refused::Because(error.to_string())),
-                };
-                self.note_refused(vm, refused);
-                let error: &dyn std::error::Error = &error;
-                tracing::info!(%vm, error, "what nothing refers to waits");
-                None
-            }
-        }
-    }
-
-    /// Whether nothing of a VM's tree could go, as far as the catalog can say.
-    pub(super) async fn is_settled(&self, vm: VmId) -> bool {
-        let tree = self.0.store.tree(vm).await;
-        tree.is_ok_and(|tree| plan::collapse_tree(&tree, |_| false).is_empty())
     }
 
     /// What the same request has begun before, if it was made before. Asked first: what it names may be gone by now.
@@ -203,7 +158,7 @@ impl Engine {
     }
 
     /// Plans an operation and makes it durable. With the runner, if it is a new one.
-    async fn prepare(
+    pub(super) async fn prepare(
         &self,
         id: OperationId,
         permit: Permit,

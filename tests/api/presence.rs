@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use tonic::Code;
-use vmsnap::host::sim::{Method, SimHost};
+use vmsnap::host::sim::{Hold, Method, SimHost};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::Format;
 use vmsnap::model::{DiskTarget, VmId};
@@ -149,6 +149,61 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     let gone = node.snapshots().delete_snapshot(delete("again")).await.unwrap().into_inner();
     node.end_of(&gone.operation.unwrap().id).await;
     assert_eq!(node.read(1), [10, 10]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
+/// Holds the next look, and lets this one go on.
+fn next_hold(node: &Node, this: &Hold) -> Hold {
+    let next = node.hold(Method::Observe);
+    this.release();
+    next
+}
+
+/// A VM that comes back while it is being looked what could be merged, and has been seen to be away: what tells that it is here
+/// is not lost.
+#[tokio::test]
+async fn a_vm_that_comes_back_during_the_look() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("root").await;
+    node.write(1, 20);
+    let images = images(&node);
+    leave(&node);
+    until_all_are(&node, "SNAPSHOT_STATE_LOST").await;
+    let id = json(&node, "snapshot show web/root").await["snapshot"]["id"].as_str().unwrap().to_owned();
+    let request = v1::PurgeSnapshotRequest { snapshot: id, ..Default::default() };
+    let mut hold = node.hold(Method::Observe);
+    let purge = async {
+        let begun = node.snapshots().purge_snapshot(request).await.unwrap().into_inner();
+        begun.operation.unwrap().id
+    };
+    let mut purge = std::pin::pin!(purge);
+    // Its plan looks, and so does it. What could be merged is looked at after its end.
+    let id = loop {
+        tokio::select! {
+            () = hold.reached() => hold = next_hold(&node, &hold),
+            id = &mut purge => break id,
+        }
+    };
+    loop {
+        hold.reached().await;
+        if node.operation(&id).await.state() == v1::OperationState::Succeeded {
+            break;
+        }
+        hold = next_hold(&node, &hold);
+    }
+    let seen = node.calls_of(Method::Vms);
+    come_back(&node.sim, &images);
+    // Somebody else who is told of it has looked.
+    let has_looked = async {
+        while node.calls_of(Method::Vms) == seen {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, has_looked).await.expect("nobody looks");
+    hold.release();
+    settled(&node).await;
+    assert_eq!(node.read(1), [20, 20]);
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 

@@ -117,7 +117,7 @@ impl Watch {
             let update = match std::mem::replace(&mut self.stage, Stage::Over) {
                 Stage::Begun(present, watcher) => {
                     if !is_over(&present) {
-                        self.stage = watcher.map_or(Stage::Over, Stage::Following);
+                        self.stage = watcher.map_or(Stage::Left, Stage::Following);
                     }
                     self.show(&present)
                 }

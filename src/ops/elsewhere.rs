@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use super::readers::{self, Headers};
 use super::waiting::Wait;
-use super::{Engine, Inner, Result};
+use super::{Engine, Inner, OpsError, Result};
+use crate::host::HostError;
 use crate::model::vm::FileIdentity;
 use crate::model::{LayerId, LayerTree, Ownership, VmId, VmView};
 
@@ -77,6 +78,9 @@ impl Engine {
         let raw = readers::raw_layers(&self.0.store).await?;
         let mut named = Named { files: BTreeMap::new(), raw, own: None };
         for vm in self.vms().await? {
+            if self.0.stopping.is_cancelled() {
+                return Err(OpsError::Draining);
+            }
             if self.captures_memory(vm.id).await {
                 continue;
             }
@@ -91,6 +95,8 @@ impl Engine {
                         named.files.extend(view.files().map(by_name));
                     }
                 }
+                // Then none can be looked at, and what a VM that is off has would not be seen.
+                Err(error @ HostError::Unreachable(_)) => return Err(error.into()),
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(vm = vm.name, error, "a VM is passed over in the search for readers");

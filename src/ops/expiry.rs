@@ -90,7 +90,7 @@ impl Engine {
         let now = Timestamp::now();
         let due = self.0.store.expired(now).await?;
         for (vm, snapshots) in &due {
-            if self.holder(*vm).is_none() && tried.may_ask(*vm, snapshots) {
+            if self.under_way(*vm).is_none() && tried.may_ask(*vm, snapshots) {
                 self.expire_of_vm(*vm, snapshots).await;
             }
         }

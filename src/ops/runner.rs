@@ -152,10 +152,12 @@ impl Runner {
             self.save().await;
         }
         self.engine.0.touched.note(self.operation.vm);
-        // What was held up by the references that have gone now goes, too.
-        if matches!(self.operation.request, Request::Collapse { .. }) {
+        // One that went wrong would only do so again.
+        let is_collapse = matches!(self.operation.request, Request::Collapse { .. });
+        if is_collapse && self.operation.cursor.state != OperationState::Succeeded {
             return None;
         }
+        // What was held up by the references that have gone now, or for want of room, goes, too.
         self.settle_source();
         self.engine.collapse_waiting(Some(self.operation.vm));
         self.engine.collapse(self.operation.vm, self.permit).await

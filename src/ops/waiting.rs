@@ -1,8 +1,8 @@
 //! Layers that nothing needs any more and that are still there: what they wait for, and when it is tried again.
 //!
 //! ```text
-//!   something may have changed            the VM is free             looked at
-//!   ------------------------> (waits for the VM) ------> (looks) ------------------> merges, or nothing can go now
+//!   something may have changed         the VM is free, and its turn     looked at
+//!   ------------------------> (queued) ---------------------------> (looks) -------> merges, or nothing can go now
 //!                                                           |                         |
 //!                                                           +-- whatever changes from here on begins anew, since
 //!                                                               a VM that is looked at counts as one that waits
@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use tokio::sync::SemaphorePermit;
+
 use super::gate::Permit;
 use super::presence::vm_changed;
 use super::runner::Runner;
@@ -24,6 +26,9 @@ use super::{Engine, OpsError};
 use crate::host::HostError;
 use crate::model::{LayerId, LayerTree, OperationId, Request, VmId};
 use crate::plan::{self, Refusal};
+
+/// VMs that are looked at at once for what waits. Each look asks about all VMs, by the few threads that everybody uses.
+pub(super) const LOOKS: usize = 2;
 
 /// A VM that is stopped or undefined changes several times in a row.
 const BREATH: Duration = Duration::from_millis(500);
@@ -75,12 +80,14 @@ pub(super) struct Waiting {
     is_queued: bool,
     /// How many look, and may not see what happens from now on: the next one begins before the last one has noted what it saw.
     looks: u32,
+    /// How many have begun to look. What a later one has seen is not noted over.
+    begun: u64,
 }
 
 /// Why nothing can be merged for a VM now.
 enum Refused {
-    /// It is not here. Nobody waits for that, but it may come back.
-    Away,
+    /// It is not here, or lacks a disk, as it may for good: nobody has to be told.
+    Silently,
     /// In words.
     Because(String),
 }
@@ -107,7 +114,7 @@ impl Engine {
         let room = (waiting.is_for_room && is_due).then_some(Wait::Room);
         let refusal = match &waiting.refused {
             Some(Refused::Because(why)) if is_due => Some(Wait::Refusal(why.clone())),
-            Some(Refused::Because(_) | Refused::Away) | None => None,
+            Some(Refused::Because(_) | Refused::Silently) | None => None,
         };
         layers.map(|(_, wait)| wait.clone()).chain(room).chain(refusal).collect()
     }
@@ -120,11 +127,18 @@ impl Engine {
         if self.0.stopping.is_cancelled() {
             return None;
         }
-        self.note(vm, |waiting| waiting.looks += 1);
+        let mut number = 0;
+        self.note(vm, |waiting| {
+            waiting.looks += 1;
+            waiting.begun += 1;
+            number = waiting.begun;
+        });
         let (runner, refused) = self.look_what_can_go(vm, permit).await;
         self.note(vm, |waiting| {
             waiting.looks -= 1;
-            waiting.refused = refused;
+            if waiting.begun == number {
+                waiting.refused = refused;
+            }
         });
         runner
     }
@@ -143,15 +157,15 @@ impl Engine {
         };
         let refused = match &error {
             // What waits for readers or for room is noted as that.
-            OpsError::Refused(Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. }) => None,
-            OpsError::Refused(Refusal::VmGone) | OpsError::Host(HostError::NoSuchVm(_)) => {
-                Some(Refused::Away)
-            }
-            _ => Some(Refused::Because(error.to_string())),
+            OpsError::Refused(
+                Refusal::NothingToCollapse | Refusal::NoSpaceToMerge { .. } | Refusal::VmGone,
+            )
+            | OpsError::Host(HostError::NoSuchVm(_)) => Refused::Silently,
+            _ => Refused::Because(error.to_string()),
         };
         let error: &dyn std::error::Error = &error;
         tracing::info!(%vm, error, "what nothing refers to waits");
-        (None, refused)
+        (None, Some(refused))
     }
 
     /// Whether nothing of a VM's tree could go, as far as the catalog can say.
@@ -162,8 +176,7 @@ impl Engine {
 
     /// Merges what can be merged for a VM, once it is free and can be looked at.
     pub(super) async fn collapse_when_free(&self, vm: VmId) {
-        if self.is_settled(vm).await {
-            self.note(vm, |waiting| waiting.refused = None);
+        if !self.waiting().contains(&vm) && self.is_settled(vm).await {
             return;
         }
         let mut is_first = false;
@@ -171,30 +184,36 @@ impl Engine {
         if !is_first {
             return;
         }
-        let permit = self.hold_when_free(vm).await;
+        let entered = tokio::select! {
+            biased;
+            () = self.0.stopping.cancelled() => None,
+            entered = self.enter_in_turn(vm) => entered,
+        };
         self.note(vm, |waiting| waiting.is_queued = false);
-        let Some(permit) = permit else { return };
-        if let Some(runner) = self.collapse(vm, permit).await {
+        let Some((permit, turn)) = entered else { return };
+        let runner = self.collapse(vm, permit).await;
+        drop(turn);
+        if let Some(runner) = runner {
             runner.run().await;
         }
     }
 
-    /// None if the daemon goes down first.
-    async fn hold_when_free(&self, vm: VmId) -> Option<Permit> {
+    /// Holds a VM once it is free and not too many others are looked at. No VM is held that waits for its turn, and no turn by
+    /// whoever waits for a VM. None if the daemon goes down.
+    async fn enter_in_turn(&self, vm: VmId) -> Option<(Permit, SemaphorePermit<'_>)> {
         if !self.is_linked().await {
             return None;
         }
         loop {
             let mut changed = std::pin::pin!(self.0.gate.changed());
             changed.as_mut().enable();
-            if let Ok(permit) = self.0.gate.enter(vm, OperationId::new()) {
-                return Some(permit);
+            if self.0.gate.holder(vm).is_none() {
+                let turn = self.0.limits.looks.acquire().await.ok()?;
+                if let Ok(permit) = self.0.gate.enter(vm, OperationId::new()) {
+                    return Some((permit, turn));
+                }
             }
-            tokio::select! {
-                biased;
-                () = self.0.stopping.cancelled() => return None,
-                () = changed => {}
-            }
+            changed.await;
         }
     }
 

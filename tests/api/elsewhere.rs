@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use vmsnap::host::sim::{BLOCK, SimHost};
+use vmsnap::host::sim::{BLOCK, Call, Fault, Method, Mishap, Moment, SimHost, Trigger};
 use vmsnap::model::step::ImageRef;
 use vmsnap::model::vm::{ExcludedDisk, Format};
 
 use serde_json::Value;
 use vmsnap::proto::v1;
 
-use super::client::{json, succeed};
+use super::client::{json, run, succeed};
 use super::node::{Node, PATIENCE, delete};
 use super::stuck::resolve;
 
@@ -120,6 +120,34 @@ async fn a_disk_of_another_vm_that_is_not_handled() {
         other(node, "/far/away");
     };
     check(Node::start(), BASE, act).await;
+}
+
+/// When libvirt goes while VMs are looked at, it is not taken for nobody reading anything: a VM that is off locks no image.
+#[tokio::test]
+async fn a_link_that_breaks_during_the_look() {
+    const FAR: &str = "/far/away";
+    let node = Node::start();
+    for (value, name) in [(10, "one"), (20, "two")] {
+        node.write(1, value);
+        node.take(name).await;
+    }
+    node.overlay(FAR, BASE).await;
+    node.sim.vm("other").excluded("vda", ExcludedDisk::ReadOnly).names(FAR.as_ref()).off().build();
+    let mut refused = 0;
+    for ahead in 1..=4 {
+        let occurrence = node.calls_of(Method::Observe) + ahead;
+        let at = Trigger::Call(Call { method: Method::Observe, occurrence });
+        node.sim.add_fault(Fault { at, moment: Moment::Before, mishap: Mishap::LinkDown { calls: 1 } });
+        let plan = run(&node, "snapshot delete web/one --dry-run").await;
+        refused += usize::from(plan.code == 8);
+        assert!(plan.code == 8 || plan.stdout.contains("are read by other VMs"), "{plan:?}");
+    }
+    assert!(refused > 0, "it never broke");
+    // What did not break it yet may break this.
+    while run(&node, "snapshot delete web/one --yes").await.code == 8 {}
+    assert_eq!(node.names().await, ["two"]);
+    assert_eq!(node.sim.read_image(FAR.as_ref()).unwrap().get(&1), Some(&10), "it lies on what it lay on");
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
 /// The VM itself has what its snapshots hold as a disk of its own, read-only or in the stored definition.

@@ -32,6 +32,11 @@ use vmsnap::store::Store;
 /// What only a broken daemon does not do in time.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Until the call that is held is made.
+pub async fn reached(hold: &Hold) {
+    tokio::time::timeout(PATIENCE, hold.reached()).await.expect("the call that is held is made");
+}
+
 /// A node with the VM `web` on it, and a daemon.
 pub struct Node {
     pub sim: SimHost,

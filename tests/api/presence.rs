@@ -152,6 +152,37 @@ async fn a_purge_leaves_what_the_disks_read_through() {
     assert_eq!(node.sim.violations(), Vec::<String>::new());
 }
 
+/// What is to be merged on a disk that the VM does not have now is merged when it has it again.
+#[tokio::test]
+async fn a_disk_that_comes_back() {
+    let node = Node::start();
+    node.write(1, 10);
+    node.take("one").await;
+    node.write(1, 20);
+    let vda = images(&node).swap_remove(0);
+    let come_back_with = |images: &[(DiskTarget, PathBuf)]| {
+        leave(&node);
+        come_back(&node.sim, images);
+    };
+    come_back_with(&images(&node)[1..]);
+    succeed(&node, "snapshot delete web/one --yes").await;
+    let waits = async {
+        loop {
+            let vm = json(&node, "vm show web").await["vm"].clone();
+            if vm["merge_debt"]["layers"].as_u64() == Some(1) && vm["operation_id"] == "" {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits).await.expect("the disk that is there is merged");
+    let target: DiskTarget = "vdb".parse().unwrap();
+    let vdb = (target.clone(), node.sim.image_of(node.vm, &target).unwrap());
+    come_back_with(&[vda, vdb]);
+    settled(&node).await;
+    assert_eq!(node.read(1), [20, 20]);
+    assert_eq!(node.sim.violations(), Vec::<String>::new());
+}
+
 /// Holds the next look, and lets this one go on.
 fn next_hold(node: &Node, this: &Hold) -> Hold {
     let next = node.hold(Method::Observe);
@@ -173,25 +204,18 @@ async fn a_vm_that_comes_back_during_the_look() {
     let id = json(&node, "snapshot show web/root").await["snapshot"]["id"].as_str().unwrap().to_owned();
     let request = v1::PurgeSnapshotRequest { snapshot: id, ..Default::default() };
     let mut hold = node.hold(Method::Observe);
-    let purge = async {
-        let begun = node.snapshots().purge_snapshot(request).await.unwrap().into_inner();
-        begun.operation.unwrap().id
-    };
-    let mut purge = std::pin::pin!(purge);
-    // Its plan looks, and so does it. What could be merged is looked at after its end.
-    let id = loop {
-        tokio::select! {
-            () = hold.reached() => hold = next_hold(&node, &hold),
-            id = &mut purge => break id,
+    let purge = async { node.snapshots().purge_snapshot(request).await.map(drop).unwrap() };
+    // Its plan looks. What could be merged is looked at once it is gone from the catalog.
+    let looks = async {
+        loop {
+            crate::node::reached(&hold).await;
+            if node.names().await.is_empty() {
+                break;
+            }
+            hold = next_hold(&node, &hold);
         }
     };
-    loop {
-        hold.reached().await;
-        if node.operation(&id).await.state() == v1::OperationState::Succeeded {
-            break;
-        }
-        hold = next_hold(&node, &hold);
-    }
+    tokio::join!(purge, looks);
     let seen = node.calls_of(Method::Vms);
     come_back(&node.sim, &images);
     // Somebody else who is told of it has looked.
@@ -371,7 +395,7 @@ async fn a_vm_that_leaves_while_it_is_looked_for() {
     let before = node.store().departures().await.unwrap();
     node.sim.someone_starts(node.vm);
     let hold = node.hold(Method::Vms);
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.someone_migrates(node.vm);
     let noted = async { while node.store().departures().await.unwrap() == before {} };
     tokio::time::timeout(PATIENCE, noted).await.expect("it has left once more");
@@ -468,7 +492,7 @@ async fn a_vm_that_leaves_before_its_snapshot_is_taken() {
     let hold = node.hold(Method::CreateOverlay);
     let request = v1::CreateSnapshotRequest { quiesce: v1::Quiesce::Off.into(), ..create("web", "two") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.someone_migrates(node.vm);
     hold.release();
     let ended = node.end_of(&begun.id).await;

@@ -138,7 +138,7 @@ mod tests {
     async fn turns() {
         let desk = Arc::new(Desk::default());
         // Slow enough that it is under way for all that follows.
-        let slow = HASH.replace("m=8,t=1", "m=32768,t=2");
+        let slow = HASH.replace("m=8,t=1", "m=32768,t=20");
         let look = || {
             let (desk, slow) = (Arc::clone(&desk), slow.clone());
             tokio::spawn(async move { desk.look("secret".to_owned(), slow).await })

@@ -61,7 +61,7 @@ async fn a_limit_is_refused_where_it_is_of_no_use() {
     let node = Node::start();
     let hold = node.hold(Method::Freeze);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let check = async |id: &str| {
         let refused = run(&node, &format!("op set {id} --bandwidth 1M")).await;
         assert!(refused.code == 6 && refused.stderr.contains("NO_BANDWIDTH_TO_SET"), "{refused:?}");
@@ -75,7 +75,7 @@ async fn a_limit_is_refused_where_it_is_of_no_use() {
     let hold = node.hold(Method::Copy);
     let copying = json(&node, "volume clone web/one --disk vda --to copy --full --no-wait").await;
     let id = copying["operation"]["id"].as_str().unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     check(id).await;
     cancel(&node, id).await.unwrap();
     hold.release();

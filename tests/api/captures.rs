@@ -96,7 +96,7 @@ async fn a_capture_of_memory_is_cancelled() {
     let hold = node.hold(Method::MemoryProgress);
     let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     hold.release();
     cancel(&node, &begun.id).await.unwrap();
     let ended = node.end_of(&begun.id).await;
@@ -116,7 +116,7 @@ async fn a_capture_goes_on_over_a_death_and_is_not_asked_for_again() {
     let hold = node.hold(Method::MemoryProgress);
     let request = v1::CreateSnapshotRequest { memory: true, ..create("web", "one") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.crash();
     node.sim.reset_script();
     node.restart();
@@ -163,7 +163,7 @@ async fn memory_behind_the_guests_back() {
     assert!(plan.contains("pause the VM") && plan.contains("write the memory while the VM runs"), "{plan}");
     assert_eq!(node.acts(), 0);
     let remembered = node.sim.guest_memory(node.vm).unwrap();
-    let shown = json(&node, "snapshot create web one --memory --max-pause 500ms").await;
+    let shown = json(&node, "snapshot create web one --memory --max-pause 10s").await;
     assert_eq!(shown["snapshot"]["kind"], "SNAPSHOT_KIND_VM_DISKS_AND_MEMORY");
     assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running));
     node.write(1, 20);
@@ -194,17 +194,16 @@ async fn a_pause_that_takes_too_long() {
     let node = capable(3);
     let files = node.images();
     let hold = node.hold(Method::SwitchDisks);
-    let (created, ()) =
-        tokio::join!(run(&node, "snapshot create web one --memory --max-pause 50ms"), async {
-            hold.reached().await;
-            let runs = async {
-                while node.sim.run_state(node.vm) != Some(RunState::Running) {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, runs).await.expect("nobody resumes it");
-            hold.release();
-        });
+    let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory --max-pause 5s"), async {
+        crate::node::reached(&hold).await;
+        let runs = async {
+            while node.sim.run_state(node.vm) != Some(RunState::Running) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, runs).await.expect("nobody resumes it");
+        hold.release();
+    });
     assert_eq!(created.code, 1, "{created:?}");
     assert!(created.stderr.contains("the VM was resumed: its pause took too long"), "{created:?}");
     assert_eq!(node.images(), files, "nothing is left over");
@@ -220,7 +219,7 @@ async fn somebody_lets_the_guest_run_within_the_pause() {
         let files = node.images();
         let hold = node.hold(within);
         let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
-            hold.reached().await;
+            crate::node::reached(&hold).await;
             node.sim.someone_resumes(node.vm);
             node.write(1, 20);
             node.sim.someone_pauses(node.vm, PauseReason::User);
@@ -355,7 +354,7 @@ async fn a_guest_that_qemu_stops_while_its_capture_is_broken_off() {
     let mishap = Mishap::Late(hold.clone());
     node.sim.add_fault(Fault { at: Trigger::Call(second), moment: Moment::After, mishap });
     let (created, ()) = tokio::join!(run(&node, "snapshot create web one --memory"), async {
-        hold.reached().await;
+        crate::node::reached(&hold).await;
         assert_eq!(node.sim.run_state(node.vm), Some(RunState::Running), "it was let go on");
         node.sim.someone_pauses(node.vm, PauseReason::Snapshot);
         hold.release();
@@ -373,7 +372,7 @@ async fn a_daemon_that_goes_before_the_pause() {
         let mut node = capable(3);
         let hold = node.hold(at);
         let begun = begin(&node, "web").await;
-        hold.reached().await;
+        crate::node::reached(&hold).await;
         let request = v1::WatchOperationRequest { operation_id: begun.id.clone(), ..Default::default() };
         let mut watched = node.operations().watch_operation(request).await.unwrap().into_inner();
         let going = node.tell_to_go();
@@ -402,7 +401,7 @@ async fn a_capture_that_was_left_is_ended_by_the_next_start() {
     let mut node = capable(3);
     let hold = node.hold(Method::BeginBackgroundCapture);
     let begun = begin(&node, "web").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.crash();
     node.sim.reset_script();
     node.restart();

@@ -261,7 +261,7 @@ async fn a_check_beside_an_operation() {
     node.take("one").await;
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let found = run(&node, "node check").await;
     assert_eq!(found.code, 3, "{found:?}");
     assert!(

@@ -173,7 +173,7 @@ async fn waiting_goes_over_a_crash_of_the_daemon() {
     let mut node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let child = spawn(&node, "snapshot create web one");
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.crash();
     node.sim.reset_script();
     node.restart();
@@ -189,7 +189,7 @@ async fn leaving_never_stops_the_work() {
     let begun: Value =
         serde_json::from_str(&succeed(&node, "snapshot create web one --no-wait -o json").await).unwrap();
     let id = begun["operation"]["id"].as_str().unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let late = run(&node, &format!("op watch {id} --timeout 100ms")).await;
     assert_eq!(late.code, 9);
     assert!(late.stderr.contains(&format!("vmsnap op watch {id}")), "{}", late.stderr);

@@ -149,7 +149,7 @@ async fn a_clone_whose_vm_goes_while_it_is_flattened() {
     let copy = node.sim.find_vm("copy").unwrap();
     let hold = node.hold(Method::StartPull);
     let (client, meanwhile) = (run(&node, "volume flatten copy-vda"), async {
-        hold.reached().await;
+        crate::node::reached(&hold).await;
         node.sim.someone_stops(copy);
         node.sim.someone_undefines(copy);
         hold.release();

@@ -233,7 +233,7 @@ async fn requests() {
     // Whoever holds the VM may be what makes it so or not.
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("three").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let busy = ask(request("two", v1::SnapshotState::Error)).await.unwrap_err();
     assert_refused(&busy, Code::Aborted, "VM_BUSY");
     hold.release();

@@ -12,7 +12,7 @@ use super::client::{run, succeed};
 use super::node::{Node, PATIENCE, assert_refused, create};
 
 fn soon() -> prost_types::Timestamp {
-    (SystemTime::now() + Duration::from_millis(300)).into()
+    (SystemTime::now() + Duration::from_secs(2)).into()
 }
 
 /// Waits until the daemon tells of the end of a deletion. Gives what it told until then.
@@ -129,10 +129,10 @@ async fn a_time_that_has_passed_is_refused() {
 async fn one_that_is_to_live_longer_after_all() {
     let node = Node::start();
     node.take("one").await;
-    // The plan of its deletion looks at the VM.
-    let hold = node.hold(Method::Observe);
+    // The plan of its deletion looks for readers.
+    let hold = node.hold(Method::LiesOn);
     expire(&node, "one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     succeed(&node, "snapshot set web/one --no-expire").await;
     let token = newest(&node).await;
     hold.release();

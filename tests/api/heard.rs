@@ -56,7 +56,7 @@ async fn a_limit_that_comes_while_libvirt_is_away() {
     let writing = node.hold(Method::WriteFile);
     let begun = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
     let id = begun.operation.unwrap().id;
-    writing.reached().await;
+    crate::node::reached(&writing).await;
     node.sim.set_link(Link::Down("libvirtd is away".to_owned()));
     writing.release();
     for megabytes in 1..=6 {

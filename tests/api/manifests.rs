@@ -117,7 +117,7 @@ async fn before_a_merge_nothing_is_promised_that_it_breaks() {
     node.take("two").await;
     let merging = node.hold(Method::StartCommit);
     let begun = node.snapshots().delete_snapshot(super::node::delete("one")).await.unwrap().into_inner();
-    merging.reached().await;
+    crate::node::reached(&merging).await;
     assert_eq!(of_snapshot(&node, "one").unwrap().snapshot.state, SnapshotState::Deleting);
     merging.release();
     node.end_of(&begun.operation.unwrap().id).await;
@@ -126,7 +126,7 @@ async fn before_a_merge_nothing_is_promised_that_it_breaks() {
     node.strike(Method::WriteFile, Mishap::Error(Complaint::NoSpace("/images".into())));
     let merging = node.hold(Method::StartCommit);
     let begun = node.snapshots().delete_snapshot(super::node::delete("two")).await.unwrap().into_inner();
-    merging.reached().await;
+    crate::node::reached(&merging).await;
     assert_eq!(of_snapshot(&node, "two"), None);
     merging.release();
     node.end_of(&begun.operation.unwrap().id).await;

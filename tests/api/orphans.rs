@@ -65,7 +65,7 @@ async fn check_meanwhile(act: impl AsyncFn(&Node), word: Option<&str>) {
     let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
     node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
     let begun = node.vms().resolve_vm(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     act(&node).await;
     hold.release();
     let ended = node.end_of(&begun.id).await;
@@ -247,7 +247,7 @@ async fn an_orphan_that_somebody_takes_meanwhile() {
     let at = Trigger::Call(Call { method: Method::Inspect, occurrence });
     node.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
     let begun = node.vms().resolve_vm(remove).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.vm("other").image("vda", ImageRef { path: ORPHAN.into(), format: Format::Qcow2 }).off().build();
     hold.release();
     let ended = node.end_of(&begun.id).await;

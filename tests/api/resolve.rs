@@ -517,7 +517,7 @@ async fn a_vm_that_is_busy() {
     let (.., orphan) = orphan.iter().find(|(kind, ..)| kind == "ORPHAN_FILE").unwrap();
     let hold = node.hold(Method::PointDisks);
     let begun = node.vms().resolve_vm(request("web", &id, v1::DifferenceAction::Restore)).await.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let again = node.vms().resolve_vm(request("web", &id, v1::DifferenceAction::Restore)).await.unwrap_err();
     assert_refused(&again, Code::Aborted, "VM_BUSY");
     let status =

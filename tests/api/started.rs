@@ -64,7 +64,7 @@ async fn is_merged_under(method: Method, moment: Moment) {
     at(&node, (method, 1), moment, Mishap::VmStarts(node.vm));
     let hold = node.hold(Method::StartCommit);
     let operation = begin_deletion(&node, "two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     write(&node, 99);
     node.sim.someone_stops(node.vm);
     hold.release();
@@ -89,7 +89,7 @@ async fn a_vm_is_saved_before_its_layers_are_merged() {
     // The manifests are written anew before the layers are touched.
     let hold = node.hold(Method::WriteFile);
     let operation = begin_deletion(&node, "two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.someone_saves(node.vm);
     hold.release();
     let failed = ends(&node, &operation, v1::OperationState::Failed).await;
@@ -106,7 +106,7 @@ async fn a_vm_is_saved_while_its_layers_are_merged() {
     let node = bed().await;
     let hold = node.hold(Method::StartCommit);
     let operation = begin_deletion(&node, "two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.someone_saves(node.vm);
     hold.release();
     ends(&node, &operation, v1::OperationState::Stuck).await;
@@ -122,7 +122,7 @@ async fn a_vm_is_between_two_states_while_its_layers_are_merged() {
     let node = bed().await;
     let hold = node.hold(Method::StartCommit);
     let operation = begin_deletion(&node, "two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.becomes_unsettled(node.vm);
     hold.release();
     let looks = || node.calls_of(Method::Observe);
@@ -264,7 +264,7 @@ async fn somebody_lies_on_a_layer_that_is_being_merged() {
     let child = node.sim.image_of(node.vm, &vda()).unwrap();
     let hold = node.hold(Method::StartCommit);
     let operation = begin_deletion(&node, "two").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.overlay(MINE, &child.display().to_string()).await;
     let image = ImageRef { path: MINE.into(), format: Format::Qcow2 };
     let reader = node.sim.vm("reader").image("vda", image).off().build();
@@ -285,7 +285,7 @@ async fn a_disk_is_resized_in_the_moment_of_the_switch() {
     let size = node.sim.disk_size(node.vm, &vda()).unwrap();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("three").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.sim.someone_resizes_image(&base, size + BLOCK);
     hold.release();
     let stuck = ends(&node, &begun.id, v1::OperationState::Stuck).await;

@@ -26,7 +26,7 @@ async fn a_create_is_cancelled_before_the_switch() {
     let files = node.images();
     let hold = node.hold(Method::Freeze);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     assert!(node.operation(&begun.id).await.cancellable);
     cancel(&node, &begun.id).await.unwrap();
     hold.release();
@@ -261,7 +261,7 @@ async fn past_the_point_of_no_return_it_is_too_late() {
     let hold = node.hold(Method::StartCommit);
     let begun =
         node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     assert!(!node.operation(&begun.id).await.cancellable);
     let status = cancel(&node, &begun.id).await.unwrap_err();
     assert_refused(&status, Code::FailedPrecondition, "OPERATION_NOT_CANCELLABLE");
@@ -275,7 +275,7 @@ async fn a_vm_does_one_thing_at_a_time() {
     node.sim.vm("db").disks(1).build();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let status = node.snapshots().create_snapshot(create("web", "two")).await.unwrap_err();
     assert_refused(&status, Code::Aborted, "VM_BUSY");
     assert!(status.message().contains(&begun.id), "{}", status.message());
@@ -343,7 +343,7 @@ async fn a_disk_that_is_resized_meanwhile() {
     let node = Node::start();
     let hold = node.hold(Method::Freeze);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let vda = &disks()[0];
     let larger = 2 * node.sim.disk_size(node.vm, vda).unwrap();
     node.sim.someone_resizes(node.vm, vda, larger);
@@ -371,7 +371,7 @@ async fn who_holds_a_vm_can_be_seen() {
         tokio::spawn(async move { snapshots.create_snapshot(request).await })
     };
     let first = ask("one");
-    planning.reached().await;
+    crate::node::reached(&planning).await;
     let second = ask("two");
     planning.release();
     let first = first.await.unwrap().unwrap().into_inner().operation.unwrap();

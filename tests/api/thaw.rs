@@ -19,7 +19,7 @@ async fn frozen() -> (Node, String) {
     let mut node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     node.crash();
     assert!(node.sim.is_guest_frozen(node.vm), "nobody is there to thaw it");
     (node, begun.id)
@@ -77,7 +77,7 @@ async fn guests_are_thawed_all_at_once() {
     let hold = node.hold(Method::Thaw);
     let boot = boot();
     let meanwhile = async {
-        hold.reached().await;
+        crate::node::reached(&hold).await;
         let are_thawed = async {
             while node.sim.is_guest_frozen(node.vm) || node.sim.is_guest_frozen(other) {
                 tokio::task::yield_now().await;
@@ -124,7 +124,7 @@ async fn a_freeze_that_lasts_too_long_is_ended() {
     let freeze_timeout = Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 });
     let request = v1::CreateSnapshotRequest { freeze_timeout, ..create("web", "one") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     until_thawed(&node).await;
     assert!(emergencies(&node) > 0);
     hold.release();
@@ -141,11 +141,11 @@ async fn a_freeze_that_comes_too_late_is_ended() {
     let freeze_timeout = Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 });
     let request = v1::CreateSnapshotRequest { freeze_timeout, ..create("web", "one") };
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
-    freezing.reached().await;
+    crate::node::reached(&freezing).await;
     until_thawed(&node).await;
     node.sim.host().agent.freeze(node.vm, &[], Duration::from_secs(5)).await.unwrap();
     freezing.release();
-    switching.reached().await;
+    crate::node::reached(&switching).await;
     until_thawed(&node).await;
     switching.release();
     let ended = node.end_of(&begun.id).await;

@@ -43,7 +43,7 @@ async fn a_watch_begins_with_the_present_and_ends_with_the_end() {
     let node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let mut stream = watch(&node, &begun.id, "").await;
     let (mut last, _) = next_state(&mut stream).await;
     assert_eq!(last.state(), v1::OperationState::Running);
@@ -71,7 +71,7 @@ async fn all_who_watch_an_operation_see_its_end() {
     let node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let mut early = Vec::new();
     for _ in 0..30 {
         early.push(watch(&node, &begun.id, "").await);
@@ -126,7 +126,7 @@ async fn a_watch_is_resumed_in_the_next_life() {
     let mut node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let mut stream = watch(&node, &begun.id, "").await;
     let (seen, token) = next_state(&mut stream).await;
     node.crash();
@@ -191,7 +191,7 @@ async fn a_guest_that_is_frozen_is_thawed_before_the_daemon_goes() {
     let mut node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     let begun = node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     assert!(node.sim.is_guest_frozen(node.vm));
     let going = node.tell_to_go();
     hold.release();
@@ -209,7 +209,7 @@ async fn a_daemon_that_goes_takes_no_new_work() {
     let mut node = Node::start();
     let hold = node.hold(Method::SwitchDisks);
     node.begin("one").await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let mut client = node.snapshots();
     // The connection is there before.
     client.list_snapshots(v1::ListSnapshotsRequest::default()).await.unwrap();
@@ -244,12 +244,12 @@ async fn an_operation_whose_last_step_ends_while_the_daemon_goes() {
     let images = node.images().len();
     let mut removing = node.hold(Method::Remove);
     let begun = node.snapshots().delete_snapshot(delete("one")).await.unwrap().into_inner();
-    removing.reached().await;
+    crate::node::reached(&removing).await;
     // Manifests go before images.
     while node.images().len() == images {
         let next = node.hold(Method::Remove);
         std::mem::replace(&mut removing, next).release();
-        removing.reached().await;
+        crate::node::reached(&removing).await;
     }
     let mut client = node.snapshots();
     client.list_snapshots(v1::ListSnapshotsRequest::default()).await.unwrap();

@@ -42,7 +42,7 @@ async fn hold(node: &Node, request: v1::CreateSnapshotRequest, calls: &[Method])
     let begun = node.snapshots().create_snapshot(request).await.unwrap().into_inner().operation.unwrap();
     let mut said = Vec::new();
     for (at, hold) in holds.iter().enumerate() {
-        hold.reached().await;
+        crate::node::reached(hold).await;
         said.push(journaled(node, &begun.id).await);
         if at + 1 < holds.len() {
             hold.release();

@@ -149,7 +149,7 @@ fn wish(retention: Retention) -> ScheduleWish {
         timing: Timing {
             cron: "0 3 29 2 *".parse().unwrap(),
             zone: "UTC".parse().unwrap(),
-            jitter_ms: 2000,
+            jitter_ms: 0,
             blackouts: Vec::new(),
             catch_up: CatchUp::Once,
         },

@@ -120,7 +120,7 @@ async fn what_is_under_way_is_seen() {
         let http = cinder.http.clone();
         async move { http.ask("POST", "/v3/snapshots", &body).await }
     });
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     let seen = cinder.get("/v3/snapshots/detail?status=creating").await["snapshots"][0].take();
     assert_eq!((&seen["name"], &seen["volume_id"]), (&"one".into(), &volume.as_str().into()));
     assert_eq!((&seen["size"], &seen["os-extended-snapshot-attributes:progress"]), (&1.into(), &"0%".into()));
@@ -130,7 +130,7 @@ async fn what_is_under_way_is_seen() {
     let path = format!("/v3/snapshots/{}", id(&made.json()["snapshot"]));
     let hold = cinder.node.hold(Method::StartCommit);
     cinder.ok("DELETE", &path, Value::Null, 202).await;
-    hold.reached().await;
+    crate::node::reached(&hold).await;
     assert_eq!(cinder.get(&path).await["snapshot"]["status"], "deleting");
     hold.release();
     cinder.until_gone(&path).await;

@@ -61,8 +61,14 @@ impl VmRetention {
     /// Those that go, and what they take, in bytes.
     #[must_use]
     pub fn doomed(&self) -> (Vec<SnapshotId>, u64) {
+        self.first_doomed(usize::MAX)
+    }
+
+    /// So many of them at most, the oldest.
+    #[must_use]
+    pub fn first_doomed(&self, at_most: usize) -> (Vec<SnapshotId>, u64) {
         let doomed = self.decisions.iter().filter(|decision| !decision.keep);
-        doomed.fold((Vec::new(), 0), |(mut ids, bytes), decision| {
+        doomed.take(at_most).fold((Vec::new(), 0), |(mut ids, bytes), decision| {
             ids.push(decision.snapshot);
             (ids, bytes + decision.bytes)
         })

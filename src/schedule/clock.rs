@@ -17,6 +17,9 @@ use crate::store::{KeptSchedule, StoreError};
 /// The longest between two looks. A clock can be set, and nobody tells us when.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What was missed by a run that is still going is told after so long, if it has not ended and told of it by then.
+const TOLD_AFTER: SignedDuration = SignedDuration::from_secs(60);
+
 /// Until the next look after one that failed: libvirt may be away.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -136,11 +139,13 @@ impl Schedules {
         }
         let mut wait = LOOK_INTERVAL;
         for kept in self.all().await? {
-            if kept.schedule.is_paused || self.going().values().any(|going| *going == kept.schedule.id) {
+            if kept.schedule.is_paused {
                 continue;
             }
+            let is_going = self.going().values().any(|going| *going == kept.schedule.id);
+            let looked = if is_going { self.tell_of_missed(&kept).await } else { self.look_at(&kept).await };
             // One that cannot begin holds up no other.
-            match self.look_at(&kept).await {
+            match looked {
                 Ok(next) => wait = wait.min(next),
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -192,16 +197,34 @@ impl Schedules {
             Err(OpsError::NoSuchSchedule(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let schedule = &kept.schedule;
-        let timing = &schedule.wish.timing;
+        let missed = self.missed_of(&kept, now).filter(|_| !kept.schedule.is_paused);
+        Ok(missed.map(|missed| of_missed_runs(&kept.schedule, missed, &cause(actor(&kept.schedule), now))))
+    }
+
+    /// Tells of what was missed for some time while a run is going: one that goes on for days is not to hide it.
+    async fn tell_of_missed(&self, kept: &KeptSchedule) -> Result<Duration> {
+        let _telling = self.0.telling.lock().await;
+        let id = kept.schedule.id;
+        // The run may have ended since, and told of it.
+        let kept = self.find(&id.to_string()).await?;
+        let now = Timestamp::now();
+        let until = now.checked_sub(TOLD_AFTER).unwrap_or(now);
+        if let Some(missed) = self.missed_of(&kept, until).filter(|_| !kept.schedule.is_paused) {
+            let by_itself = cause(actor(&kept.schedule), now);
+            self.store().skip_runs(id, until, Some(missed), by_itself).await?;
+        }
+        Ok(LOOK_INTERVAL)
+    }
+
+    /// What was due up to `until` while a run was going.
+    fn missed_of(&self, kept: &KeptSchedule, until: Timestamp) -> Option<Missed> {
+        let timing = &kept.schedule.wish.timing;
         // What was due while nobody was there is made up for like any other, as the schedule has it.
         if due::passed(timing, kept.seen_until, self.0.begun_at).1.is_some() {
-            return Ok(None);
+            return None;
         }
-        let (count, last) = due::passed(timing, kept.seen_until, now);
-        let Some(last_due) = last.filter(|_| !schedule.is_paused) else { return Ok(None) };
-        let missed = Missed { count, last_due, why: "the run before was still going" };
-        Ok(Some(of_missed_runs(schedule, missed, &cause(actor(schedule), now))))
+        let (count, last) = due::passed(timing, kept.seen_until, until);
+        last.map(|last_due| Missed { count, last_due, why: "the run before was still going" })
     }
 }
 

@@ -43,6 +43,8 @@ struct Inner {
     /// The runs that are carried through, and their schedules.
     going: Mutex<BTreeMap<ScheduleRunId, ScheduleId>>,
     takes: Semaphore,
+    /// What was missed is looked for and told by one at a time: by the clock while a run is going, and by the run as it ends.
+    telling: tokio::sync::Mutex<()>,
 }
 
 /// What a schedule will do.
@@ -66,6 +68,7 @@ impl Schedules {
             changed: Notify::new(),
             going: Mutex::default(),
             takes: Semaphore::new(AT_ONCE),
+            telling: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -86,7 +89,7 @@ impl Schedules {
         Ok(kept)
     }
 
-    /// Changes a schedule. A run that is going ends as it began.
+    /// Changes a schedule. A run that is going takes what it began with, and prunes by what is set now.
     pub async fn edit(
         &self,
         id: ScheduleId,

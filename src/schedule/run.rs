@@ -3,6 +3,7 @@
 //! Decides nothing but the order. Whatever it asks for has a key made of the run and the VM: asked for again after a crash it is
 //! the same operation. None, wherever it is given, says that the daemon goes down and the run is left to the next life.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +19,16 @@ use crate::model::operation::{Failure, OperationState, Reason};
 use crate::model::request::FREEZE_TIMEOUT;
 use crate::model::schedule::{RunStage, RunVm};
 use crate::model::{
-    CreateSnapshot, DeleteSnapshots, DeletionReason, Label, Operation, OperationId, ScheduleRun, SnapshotId,
-    SnapshotKind, SnapshotName,
+    CreateSnapshot, DeleteSnapshots, DeletionReason, Label, Operation, OperationId, Schedule, ScheduleRun,
+    SnapshotId, SnapshotKind, SnapshotName,
 };
 use crate::ops::{Asked, OpsError, Result, Submitted};
+use crate::plan::due;
 use crate::store::RequestKey;
 
-/// How long what is in the way is waited for: another operation, a hypervisor that is away.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// How long what is in the way is waited for, and an operation until it ends: until the next run is due, but within these. One VM
+/// that takes long is not to keep the others from their next snapshots.
+const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(3600);
 
 /// Of the key of the operation that takes the snapshot.
 const TAKE: &str = "take";
@@ -50,6 +53,7 @@ impl Schedules {
         }
         let all = vms.join_all().await;
         all.into_iter().collect::<Option<Vec<()>>>()?;
+        let _telling = self.0.telling.lock().await;
         let now = Timestamp::now();
         let missed = noted(self.missed_meanwhile(run.schedule.id, now).await)?;
         noted(ledger.end(now, missed).await)
@@ -135,18 +139,12 @@ impl OfVm<'_> {
             // Whoever waits for somebody else keeps no turn.
             let turn = self.schedules.0.takes.acquire().await.ok()?;
             if let Some(failure) = self.obstacle(vm, &key).await {
-                // Pruning may be what makes room.
-                let then = if failure.reason == Reason::ScheduleLimit {
-                    self.after_taking()
-                } else {
-                    RunStage::Done
-                };
-                return self.failed(failure, then).await;
+                return self.not_taken(failure).await;
             }
             let attempt = match self.submit(|asked| self.take_now(vm, asked), &key).await? {
                 Ok(operation) => {
                     self.note(|vm| vm.operation = Some(operation)).await?;
-                    outcome(&self.ended(operation).await?)
+                    self.outcome(operation).await?
                 }
                 Err(attempt) => attempt,
             };
@@ -160,7 +158,7 @@ impl OfVm<'_> {
                 }
                 Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
-                    let until = *until.get_or_insert_with(|| Instant::now() + PATIENCE);
+                    let until = *until.get_or_insert_with(|| Instant::now() + self.patience());
                     if !self.is_out_of_the_way(hindrance, until).await? {
                         break Err(error);
                     }
@@ -172,14 +170,24 @@ impl OfVm<'_> {
                 let stage = self.after_taking();
                 self.note(|vm| (vm.snapshot, vm.stage) = (snapshot, stage)).await
             }
-            Err(failure) => self.failed(failure, RunStage::Done).await,
+            Err(failure) => self.not_taken(failure).await,
         }
     }
 
-    /// The limit that stands in the way of a snapshot that was not begun yet.
+    /// Pruning may be what makes room.
+    async fn not_taken(&self, failure: Failure) -> Option<RunVm> {
+        let is_for_room = matches!(failure.reason, Reason::ScheduleLimit | Reason::InsufficientSpace);
+        let then = if is_for_room { self.after_taking() } else { RunStage::Done };
+        self.failed(failure, then).await
+    }
+
+    /// What stands in the way of a snapshot that was not begun yet: a limit, or that its schedule is gone.
     async fn obstacle(&self, vm: &RunVm, key: &RequestKey) -> Option<Failure> {
         if !matches!(self.schedules.0.engine.repeated(Some(key)).await, Ok(None)) {
             return None;
+        }
+        if let Err(OpsError::NoSuchSchedule(_)) = self.now().await {
+            return Some(Failure::cancelled("the schedule was deleted before it was the VM's turn"));
         }
         match self.schedules.limit(&self.run.schedule, vm, self.run.is_late).await {
             Ok(limit) => limit,
@@ -230,13 +238,14 @@ impl OfVm<'_> {
     }
 
     async fn prune(&self) -> Option<RunVm> {
-        let (key, until) = (self.key("prune"), Instant::now() + PATIENCE);
+        let (key, until) = (self.key("prune"), Instant::now() + self.patience());
         let engine = &self.schedules.0.engine;
+        let mut at_most = usize::MAX;
         let came = loop {
             // Decided anew each time: what was to go may be held or cloned by now.
             let doomed = match engine.repeated(Some(&key)).await {
                 Ok(Some(_)) => self.run.vms[self.index].doomed.clone(),
-                Ok(None) | Err(_) => match self.doom().await? {
+                Ok(None) | Err(_) => match self.doom(at_most).await? {
                     Ok(doomed) => doomed,
                     Err(failure) => return self.failed(failure, RunStage::Done).await,
                 },
@@ -246,7 +255,14 @@ impl OfVm<'_> {
             }
             let delete = |asked| engine.delete_snapshots(deletion(doomed.clone()), asked);
             let attempt = match self.submit(delete, &key).await? {
-                Ok(operation) => outcome(&self.ended(operation).await?),
+                Ok(operation) => self.outcome(operation).await?,
+                // What few need may be there, and be given back by them.
+                Err(Attempt::Came(Err(failure)))
+                    if failure.reason == Reason::InsufficientSpace && doomed.len() > 1 =>
+                {
+                    at_most = doomed.len() / 2;
+                    continue;
+                }
                 Err(attempt) => attempt,
             };
             match attempt {
@@ -271,20 +287,61 @@ impl OfVm<'_> {
         noted(self.ledger.note(self.index, change, |vm| Some(of_pruning(&self.run.schedule, vm, &by))).await)
     }
 
-    /// Decides what goes, and writes it down.
-    async fn doom(&self) -> Option<std::result::Result<Vec<SnapshotId>, Failure>> {
-        let (schedule, vm) = (&self.run.schedule, &self.run.vms[self.index]);
-        let decided = self.schedules.retention(schedule.id, &schedule.wish, (vm.vm, &vm.name), None).await;
-        let decided = match decided {
-            Ok(decided) => decided,
-            Err(error) => return Some(Err(failure(&error))),
+    /// Decides what goes, the oldest and so many at most, and writes it down.
+    async fn doom(&self, at_most: usize) -> Option<std::result::Result<Vec<SnapshotId>, Failure>> {
+        let (doomed, bytes) = match self.decide(at_most).await {
+            Ok(doomed) => doomed,
+            Err(failure) => return Some(Err(failure)),
         };
-        if let Some(refusal) = decided.refusal {
-            return Some(Err(refusal));
-        }
-        let (doomed, bytes) = decided.doomed();
         let noted = self.note(|vm| (vm.doomed, vm.doomed_bytes) = (doomed, bytes)).await?;
         Some(Ok(noted.doomed))
+    }
+
+    /// By the schedule as it is now: whoever sees a slip in it can stop what has not gone yet. One that was paused meanwhile, or
+    /// deleted, lets nothing go.
+    async fn decide(&self, at_most: usize) -> std::result::Result<(Vec<SnapshotId>, u64), Failure> {
+        let now = match self.now().await {
+            Ok(now) => now,
+            Err(OpsError::NoSuchSchedule(_)) => return Ok((Vec::new(), 0)),
+            Err(error) => return Err(failure(&error)),
+        };
+        if now.is_paused && !self.run.schedule.is_paused {
+            return Ok((Vec::new(), 0));
+        }
+        let vm = &self.run.vms[self.index];
+        let decided = self.schedules.retention(now.id, &now.wish, (vm.vm, &vm.name), None).await;
+        let decided = decided.map_err(|error| failure(&error))?;
+        match decided.refusal {
+            Some(refusal) => Err(refusal),
+            None => Ok(decided.first_doomed(at_most)),
+        }
+    }
+
+    /// The schedule as it is now.
+    async fn now(&self) -> Result<Schedule> {
+        Ok(self.schedules.find(&self.run.schedule.id.to_string()).await?.schedule)
+    }
+
+    /// How long what is in the way is waited for from now on.
+    fn patience(&self) -> Duration {
+        let now = Timestamp::now();
+        let next = due::next(&self.run.schedule.wish.timing, now);
+        let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
+        wait.unwrap_or(*PATIENCE.end()).clamp(*PATIENCE.start(), *PATIENCE.end())
+    }
+
+    /// What comes of an operation. One that goes on for too long is left to itself.
+    async fn outcome(&self, id: OperationId) -> Option<Attempt> {
+        match tokio::time::timeout(self.patience(), self.ended(id)).await {
+            Ok(ended) => ended.as_ref().map(outcome),
+            Err(_) => Some(Attempt::Came(Err(Failure {
+                reason: Reason::VmBusy,
+                message: format!(
+                    "operation {id} goes on for longer than this run waits for it; it is left to itself"
+                ),
+                causes: Vec::new(),
+            }))),
+        }
     }
 
     /// Asks for an operation, or says what came of that.

@@ -125,7 +125,7 @@ impl Store {
             let Some(before) = read(transaction, id)? else { return Ok(false) };
             check_generation(&before.schedule, seen)?;
             transaction.run("DELETE FROM schedule WHERE id = ?", [id.to_string()])?;
-            // A run that is going ends as it began.
+            // A run that is going looks for it before it takes or prunes anything more.
             transaction
                 .run("DELETE FROM schedule_run WHERE schedule = ? AND is_open = 0", [id.to_string()])?;
             event::insert(transaction, &of_schedule(&before.schedule, ScheduleChange::Deleted, &cause))?;

@@ -11,6 +11,7 @@ mod histories;
 mod lost_catalog;
 mod pivots;
 mod reverts;
+mod schedule_trouble;
 mod schedules;
 #[path = "../simulated/mod.rs"]
 mod simulated;

@@ -23,7 +23,7 @@ use crate::model::operation::Failure;
 pub struct ScheduleRun {
     /// Its identity.
     pub id: ScheduleRunId,
-    /// The schedule as it was then: a run ends as it began.
+    /// The schedule as it was then: a run takes what it began with.
     pub schedule: Schedule,
     /// Which run of the schedule it is, from 1.
     pub count: u64,

@@ -40,7 +40,8 @@ impl KnownLabels {
         Ok(Reach::Vms { scope, vms })
     }
 
-    async fn labels(&self, engine: &Engine) -> Result<Arc<HashMap<VmId, Labels>>, OpsError> {
+    /// All of them.
+    pub(super) async fn labels(&self, engine: &Engine) -> Result<Arc<HashMap<VmId, Labels>>, OpsError> {
         let hypervisor = &engine.host().hypervisor;
         let arrived = Instant::now();
         let mut known = self.0.lock().await;

@@ -1,6 +1,6 @@
 //! `VolumeService`: single disks, their snapshots and their reverts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use tonic::{Request, Response, Status};
 
@@ -25,7 +25,12 @@ impl VolumeService for Api {
         violations.required("volume", &wanted);
         violations.check()?;
         let volume = self.found_volume(&reach, &wanted).await?;
-        Ok(Response::new(v1::GetVolumeResponse { volume: Some(convert::volume(&volume)) }))
+        // As they are now: what is made of it may be given its owner.
+        let labels = match &volume.user {
+            Some(place) => self.engine.labels(Some(place.vm.id)).await.map_err(status::of)?,
+            None => HashMap::new(),
+        };
+        Ok(Response::new(v1::GetVolumeResponse { volume: Some(convert::volume(&volume, &labels)) }))
     }
 
     async fn list_volumes(

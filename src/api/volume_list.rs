@@ -31,7 +31,9 @@ pub(super) async fn list(
         Some(place) => reach.has(place.vm.id),
         None => !reach.is_scoped(),
     };
-    let mut volumes: Vec<v1::Volume> = volumes.iter().filter(is_within).map(convert::volume).collect();
+    let labels = api.known.labels(&api.engine).await.map_err(status::of)?;
+    let shown = |volume: &VolumeView| convert::volume(volume, &labels);
+    let mut volumes: Vec<v1::Volume> = volumes.iter().filter(is_within).map(shown).collect();
     volumes.retain(|volume| filter.fits(volume));
     volumes.sort_by_key(|volume| order.place(volume));
     if order.is_descending {

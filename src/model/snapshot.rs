@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::access::Labels;
 use super::edit::Hold;
 use super::ids::{DiskTarget, LayerId, OperationId, ScheduleId, SnapshotId, SnapshotName, VmId, VolumeId};
 use super::operation::{Failure, Reason};
@@ -163,6 +164,21 @@ pub struct Owner {
     pub domain: String,
     /// Project.
     pub project: String,
+}
+
+impl Owner {
+    /// The same, and of what is left empty the one that is written on the VM.
+    #[must_use]
+    pub fn or_of(self, vm: &Labels) -> Self {
+        let filled = |own: String, key: &str| {
+            if own.is_empty() { vm.0.get(key).cloned().unwrap_or_default() } else { own }
+        };
+        Self {
+            account: filled(self.account, "account"),
+            domain: filled(self.domain, "domain"),
+            project: filled(self.project, "project"),
+        }
+    }
 }
 
 /// What a snapshot holds.

@@ -17,7 +17,6 @@ use tower::util::BoxCloneSyncService;
 use crate::proto::v1;
 use crate::proto::v1::operation_service_client::OperationServiceClient;
 use crate::proto::v1::snapshot_service_client::SnapshotServiceClient;
-use crate::proto::v1::vm_service_client::VmServiceClient;
 use crate::proto::v1::volume_service_client::VolumeServiceClient;
 use crate::proto::v1::watch_operation_response::Update;
 
@@ -49,7 +48,6 @@ macro_rules! calls {
 }
 
 calls! {
-    get_vm: VmServiceClient, GetVmRequest -> GetVmResponse;
     get_volume: VolumeServiceClient, GetVolumeRequest -> GetVolumeResponse;
     list_volumes: VolumeServiceClient, ListVolumesRequest -> ListVolumesResponse;
     create_volume_snapshot: VolumeServiceClient, CreateVolumeSnapshotRequest -> CreateVolumeSnapshotResponse;

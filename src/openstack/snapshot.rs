@@ -65,13 +65,12 @@ pub(super) async fn create(
             return Err(Fault::invalid_volume(&why));
         }
     }
-    let [account, domain, project] = owner(&calls, &volume).await?;
     let request = v1::CreateVolumeSnapshotRequest {
         source: Some(Source::Volume(volume.id.clone())),
         description: new.description.unwrap_or_default(),
-        account,
-        domain,
-        project,
+        account: volume.account.clone(),
+        domain: volume.domain.clone(),
+        project: volume.project.clone(),
         properties: new.metadata.unwrap_or_default(),
         ..v1::CreateVolumeSnapshotRequest::default()
     };
@@ -230,24 +229,6 @@ where
     }
 }
 
-/// Whose a volume is: as it is written on it, or on the VM that has it. A snapshot that is made without its owner is out of his
-/// sight for good, so whoever asks is rather told to come again.
-async fn owner(calls: &Calls, volume: &v1::Volume) -> Result<[String; 3], Refused> {
-    let labels = if volume.vm_id.is_empty() {
-        Metadata::new()
-    } else {
-        match calls.get_vm(v1::GetVmRequest { vm: volume.vm_id.clone() }).await {
-            Ok(answer) => answer.vm.unwrap_or_default().labels,
-            Err(refused) if refused.code() == Code::NotFound => Metadata::new(),
-            Err(refused) => return Err(refused),
-        }
-    };
-    let owner = [("account", &volume.account), ("domain", &volume.domain), ("project", &volume.project)];
-    Ok(owner.map(
-        |(key, own)| if own.is_empty() { labels.get(key).cloned().unwrap_or_default() } else { own.clone() },
-    ))
-}
-
 /// Cinder's words for a snapshot that is not so that something can be done with it.
 pub(super) fn refused(refused: Refused) -> Fault {
     match refused.code() {
@@ -294,16 +275,6 @@ mod tests {
             async move { Ok(Status::new(code, "").into_http()) }
         }));
         (calls, asked)
-    }
-
-    #[tokio::test]
-    async fn an_owner_is_not_lost() {
-        let volume = v1::Volume { vm_id: "x".to_owned(), account: "a".to_owned(), ..v1::Volume::default() };
-        let (gone, _) = answering(Code::NotFound);
-        assert_eq!(owner(&gone, &volume).await.unwrap(), ["a", "", ""]);
-        let (away, asked) = answering(Code::Unavailable);
-        assert_eq!(owner(&away, &volume).await.unwrap_err().code(), Code::Unavailable);
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]

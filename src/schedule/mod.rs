@@ -15,7 +15,8 @@ use crate::host::VmSummary;
 use crate::model::access::Labels;
 use crate::model::event::Cause;
 use crate::model::schedule::{ScheduleWish, VmSelector};
-use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId};
+use crate::model::snapshot::Owner;
+use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, VmId};
 use crate::ops::{Asked, Engine, OpsError, Result};
 use crate::plan::due;
 use crate::plan::retention::VmRetention;
@@ -183,6 +184,12 @@ impl Schedules {
         vms.retain(|vm| selector.takes(vm.id, &vm.name, labels.get(&vm.id).unwrap_or(&none)));
         vms.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(vms)
+    }
+
+    /// Whose a snapshot of a VM is: what the template leaves empty is written on the VM.
+    async fn owner(&self, template: &Owner, vm: VmId) -> Result<Owner> {
+        let labels = self.0.engine.labels(Some(vm)).await?;
+        Ok(template.clone().or_of(labels.get(&vm).unwrap_or(&Labels::default())))
     }
 
     fn store(&self) -> &Store {

@@ -213,7 +213,7 @@ impl OfVm<'_> {
                 name: Some(self.name(vm).await?),
                 display_name: String::new(),
                 description: template.description.clone(),
-                owner: template.owner.clone(),
+                owner: self.schedules.owner(&template.owner, vm.vm).await?,
                 properties: template.properties.clone(),
                 expires_at: None,
                 schedule: Some(schedule.id),

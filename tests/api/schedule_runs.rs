@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tonic::Code;
 use tonic_types::StatusExt;
-use vmsnap::host::sim::{Complaint, Method, Mishap};
+use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::preview_schedule_request::Subject;
 
@@ -231,4 +231,23 @@ async fn by_the_clock() {
     let due: BTreeSet<i64> = runs.iter().map(|run| run.due_time.unwrap().seconds).collect();
     assert_eq!(due.len(), runs.len(), "a time is taken once");
     assert!(taken(&node, &schedule).await.len() <= 3);
+}
+
+/// What is written on the VM, where the template does not say it. Nobody takes one before that is known.
+#[tokio::test]
+async fn a_snapshot_belongs_to_whom_its_vm_does() {
+    let sim = vmsnap::host::sim::SimHost::new();
+    let vm = sim.vm("web").disks(1).label("account", "acme").label("project", "p-1").build();
+    let node = Node::start_with(sim, vm);
+    let mut schedule = counted(5);
+    schedule.template.as_mut().unwrap().project = "p-2".to_owned();
+    made(&node, schedule).await;
+    let at = Trigger::Call(Call { method: Method::Labels, occurrence: node.calls_of(Method::Labels) + 1 });
+    let mishap = Mishap::Error(Complaint::Unreachable);
+    node.sim.add_fault(Fault { at, moment: Moment::Before, mishap });
+    let run = ran(&node).await;
+    assert_eq!(run.state(), v1::ScheduleRunState::Succeeded, "{run:?}");
+    let taken = node.snapshot("nightly-1").await;
+    let owner = [taken.account, taken.domain, taken.project];
+    assert_eq!(owner, ["acme", "", "p-2"]);
 }

@@ -1,13 +1,20 @@
 //! Volumes.
 
+use std::collections::HashMap;
+
 use super::{image_format, timestamp};
-use crate::model::{CloneMode, CloneState};
+use crate::model::snapshot::Owner;
+use crate::model::{CloneMode, CloneState, Labels, VmId};
 use crate::ops::VolumeView;
 use crate::proto::v1;
 
-/// A volume as a client sees it.
-pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
+/// A volume as a client sees it, by what is written on VMs.
+pub(in crate::api) fn volume(volume: &VolumeView, labels: &HashMap<VmId, Labels>) -> v1::Volume {
+    let Owner { account, domain, project } = owner(volume, labels);
     let shown = v1::Volume {
+        account,
+        domain,
+        project,
         id: volume.id.to_string(),
         name: volume.name.clone(),
         state: state(volume).into(),
@@ -38,13 +45,19 @@ pub(in crate::api) fn volume(volume: &VolumeView) -> v1::Volume {
     let linked = clone.layer.map(|_| clone.source.to_string());
     v1::Volume {
         source_snapshot_id: linked.unwrap_or_default(),
-        account: clone.owner.account.clone(),
-        domain: clone.owner.domain.clone(),
-        project: clone.owner.project.clone(),
         properties: clone.properties.clone(),
         create_time: Some(timestamp(clone.created_at)),
         etag: if shown.etag.is_empty() { clone.generation.to_string() } else { shown.etag },
         ..shown
+    }
+}
+
+/// Whose it is: as it was cloned, else as is written on the VM that has it.
+fn owner(volume: &VolumeView, labels: &HashMap<VmId, Labels>) -> Owner {
+    let own = volume.clone.as_ref().map(|clone| clone.owner.clone()).unwrap_or_default();
+    match volume.user.as_ref().and_then(|place| labels.get(&place.vm.id)) {
+        Some(labels) => own.or_of(labels),
+        None => own,
     }
 }
 

@@ -128,7 +128,7 @@ pub(in crate::cli) struct SelectionArgs {
     /// VMs with this label, or with any value of it; again for VMs that have all of them
     #[arg(long = "label", value_name = "KEY[=VALUE]")]
     pub(in crate::cli) labels: Vec<String>,
-    /// VMs whose snapshots belong to this account by default
+    /// VMs of this account: with it in the label `account`
     #[arg(long = "account", value_name = "ACCOUNT")]
     pub(in crate::cli) of_account: Option<String>,
     /// Every VM of the node, those that come later too
@@ -187,13 +187,13 @@ pub(in crate::cli) struct TemplateArgs {
     /// Any text, for each snapshot; "" for none
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) snapshot_description: Option<String>,
-    /// The account the snapshots belong to; "" for none
+    /// The account the snapshots belong to; "" for the VM's label `account` [default: ""]
     #[arg(long, value_name = "ACCOUNT")]
     pub(in crate::cli) snapshot_account: Option<String>,
-    /// The tenant domain the snapshots belong to; "" for none
+    /// The tenant domain the snapshots belong to; "" for the VM's label `domain` [default: ""]
     #[arg(long, value_name = "DOMAIN")]
     pub(in crate::cli) snapshot_domain: Option<String>,
-    /// The project the snapshots belong to; "" for none
+    /// The project the snapshots belong to; "" for the VM's label `project` [default: ""]
     #[arg(long, value_name = "PROJECT")]
     pub(in crate::cli) snapshot_project: Option<String>,
     /// A property of the snapshots; again for more

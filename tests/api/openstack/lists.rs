@@ -92,6 +92,12 @@ async fn volumes() {
     assert!(names(&cinder.get("/v3/volumes/detail?status=available").await).is_empty());
     let one = format!("/v3/volumes/detail?volume_id={}", cinder.disk("vdb").await);
     assert_eq!(names(&cinder.get(&one).await), ["web/vdb"]);
+    // Theirs is the VM's.
+    let of = async |project: &str| {
+        names(&cinder.get(&format!("/v3/volumes/detail?all_tenants=True&project_id={project}")).await)
+    };
+    assert_eq!((of("p-1").await.len(), of("p-2").await.len()), (2, 0));
+    assert_eq!(all["volumes"][0]["os-vol-tenant-attr:tenant_id"], "p-1");
     // A name is none of the ids, however it is spelled: the client looks for it in the list then.
     for path in ["/v3/volumes/web%2Fvda", "/v3/volumes/web/vda", "/v3/volumes/nothing"] {
         assert_fault(

@@ -109,6 +109,17 @@ async fn a_failure_is_told() {
     assert!(cinder.node.names().await.is_empty());
 }
 
+/// A snapshot that is made without its owner is out of his sight for good: whoever asks is rather told to come again.
+#[tokio::test]
+async fn an_owner_is_not_lost() {
+    let cinder = Cinder::start();
+    let body = json!({ "snapshot": { "volume_id": cinder.disk("vda").await, "name": "one", "force": true } });
+    cinder.node.strike(Method::Labels, Mishap::Error(Complaint::Unreachable));
+    let away = cinder.http.ask("POST", "/v3/snapshots", &body).await;
+    assert_fault(&away, 503, "serviceUnavailable", "");
+    assert!(cinder.node.names().await.is_empty());
+}
+
 /// A snapshot that is being made, and one that is being deleted, are seen as such.
 #[tokio::test]
 async fn what_is_under_way_is_seen() {

@@ -161,13 +161,19 @@ pub(super) async fn begin_deletion(calls: &Calls, making: &Making, id: &str) -> 
 
 /// The snapshot of an id.
 pub(super) async fn find(calls: &Calls, making: &Making, text: &str) -> Result<Shown, Fault> {
+    let (id, snapshot) = found(calls, text).await?;
+    Ok(shown(calls, making, id, snapshot, &mut Looks::new()).await)
+}
+
+/// The same as gRPC has it.
+pub(super) async fn found(calls: &Calls, text: &str) -> Result<(SnapshotId, v1::Snapshot), Fault> {
     let id = SnapshotId::read(text)?;
     let request = v1::GetSnapshotRequest { snapshot: id.snapshot.clone(), ..Default::default() };
     let found = calls.get_snapshot(request).await;
     let found = found.map_err(|refused| Fault::from(refused).or(|| Fault::no_snapshot(text)))?;
     let snapshot =
         found.snapshot.filter(|snapshot| id.fits(snapshot)).ok_or_else(|| Fault::no_snapshot(text))?;
-    Ok(shown(calls, making, id, snapshot, &mut Looks::new()).await)
+    Ok((id, snapshot))
 }
 
 /// The same of one that can be changed by itself.

@@ -15,7 +15,7 @@ use super::id::SnapshotId;
 use super::making::Making;
 use super::request::Asked;
 use super::shape::{Shown, states};
-use super::snapshot::{Looks, shown, volume_id};
+use super::snapshot::{Looks, found, shown, volume_id};
 use super::{Answer, Calls, Fault, Shared, discovery};
 use crate::proto::v1;
 
@@ -138,12 +138,8 @@ struct Begin {
 impl Begin {
     async fn behind(calls: &Calls, marker: Option<&str>) -> Result<Self, Fault> {
         let Some(marker) = marker else { return Ok(Self { marker: None }) };
-        let none = || Fault::bad_request(format!("marker [{marker}] not found"));
-        let id = SnapshotId::read(marker).map_err(|_| none())?;
-        let request = v1::GetSnapshotRequest { snapshot: id.snapshot.clone(), ..Default::default() };
-        let found = calls.get_snapshot(request).await;
-        let found = found.map_err(|refused| Fault::from(refused).or(none))?.snapshot.unwrap_or_default();
-        Ok(Self { marker: Some((id, millis(found.create_time))) })
+        let (id, snapshot) = found(calls, marker).await?;
+        Ok(Self { marker: Some((id, millis(snapshot.create_time))) })
     }
 
     /// What is newer than the marker stands before it.

@@ -47,12 +47,12 @@ async fn list(
     value: impl Fn(&v1::Volume) -> Value,
 ) -> Result<Answer, Fault> {
     let mut volumes = all(calls, asked.project_id.as_deref()).await?;
-    volumes.retain(|volume| fits(asked, volume));
+    // It may be one that the filter leaves out by now.
     if let Some(marker) = &asked.marker {
-        let place = volumes.iter().position(|volume| volume.id == *marker);
-        let place = place.ok_or_else(|| Fault::bad_request(format!("marker [{marker}] not found")))?;
-        volumes.drain(..=place);
+        let place = volumes.iter().position(|volume| volume.id.eq_ignore_ascii_case(marker));
+        volumes.drain(..=place.ok_or_else(|| Fault::no_volume(marker))?);
     }
+    volumes.retain(|volume| fits(asked, volume));
     let page: Vec<&v1::Volume> = volumes.iter().skip(asked.offset).take(asked.limit).collect();
     let mut answer = json!({ "volumes": page.iter().map(|volume| value(volume)).collect::<Vec<_>>() });
     if let Some(last) = page.last().filter(|_| page.len() == asked.limit) {

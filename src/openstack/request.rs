@@ -79,6 +79,8 @@ pub(super) struct Asked {
     pub(super) volume_id: Option<String>,
     pub(super) project_id: Option<String>,
     pub(super) marker: Option<String>,
+    /// The only order that can be asked for.
+    pub(super) newest_first: bool,
     pub(super) limit: usize,
     pub(super) offset: usize,
     /// As it came, without what says where the page begins: for the link to the next one.
@@ -113,9 +115,11 @@ impl Asked {
                 "offset" => asked.offset = number()?,
                 // All that a caller may know of is shown anyway.
                 "all_tenants" => {}
-                "sort_key" if value == "created_at" => {}
-                "sort_dir" if value == "desc" => {}
-                "sort" if matches!(value.as_str(), "created_at" | "created_at:desc") => {}
+                "sort_key" if value == "created_at" => asked.newest_first = true,
+                "sort_dir" if value == "desc" => asked.newest_first = true,
+                "sort" if matches!(value.as_str(), "created_at" | "created_at:desc") => {
+                    asked.newest_first = true;
+                }
                 "sort" | "sort_key" | "sort_dir" => {
                     return Err(Fault::invalid_input(&format!("{key}: only created_at:desc is served")));
                 }
@@ -168,7 +172,10 @@ mod tests {
         assert_eq!(asked.rest.len(), 3, "not the marker: {:?}", asked.rest);
         assert_eq!(read(&[]).unwrap().limit, MOST);
         assert_eq!(read(&[("limit", "100000")]).unwrap().limit, MOST);
-        assert!(read(&[("sort", "created_at:desc")]).is_ok());
+        assert!(!asked.newest_first);
+        for newest in [("sort", "created_at:desc"), ("sort", "created_at"), ("sort_dir", "desc")] {
+            assert!(read(&[newest]).unwrap().newest_first, "{newest:?}");
+        }
         for wrong in [("limit", "-1"), ("limit", "x"), ("sort", "size:asc"), ("colour", "blue")] {
             assert!(read(&[wrong]).is_err(), "{wrong:?}");
         }

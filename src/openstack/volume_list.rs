@@ -1,4 +1,4 @@
-//! Lists of volumes, by name. There are as many as disks on the node: all are asked for, and a page cut out here.
+//! Lists of volumes, by name or the newest first. There are as many as disks on the node: all are asked for, and a page cut out here.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ async fn list(
     (base, path): (&str, &str),
     value: impl Fn(&v1::Volume) -> Value,
 ) -> Result<Answer, Fault> {
-    let mut volumes = all(calls, asked.project_id.as_deref()).await?;
+    let mut volumes = all(calls, asked).await?;
     // It may be one that the filter leaves out by now.
     if let Some(marker) = &asked.marker {
         let place = volumes.iter().position(|volume| volume.id.eq_ignore_ascii_case(marker));
@@ -61,10 +61,12 @@ async fn list(
     Ok(Answer(StatusCode::OK, answer))
 }
 
-async fn all(calls: &Calls, project: Option<&str>) -> Result<Vec<v1::Volume>, Fault> {
-    let project = project.unwrap_or_default().to_owned();
+/// In the order that was asked for.
+async fn all(calls: &Calls, asked: &Asked) -> Result<Vec<v1::Volume>, Fault> {
+    let project = asked.project_id.clone().unwrap_or_default();
     let filter = Some(v1::VolumeFilter { project, ..Default::default() });
-    let mut request = v1::ListVolumesRequest { filter, page_size: BATCH, ..Default::default() };
+    let order_by = if asked.newest_first { "create_time desc" } else { "name" }.to_owned();
+    let mut request = v1::ListVolumesRequest { filter, order_by, page_size: BATCH, ..Default::default() };
     let mut volumes = Vec::new();
     loop {
         let answer = calls.list_volumes(request.clone()).await?;

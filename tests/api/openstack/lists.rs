@@ -1,6 +1,6 @@
 //! Lists: filters, and pages by their markers.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::http::assert_fault;
 use super::{Cinder, id};
@@ -35,7 +35,7 @@ async fn pages_follow_their_markers() {
     let of_volume = walked(&cinder, &format!("&volume_id={volume}"), 2).await;
     assert_eq!(of_volume, ["d", "whole.vda", "c", "b", "a"]);
     assert_eq!(walked(&cinder, "&name=whole.vdb", 1).await, ["whole.vdb"]);
-    assert_eq!(cinder.get("/v3/snapshots/detail?limit=0").await["snapshots"], serde_json::json!([]));
+    assert_eq!(cinder.get("/v3/snapshots/detail?limit=0").await["snapshots"], json!([]));
     let part = cinder.get("/v3/snapshots/detail?limit=2&offset=1&sort=created_at%3Adesc").await;
     let names: Vec<&Value> = part["snapshots"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
     assert_eq!(names, ["whole.vda", "whole.vdb"]);
@@ -125,4 +125,30 @@ async fn volumes() {
             "could not be found.",
         );
     }
+}
+
+#[tokio::test]
+async fn the_newest_volume_first() {
+    let cinder = Cinder::start();
+    let source = cinder.take("one").await;
+    for name in ["a-older", "b-newer"] {
+        let body = json!({ "volume": { "snapshot_id": id(&source), "name": name } });
+        cinder.ok("POST", "/v3/volumes", body, 202).await;
+    }
+    let check = async |query: &str, expected: [&str; 4]| {
+        let (mut names, mut marker) = (Vec::new(), String::new());
+        for _ in expected {
+            let page = cinder.get(&format!("/v3/volumes?limit=1{query}{marker}")).await["volumes"][0].take();
+            marker = format!("&marker={}", id(&page));
+            names.push(page["name"].as_str().unwrap().to_owned());
+        }
+        names[2..].sort();
+        assert_eq!(names, expected, "{query}");
+    };
+    let newest = ["b-newer", "a-older", "web/vda", "web/vdb"];
+    check("", ["a-older", "b-newer", "web/vda", "web/vdb"]).await;
+    check("&sort=created_at%3Adesc", newest).await;
+    check("&sort_key=created_at&sort_dir=desc", newest).await;
+    let refused = cinder.http.ask("GET", "/v3/volumes?sort=created_at%3Aasc", &Value::Null).await;
+    assert_fault(&refused, 400, "badRequest", "only created_at:desc is served");
 }

@@ -71,12 +71,21 @@ pub(super) async fn on_volume(
     Json(body): Json<Map<String, Value>>,
 ) -> Result<Answer, Fault> {
     let (action, value) = only(&body)?;
-    let found = volume::find(&calls, &id).await?;
-    if action != "revert" {
-        return Err(if action.starts_with("os-") { Fault::lacking(action) } else { no_action(action) });
+    match action {
+        // What others read of it is no less needed by them.
+        "os-force_delete" => volume::begin_deletion(&calls, &id).await,
+        "revert" => revert(&calls, &shared, &id, value).await,
+        other => {
+            volume::find(&calls, &id).await?;
+            Err(if other.starts_with("os-") { Fault::lacking(other) } else { no_action(other) })
+        }
     }
+}
+
+async fn revert(calls: &Calls, shared: &Shared, id: &str, value: &Value) -> Result<Answer, Fault> {
+    let found = volume::find(calls, id).await?;
     let snapshot = value.get("snapshot_id").and_then(Value::as_str).unwrap_or_default();
-    let snapshot = find_own(&calls, &shared.making, snapshot).await?;
+    let snapshot = find_own(calls, &shared.making, snapshot).await?;
     if snapshot.volume != found.id {
         let why = format!("{} is not a snapshot of volume {}.", snapshot.id.snapshot, found.id);
         return Err(Fault::invalid_snapshot(&why));

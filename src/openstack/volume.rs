@@ -132,7 +132,12 @@ pub(super) async fn delete(
     Extension(calls): Extension<Calls>,
     Path(id): Path<String>,
 ) -> Result<Answer, Fault> {
-    let found = find(&calls, &id).await?;
+    begin_deletion(&calls, &id).await
+}
+
+/// The deletion goes on by itself.
+pub(super) async fn begin_deletion(calls: &Calls, id: &str) -> Result<Answer, Fault> {
+    let found = find(calls, id).await?;
     let call = |calls: Calls| {
         let volume = found.id.clone();
         async move { calls.delete_volume(v1::DeleteVolumeRequest { volume, ..Default::default() }).await }

@@ -218,8 +218,12 @@ async fn a_volume_is_made_of_a_snapshot() {
     let body = json!({ "snapshot": { "volume_id": id(&made), "name": "of-copy" } });
     let own = cinder.ok("POST", "/v3/snapshots", body, 202).await["snapshot"].take();
     assert_eq!(own["status"], "available");
-    let held = cinder.http.ask("DELETE", &format!("/v3/volumes/{}", id(&made)), &Value::Null).await;
-    assert_fault(&held, 400, "badRequest", "Invalid volume: volume copy has snapshots of its own");
+    let path = format!("/v3/volumes/{}", id(&made));
+    let (action, force) = (format!("{path}/action"), json!({ "os-force_delete": {} }));
+    for (method, path, body) in [("DELETE", &path, &Value::Null), ("POST", &action, &force)] {
+        let held = cinder.http.ask(method, path, body).await;
+        assert_fault(&held, 400, "badRequest", "Invalid volume: volume copy has snapshots of its own");
+    }
     let back = json!({ "revert": { "snapshot_id": id(&own) } });
     cinder.ok("POST", &format!("/v3/volumes/{}/action", id(&made)), back, 202).await;
     for path in [format!("/v3/snapshots/{}", id(&own)), format!("/v3/volumes/{}", id(&made))] {
@@ -235,6 +239,9 @@ async fn a_volume_is_made_of_a_snapshot() {
     let unnamed = json!({ "volume": { "snapshot_id": id(&source) } });
     let made = cinder.ok("POST", "/v3/volumes", unnamed, 202).await["volume"].take();
     assert!(made["name"].as_str().unwrap().starts_with("volume-"));
+    let path = format!("/v3/volumes/{}", id(&made));
+    cinder.ok("POST", &format!("{path}/action"), force, 202).await;
+    cinder.until_gone(&path).await;
     assert_eq!(cinder.node.sim.violations(), Vec::<String>::new());
 }
 

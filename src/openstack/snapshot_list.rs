@@ -1,8 +1,9 @@
 //! Lists of snapshots: newest first, with what Cinder lets one ask for.
 //!
 //! Decides where a page begins behind its marker, of which only the id is known. Leaves most of the looking to the calls: what they
-//! cannot look for, a name for people, is looked for here.
+//! cannot look for, a name for people and what one that is being made is of, is looked for here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -67,69 +68,132 @@ fn encoded(text: &str) -> String {
 
 /// What a page holds.
 async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown>, Fault> {
-    let mut found = Vec::new();
-    let Some(mut filter) = filter(asked) else { return Ok(found) };
-    let mut begin = Begin::behind(calls, asked.marker.as_deref()).await?;
-    filter.created_before = begin.before();
+    let begin = Begin::behind(calls, asked.marker.as_deref()).await?;
     // Whoever walks through a long list in small pages does not have all of it read for each of them.
     let looks_at_all = asked.name.is_some() || asked.offset > 0;
-    let size = if looks_at_all { BATCH } else { BATCH.min(asked.limit + BESIDE) };
-    let page_size = i32::try_from(size).unwrap_or(i32::MAX);
-    let mut request = v1::ListSnapshotsRequest { filter: Some(filter), page_size, ..Default::default() };
-    let (mut left_out, mut looks) = (0, Looks::new());
-    while found.len() < asked.limit {
-        let answer = calls.list_snapshots(request.clone()).await?;
-        for snapshot in answer.snapshots {
-            for id in SnapshotId::all_of(&snapshot) {
-                if !begin.is_behind(&id, &snapshot) || !holds(asked, &id, &snapshot) {
-                    continue;
-                }
-                let shown = shown(calls, making, id, snapshot.clone(), &mut looks).await;
-                if asked.name.as_ref().is_some_and(|name| shown.name() != *name)
-                    || asked.status.as_ref().is_some_and(|status| shown.status != status)
-                {
-                    continue;
-                }
-                left_out += 1;
-                if left_out > asked.offset && found.len() < asked.limit {
-                    found.push(shown);
-                }
-            }
+    let batch = if looks_at_all { BATCH } else { BATCH.min(asked.limit + BESIDE) };
+    let (mut found, mut left_out) = (Vec::new(), 0);
+    let take = |shown| {
+        if left_out < asked.offset {
+            left_out += 1;
+        } else if found.len() < asked.limit {
+            found.push(shown);
         }
-        if answer.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = answer.next_page_token;
-    }
+        found.len() < asked.limit
+    };
+    Walk::new(calls, making, asked).go(begin, batch, take).await?;
     Ok(found)
 }
 
-/// What can be asked of the calls. None if nothing would be found.
-fn filter(asked: &Asked) -> Option<v1::SnapshotFilter> {
-    let states = match &asked.status {
-        None => Vec::new(),
-        // A state of Cinder's that none of ours is in.
-        Some(status) => Some(states(status)).filter(|states| !states.is_empty())?,
-    };
-    let volume = match &asked.volume_id {
-        None => String::new(),
-        Some(volume) => volume_id(volume)?,
-    };
-    Some(v1::SnapshotFilter {
-        states: states.into_iter().map(i32::from).collect(),
-        volume_id: volume,
+/// A way through all that is asked for.
+struct Walk<'a> {
+    calls: &'a Calls,
+    making: &'a Making,
+    asked: &'a Asked,
+    seen: HashSet<String>,
+    looks: Looks,
+}
+
+impl<'a> Walk<'a> {
+    fn new(calls: &'a Calls, making: &'a Making, asked: &'a Asked) -> Self {
+        Self { calls, making, asked, seen: HashSet::new(), looks: Looks::new() }
+    }
+
+    /// Hands over one behind the other, as long as more are wanted.
+    async fn go(
+        mut self,
+        begin: Begin,
+        batch: usize,
+        mut take: impl FnMut(Shown) -> bool + Send,
+    ) -> Result<(), Fault> {
+        for filter in filters(self.asked) {
+            let filter = v1::SnapshotFilter { created_before: begin.before(), ..filter };
+            let page_size = i32::try_from(batch).unwrap_or(i32::MAX);
+            let mut request =
+                v1::ListSnapshotsRequest { filter: Some(filter), page_size, ..Default::default() };
+            let mut begin = begin.clone();
+            loop {
+                let answer = self.calls.list_snapshots(request.clone()).await?;
+                for snapshot in answer.snapshots {
+                    for shown in self.wanted(snapshot, &mut begin).await {
+                        if !take(shown) {
+                            return Ok(());
+                        }
+                    }
+                }
+                if answer.next_page_token.is_empty() {
+                    break;
+                }
+                request.page_token = answer.next_page_token;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is asked for of a snapshot.
+    async fn wanted(&mut self, snapshot: v1::Snapshot, begin: &mut Begin) -> Vec<Shown> {
+        let Self { calls, making, asked, .. } = *self;
+        let mut wanted = Vec::new();
+        // It may have been made between two lists.
+        if self.seen.contains(&snapshot.id) {
+            return wanted;
+        }
+        for id in SnapshotId::all_of(&snapshot) {
+            if !begin.is_behind(&id, &snapshot) || !holds(asked, making, &id, &snapshot) {
+                continue;
+            }
+            let shown = shown(calls, making, id, snapshot.clone(), &mut self.looks).await;
+            if asked.name.as_ref().is_none_or(|name| shown.name() == *name)
+                && asked.status.as_ref().is_none_or(|status| shown.status == status)
+            {
+                wanted.push(shown);
+            }
+        }
+        if !wanted.is_empty() {
+            self.seen.insert(snapshot.id);
+        }
+        wanted
+    }
+}
+
+/// What can be asked of the calls, one list behind the other: none where nothing would be found.
+fn filters(asked: &Asked) -> Vec<v1::SnapshotFilter> {
+    let wanted = asked.status.as_ref().map(|status| states(status));
+    // A state of Cinder's that none of ours is in.
+    if wanted.as_ref().is_some_and(Vec::is_empty) {
+        return Vec::new();
+    }
+    let wanted = wanted.unwrap_or_default();
+    let all = v1::SnapshotFilter {
+        states: wanted.iter().map(|state| i32::from(*state)).collect(),
         project: asked.project_id.clone().unwrap_or_default(),
         ..v1::SnapshotFilter::default()
-    })
+    };
+    let Some(volume) = &asked.volume_id else { return vec![all] };
+    let Some(volume_id) = volume_id(volume) else { return Vec::new() };
+    let of_volume = v1::SnapshotFilter { volume_id, ..all.clone() };
+    if !wanted.is_empty() && !wanted.contains(&v1::SnapshotState::Creating) {
+        return vec![of_volume];
+    }
+    // The catalog does not know yet what these hold. None of the volume is newer: one at a time is made.
+    let being_made = v1::SnapshotFilter {
+        states: vec![v1::SnapshotState::Creating.into()],
+        kinds: vec![v1::SnapshotKind::Volume.into()],
+        ..all
+    };
+    vec![being_made, of_volume]
 }
 
 /// Of a VM's snapshot, the disk that was asked for alone.
-fn holds(asked: &Asked, id: &SnapshotId, snapshot: &v1::Snapshot) -> bool {
+fn holds(asked: &Asked, making: &Making, id: &SnapshotId, snapshot: &v1::Snapshot) -> bool {
     let Some(volume) = &asked.volume_id else { return true };
-    id.disk_of(snapshot).is_some_and(|held| held.volume_id.eq_ignore_ascii_case(volume))
+    let held = id.disk_of(snapshot).map(|held| held.volume_id.clone());
+    let held = held.or_else(|| making.of(&snapshot.id).map(|(volume, _)| volume));
+    held.is_some_and(|held| held.eq_ignore_ascii_case(volume))
 }
 
 /// Where a page begins.
+#[derive(Clone)]
 struct Begin {
     /// The last one of the page before, as long as it was not met.
     marker: Option<(SnapshotId, i64)>,

@@ -135,8 +135,18 @@ async fn what_is_under_way_is_seen() {
     let seen = cinder.get("/v3/snapshots/detail?status=creating").await["snapshots"][0].take();
     assert_eq!((&seen["name"], &seen["volume_id"]), (&"one".into(), &volume.as_str().into()));
     assert_eq!((&seen["size"], &seen["os-extended-snapshot-attributes:progress"]), (&1.into(), &"0%".into()));
+    let path = format!("/v3/snapshots?volume_id={}", volume.to_uppercase());
+    for query in ["", "&status=creating"] {
+        let of_volume = cinder.get(&format!("{path}{query}")).await;
+        assert_eq!(of_volume["snapshots"], json!([seen]), "{query}");
+    }
+    for (of, query) in [(&volume, "&status=available"), (&cinder.disk("vdb").await, "")] {
+        let none = cinder.get(&format!("/v3/snapshots?volume_id={of}{query}")).await;
+        assert_eq!(none["snapshots"], json!([]), "{query}");
+    }
     hold.release();
     let made = making.await.unwrap();
+    assert_eq!(cinder.get(&path).await["snapshots"], json!([made.json()["snapshot"]]));
     assert_eq!(made.status, 202, "{}", made.text);
     let path = format!("/v3/snapshots/{}", id(&made.json()["snapshot"]));
     let hold = cinder.node.hold(Method::StartCommit);

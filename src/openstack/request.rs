@@ -83,6 +83,8 @@ pub(super) struct Asked {
     pub(super) newest_first: bool,
     pub(super) limit: usize,
     pub(super) offset: usize,
+    /// How many there are is to be told, over all pages.
+    pub(super) with_count: bool,
     /// As it came, without what says where the page begins: for the link to the next one.
     pub(super) rest: Vec<(String, String)>,
 }
@@ -113,6 +115,7 @@ impl Asked {
                 "marker" => asked.marker = Some(value.clone()),
                 "limit" => asked.limit = number()?.min(MOST),
                 "offset" => asked.offset = number()?,
+                "with_count" => asked.with_count = is_true(Some(&value.as_str().into()))?,
                 // All that a caller may know of is shown anyway.
                 "all_tenants" => {}
                 "sort_key" if value == "created_at" => asked.newest_first = true,
@@ -176,7 +179,9 @@ mod tests {
         for newest in [("sort", "created_at:desc"), ("sort", "created_at"), ("sort_dir", "desc")] {
             assert!(read(&[newest]).unwrap().newest_first, "{newest:?}");
         }
-        for wrong in [("limit", "-1"), ("limit", "x"), ("sort", "size:asc"), ("colour", "blue")] {
+        for wrong in
+            [("limit", "-1"), ("limit", "x"), ("sort", "size:asc"), ("with_count", "x"), ("colour", "blue")]
+        {
             assert!(read(&[wrong]).is_err(), "{wrong:?}");
         }
     }
@@ -205,11 +210,11 @@ mod tests {
 
         #[test]
         fn any_query_is_refused_or_understood(
-            text in crate::mutation::text(["name=a%20b&status=available&limit=7&offset=1&marker=x", "sort=created_at:desc"])
+            text in crate::mutation::text(["name=a%20b&status=available&limit=7&offset=1&marker=x", "sort=created_at:desc&with_count=true"])
         ) {
             if let Ok(asked) = query(&text) {
                 assert!(asked.limit <= MOST);
-                let known = ["name", "status", "volume_id", "project_id", "limit", "all_tenants", "sort"];
+                let known = ["name", "status", "volume_id", "project_id", "limit", "all_tenants", "sort", "with_count"];
                 let is_known = |key: &str| known.contains(&key) || key.starts_with("sort_");
                 assert!(asked.rest.iter().all(|(key, _)| is_known(key)), "{asked:?}");
             }

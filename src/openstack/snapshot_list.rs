@@ -37,6 +37,9 @@ pub(super) async fn list(
     let last = found.last().filter(|_| found.len() == asked.limit).map(|last| last.id.to_string());
     let values: Vec<Value> = found.iter().map(Shown::value).collect();
     let mut answer = json!({ "snapshots": values });
+    if asked.with_count {
+        answer["count"] = count(&calls, &shared.making, &asked).await?.into();
+    }
     if let Some(last) = last {
         let base = discovery::base(shared.scheme, &headers);
         answer["snapshots_links"] = next(&base, uri.path(), &asked, &last);
@@ -83,6 +86,17 @@ async fn page(calls: &Calls, making: &Making, asked: &Asked) -> Result<Vec<Shown
     };
     Walk::new(calls, making, asked).go(begin, batch, take).await?;
     Ok(found)
+}
+
+/// How many there are, wherever the page begins and ends. A VM's snapshot is as many as it has disks: they are counted one by one.
+async fn count(calls: &Calls, making: &Making, asked: &Asked) -> Result<usize, Fault> {
+    let mut count = 0;
+    let take = |_| {
+        count += 1;
+        true
+    };
+    Walk::new(calls, making, asked).go(Begin { marker: None }, BATCH, take).await?;
+    Ok(count)
 }
 
 /// A way through all that is asked for.

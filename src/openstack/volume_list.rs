@@ -47,6 +47,7 @@ async fn list(
     value: impl Fn(&v1::Volume) -> Value,
 ) -> Result<Answer, Fault> {
     let mut volumes = all(calls, asked).await?;
+    let count = volumes.iter().filter(|volume| fits(asked, volume)).count();
     // It may be one that the filter leaves out by now.
     if let Some(marker) = &asked.marker {
         let place = volumes.iter().position(|volume| volume.id.eq_ignore_ascii_case(marker));
@@ -55,6 +56,9 @@ async fn list(
     volumes.retain(|volume| fits(asked, volume));
     let page: Vec<&v1::Volume> = volumes.iter().skip(asked.offset).take(asked.limit).collect();
     let mut answer = json!({ "volumes": page.iter().map(|volume| value(volume)).collect::<Vec<_>>() });
+    if asked.with_count {
+        answer["count"] = count.into();
+    }
     if let Some(last) = page.last().filter(|_| page.len() == asked.limit) {
         answer["volumes_links"] = next(base, path, asked, &last.id);
     }

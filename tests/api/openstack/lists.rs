@@ -68,6 +68,40 @@ async fn markers() {
     assert_eq!(rest["volumes"][0]["name"], "web/vdb");
 }
 
+/// Of all that fit, whatever the page is.
+#[tokio::test]
+async fn counts() {
+    let cinder = Cinder::start();
+    let first = cinder.take("a").await;
+    cinder.node.take("whole").await;
+    let check = async |list: &str, query: &str, count: Value| {
+        let page = cinder.get(&format!("/v3/{list}?{query}")).await;
+        assert_eq!(page["count"], count, "{list} {query}: {page}");
+    };
+    let marker = id(&first);
+    for (query, count) in [
+        ("with_count=true".to_owned(), json!(3)),
+        ("with_count=True&limit=1".to_owned(), json!(3)),
+        (format!("with_count=True&marker={marker}"), json!(3)),
+        ("with_count=True&offset=2&limit=0".to_owned(), json!(3)),
+        ("with_count=True&name=whole.vda&limit=1".to_owned(), json!(1)),
+        ("with_count=True&project_id=p-2".to_owned(), json!(0)),
+        ("with_count=False".to_owned(), Value::Null),
+        (String::new(), Value::Null),
+    ] {
+        check("snapshots", &query, count.clone()).await;
+        check("snapshots/detail", &query, count).await;
+    }
+    let marker = cinder.disk("vda").await;
+    for list in ["volumes", "volumes/detail"] {
+        check(list, &format!("with_count=true&limit=1&marker={marker}"), json!(2)).await;
+        check(list, "with_count=true&status=available", json!(0)).await;
+        check(list, "limit=1", Value::Null).await;
+    }
+    let refused = cinder.http.ask("GET", "/v3/volumes?with_count=some", &Value::Null).await;
+    assert_fault(&refused, 400, "badRequest", "some is no truth value");
+}
+
 #[tokio::test]
 async fn filters() {
     let cinder = Cinder::start();

@@ -1,7 +1,7 @@
 //! Which snapshots of a schedule stay, and why.
 //!
-//! Decides by the order in which they were entered, which no clock can turn round, and by their own times, not by the clock of
-//! now: a clock that is set makes nobody old. Leaves deleting to `schedule`. It only ever sees READY snapshots of the schedule:
+//! Decides by the order in which they were entered, which no clock can turn round, and by what lies between neighbours, not by the
+//! clock of now: one that is set, back or forward, makes nobody old. Leaves deleting to `schedule`. It only ever sees READY snapshots of the schedule:
 //! those of people are none of its business.
 
 use std::collections::BTreeSet;
@@ -168,18 +168,44 @@ fn reasons(times: &[Timestamp], retention: &Retention, zone: &Zone) -> Vec<Vec<S
             }
         }
     }
-    let within = SignedDuration::from_millis(i64::try_from(retention.within_ms).unwrap_or(i64::MAX));
-    // Not the latest by the clock, which may have stood years ahead.
-    let newest = times.last();
-    for (index, time) in times.iter().enumerate() {
-        if retention.within_ms > 0 && newest.is_some_and(|newest| newest.duration_since(*time) < within) {
-            reasons[index].push(format!("younger than {within:#}"));
+    if retention.within_ms > 0 {
+        for (index, reason) in young(times, retention.within_ms) {
+            reasons[index].push(reason);
         }
     }
     if let Some(newest) = reasons.last_mut().filter(|reasons| reasons.is_empty()) {
         newest.push("the newest".to_owned());
     }
     reasons
+}
+
+/// Those that are younger, newest first.
+///
+/// Age is what lies between neighbours, summed up from the newest: it never turns back where the clock did. A gap that is longer
+/// than all of `within` tells nothing of age, since the clock may have been set forward in it: once, it counts as the longest one
+/// behind it. A second one is what pruning leaves of old ones, and counts.
+fn young(times: &[Timestamp], within_ms: u64) -> Vec<(usize, String)> {
+    let within = SignedDuration::from_millis(i64::try_from(within_ms).unwrap_or(i64::MAX));
+    let (mut age, mut longest, mut was_passed_over) = (SignedDuration::ZERO, SignedDuration::ZERO, false);
+    let mut earliest = times.last().copied().unwrap_or_default();
+    let mut young = Vec::new();
+    for (index, time) in times.iter().enumerate().rev() {
+        let gap = earliest.duration_since(*time).max(SignedDuration::ZERO);
+        earliest = earliest.min(*time);
+        if gap > within && !was_passed_over {
+            was_passed_over = true;
+            age += longest;
+        } else {
+            longest = longest.max(gap);
+            age = age.saturating_add(gap);
+        }
+        if age >= within {
+            break;
+        }
+        let gap = if was_passed_over { ", a longer gap aside" } else { "" };
+        young.push((index, format!("younger than {within:#}{gap}")));
+    }
+    young
 }
 
 /// What tells one hour, day, week, month or year from another.

@@ -108,15 +108,63 @@ fn why_and_why_not() {
     assert_eq!(told, expected);
 }
 
-/// The clock stood years ahead when one of them was made, and was set right.
+fn within(days: u64) -> Retention {
+    Retention { within_ms: days * 86_400_000, ..Retention::default() }
+}
+
+/// Whatever the clock was set to, and whether it stayed there.
 #[test]
-fn one_from_the_future_makes_no_other_old() {
-    let mut times = vec!["2036-01-01T00:00:00Z"];
-    times.extend(["2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z", "2026-01-04T00:00:00Z"]);
-    let within = |days: u64| Retention { within_ms: days * 86_400_000, ..Retention::default() };
-    check(&times, &within(2), &[0, 2, 3]);
+fn a_clock_that_is_set_makes_none_old() {
+    // It stood years ahead for one, and was set right: that one is as old as what came behind it.
+    let mut times = vec!["2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z"];
+    times.extend(["2026-01-02T12:00:00Z", "2026-01-03T00:00:00Z", "2026-01-04T00:00:00Z"]);
+    check(&times, &within(2), &[1, 2, 3, 4]);
+    // Years back it stays.
     times.push("2016-01-01T00:00:00Z");
-    check(&times, &within(2), &[0, 1, 2, 3, 4]);
+    check(&times, &within(2), &[0, 1, 2, 3, 4, 5]);
+    times.extend(["2016-01-02T00:00:00Z", "2016-01-03T00:00:00Z"]);
+    check(&times, &within(2), &[6, 7]);
+
+    // Years ahead it stays: the others grow older by what passes from then on.
+    let mut times = vec!["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"];
+    times.push("2036-05-01T00:00:00Z");
+    check(&times, &within(2), &[1, 2, 3]);
+    times.push("2036-05-01T12:00:00Z");
+    check(&times, &within(2), &[2, 3, 4]);
+    times.extend(["2036-05-02T00:00:00Z", "2036-05-03T00:00:00Z"]);
+    check(&times, &within(2), &[4, 5, 6]);
+    // Ahead, back, and ahead again.
+    let flaps =
+        ["2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z", "2026-01-01T06:00:00Z", "2036-01-01T06:00:00Z"];
+    check(&flaps, &within(2), &[0, 1, 2, 3]);
+
+    // The other rules count what there is. Four hours of 2036 have taken the place of four of 2026.
+    let old = (0..8).map(|hour| format!("2026-01-0{}T10:00:00Z", hour + 1));
+    let new = (0..4).map(|hour| format!("2036-01-0{}T10:00:00Z", hour + 1));
+    let jumped: Vec<String> = old.chain(new).collect();
+    let jumped: Vec<&str> = jumped.iter().map(String::as_str).collect();
+    let back: Vec<&str> = [&jumped[8..], &jumped[..8]].concat();
+    for counted in [
+        Retention { last: 9, ..Retention::default() },
+        Retention { hourly: 9, ..Retention::default() },
+        Retention { daily: 9, ..Retention::default() },
+    ] {
+        check(&jumped, &counted, &[3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        check(&back, &counted, &[3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    }
+    check(&jumped, &Retention { monthly: 9, ..Retention::default() }, &[7, 11]);
+    check(&back, &Retention { yearly: 9, ..Retention::default() }, &[3, 11]);
+}
+
+/// What a rule for months has left is no clock that was set, and goes when that rule lets it go.
+#[test]
+fn what_is_rare_is_not_young() {
+    let months = (1..5).map(|month| format!("2026-0{month}-28T10:00:00Z"));
+    let days = (1..10).map(|day| format!("2026-06-0{day}T10:00:00Z"));
+    let times: Vec<String> = months.chain(days).collect();
+    let times: Vec<&str> = times.iter().map(String::as_str).collect();
+    check(&times, &within(7), &[6, 7, 8, 9, 10, 11, 12]);
+    check(&times, &Retention { monthly: 3, ..within(7) }, &[2, 3, 6, 7, 8, 9, 10, 11, 12]);
 }
 
 #[test]
@@ -154,8 +202,7 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
 }
 
 fn policies() -> impl Strategy<Value = Retention> {
-    let by_age =
-        (1_u64..20).prop_map(|days| Retention { within_ms: days * 86_400_000, ..Retention::default() });
+    let by_age = (1_u64..20).prop_map(within);
     prop_oneof![by_age, mixed_policies()]
 }
 
@@ -185,6 +232,25 @@ struct Life {
 }
 
 impl Life {
+    /// One that runs each hour.
+    fn new(retention: Retention, catch_up: CatchUp, now: Timestamp) -> Self {
+        let timing = Timing {
+            cron: "15 * * * *".parse().unwrap(),
+            zone: zone("Europe/Berlin"),
+            jitter_ms: 0,
+            blackouts: Vec::new(),
+            catch_up,
+        };
+        Self { timing, retention, now, seen_until: now, snapshots: Vec::new(), taken: 0 }
+    }
+
+    /// Until the next run, and that.
+    fn pass(&mut self) {
+        let at = next(&self.timing, self.now.max(self.seen_until)).unwrap();
+        self.now = at + SignedDuration::from_secs(10);
+        assert_eq!(self.look(), 1);
+    }
+
     /// One look at the clock, and all that is done until nothing is due. Gives how many runs there were.
     fn look(&mut self) -> usize {
         let mut runs = 0;
@@ -232,27 +298,13 @@ proptest! {
     #[test]
     fn years_of_a_schedule(fates in fates(), retention in policies(), once in any::<bool>()) {
         let now: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
-        let mut life = Life {
-            timing: Timing {
-                cron: "15 * * * *".parse().unwrap(),
-                zone: zone("Europe/Berlin"),
-                jitter_ms: 0,
-                blackouts: Vec::new(),
-                catch_up: if once { CatchUp::Once } else { CatchUp::Skip },
-            },
-            retention,
-            now,
-            seen_until: now,
-            snapshots: Vec::new(),
-            taken: 0,
-        };
+        let catch_up = if once { CatchUp::Once } else { CatchUp::Skip };
+        let mut life = Life::new(retention, catch_up, now);
         for fate in fates {
             let minutes = match fate {
                 Fate::Pass { runs } => {
                     for _ in 0..runs {
-                        let at = next(&life.timing, life.now.max(life.seen_until)).unwrap();
-                        life.now = at + SignedDuration::from_secs(10);
-                        prop_assert_eq!(life.look(), 1);
+                        life.pass();
                     }
                     continue;
                 }
@@ -261,6 +313,27 @@ proptest! {
             life.now += SignedDuration::from_mins(minutes);
             prop_assert!(life.look() <= 1, "no storm");
         }
+    }
+
+    /// A clock that is set, and stays so, takes nothing away that has not grown old by what has passed.
+    #[test]
+    fn a_jump_that_stays(days in 1_u64..6, before in 1_usize..200, after in 1_usize..100, years in -12_i64..12) {
+        let now: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
+        let mut life = Life::new(within(days), CatchUp::Once, now);
+        for _ in 0..before {
+            life.pass();
+        }
+        life.now += SignedDuration::from_hours(24 * 366 * years);
+        for passed in 1..=after {
+            life.pass();
+            let young = usize::try_from(24 * days).unwrap().min(before + passed);
+            prop_assert!(life.snapshots.len() >= young, "{} of {young}", life.snapshots.len());
+        }
+        // Half at once, and no more than the policy says is left in the end.
+        for _ in 0..24 * days + 12 {
+            life.pass();
+        }
+        prop_assert_eq!(life.snapshots.len(), usize::try_from(24 * days).unwrap());
     }
 
     /// Without anything in between, a policy comes to rest at what it says.

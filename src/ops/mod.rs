@@ -220,6 +220,12 @@ impl Engine {
         &self.0.places.images
     }
 
+    /// Where new files go.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.0.places
+    }
+
     /// How many operations are under way or stuck.
     #[must_use]
     pub fn busy(&self) -> usize {

@@ -27,6 +27,7 @@ mod delete;
 mod deploy;
 mod detached;
 pub mod due;
+pub mod limits;
 mod manifest;
 mod memory;
 pub mod merge;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp, Zoned};
 
+use super::limits::TakenUp;
 use crate::model::operation::{Failure, Reason};
 use crate::model::schedule::{Retention, Zone};
 use crate::model::{SnapshotId, SnapshotName, VmId};
@@ -21,8 +22,8 @@ pub struct Candidate {
     pub name: SnapshotName,
     /// When it was made.
     pub created_at: Timestamp,
-    /// What it takes, in bytes.
-    pub bytes: u64,
+    /// What it takes.
+    pub taken_up: TakenUp,
     /// Why it must stay whatever the policy says: holds, clones.
     pub tied_by: Vec<String>,
 }
@@ -36,8 +37,8 @@ pub struct Decision {
     pub name: SnapshotName,
     /// When it was made.
     pub created_at: Timestamp,
-    /// What it takes, in bytes.
-    pub bytes: u64,
+    /// What it takes.
+    pub taken_up: TakenUp,
     /// It stays.
     pub keep: bool,
     /// Why, for people.
@@ -58,7 +59,7 @@ pub struct VmRetention {
 }
 
 impl VmRetention {
-    /// Those that go, and what they take, in bytes.
+    /// Those that go, and what that gives back, in bytes.
     #[must_use]
     pub fn doomed(&self) -> (Vec<SnapshotId>, u64) {
         self.first_doomed(usize::MAX)
@@ -68,23 +69,24 @@ impl VmRetention {
     #[must_use]
     pub fn first_doomed(&self, at_most: usize) -> (Vec<SnapshotId>, u64) {
         let doomed = self.decisions.iter().filter(|decision| !decision.keep);
-        doomed.take(at_most).fold((Vec::new(), 0), |(mut ids, bytes), decision| {
+        doomed.take(at_most).fold((Vec::new(), 0), |(mut ids, freed), decision| {
             ids.push(decision.snapshot);
-            (ids, bytes + decision.bytes)
+            (ids, freed.saturating_add(decision.taken_up.freed))
         })
     }
 
     /// How many there are, and what they take, in bytes.
     #[must_use]
     pub fn all(&self) -> (usize, u64) {
-        (self.decisions.len(), self.decisions.iter().map(|decision| decision.bytes).sum())
+        let bytes = self.decisions.iter().map(|decision| decision.taken_up.bytes);
+        (self.decisions.len(), bytes.fold(0, u64::saturating_add))
     }
 
-    /// How many stay, and what they take, in bytes.
+    /// How many stay, and what they take then, in bytes: what goes leaves behind what it does not give back.
     #[must_use]
     pub fn kept(&self) -> (usize, u64) {
-        let kept = self.decisions.iter().filter(|decision| decision.keep);
-        kept.fold((0, 0), |(count, bytes), decision| (count + 1, bytes + decision.bytes))
+        let ((all, bytes), (doomed, freed)) = (self.all(), self.doomed());
+        (all - doomed.len(), bytes.saturating_sub(freed))
     }
 }
 
@@ -109,7 +111,7 @@ pub fn decide(
                 snapshot: candidate.id,
                 name: candidate.name.clone(),
                 created_at: candidate.created_at,
-                bytes: candidate.bytes,
+                taken_up: candidate.taken_up,
                 keep: !reasons.is_empty(),
                 reasons,
             }

@@ -22,6 +22,7 @@ use crate::model::{
 
 mod detached;
 mod directions;
+mod limits;
 mod memory;
 mod space;
 mod variables;

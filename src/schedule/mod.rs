@@ -159,7 +159,7 @@ impl Schedules {
         let mut of_vms = Vec::new();
         for vm in vms.iter().filter(|_| of.is_some()) {
             of_vms.extend(match of {
-                Some(id) => Some(self.retention(id, wish, (vm.id, &vm.name), Some(now)).await?),
+                Some(id) => Some(self.retention(Some(id), wish, (vm.id, &vm.name), Some(now)).await?),
                 None => None,
             });
         }

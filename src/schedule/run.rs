@@ -189,7 +189,8 @@ impl OfVm<'_> {
         if let Err(OpsError::NoSuchSchedule(_)) = self.now().await {
             return Some(Failure::cancelled("the schedule was deleted before it was the VM's turn"));
         }
-        match self.schedules.limit(&self.run.schedule, vm, self.run.is_late).await {
+        let (schedule, vm) = (&self.run.schedule, (vm.vm, vm.name.as_str()));
+        match self.schedules.limit(Some(schedule.id), &schedule.wish, vm, self.run.is_late).await {
             Ok(limit) => limit,
             // What is in the way of looking is in the way of taking, which knows how to wait.
             Err(error) if hindrance(&error).is_some() => None,
@@ -309,7 +310,7 @@ impl OfVm<'_> {
             return Ok((Vec::new(), 0));
         }
         let vm = &self.run.vms[self.index];
-        let decided = self.schedules.retention(now.id, &now.wish, (vm.vm, &vm.name), None).await;
+        let decided = self.schedules.retention(Some(now.id), &now.wish, (vm.vm, &vm.name), None).await;
         let decided = decided.map_err(|error| failure(&error))?;
         match decided.refusal {
             Some(refusal) => Err(refusal),

@@ -77,7 +77,7 @@ pub(in crate::api) fn preview(preview: &Preview, retention: &Retention) -> v1::P
     v1::PreviewScheduleResponse {
         run_times: preview.runs.iter().copied().map(timestamp).collect(),
         vm_ids: preview.vms.iter().map(|vm| vm.id.to_string()).collect(),
-        bytes_freed: freed.fold(0, |sum, decision| sum.saturating_add(decision.bytes)),
+        bytes_freed: freed.fold(0, |sum, decision| sum.saturating_add(decision.taken_up.freed)),
         decisions: preview.of_vms.iter().flat_map(decisions).collect(),
         refusal: refusal.map(|refusal| refused(refusal, retention)),
     }

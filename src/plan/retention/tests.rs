@@ -12,7 +12,7 @@ fn candidate(number: usize, created_at: Timestamp) -> Candidate {
         id: SnapshotId(Uuid::from_u128(number as u128)),
         name: format!("s{number}").parse().unwrap(),
         created_at,
-        bytes: 1,
+        taken_up: TakenUp { bytes: 3, freed: 1 },
         tied_by: Vec::new(),
     }
 }
@@ -165,6 +165,15 @@ fn what_is_rare_is_not_young() {
     let times: Vec<&str> = times.iter().map(String::as_str).collect();
     check(&times, &within(7), &[6, 7, 8, 9, 10, 11, 12]);
     check(&times, &Retention { monthly: 3, ..within(7) }, &[2, 3, 6, 7, 8, 9, 10, 11, 12]);
+}
+
+/// What goes leaves behind what it does not give back.
+#[test]
+fn what_it_takes_before_and_after() {
+    let times = (1..=4).map(|day| format!("2026-01-0{day}T10:00:00Z").parse().unwrap());
+    let candidates: Vec<Candidate> = times.enumerate().map(|(day, time)| candidate(day, time)).collect();
+    let decided = decided(&candidates, &Retention { last: 3, ..Retention::default() });
+    assert_eq!((decided.all(), decided.doomed().1, decided.kept()), ((4, 12), 1, (3, 11)));
 }
 
 #[test]

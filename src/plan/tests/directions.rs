@@ -6,7 +6,7 @@ use crate::model::step::Merge;
 const MIB: u64 = 1 << 20;
 
 /// A VM of one disk with snapshots `one`, `two` and `three`; its layers take so many MiB, the lowest first.
-fn tower(allocated: [u64; 4]) -> (Paper, [PathBuf; 4]) {
+pub(super) fn tower(allocated: [u64; 4]) -> (Paper, [PathBuf; 4]) {
     let mut paper = Paper::new();
     paper.world.vm.disks.pop();
     let mut paths = Vec::new();

@@ -10,6 +10,7 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger}
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::preview_schedule_request::Subject;
 
+use super::client::succeed;
 use super::node::{Node, PATIENCE, assert_refused, oldest_first};
 use super::schedules::{made, nightly};
 
@@ -212,6 +213,25 @@ async fn what_is_held_stays() {
     let delete = v1::DeleteScheduleRequest { schedule: "nightly".to_owned(), ..Default::default() };
     node.schedules().delete_schedule(delete).await.unwrap();
     assert_eq!(node.names().await, ["nightly-1", "nightly-3"]);
+}
+
+/// What a linked clone was made of stays until the clone is gone.
+#[tokio::test]
+async fn what_a_linked_clone_lies_on_stays() {
+    let node = Node::start();
+    let schedule = made(&node, counted(1)).await;
+    ran(&node).await;
+    succeed(&node, "volume clone web/nightly-1 --disk vda --to copy --name mine").await;
+    for _ in 0..2 {
+        ran(&node).await;
+    }
+    assert_eq!(taken(&node, &schedule).await, ["nightly-1", "nightly-3"]);
+    let seen = preview(&node).await;
+    let kept = seen.decisions.iter().find(|decision| decision.snapshot_name == "nightly-1").unwrap();
+    assert_eq!((kept.keep, &kept.reasons[..]), (true, &["a linked clone lies on it".to_owned()][..]));
+    succeed(&node, "volume delete mine --yes").await;
+    ran(&node).await;
+    assert_eq!(taken(&node, &schedule).await, ["nightly-3", "nightly-4"]);
 }
 
 /// Each second, by the clock; it rests when it is told to.

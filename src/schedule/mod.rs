@@ -5,7 +5,7 @@
 //!
 //! A run is durable before it begins. One that was cut off is gone on with by the next life of the daemon.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::host::VmSummary;
 use crate::model::access::Labels;
 use crate::model::event::Cause;
+use crate::model::operation::Failure;
 use crate::model::schedule::{ScheduleWish, VmSelector};
 use crate::model::snapshot::Owner;
 use crate::model::{Schedule, ScheduleId, ScheduleRun, ScheduleRunId, VmId};
@@ -55,8 +56,12 @@ pub struct Preview {
     pub runs: Vec<Timestamp>,
     /// The VMs that it takes now.
     pub vms: Vec<VmSummary>,
-    /// What a run that begins now would prune.
+    /// Those of them that a run that begins now would skip, and why.
+    pub skipped: Vec<(VmSummary, Failure)>,
+    /// What it would prune.
     pub of_vms: Vec<VmRetention>,
+    /// The names and UUIDs that the schedule gives and no VM has.
+    pub missing: BTreeSet<String>,
 }
 
 impl Schedules {
@@ -156,14 +161,16 @@ impl Schedules {
     pub async fn preview(&self, wish: &ScheduleWish, of: Option<ScheduleId>, runs: usize) -> Result<Preview> {
         let now = Timestamp::now();
         let vms = self.selected(&wish.selector).await?;
-        let mut of_vms = Vec::new();
-        for vm in vms.iter().filter(|_| of.is_some()) {
-            of_vms.extend(match of {
-                Some(id) => Some(self.retention(Some(id), wish, (vm.id, &vm.name), Some(now)).await?),
-                None => None,
-            });
+        let missing = wish.selector.missing(vms.iter().map(|vm| (vm.id, vm.name.as_str())));
+        let (mut skipped, mut of_vms) = (Vec::new(), Vec::new());
+        for vm in &vms {
+            let limit = self.limit(of, wish, (vm.id, &vm.name), false).await?;
+            // One that is skipped is pruned all the same, without a new one.
+            let next = limit.is_none().then_some(now);
+            skipped.extend(limit.map(|limit| (vm.clone(), limit)));
+            of_vms.push(self.retention(of, wish, (vm.id, &vm.name), next).await?);
         }
-        Ok(Preview { runs: due::next_few(&wish.timing, now, runs), vms, of_vms })
+        Ok(Preview { runs: due::next_few(&wish.timing, now, runs), vms, skipped, of_vms, missing })
     }
 
     /// When the next run is due; None for one that rests, or never.

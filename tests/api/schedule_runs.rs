@@ -10,9 +10,9 @@ use vmsnap::host::sim::{Call, Complaint, Fault, Method, Mishap, Moment, Trigger}
 use vmsnap::proto::v1;
 use vmsnap::proto::v1::preview_schedule_request::Subject;
 
-use super::client::succeed;
+use super::client::{json, succeed};
 use super::node::{Node, PATIENCE, assert_refused, oldest_first};
-use super::schedules::{made, nightly};
+use super::schedules::{made, nightly, of_vms};
 
 /// One with names that tell which run it was.
 fn counted(keep_last: u32) -> v1::Schedule {
@@ -232,6 +232,31 @@ async fn what_a_linked_clone_lies_on_stays() {
     succeed(&node, "volume delete mine --yes").await;
     ran(&node).await;
     assert_eq!(taken(&node, &schedule).await, ["nightly-3", "nightly-4"]);
+}
+
+/// Who is not there, and who would be skipped.
+#[tokio::test]
+async fn a_preview_names_those_that_nothing_is_taken_of() {
+    let node = Node::start();
+    let limits = v1::ScheduleLimits { max_chain_depth: 1, ..Default::default() };
+    let draft = v1::Schedule { limits: Some(limits), ..of_vms("nightly", &["web", "gone"]) };
+    let subject = Some(Subject::Draft(draft.clone()));
+    let request = v1::PreviewScheduleRequest { subject, run_count: 1 };
+    let of_draft = node.schedules().preview_schedule(request).await.unwrap().into_inner();
+    made(&node, draft).await;
+    for seen in [of_draft, preview(&node).await] {
+        assert_eq!(
+            (&seen.missing_vms[..], seen.skipped_vms.len()),
+            (&["gone".to_owned()][..], 1),
+            "{seen:?}"
+        );
+        let skipped = &seen.skipped_vms[0];
+        assert_eq!((skipped.vm_name.as_str(), &skipped.vm_id), ("web", &node.vm.to_string()));
+        assert_eq!(skipped.error.as_ref().unwrap().reason(), v1::Reason::ScheduleLimit);
+    }
+    let shown = succeed(&node, "schedule preview nightly").await;
+    assert!(shown.contains("there is no VM gone") && shown.contains("would have 2 layers"), "{shown}");
+    assert_eq!(json(&node, "schedule preview nightly").await["missing_vms"][0], "gone");
 }
 
 /// Each second, by the clock; it rests when it is told to.

@@ -5,6 +5,7 @@ use prost_types::Duration;
 
 use super::timestamp;
 use crate::api::status;
+use crate::host::VmSummary;
 use crate::model::operation::Failure;
 use crate::model::schedule::{
     Blackout, CatchUp, Retention, RunState, RunVm, ScheduleLimits, ScheduleWish, SnapshotTemplate, Timing,
@@ -80,6 +81,16 @@ pub(in crate::api) fn preview(preview: &Preview, retention: &Retention) -> v1::P
         bytes_freed: freed.fold(0, |sum, decision| sum.saturating_add(decision.taken_up.freed)),
         decisions: preview.of_vms.iter().flat_map(decisions).collect(),
         refusal: refusal.map(|refusal| refused(refusal, retention)),
+        skipped_vms: preview.skipped.iter().map(skipped).collect(),
+        missing_vms: preview.missing.iter().cloned().collect(),
+    }
+}
+
+fn skipped((vm, failure): &(VmSummary, Failure)) -> v1::SkippedVm {
+    v1::SkippedVm {
+        vm_id: vm.id.to_string(),
+        vm_name: vm.name.clone(),
+        error: Some(status::failure(failure, "")),
     }
 }
 

@@ -48,12 +48,14 @@ async fn preview(
     Ok(0)
 }
 
-/// The VMs' names by their ids: the preview names only those that have snapshots.
+/// The VMs' names by their ids: the preview names only those that have snapshots or would be skipped.
 async fn names(
     session: &Session,
     answer: &v1::PreviewScheduleResponse,
 ) -> Result<BTreeMap<String, String>, Failure> {
-    let known = answer.decisions.iter().map(|decision| (decision.vm_id.clone(), decision.vm_name.clone()));
+    let decided = answer.decisions.iter().map(|decision| (&decision.vm_id, &decision.vm_name));
+    let skipped = answer.skipped_vms.iter().map(|vm| (&vm.vm_id, &vm.vm_name));
+    let known = decided.chain(skipped).map(|(id, name)| (id.clone(), name.clone()));
     let mut names: BTreeMap<String, String> = known.collect();
     if answer.vm_ids.iter().all(|id| names.contains_key(id)) {
         return Ok(names);
@@ -97,6 +99,10 @@ fn text(
     if is_paused {
         parts.insert(0, "it rests: nothing of this is done until it is resumed".to_owned());
     }
+    if !answer.missing_vms.is_empty() {
+        parts.push(format!("there is no VM {}", answer.missing_vms.join(", ")));
+    }
+    parts.extend(skipped(&answer.skipped_vms));
     parts.extend(decisions(&answer.decisions));
     if answer.decisions.iter().any(|decision| !decision.keep) {
         parts.push(format!("pruning would give back about {}", words::size(answer.bytes_freed)));
@@ -120,6 +126,16 @@ fn runs(times: &[prost_types::Timestamp], place: &Place) -> String {
         table.row(vec![words::time_in(*time, &place.local), there]);
     }
     table.render(true)
+}
+
+/// Which VMs nothing would be taken of.
+fn skipped(vms: &[v1::SkippedVm]) -> Option<String> {
+    let mut table = Table::new(&["SKIPPED", "WHY"]);
+    for vm in vms {
+        let why = vm.error.as_ref().map(|error| error.message.clone()).unwrap_or_default();
+        table.row(vec![vm.vm_name.clone(), why]);
+    }
+    (!vms.is_empty()).then(|| table.render(true))
 }
 
 /// A table for each VM, in the order in which the daemon names them.
@@ -217,5 +233,23 @@ mod tests {
         let rests = "it rests: nothing of this is done until it is resumed";
         let why = "pruning would be refused: too few\n  do: keep more";
         check(&refused, None, true, &format!("{rests}\n\n{plan}\n\n{why}"));
+    }
+
+    #[test]
+    fn who_is_skipped_and_who_is_missing() {
+        let skipped = |name: &str, why: &str| v1::SkippedVm {
+            vm_name: name.to_owned(),
+            error: Some(v1::Error { message: why.to_owned(), ..v1::Error::default() }),
+            ..v1::SkippedVm::default()
+        };
+        let answer = v1::PreviewScheduleResponse {
+            vm_ids: vec!["1".to_owned()],
+            skipped_vms: vec![skipped("web", "it is full"), skipped("database", "it is too deep")],
+            missing_vms: vec!["a".to_owned(), "b".to_owned()],
+            ..v1::PreviewScheduleResponse::default()
+        };
+        let plan = "it will not run\n\nvms: web\n\nthere is no VM a, b\n\n\
+                    SKIPPED   WHY\nweb       it is full\ndatabase  it is too deep";
+        check(&answer, None, false, plan);
     }
 }

@@ -207,6 +207,18 @@ mod tests {
             "2026-03-29T00:30:00Z",
             &["2026-03-29T01:00:00Z", "2026-03-29T02:00:00Z"],
         );
+        // Twice a day is no fixed time: it misses the gap, and runs both times in the hour that is repeated.
+        check_next(
+            "30 2,14 * * *",
+            berlin,
+            "2026-03-28T12:00:00Z",
+            &["2026-03-28T13:30:00Z", "2026-03-29T12:30:00Z", "2026-03-30T00:30:00Z"],
+        );
+        let twice = ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-25T13:30:00Z"];
+        check_next("30 2,14 * * *", berlin, "2026-10-24T13:00:00Z", &twice);
+        // Nor are several seconds of one minute.
+        check_next("*/30 30 2 * * *", berlin, "2026-03-29T00:00:00Z", &["2026-03-30T00:30:00Z"]);
+        check_next("0 30 2 * * *", berlin, "2026-03-29T00:00:00Z", &["2026-03-29T01:00:00Z"]);
         check_next("0 3 29 2 *", "", "2026-11-28T00:00:00Z", &["2028-02-29T03:00:00Z"]);
     }
 

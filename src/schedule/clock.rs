@@ -229,7 +229,7 @@ impl Schedules {
 }
 
 /// How long a VM waits in each run, in milliseconds: always the same, spread over the jitter.
-fn place(schedule: &Schedule, vm: VmId) -> u64 {
+pub(super) fn place(schedule: &Schedule, vm: VmId) -> u64 {
     // Both are random bits; of version 7 the last ones.
     let mixed = uuid::Uuid::new_v5(&schedule.id.0, vm.0.as_bytes()).as_u128();
     let within = u128::from(schedule.wish.timing.jitter_ms).max(1);

@@ -220,3 +220,6 @@ fn cause(actor: String, at: Timestamp) -> Cause {
 fn actor(schedule: &Schedule) -> String {
     format!("schedule {}", schedule.wish.name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! Which snapshots of a schedule stay, and why.
 //!
 //! Decides by the order in which they were entered, which no clock can turn round, and by what lies between neighbours, not by the
-//! clock of now: one that is set, back or forward, makes nobody old. Leaves deleting to `schedule`. It only ever sees READY snapshots of the schedule:
-//! those of people are none of its business.
+//! clock of now: one that is set, back or forward, makes nobody old. Leaves deleting to `schedule`. It only ever sees READY
+//! snapshots of the schedule: those of people are none of its business.
 
 use std::collections::BTreeSet;
 

@@ -124,8 +124,10 @@ fn volumes(openstack: &Openstack, vm: &str) -> String {
 
 /// Waits until a volume, or a snapshot of one, is there: on a busy machine its making is answered before its end.
 fn is_available(openstack: &Openstack, kind: &str, name: &str) {
-    let show = format!("volume {kind} show {name}");
-    wait_until(&format!("{name} is available"), PATIENCE, || openstack.json(&show)["status"] == "available");
+    let show = format!("{kind} show {name}");
+    wait_until(&format!("{kind} {name} is available"), PATIENCE, || {
+        openstack.json(&show)["status"] == "available"
+    });
 }
 
 /// `create`, refused and with `--force`, by id and by name. Gives the id of the one that is kept.
@@ -137,10 +139,10 @@ fn taken(openstack: &Openstack, vm: &str, volume: &str) -> String {
     let made = openstack.json(&format!("volume snapshot create --force --volume {volume} kept"));
     assert_eq!((&made["name"], &made["volume_id"]), (&"kept".into(), &volume.into()));
     assert_eq!(made["size"], 1, "{made}");
-    is_available(openstack, "snapshot", "kept");
+    is_available(openstack, "volume snapshot", "kept");
     let made = openstack.json(&format!("volume snapshot create --force --volume {vm}/vdb other"));
     assert_eq!(made["volume_id"], volume);
-    is_available(openstack, "snapshot", "other");
+    is_available(openstack, "volume snapshot", "other");
     let list = openstack.json("volume snapshot list");
     let kept = list.as_array().unwrap().iter().find(|row| row["Name"] == "kept").unwrap().clone();
     assert_eq!((&kept["Status"], &kept["Size"]), (&"available".into(), &1.into()));
@@ -197,7 +199,7 @@ fn cloned(guest: &Guest, openstack: &Openstack) {
     let kept = openstack.column("volume snapshot list --name kept", "ID").remove(0);
     let made = openstack.json(&format!("volume create --snapshot {kept} copy"));
     assert_eq!((&made["name"], &made["snapshot_id"]), (&"copy".into(), &kept.as_str().into()), "{made}");
-    is_available(openstack, "", "copy");
+    is_available(openstack, "volume", "copy");
     let image = guest.directory().join("copy.qcow2");
     let content = images::Content::of(&image, Format::Qcow2);
     content.replay_journal();

@@ -3,7 +3,6 @@
 //! Decides nothing but the order. Whatever it asks for has a key made of the run and the VM: asked for again after a crash it is
 //! the same operation. None, wherever it is given, says that the daemon goes down and the run is left to the next life.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +25,12 @@ use crate::ops::{Asked, OpsError, Result, Submitted};
 use crate::plan::due;
 use crate::store::RequestKey;
 
-/// How long what is in the way is waited for, and an operation until it ends: until the next run is due, but within these. One VM
-/// that takes long is not to keep the others from their next snapshots.
-const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(3600);
+/// An operation of a run, and what is in the way of one, are waited for until the next run is due: one VM that takes long is not to
+/// keep the others from their next snapshots. But for so long at least, where a schedule runs often.
+const LEAST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is in the way is waited for no longer than this.
+const MOST_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Of the key of the operation that takes the snapshot.
 const TAKE: &str = "take";
@@ -158,7 +160,7 @@ impl OfVm<'_> {
                 }
                 Attempt::CutShort(error) => break Err(error),
                 Attempt::Hindered(hindrance, error) => {
-                    let until = *until.get_or_insert_with(|| Instant::now() + self.patience());
+                    let until = *until.get_or_insert_with(|| self.deadline());
                     if !self.is_out_of_the_way(hindrance, until).await? {
                         break Err(error);
                     }
@@ -239,7 +241,7 @@ impl OfVm<'_> {
     }
 
     async fn prune(&self) -> Option<RunVm> {
-        let (key, until) = (self.key("prune"), Instant::now() + self.patience());
+        let (key, until) = (self.key("prune"), self.deadline());
         let engine = &self.schedules.0.engine;
         let mut at_most = usize::MAX;
         let came = loop {
@@ -323,12 +325,17 @@ impl OfVm<'_> {
         Ok(self.schedules.find(&self.run.schedule.id.to_string()).await?.schedule)
     }
 
-    /// How long what is in the way is waited for from now on.
+    /// How long an operation is waited for from now on.
     fn patience(&self) -> Duration {
         let now = Timestamp::now();
         let next = due::next(&self.run.schedule.wish.timing, now);
         let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
-        wait.unwrap_or(*PATIENCE.end()).clamp(*PATIENCE.start(), *PATIENCE.end())
+        wait.unwrap_or(Duration::MAX).max(LEAST_PATIENCE)
+    }
+
+    /// Until when what is in the way is waited for.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.patience().min(MOST_PATIENCE)
     }
 
     /// What comes of an operation. One that goes on for too long is left to itself.

@@ -1,19 +1,16 @@
 //! Runs of schedules that something is in the way of: room that is not there, a VM that takes long, a person who stops them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::{Timestamp, ToSpan as _};
-use vmsnap::host::sim::{Complaint, Fault, Hold, Method, Mishap, Moment, Trigger};
+use vmsnap::host::sim::{Complaint, Fault, Method, Mishap, Moment, Trigger};
 use vmsnap::model::event::EventKind;
 use vmsnap::model::schedule::{RunState, ScheduleWish, Timing};
 use vmsnap::model::{Reason, ScheduleId, ScheduleRun, SnapshotState};
 use vmsnap::store::ScheduleEdit;
 
-use super::schedules::{Life, asked, by_test, last, names, wish};
+use super::schedules::{Life, PATIENCE, asked, by_test, hold, last, names, wish};
 use crate::simulated::Scene;
-
-/// What only a broken engine does not do in time.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Due in some two minutes, and so each hour.
 fn soon() -> Timing {
@@ -23,14 +20,6 @@ fn soon() -> Timing {
 
 fn edit(life: &Life, schedule: ScheduleId, edit: ScheduleEdit) {
     life.runtime.block_on(life.schedules.edit(schedule, edit, None, asked())).unwrap();
-}
-
-/// The next call of a method has its effect and is held.
-fn hold(scene: &Scene, method: Method) -> Hold {
-    let hold = Hold::default();
-    let at = Trigger::Call(scene.sim.next_call(method));
-    scene.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
-    hold
 }
 
 fn reason(run: &ScheduleRun) -> Option<Reason> {

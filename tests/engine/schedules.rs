@@ -23,7 +23,7 @@ use vmsnap::store::KeptSchedule;
 use crate::simulated::{Scene, pass_time, settings, submit};
 
 /// What only a broken engine does not do in time.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One life of the daemon. Dropping it is a crash.
 pub struct Life {
@@ -132,6 +132,14 @@ impl Life {
         self.begin(schedule);
         self.end(schedule, usize::MAX).expect("nobody dies")
     }
+}
+
+/// The next call of a method has its effect and is held.
+pub fn hold(scene: &Scene, method: Method) -> sim::Hold {
+    let hold = sim::Hold::default();
+    let at = Trigger::Call(scene.sim.next_call(method));
+    scene.sim.add_fault(Fault { at, moment: Moment::After, mishap: Mishap::Late(hold.clone()) });
+    hold
 }
 
 pub fn by_test() -> Cause {
@@ -471,9 +479,7 @@ fn a_vm_that_is_busy_is_waited_for() {
     let scene = Scene::new();
     let life = Life::start(&scene);
     let schedule = life.create(wish(last(1)));
-    let held = sim::Hold::default();
-    let switch = Trigger::Call(scene.sim.next_call(Method::SwitchDisks));
-    scene.sim.add_fault(Fault { at: switch, moment: Moment::After, mishap: Mishap::Late(held.clone()) });
+    let held = hold(&scene, Method::SwitchDisks);
     let by_hand = scene.create("by-hand", Quiesce::Off, false, &[]);
     life.runtime.block_on(submit(&life.engine, scene.vm, by_hand, asked())).unwrap();
     life.runtime.block_on(held.reached());
